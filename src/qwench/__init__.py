@@ -1,0 +1,45 @@
+"""qwench: compile a Qwen2 checkpoint once for the machine it is on, run it at the speed of that machine.
+
+Names are imported on first use, so that `import qwench` costs nothing and the core never needs torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "LLM": "qwench.llm",
+    "SamplingParams": "qwench.runtime.request",
+    "RequestOutput": "qwench.runtime.request",
+    "QwenchConfig": "qwench.config",
+    "QwenchForCausalLM": "qwench.modeling",
+    "compile_checkpoint": "qwench.compiler",
+    "QwenchError": "qwench.errors",
+}
+
+__all__ = [
+    "LLM",
+    "QwenchConfig",
+    "QwenchError",
+    "QwenchForCausalLM",
+    "RequestOutput",
+    "SamplingParams",
+    "compile_checkpoint",
+]
+
+if TYPE_CHECKING:
+    from qwench.compiler import compile_checkpoint
+    from qwench.config import QwenchConfig
+    from qwench.errors import QwenchError
+    from qwench.llm import LLM
+    from qwench.modeling import QwenchForCausalLM
+    from qwench.runtime.request import RequestOutput, SamplingParams
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'qwench' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)

@@ -1,0 +1,145 @@
+"""What the numbers mean: weight and activation formats, and their quantisation as a NumPy specification.
+
+Knows nothing of layouts: how codes are ordered in memory is a target's business. The native packer is tested
+against `quantize_weight`, the native kernels against `quantize_activation`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from qwench.errors import ConfigError
+
+Float32 = npt.NDArray[np.float32]
+Int8 = npt.NDArray[np.int8]
+
+WEIGHT_KINDS = ("bf16", "int8", "int4")
+GROUP_SIZES = (32, 64, 128, 256)
+
+
+@dataclass(frozen=True)
+class Format:
+    """How one matrix is stored. `group_size` counts values along K that share a scale; 0 for bf16 and fp32."""
+
+    kind: Literal["fp32", "bf16", "int8", "int4"]
+    group_size: int = 0
+
+    def __post_init__(self) -> None:
+        if self.kind in ("int8", "int4"):
+            if self.group_size not in GROUP_SIZES:
+                raise ConfigError(f"group_size is {self.group_size}; allowed: {', '.join(map(str, GROUP_SIZES))}")
+        elif self.group_size:
+            raise ConfigError(f"format {self.kind} has no groups, but group_size is {self.group_size}")
+
+    @property
+    def is_quantized(self) -> bool:
+        return self.group_size > 0
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Bits a weight costs, the fp32 scale of its group included."""
+        bits = {"fp32": 32, "bf16": 16, "int8": 8, "int4": 4}[self.kind]
+        return bits + (32 / self.group_size if self.group_size else 0)
+
+    @property
+    def code_range(self) -> tuple[int, int]:
+        """Smallest and largest integer code."""
+        return {"int8": (-127, 127), "int4": (-8, 7)}[self.kind]
+
+    def padded_k(self, k: int) -> int:
+        """K rounded up to whole groups (whole pairs for bf16); the padding holds zeros."""
+        multiple = self.group_size or 2
+        return -(-k // multiple) * multiple
+
+    def __str__(self) -> str:
+        return f"{self.kind}/g{self.group_size}" if self.group_size else self.kind
+
+    @classmethod
+    def parse(cls, text: str) -> Format:
+        """Inverse of `str`: "int4/g128", "bf16"."""
+        kind, _, group = text.partition("/g")
+        if kind not in ("fp32", *WEIGHT_KINDS) or (group and not group.isdigit()):
+            raise ConfigError(f"unknown format {text!r}")
+        return cls(kind, int(group or 0))  # type: ignore[arg-type]
+
+
+FP32 = Format("fp32")
+BF16 = Format("bf16")
+
+# Candidate scales of an int4 group, as the code that the largest weight lands on. 8 uses all sixteen codes
+# without clipping; larger values clip the largest weight for finer steps elsewhere.
+INT4_CANDIDATES = np.arange(7.0, 10.75, 0.25, dtype=np.float32)
+
+
+def _groups(x: Float32, group_size: int) -> Float32:
+    """[rows, K] -> [rows, ceil(K / group), group], zero-padded."""
+    rows, k = x.shape
+    padded = -(-k // group_size) * group_size
+    if padded != k:
+        x = np.pad(x, ((0, 0), (0, padded - k)))
+    return x.reshape(rows, padded // group_size, group_size)
+
+
+def _unit_scale(scale: Float32) -> Float32:
+    """Scales with zeros replaced by one, so that an all-zero group divides to zero codes."""
+    return np.where(scale == 0, np.float32(1), scale)
+
+
+def quantize_weight(weight: Float32, fmt: Format) -> tuple[Int8, Float32]:
+    """Symmetric quantisation per (row, group along K).
+
+    weight: [N, K] fp32. Returns codes [N, padded K] int8 and scales [N, padded K / group] fp32 with
+    weight ~ code * scale. int8: scale = max|w| / 127, rounded half to even. int4: of a few candidate scales the
+    one with the least squared error, then the least-squares scale for its codes (the idea of llama.cpp's
+    make_qx_quants, with a wider group).
+    """
+    groups = _groups(weight, fmt.group_size)
+    if fmt.kind == "int8":
+        amax = np.abs(groups).max(axis=2)
+        scale = (amax / np.float32(127)).astype(np.float32)
+        codes = np.rint(groups / _unit_scale(scale)[..., None])
+    else:
+        codes, scale = _quantize_int4(groups)
+    low, high = fmt.code_range
+    return np.clip(codes, low, high).astype(np.int8).reshape(len(weight), -1), scale
+
+
+def _quantize_int4(groups: Float32) -> tuple[Float32, Float32]:
+    """groups: [N, G, group]. Codes as fp32 [N, G, group] and scales [N, G]."""
+    peak = np.take_along_axis(groups, np.abs(groups).argmax(axis=2)[..., None], axis=2)
+    best_gain = np.full(peak.shape, -1, np.float32)
+    best_codes, best_scale = np.zeros_like(groups), np.zeros_like(peak)
+    for candidate in INT4_CANDIDATES:
+        inverse = np.where(peak == 0, np.float32(0), -candidate / np.where(peak == 0, np.float32(1), peak))
+        codes = np.clip(np.rint(groups * inverse), -8, 7).astype(np.float32)
+        # With the least-squares scale the squared error is sum(w^2) - gain, so the largest gain wins.
+        dot = (groups * codes).sum(axis=2, keepdims=True)
+        norm = (codes * codes).sum(axis=2, keepdims=True)
+        gain = np.where(norm > 0, dot * dot / np.where(norm > 0, norm, 1), np.float32(0))
+        better = gain > best_gain
+        best_gain = np.where(better, gain, best_gain)
+        best_codes = np.where(better, codes, best_codes)
+        best_scale = np.where(better, np.where(norm > 0, dot / np.where(norm > 0, norm, 1), 0), best_scale)
+    return best_codes, best_scale[..., 0].astype(np.float32)
+
+
+def dequantize_weight(codes: Int8, scales: Float32, k: int) -> Float32:
+    """codes [N, padded K] and scales [N, groups] -> weight [N, k] fp32."""
+    groups = codes.reshape(len(codes), scales.shape[1], -1).astype(np.float32)
+    return (groups * scales[..., None]).reshape(len(codes), -1)[:, :k]
+
+
+def quantize_activation(x: Float32, group_size: int) -> tuple[Int8, Float32]:
+    """Symmetric int8 per (token, group along K): scale = max|x| / 127, code = rint(x * (127 / max|x|)).
+
+    x: [tokens, K] fp32. Returns codes [tokens, padded K] int8 and scales [tokens, groups] fp32.
+    """
+    groups = _groups(x, group_size)
+    amax = np.abs(groups).max(axis=2)
+    inverse = np.where(amax == 0, np.float32(0), np.float32(127) / _unit_scale(amax))
+    codes = np.rint(groups * inverse[..., None]).astype(np.int8)
+    return codes.reshape(len(x), -1), (amax * np.float32(1 / 127)).astype(np.float32)

@@ -1,0 +1,74 @@
+"""The static memory plan: where each activation buffer lives in one arena, decided at compile time.
+
+A buffer lives from the op that writes it to the last op that reads it; buffers whose lives don't overlap share
+bytes. An in-place add takes over the residual's place, so the residual stream is one buffer throughout.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from qwench.program.ops import Buffer, Program
+
+ALIGNMENT = 64  # one cache line, one AVX-512 vector
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """Offsets in bytes of each buffer in an arena of `arena_bytes`, for steps of up to `max_step_tokens` tokens."""
+
+    max_step_tokens: int
+    arena_bytes: int
+    offsets: dict[str, int]
+
+
+def buffer_bytes(buffer: Buffer, num_rows: int) -> int:
+    """Bytes of `num_rows` rows: fp32, or int8 codes with an fp32 scale and an int32 sum of codes per group."""
+    if not buffer.format.is_quantized:
+        return num_rows * buffer.width * 4
+    k = buffer.format.padded_k(buffer.width)
+    return num_rows * (k + k // buffer.format.group_size * 8)
+
+
+def plan_memory(program: Program, max_step_tokens: int) -> MemoryPlan:
+    """First-fit by time of birth. The logits are the caller's and not part of the arena."""
+    alias = _in_place(program)
+    lives = _lifetimes(program, alias)
+    offsets: dict[str, int] = {}
+    placed: list[tuple[int, int, int, int]] = []  # birth, death, start, stop
+    for name, (birth, death) in sorted(lives.items(), key=lambda item: item[1][0]):
+        size = -(-buffer_bytes(program.buffers[name], max_step_tokens) // ALIGNMENT) * ALIGNMENT
+        start = 0
+        for _, _, low, high in sorted((p for p in placed if p[0] <= death and birth <= p[1]), key=lambda p: p[2]):
+            if start + size <= low:
+                break
+            start = max(start, high)
+        placed.append((birth, death, start, start + size))
+        offsets[name] = start
+    offsets |= {name: offsets[root] for name, root in alias.items() if root in offsets}
+    return MemoryPlan(max_step_tokens, max((p[3] for p in placed), default=0), offsets)
+
+
+def _in_place(program: Program) -> dict[str, str]:
+    """Output of each add -> the first buffer of its residual chain, when nobody reads the old value later."""
+    root: dict[str, str] = {}
+    order = {op.name: i for i, op in enumerate(program.ops)}
+    for i, op in enumerate(program.ops):
+        if op.kind in ("add", "linear_add"):
+            residual = op.inputs[1]
+            if all(order[reader.name] <= i for reader in program.consumers(residual)):
+                root[op.output] = root.get(residual, residual)
+    return root
+
+
+def _lifetimes(program: Program, alias: dict[str, str]) -> dict[str, tuple[int, int]]:
+    """Buffer -> (index of the op that writes it, index of the last op that reads it), aliases merged."""
+    logits = program.ops[-1].output
+    lives: dict[str, tuple[int, int]] = {}
+    for i, op in enumerate(program.ops):
+        for name in (*op.inputs, op.output):
+            name = alias.get(name, name)
+            if name and name != logits:
+                birth, _ = lives.get(name, (i, i))
+                lives[name] = (birth, i)
+    return lives

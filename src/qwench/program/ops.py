@@ -1,0 +1,116 @@
+"""The op set and the Program: the ordered ops of one model, the buffers between them, and the weights they read.
+
+A Program is data: JSON that can be read, compared and stored, the same for every target. It knows nothing of how a
+target lays out weights or computes an op; `targets/reference/ops.py` says what each kind means.
+
+Kinds as the builder writes them:
+    embed          token ids -> rows of the embedding matrix
+    rms_norm       x / rms(x) * gain
+    linear         x @ weight.T + bias
+    rope           rotary position embedding of each head
+    cache_write    keys and values of this step into the paged cache
+    attention      causal attention of q over the cache, within `window` if given
+    silu_mul       silu(gate) * up
+    add            elementwise sum
+    take_rows      the rows whose logits were asked for
+Kinds that `passes.py` makes of them:
+    qkv_rope_write three linears with bias, RoPE of q and k, cache write; gives the rotated q
+    gate_up_silu   two linears and their silu_mul
+    linear_add     a linear and the residual add
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from qwench.checkpoint.spec import ModelSpec
+from qwench.program.formats import BF16, FP32, Format
+
+OP_KINDS = (
+    "embed", "rms_norm", "linear", "rope", "cache_write", "attention", "silu_mul", "add", "take_rows",
+    "qkv_rope_write", "gate_up_silu", "linear_add",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Weight:
+    """A matrix [N, K] or a vector [N], made of checkpoint tensors stacked along N in the order of `sources`."""
+
+    name: str
+    sources: tuple[str, ...]
+    shape: tuple[int, ...]
+    format: Format = BF16
+
+    @property
+    def is_vector(self) -> bool:
+        return len(self.shape) == 1
+
+
+@dataclass(frozen=True)
+class Buffer:
+    """An activation [rows, width]: `rows` is "tokens" (all of a step) or "logits" (the rows asked for).
+
+    `format` is fp32, or int8 with a group size when its readers are quantised matmuls.
+    """
+
+    name: str
+    width: int
+    rows: Literal["tokens", "logits"] = "tokens"
+    format: Format = FP32
+
+
+@dataclass(frozen=True)
+class Op:
+    """One step: reads buffers `inputs`, writes buffer `output` ("" for a cache write), with named weights."""
+
+    kind: str
+    name: str
+    inputs: tuple[str, ...]
+    output: str
+    weights: tuple[str, ...] = ()
+    attrs: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Program:
+    """Ops in execution order. The last op's output is the logits; `token_ids` is the only outside input."""
+
+    spec: ModelSpec
+    buffers: dict[str, Buffer]
+    weights: dict[str, Weight]
+    ops: tuple[Op, ...]
+
+    def consumers(self, buffer: str) -> list[Op]:
+        return [op for op in self.ops if buffer in op.inputs]
+
+    def to_dict(self) -> dict[str, Any]:
+        def plain(item: Weight | Buffer | Op) -> dict[str, Any]:
+            data = dataclasses.asdict(item)
+            if "format" in data:
+                data["format"] = str(item.format)  # type: ignore[union-attr]
+            return data
+
+        return {
+            "spec": self.spec.to_dict(),
+            "buffers": [plain(b) for b in self.buffers.values()],
+            "weights": [plain(w) for w in self.weights.values()],
+            "ops": [plain(op) for op in self.ops],
+        }
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Program:
+        """Inverse of `to_dict`. Raises KeyError or TypeError when the data isn't a Program."""
+        buffers = [Buffer(**{**b, "format": Format.parse(b["format"])}) for b in data["buffers"]]
+        weights = [
+            Weight(w["name"], tuple(w["sources"]), tuple(w["shape"]), Format.parse(w["format"]))
+            for w in data["weights"]
+        ]
+        ops = [
+            Op(o["kind"], o["name"], tuple(o["inputs"]), o["output"], tuple(o["weights"]), dict(o["attrs"]))
+            for o in data["ops"]
+        ]
+        return cls(
+            ModelSpec.from_dict(data["spec"]), {b.name: b for b in buffers}, {w.name: w for w in weights}, tuple(ops)
+        )

@@ -1,0 +1,115 @@
+"""Passes: Program -> Program. Fusion of neighbours, then the formats of weights and of the activations they read.
+
+Passes match on the graph, not on names, and every fused kind means exactly its parts (`targets/reference`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+from qwench.errors import ConfigError
+from qwench.program.formats import FP32, Format
+from qwench.program.ops import Op, Program, Weight
+
+
+def fuse(program: Program) -> Program:
+    """All fusions: QKV with RoPE and cache write, gate with up and SiLU, residual adds."""
+    for fusion in (_fuse_qkv, _fuse_gate_up, _fuse_add):
+        program = fusion(program)
+    return program
+
+
+def set_formats(program: Program, choose: Callable[[Weight], Format]) -> Program:
+    """Gives each matrix the format that `choose` says; buffers that only quantised matmuls read become int8."""
+    weights = {
+        name: weight if weight.is_vector else dataclasses.replace(weight, format=choose(weight))
+        for name, weight in program.weights.items()
+    }
+    buffers = {}
+    for name, buffer in program.buffers.items():
+        formats = {_input_format(op, name, weights) for op in program.consumers(name)}
+        if len(formats) > 1:
+            # One producer writes one format; q, k, v and gate, up share a weight after fusion, so this is a misuse.
+            raise ConfigError(f"readers of {name} need different activation formats: {sorted(map(str, formats))}")
+        buffers[name] = dataclasses.replace(buffer, format=formats.pop() if formats else FP32)
+    return dataclasses.replace(program, weights=weights, buffers=buffers)
+
+
+def _input_format(op: Op, buffer: str, weights: dict[str, Weight]) -> Format:
+    """The format in which `op` reads `buffer`: that of its matmul for the matmul's input, fp32 for all else."""
+    is_matmul = op.kind in ("linear", "linear_add", "qkv_rope_write", "gate_up_silu")
+    if is_matmul and buffer == op.inputs[0]:
+        group_size = weights[op.weights[0]].format.group_size
+        return Format("int8", group_size) if group_size else FP32
+    return FP32
+
+
+def _rewrite(program: Program, replaced: dict[str, Op | None], weights: dict[str, Weight]) -> Program:
+    """Ops in `replaced` (by name) give way to their replacement or to nothing; unused buffers and weights go."""
+    ops: list[Op] = []
+    for op in program.ops:
+        new = replaced.get(op.name, op)
+        if new is not None:
+            ops.append(new)
+    used = {w for op in ops for w in op.weights}
+    outputs = {op.output for op in ops}
+    return Program(
+        program.spec,
+        {n: b for n, b in program.buffers.items() if n in outputs},
+        {n: w for n, w in weights.items() if n in used},
+        tuple(ops),
+    )
+
+
+def _stack(name: str, parts: list[Weight]) -> Weight:
+    rows = sum(p.shape[0] for p in parts)
+    sources = tuple(s for p in parts for s in p.sources)
+    return Weight(name, sources, (rows, *parts[0].shape[1:]), parts[0].format)
+
+
+def _fuse_qkv(program: Program) -> Program:
+    producer = {op.output: op for op in program.ops if op.output}
+    replaced: dict[str, Op | None] = {}
+    weights = dict(program.weights)
+    for write in [op for op in program.ops if op.kind == "cache_write"]:
+        attention = next(
+            op for op in program.ops if op.kind == "attention" and op.attrs["layer"] == write.attrs["layer"]
+        )
+        q_rope, k_rope = producer[attention.inputs[0]], producer[write.inputs[0]]
+        parts = [producer[q_rope.inputs[0]], producer[k_rope.inputs[0]], producer[write.inputs[1]]]
+        at = write.name.rpartition(".")[0]
+        matrix = _stack(f"{at}.qkv.weight", [weights[p.weights[0]] for p in parts])
+        bias = _stack(f"{at}.qkv.bias", [weights[p.weights[1]] for p in parts])
+        weights |= {matrix.name: matrix, bias.name: bias}
+        replaced |= dict.fromkeys([p.name for p in parts] + [k_rope.name, write.name])
+        # The op keeps the name of the rotated q, which attention reads.
+        replaced[q_rope.name] = Op(
+            "qkv_rope_write", q_rope.name, parts[0].inputs, q_rope.output, (matrix.name, bias.name), dict(write.attrs)
+        )
+    return _rewrite(program, replaced, weights)
+
+
+def _fuse_gate_up(program: Program) -> Program:
+    producer = {op.output: op for op in program.ops if op.output}
+    replaced: dict[str, Op | None] = {}
+    weights = dict(program.weights)
+    for silu in [op for op in program.ops if op.kind == "silu_mul"]:
+        gate, up = (producer[name] for name in silu.inputs)
+        matrix = _stack(f"{silu.name.rpartition('.')[0]}.gate_up.weight", [weights[p.weights[0]] for p in (gate, up)])
+        weights[matrix.name] = matrix
+        replaced |= {gate.name: None, up.name: None}
+        replaced[silu.name] = Op("gate_up_silu", silu.name, gate.inputs, silu.output, (matrix.name,))
+    return _rewrite(program, replaced, weights)
+
+
+def _fuse_add(program: Program) -> Program:
+    producer = {op.output: op for op in program.ops if op.output}
+    replaced: dict[str, Op | None] = {}
+    for add in [op for op in program.ops if op.kind == "add"]:
+        linear, residual = producer[add.inputs[0]], add.inputs[1]
+        if linear.kind != "linear" or len(linear.weights) != 1 or len(program.consumers(linear.output)) != 1:
+            continue
+        replaced[linear.name] = None
+        replaced[add.name] = Op("linear_add", add.name, (linear.inputs[0], residual), add.output, linear.weights)
+    return _rewrite(program, replaced, program.weights)

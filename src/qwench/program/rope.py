@@ -1,0 +1,85 @@
+"""Rotary position embedding: inverse frequencies and cos/sin tables, with the bits of transformers in fp32.
+
+Angles are fp32 products of position and inverse frequency, as transformers computes them: at position 100,000 the
+rounding of that product is worth 0.004 rad, so a more exact angle would be a different model.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+import numpy.typing as npt
+
+from qwench.checkpoint.spec import RopeSpec
+
+Float32 = npt.NDArray[np.float32]
+
+
+def inverse_frequencies(rope: RopeSpec, head_dim: int) -> tuple[Float32, float]:
+    """Inverse frequencies [head_dim / 2] fp32, and the factor that scales cos and sin.
+
+    Source: transformers, modeling_rope_utils.py; YaRN is arXiv:2309.00071.
+    """
+    exponent = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
+    # The power in fp64 rounded to fp32 gives torch's fp32 result; NumPy's own fp32 power is one ulp off in places.
+    powers = np.power(rope.theta, exponent.astype(np.float64)).astype(np.float32)
+    inv_freq = np.float32(1) / powers
+    p = rope.parameters
+    if rope.rope_type == "linear":
+        return inv_freq / np.float32(p["factor"]), 1.0
+    if rope.rope_type == "yarn":
+        return _yarn(powers, p, rope.theta, head_dim), _yarn_attention_factor(p)
+    if rope.rope_type == "llama3":
+        return _llama3(inv_freq, p), 1.0
+    return inv_freq, 1.0
+
+
+def _yarn(powers: Float32, p: Mapping[str, float], theta: float, head_dim: int) -> Float32:
+    """Blends interpolated and original frequencies over a ramp between two numbers of rotations."""
+
+    def dimension(rotations: float) -> float:
+        turns = p["original_max_position_embeddings"] / (rotations * 2 * math.pi)
+        return (head_dim * math.log(turns)) / (2 * math.log(theta))
+
+    low, high = dimension(p["beta_fast"]), dimension(p["beta_slow"])
+    if p["truncate"]:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, head_dim - 1)
+    if low == high:
+        high += 0.001
+    steps = np.arange(head_dim // 2, dtype=np.float32)
+    ramp = np.clip((steps - np.float32(low)) / np.float32(high - low), 0, 1)
+    keep = np.float32(1) - ramp
+    interpolated = np.float32(1) / (np.float32(p["factor"]) * powers)
+    return interpolated * (np.float32(1) - keep) + (np.float32(1) / powers) * keep
+
+
+def _yarn_attention_factor(p: Mapping[str, float]) -> float:
+    def mscale(scale: float, weight: float = 1.0) -> float:
+        return 1.0 if scale <= 1 else 0.1 * weight * math.log(scale) + 1.0
+
+    if "attention_factor" in p:
+        return p["attention_factor"]
+    if "mscale" in p and "mscale_all_dim" in p:
+        return mscale(p["factor"], p["mscale"]) / mscale(p["factor"], p["mscale_all_dim"])
+    return mscale(p["factor"])
+
+
+def _llama3(inv_freq: Float32, p: Mapping[str, float]) -> Float32:
+    """Long wavelengths are divided by `factor`, short ones kept, those between blended."""
+    low, high = p["low_freq_factor"], p["high_freq_factor"]
+    original = p["original_max_position_embeddings"]
+    wavelength = np.float32(2 * math.pi) / inv_freq
+    scaled = np.where(wavelength > np.float32(original / low), inv_freq / np.float32(p["factor"]), inv_freq)
+    smooth = (np.float32(original) / wavelength - np.float32(low)) / np.float32(high - low)
+    blended = (np.float32(1) - smooth) * scaled / np.float32(p["factor"]) + smooth * scaled
+    medium = ~(wavelength < np.float32(original / high)) & ~(wavelength > np.float32(original / low))
+    return np.where(medium, blended, scaled).astype(np.float32)
+
+
+def cos_sin(inv_freq: Float32, factor: float, start: int, stop: int) -> Float32:
+    """Rows of the RoPE table: [stop - start, head_dim] fp32, cosines in the first half and sines in the second."""
+    angles = np.arange(start, stop, dtype=np.float32)[:, None] * inv_freq[None, :]
+    return np.concatenate([np.cos(angles), np.sin(angles)], axis=1) * np.float32(factor)

@@ -1,0 +1,150 @@
+"""What each op kind means: fp32 NumPy, a few lines an op. Every other target is tested against these.
+
+Activations are [rows, width] fp32. Weights are `Matrix` (dense or quantised) or fp32 vectors. The step's state
+(positions, cache) comes in a `StepState`. Fused kinds are written as the composition of their parts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from qwench.checkpoint.spec import ModelSpec
+from qwench.program.formats import Format, quantize_activation
+
+Float32 = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """A weight [N, K]: dense fp32 `values`, or int8 codes in `values` with `scales` [N, groups]."""
+
+    format: Format
+    values: npt.NDArray[Any]
+    scales: Float32 | None = None
+
+    def rows(self, index: npt.NDArray[Any], width: int) -> Float32:
+        """Dequantised rows [len(index), width]."""
+        values = self.values[index].astype(np.float32)
+        if self.scales is not None:
+            groups = values.reshape(len(index), self.scales.shape[1], -1)
+            values = (groups * self.scales[index][..., None]).reshape(len(index), -1)
+        return values[:, :width]
+
+
+@dataclass
+class StepState:
+    """What ops need beside their inputs. slots: [num_tokens] cache rows; keys, values: per layer [slots, kv, dim]."""
+
+    spec: ModelSpec
+    token_ids: npt.NDArray[np.int32]
+    positions: npt.NDArray[np.int64]
+    slots: npt.NDArray[np.int64]
+    context: list[tuple[slice, npt.NDArray[np.int64]]]  # per sequence: its token rows, its cache slots by position
+    logit_rows: npt.NDArray[np.int32]
+    cos_sin: Float32  # [num_tokens, head_dim]
+    keys: list[npt.NDArray[Any]]
+    values: list[npt.NDArray[Any]]
+
+
+def embed(s: StepState, attrs: dict[str, Any], weight: Matrix) -> Float32:
+    return weight.rows(s.token_ids, s.spec.hidden_size)
+
+
+def rms_norm(s: StepState, attrs: dict[str, Any], x: Float32, gain: Float32) -> Float32:
+    variance = np.mean(x * x, axis=1, keepdims=True, dtype=np.float32)
+    return x * (np.float32(1) / np.sqrt(variance + np.float32(attrs["eps"]))) * gain
+
+
+def linear(s: StepState, attrs: dict[str, Any], x: Float32, weight: Matrix, bias: Float32 | None = None) -> Float32:
+    if weight.scales is None:
+        y = x @ weight.values.T
+    else:
+        y = _quantized_linear(x, weight)
+    return y if bias is None else y + bias
+
+
+def _quantized_linear(x: Float32, weight: Matrix) -> Float32:
+    """sum over groups of (codes . codes) * scale * scale; fp32 holds the integer sums exactly (below 2^24)."""
+    assert weight.scales is not None
+    group = weight.format.group_size
+    codes, scales = quantize_activation(x, group)
+    y = np.zeros((len(x), len(weight.values)), np.float32)
+    for g in range(scales.shape[1]):
+        span = slice(g * group, (g + 1) * group)
+        dot = codes[:, span].astype(np.float32) @ weight.values[:, span].astype(np.float32).T
+        y += dot * scales[:, g : g + 1] * weight.scales[:, g]
+    return y
+
+
+def rope(s: StepState, attrs: dict[str, Any], x: Float32) -> Float32:
+    half = s.spec.head_dim // 2
+    heads = x.reshape(len(x), -1, 2, half)
+    cos, sin = s.cos_sin[:, None, :half], s.cos_sin[:, None, half:]
+    first, second = heads[:, :, 0], heads[:, :, 1]
+    return np.stack([first * cos - second * sin, second * cos + first * sin], axis=2).reshape(x.shape)
+
+
+def cache_write(s: StepState, attrs: dict[str, Any], k: Float32, v: Float32) -> None:
+    layer, shape = attrs["layer"], (len(k), s.spec.num_kv_heads, s.spec.head_dim)
+    s.keys[layer][s.slots] = k.reshape(shape).astype(s.keys[layer].dtype)
+    s.values[layer][s.slots] = v.reshape(shape).astype(s.values[layer].dtype)
+
+
+def attention(s: StepState, attrs: dict[str, Any], q: Float32) -> Float32:
+    spec, layer, window = s.spec, attrs["layer"], attrs["window"]
+    out = np.empty((len(q), spec.num_heads, spec.head_dim), np.float32)
+    heads = q.reshape(out.shape)
+    for rows, slots in s.context:
+        k, v = (c[layer][slots].astype(np.float32) for c in (s.keys, s.values))
+        k, v = (np.repeat(c, spec.num_heads // spec.num_kv_heads, axis=1) for c in (k, v))
+        scores = np.einsum("qhd,khd->hqk", heads[rows], k) * np.float32(attrs["scale"])
+        distance = s.positions[rows][:, None] - np.arange(len(slots))[None, :]
+        visible = (distance >= 0) & (distance < (window or len(slots) + 1))
+        scores = np.where(visible, scores, np.float32(-np.inf))
+        weights = np.exp(scores - scores.max(axis=2, keepdims=True))
+        weights /= weights.sum(axis=2, keepdims=True)
+        out[rows] = np.einsum("hqk,khd->qhd", weights, v)
+    return out.reshape(q.shape)
+
+
+def silu_mul(s: StepState, attrs: dict[str, Any], gate: Float32, up: Float32) -> Float32:
+    with np.errstate(over="ignore"):
+        return gate / (np.float32(1) + np.exp(-gate)) * up
+
+
+def add(s: StepState, attrs: dict[str, Any], y: Float32, x: Float32) -> Float32:
+    return y + x
+
+
+def take_rows(s: StepState, attrs: dict[str, Any], x: Float32) -> Float32:
+    return x[s.logit_rows]
+
+
+def qkv_rope_write(s: StepState, attrs: dict[str, Any], x: Float32, weight: Matrix, bias: Float32) -> Float32:
+    qkv = linear(s, {}, x, weight, bias)
+    q, k, v = np.split(qkv, [s.spec.q_size, s.spec.q_size + s.spec.kv_size], axis=1)
+    cache_write(s, attrs, rope(s, {}, k), v)
+    return rope(s, {}, q)
+
+
+def gate_up_silu(s: StepState, attrs: dict[str, Any], x: Float32, weight: Matrix) -> Float32:
+    gate, up = np.split(linear(s, {}, x, weight), 2, axis=1)
+    return silu_mul(s, {}, gate, up)
+
+
+def linear_add(s: StepState, attrs: dict[str, Any], x: Float32, residual: Float32, weight: Matrix) -> Float32:
+    return linear(s, {}, x, weight) + residual
+
+
+OPS: dict[str, Callable[..., Float32 | None]] = {
+    function.__name__: function
+    for function in (
+        embed, rms_norm, linear, rope, cache_write, attention, silu_mul, add, take_rows,
+        qkv_rope_write, gate_up_silu, linear_add,
+    )
+}  # fmt: skip

@@ -1,0 +1,125 @@
+"""The reference target: packs into plain arrays, runs op by op in NumPy fp32. Slow, short, and the specification."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import ml_dtypes
+import numpy as np
+
+from qwench.program.formats import quantize_weight
+from qwench.program.memory import MemoryPlan
+from qwench.program.ops import Program, Weight
+from qwench.program.rope import cos_sin, inverse_frequencies
+from qwench.targets.reference.ops import OPS, Float32, Matrix, StepState
+from qwench.targets.target import Array, CacheConfig, Executor, PackedTensor, StepBatch
+
+
+def _padded_bytes(num_bytes: int) -> int:
+    return -(-num_bytes // 64) * 64
+
+
+class ReferenceTarget:
+    """Plain layout: the values (or codes and scales) of each weight, row-major, as padded bytes."""
+
+    name = "reference"
+    layout = "reference-v1"
+
+    def packed_tensors(self, weight: Weight) -> list[PackedTensor]:
+        rows, fmt = weight.shape[0], weight.format
+        if weight.is_vector:
+            return [PackedTensor(weight.name, "uint8", (_padded_bytes(rows * 4),))]
+        if not fmt.is_quantized:
+            return [PackedTensor(weight.name, "uint8", (_padded_bytes(rows * weight.shape[1] * 2),))]
+        k = fmt.padded_k(weight.shape[1])
+        return [
+            PackedTensor(weight.name, "uint8", (_padded_bytes(rows * k),)),
+            PackedTensor(f"{weight.name}.scales", "uint8", (_padded_bytes(rows * k // fmt.group_size * 4),)),
+        ]
+
+    def pack(self, weight: Weight, sources: Sequence[Array], out: Mapping[str, Array]) -> None:
+        stacked = np.concatenate([s.astype(np.float32) for s in sources])
+        parts: list[Array]
+        if weight.is_vector:
+            parts = [stacked]
+        elif not weight.format.is_quantized:
+            parts = [stacked.astype(ml_dtypes.bfloat16)]
+        else:
+            parts = list(quantize_weight(stacked, weight.format))
+        for tensor, part in zip(self.packed_tensors(weight), parts, strict=True):
+            raw = np.ascontiguousarray(part).view(np.uint8).reshape(-1)
+            out[tensor.name][: raw.size] = raw
+            out[tensor.name][raw.size :] = 0
+
+    def load(
+        self, program: Program, plan: MemoryPlan, tensors: Mapping[str, Array], cache: CacheConfig, num_threads: int
+    ) -> Executor:
+        return ReferenceExecutor(program, {n: self._unpack(w, tensors) for n, w in program.weights.items()}, cache)
+
+    def _unpack(self, weight: Weight, tensors: Mapping[str, Array]) -> Matrix | Float32:
+        raw, rows, fmt = tensors[weight.name], weight.shape[0], weight.format
+        if weight.is_vector:
+            return raw[: rows * 4].view(np.float32)
+        if not fmt.is_quantized:
+            values = raw[: rows * weight.shape[1] * 2].view(ml_dtypes.bfloat16).reshape(weight.shape)
+            return Matrix(fmt, values.astype(np.float32))
+        k = fmt.padded_k(weight.shape[1])
+        scales = tensors[f"{weight.name}.scales"][: rows * k // fmt.group_size * 4].view(np.float32)
+        return Matrix(fmt, raw[: rows * k].view(np.int8).reshape(rows, k), scales.reshape(rows, -1))
+
+
+class ReferenceExecutor:
+    """Interprets the Program. The cache is [layer][slot, kv head, head_dim], slot = block * block_size + offset."""
+
+    def __init__(self, program: Program, weights: Mapping[str, Matrix | Float32], cache: CacheConfig) -> None:
+        self.program, self.weights, self.cache = program, weights, cache
+        spec = program.spec
+        self.inv_freq, self.rope_factor = inverse_frequencies(spec.rope, spec.head_dim)
+        shape = (cache.num_blocks * cache.block_size, spec.num_kv_heads, spec.head_dim)
+        dtype = {"fp32": np.float32, "bf16": ml_dtypes.bfloat16}[cache.dtype]
+        self.keys = [np.zeros(shape, dtype) for _ in range(spec.num_layers)]
+        self.values = [np.zeros(shape, dtype) for _ in range(spec.num_layers)]
+
+    def step(self, batch: StepBatch, logits: Float32 | None = None) -> Float32:
+        state = self._state(batch)
+        buffers: dict[str, Float32 | None] = {}
+        for op in self.program.ops:
+            inputs = [buffers[name] for name in op.inputs]
+            weights = [self.weights[name] for name in op.weights]
+            buffers[op.output] = OPS[op.kind](state, op.attrs, *inputs, *weights)
+        result = buffers[self.program.ops[-1].output]
+        assert result is not None
+        if logits is None:
+            return result
+        logits[: len(result)] = result
+        return logits[: len(result)]
+
+    def _state(self, batch: StepBatch) -> StepState:
+        size = self.cache.block_size
+        positions, slots, context = [], [], []
+        for s, length in enumerate(batch.seq_lens):
+            rows = slice(int(batch.query_start[s]), int(batch.query_start[s + 1]))
+            at = np.arange(length, dtype=np.int64)
+            seq_slots = batch.block_tables[s].astype(np.int64)[at // size] * size + at % size
+            count = rows.stop - rows.start
+            positions.append(at[length - count :])
+            slots.append(seq_slots[length - count :])
+            context.append((rows, seq_slots))
+        at_tokens = np.concatenate(positions)
+        table = cos_sin(self.inv_freq, self.rope_factor, 0, int(at_tokens.max()) + 1)[at_tokens]
+        return StepState(
+            self.program.spec, batch.token_ids, at_tokens, np.concatenate(slots), context,
+            batch.logit_rows, table, self.keys, self.values,
+        )  # fmt: skip
+
+    def copy_blocks(self, source: Sequence[int], destination: Sequence[int]) -> None:
+        size = self.cache.block_size
+        for old, new in zip(source, destination, strict=True):
+            for array in (*self.keys, *self.values):
+                array[new * size : (new + 1) * size] = array[old * size : (old + 1) * size]
+
+    def kernels(self) -> dict[str, str]:
+        return {op.name: f"numpy.{op.kind}" for op in self.program.ops}
+
+    def close(self) -> None:
+        self.keys, self.values = [], []

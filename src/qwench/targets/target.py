@@ -1,0 +1,129 @@
+"""The two protocols a kind of machine implements, and the choice of one by name.
+
+A Target packs weights at compile time and makes an Executor at load time; an Executor runs one step of a Program
+for a batch. Nothing above this line of the house knows how either does it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from qwench.errors import TargetError
+from qwench.program.memory import MemoryPlan
+from qwench.program.ops import Program, Weight
+
+Array = npt.NDArray[np.generic]
+Float32 = npt.NDArray[np.float32]
+Int32 = npt.NDArray[np.int32]
+
+TARGETS = ("cpu", "cpu-avx512", "cpu-avx2", "cpu-generic", "reference")
+
+
+@dataclass(frozen=True)
+class StepBatch:
+    """One step's work for `num_seqs` sequences; the tokens of sequence s are rows query_start[s]:query_start[s+1].
+
+    token_ids: [num_tokens] int32.
+    query_start: [num_seqs + 1] int32.
+    seq_lens: [num_seqs] int32, tokens in the cache once this step is done (those of the step included), so that the
+        first token of sequence s has position seq_lens[s] - (query_start[s + 1] - query_start[s]).
+    block_tables: [num_seqs, max_blocks] int32, the cache block of positions [i * block_size, (i + 1) * block_size).
+    logit_rows: [num_logits] int32, increasing token rows whose logits are wanted; may be empty.
+    """
+
+    token_ids: Int32
+    query_start: Int32
+    seq_lens: Int32
+    block_tables: Int32
+    logit_rows: Int32
+
+
+@dataclass(frozen=True)
+class PackedTensor:
+    """A tensor of the artifact: name, NumPy dtype name and shape. Its size in bytes is a multiple of 64."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def num_bytes(self) -> int:
+        return int(np.dtype(self.dtype).itemsize * np.prod(self.shape, dtype=np.int64))
+
+
+@dataclass(frozen=True)
+class CacheConfig:
+    """The paged KV cache: `num_blocks` blocks of `block_size` positions, all layers; `dtype` is fp32 or bf16."""
+
+    num_blocks: int
+    block_size: int
+    dtype: str
+
+    def block_bytes(self, program: Program) -> int:
+        """Bytes of one block over all layers, as this configuration stores it (head_dim padded to 16)."""
+        spec = program.spec
+        padded = -(-spec.head_dim // 16) * 16
+        itemsize = {"fp32": 4, "bf16": 2}[self.dtype]
+        return 2 * spec.num_layers * spec.num_kv_heads * self.block_size * padded * itemsize
+
+
+class Executor(Protocol):
+    """Runs steps. Not thread-safe: one step at a time."""
+
+    def step(self, batch: StepBatch, logits: Float32 | None = None) -> Float32:
+        """Computes one step: [num_logits, vocab_size] fp32, in `logits` if given.
+
+        The step holds at most `max_step_tokens` tokens. Without `logits` the result is valid until the next step.
+        """
+        ...
+
+    def copy_blocks(self, source: Sequence[int], destination: Sequence[int]) -> None:
+        """Copies whole cache blocks, all layers."""
+        ...
+
+    def kernels(self) -> dict[str, str]:
+        """Op name -> the kernel that serves it on this machine."""
+        ...
+
+    def close(self) -> None:
+        """Stops threads and frees the cache. Idempotent."""
+        ...
+
+
+class Target(Protocol):
+    """A kind of machine."""
+
+    name: str
+    layout: str  # name and version of the packed layout; an artifact loads only where its layout is known
+
+    def packed_tensors(self, weight: Weight) -> list[PackedTensor]:
+        """The tensors that `pack` fills for this weight."""
+        ...
+
+    def pack(self, weight: Weight, sources: Sequence[Array], out: Mapping[str, Array]) -> None:
+        """Quantises and packs: a pure function of the sources (rows stacked in order, bf16, fp16 or fp32)."""
+        ...
+
+    def load(
+        self, program: Program, plan: MemoryPlan, tensors: Mapping[str, Array], cache: CacheConfig, num_threads: int
+    ) -> Executor:
+        """An executor over packed tensors, which it keeps alive and never writes."""
+        ...
+
+
+def get_target(name: str) -> Target:
+    """The target called `name`. Raises TargetError if there's none or this machine can't run it."""
+    if name == "reference":
+        from qwench.targets.reference.target import ReferenceTarget
+
+        return ReferenceTarget()
+    if name in TARGETS:
+        from qwench.targets.cpu.target import CpuTarget
+
+        return CpuTarget(name)
+    raise TargetError(f"unknown target {name!r}; there are: {', '.join(TARGETS)}")
