@@ -1,0 +1,72 @@
+# Everything from a fresh clone: `make demo` runs it, `make test` tests it, `make help` lists the rest.
+# PYTHON=python3.12 make ... chooses the interpreter of the virtual environment.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+NATIVE_DIR := src/qwench/targets/cpu/native
+NATIVE := $(shell find $(NATIVE_DIR) -type f 2>/dev/null)
+DEMO := build/demo
+MODEL ?= $(DEMO)
+
+.DEFAULT_GOAL := help
+.PHONY: help install dev demo test test-slow lint sanitize bench clean
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+# ---- set-up: each step leaves a stamp in .venv, so it runs again only when what it depends on changes
+
+$(VENV)/.stamp-tools:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+		{ echo "qwench needs Python 3.10 or newer; give one: make PYTHON=python3.12 ..." >&2; exit 1; }
+	@command -v "$${CXX:-c++}" >/dev/null || command -v g++ >/dev/null || command -v clang++ >/dev/null || \
+		{ echo "qwench builds its kernels with a C++20 compiler and found none; install one:" \
+		"'apt install g++' (Debian, Ubuntu), 'dnf install gcc-c++' (Fedora), 'xcode-select --install' (macOS)" >&2; exit 1; }
+	@echo "==> virtual environment and build tools in $(VENV)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || \
+		{ echo "$(PYTHON) can't make a virtual environment; on Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
+	@$(PIP) install "scikit-build-core>=0.11" "nanobind>=2.4" "cmake>=3.26" "ninja>=1.11"
+	@touch $@
+
+$(VENV)/.stamp-qwench: $(VENV)/.stamp-tools pyproject.toml CMakeLists.txt $(NATIVE)
+	@echo "==> qwench: building the kernels and installing"
+	@$(PIP) install --no-build-isolation --editable .
+	@touch $@
+
+$(VENV)/.stamp-dev: pyproject.toml | $(VENV)/.stamp-qwench
+	@echo "==> test tools, torch and transformers (the first time this downloads)"
+	@$(BIN)/python -c 'from importlib.metadata import version; assert version("torch").startswith("2.13.0")' 2>/dev/null || \
+		$(PIP) install torch==2.13.0
+	@$(PIP) install --no-build-isolation --editable ".[dev]"
+	@touch $@
+
+install: $(VENV)/.stamp-qwench ## Set up .venv, build the kernels, install qwench into it
+
+dev: $(VENV)/.stamp-dev ## The same, with what tests and linters need
+
+# ---- what people run
+
+demo: install ## Compile the small default model and stream an answer with its speed
+	$(BIN)/qwench compile models/qwench-tiny -o $(DEMO) --weights int8 --overwrite
+	$(BIN)/qwench run $(DEMO) -p "Tell me a story about a fox."
+
+bench: install ## Measure this machine's limit and how close MODEL (default: the demo's) comes to it
+	@test -d $(MODEL) || $(BIN)/qwench compile models/qwench-tiny -o $(DEMO) --weights int8
+	$(BIN)/qwench bench $(MODEL)
+
+test: dev ## The tests, without the slow ones
+	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: dev ## The slow tests
+	$(BIN)/python -m pytest -m slow
+
+lint: dev ## ruff, mypy --strict, clang-format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run -Werror $$(find $(NATIVE_DIR) -name '*.cpp' -o -name '*.h' -o -name '*.hpp')
+
+clean: ## Remove what was built, not .venv
+	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis $(VENV)/.stamp-qwench $(VENV)/.stamp-dev
