@@ -1,0 +1,184 @@
+"""A checkpoint's tensors: one or many safetensors files, memory-mapped, read tensor by tensor.
+
+Knows the names on disk and their dtypes, not what a model does with them. Never unpickles, never runs code of the
+checkpoint. Called by the compiler, and by `load.py` for the digest that keys the cache of compiled models.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import numpy.typing as npt
+
+from qwench.errors import CheckpointError
+from qwench.safetensors_file import ContainerError, SafetensorsFile, TensorEntry
+from qwench.targets.cpu._native import all_finite, crc32c
+
+FLOAT_DTYPES: dict[str, npt.DTypeLike] = {"BF16": ml_dtypes.bfloat16, "F16": np.float16, "F32": np.float32}
+NATIVE_NAMES = {"BF16": "bf16", "F16": "fp16", "F32": "fp32"}
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+
+# What an artifact takes along unchanged, where the checkpoint has it.
+COMPANION_FILES = (
+    "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja",
+    "chat_template.json", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt",
+)  # fmt: skip
+
+
+class Checkpoint:
+    """A folder with config.json and safetensors weights, opened and its files checked, tensors not yet read.
+
+    Raises CheckpointError when a file is missing, truncated, malformed, or not safetensors.
+    """
+
+    def __init__(self, folder: Path, num_threads: int = 1) -> None:
+        self.folder, self.num_threads = folder, num_threads
+        self._home: dict[str, SafetensorsFile] = {}
+        for shard, listed in self._shards().items():
+            file = _open(folder / shard)
+            for name in file.entries:
+                if listed is not None and name not in listed:
+                    raise CheckpointError(f"{folder / shard} holds tensor {name!r}, which {INDEX} doesn't list there")
+                self._home[name] = file
+            if listed is not None and (absent := sorted(listed - set(file.entries))):
+                raise CheckpointError(f"{INDEX} says that {folder / shard} holds {absent[0]!r}, but it doesn't")
+
+    @property
+    def entries(self) -> dict[str, TensorEntry]:
+        return {name: file.entries[name] for name, file in self._home.items()}
+
+    def files(self) -> list[Path]:
+        """Every file that `content_digest` depends on."""
+        shards = sorted({file.path for file in self._home.values()})
+        index = [self.folder / INDEX] if not (self.folder / SINGLE).exists() else []
+        return [*self.companions(), *index, *shards]
+
+    def companions(self) -> list[Path]:
+        """The config, tokenizer and generation files there are."""
+        return [path for name in COMPANION_FILES if (path := self.folder / name).is_file()]
+
+    def check(self, wanted: Mapping[str, tuple[int, ...]]) -> None:
+        """Compares names, shapes and dtypes with what the model needs; reads no tensor but a duplicate head.
+
+        Harmless extras are old rotary tables, and a head beside tied embeddings when it equals them.
+        """
+        for name, shape in wanted.items():
+            if name not in self._home:
+                raise CheckpointError(f"{self.folder} lacks tensor {name!r} of shape {list(shape)}")
+            self._check_entry(name, shape)
+        for name in sorted(set(self._home) - set(wanted)):
+            if name == HEAD and EMBEDDING in wanted:
+                self._check_tied_head(wanted[EMBEDDING])
+            elif not name.endswith("rotary_emb.inv_freq"):
+                raise CheckpointError(
+                    f"{self._home[name].path} holds tensor {name!r}, which a model of this config.json doesn't have"
+                )
+
+    def array(self, name: str) -> npt.NDArray[Any]:
+        """One tensor as a read-only view of the file: bfloat16, float16 or float32.
+
+        Raises CheckpointError if it holds NaN or infinite values.
+        """
+        entry, raw = self._home[name].entries[name], self._home[name].raw(name)
+        dtype = np.dtype(FLOAT_DTYPES[entry.dtype])
+        if entry.start % dtype.itemsize:
+            raw = raw.copy()  # the format allows odd offsets; vector loads of the native code don't
+        if not all_finite(raw, NATIVE_NAMES[entry.dtype]):
+            raise CheckpointError(f"tensor {name!r} in {self._home[name].path} holds NaN or infinite values")
+        return raw.view(dtype).reshape(entry.shape)
+
+    def crc(self, name: str) -> int:
+        """crc32c of the bytes of one tensor."""
+        return crc32c(self._home[name].raw(name), self.num_threads)
+
+    def release(self, name: str) -> None:
+        """The tensor won't be read again soon: gives its pages back."""
+        self._home[name].release(name)
+
+    def content_digest(self, crcs: Mapping[str, int] | None = None) -> str:
+        """sha256 over companion files and, sorted by name, each tensor's name, dtype, shape and crc32c.
+
+        `crcs` gives those already known; the others are read.
+        """
+        digest = hashlib.sha256()
+        for path in self.companions():
+            data = path.read_bytes()
+            digest.update(f"{path.name} {len(data)}\n".encode() + data)
+        for name, entry in sorted(self.entries.items()):
+            known = crcs.get(name) if crcs else None
+            crc = self.crc(name) if known is None else known
+            digest.update(f"{name} {entry.dtype} {list(entry.shape)} {crc:08x}\n".encode())
+            if known is None:
+                self.release(name)
+        return digest.hexdigest()
+
+    def _check_entry(self, name: str, shape: tuple[int, ...]) -> None:
+        entry, path = self._home[name].entries[name], self._home[name].path
+        if entry.shape != shape:
+            raise CheckpointError(
+                f"tensor {name!r} in {path} has shape {list(entry.shape)}, but config.json asks for {list(shape)}"
+            )
+        if entry.dtype not in FLOAT_DTYPES:
+            raise CheckpointError(
+                f"tensor {name!r} in {path} is {entry.dtype}; supported are {', '.join(FLOAT_DTYPES)}: "
+                "give the unquantised original"
+            )
+
+    def _check_tied_head(self, shape: tuple[int, ...]) -> None:
+        self._check_entry(HEAD, shape)
+        if self.entries[HEAD].dtype != self.entries[EMBEDDING].dtype or self.crc(HEAD) != self.crc(EMBEDDING):
+            raise CheckpointError(
+                f"config.json ties the head to the embedding, but {HEAD!r} in {self._home[HEAD].path} differs from "
+                f"{EMBEDDING!r}; set tie_word_embeddings to false in config.json to use it"
+            )
+
+    def _shards(self) -> dict[str, set[str] | None]:
+        """File name -> the tensors it should hold, or None for whatever it holds."""
+        if (self.folder / SINGLE).is_file():
+            return {SINGLE: None}
+        if (self.folder / INDEX).is_file():
+            return dict(_read_index(self.folder / INDEX))
+        names = sorted(path.name for path in self.folder.iterdir()) if self.folder.is_dir() else []
+        if "adapter_model.safetensors" in names:
+            raise CheckpointError(f"{self.folder} is an adapter; merge it into its base model and save that")
+        if pickles := [name for name in names if name.endswith(PICKLES)]:
+            raise CheckpointError(
+                f"{self.folder} has {pickles[0]} but no safetensors; pickled weights can run code and are refused: "
+                "convert with transformers, model.save_pretrained(folder, safe_serialization=True)"
+            )
+        raise CheckpointError(f"{self.folder} has neither {SINGLE} nor {INDEX}")
+
+
+def _open(path: Path) -> SafetensorsFile:
+    try:
+        return SafetensorsFile(path)
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} is missing, but {INDEX} names it; download the checkpoint again") from None
+    except ContainerError as error:
+        raise CheckpointError(f"{path} is damaged: {error}; download it again") from None
+    except OSError as error:
+        raise CheckpointError(f"{path} can't be read: {error.strerror}") from None
+
+
+def _read_index(path: Path) -> dict[str, set[str]]:
+    """Shard -> tensor names, from the `weight_map`. Shards lie beside the index, nowhere else."""
+    try:
+        weight_map = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
+        items = list(weight_map.items())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise CheckpointError(f"{path} is not a safetensors index: {error!r}") from None
+    shards: dict[str, set[str]] = {}
+    for tensor, shard in items:
+        plain = isinstance(shard, str) and shard.endswith(".safetensors") and not set(shard) & set("/\\\0")
+        if not plain:
+            raise CheckpointError(f"{path} places tensor {tensor!r} in {shard!r}; that is not a .safetensors file name")
+        shards.setdefault(shard, set()).add(tensor)
+    return shards

@@ -1,0 +1,211 @@
+"""checkpoint -> Artifact: checks everything first, then packs tensor by tensor into a folder that appears when done.
+
+Holds a few tensors at a time beside what the kernel caches. Knows no format and no layout: the Program says which
+formats, the target packs. Called by `qwench compile`, `load.py` and `QwenchForCausalLM`.
+"""
+
+from __future__ import annotations
+
+import datetime
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+import qwench
+from qwench.artifact import (
+    MANIFEST,
+    PROGRAM,
+    WEIGHTS,
+    Artifact,
+    FileRecord,
+    Manifest,
+    derive_program,
+    file_sha256,
+    open_artifact,
+    program_json,
+)
+from qwench.artifact_folder import check_destination, new_artifact_folder
+from qwench.checkpoint.spec import ModelSpec
+from qwench.checkpoint.weights import Checkpoint
+from qwench.config import QwenchConfig
+from qwench.errors import CapacityError
+from qwench.host import available_memory_bytes, num_cpus
+from qwench.program.memory import MemoryPlan, plan_memory
+from qwench.program.ops import Program
+from qwench.program.qwen2 import build_qwen2
+from qwench.safetensors_file import SafetensorsWriter
+from qwench.targets.cpu._native import crc32c
+from qwench.targets.target import CacheConfig, PackedTensor, Target, get_target
+
+HEADER_ROOM_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far compiling is. stage: "check", "pack" or "finish"; bytes are of packed weights; left_s None: unknown."""
+
+    stage: str
+    bytes_done: int
+    bytes_total: int
+    elapsed_s: float
+    left_s: float | None
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """All that is decided before the first byte is written."""
+
+    checkpoint: Checkpoint
+    config: QwenchConfig
+    program: Program
+    plan: MemoryPlan
+    target: Target
+    packed: dict[str, list[PackedTensor]]
+
+    @property
+    def packed_bytes(self) -> int:
+        return sum(t.num_bytes for tensors in self.packed.values() for t in tensors)
+
+
+def compile_checkpoint(
+    source: str | Path,
+    out: str | Path,
+    config: QwenchConfig | None = None,
+    *,
+    overwrite: bool = False,
+    progress: Callable[[Progress], None] | None = None,
+    source_name: str | None = None,
+) -> Artifact:
+    """Compiles the checkpoint folder `source` into the folder `out` and opens the result.
+
+    overwrite: replace an artifact in `out`, once the new one is complete. source_name: what the manifest calls the
+    source, by default the folder's name. Raises CheckpointError, ConfigError, CapacityError, TargetError, and
+    ArtifactError if `out` can't be written; then nothing is left of the attempt.
+    """
+    source, out = Path(source), Path(out)
+    report = _Reporter(progress)
+    report("check", 0, 1)
+    check_destination(out, overwrite, source)
+    work = _prepare(source, config or QwenchConfig())
+    _check_memory(work)
+    _check_disk(work, out)
+    with new_artifact_folder(out, overwrite) as folder:
+        crcs, packed_crcs, weights_hash = _write_weights(work, folder / WEIGHTS, report)
+        report("finish", work.packed_bytes, work.packed_bytes)
+        (folder / PROGRAM).write_text(program_json(work.program, work.plan), encoding="utf-8")
+        for path in work.checkpoint.companions():
+            shutil.copyfile(path, folder / path.name)
+        hashes = {p.name: weights_hash if p.name == WEIGHTS else file_sha256(p) for p in sorted(folder.iterdir())}
+        manifest = Manifest(
+            qwench_version=qwench.__version__,
+            created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+            source_name=source_name or source.resolve().name,
+            source_digest=work.checkpoint.content_digest(crcs),
+            config=work.config.to_dict(),
+            layout=work.target.layout,
+            files={name: FileRecord(sha256, (folder / name).stat().st_size) for name, sha256 in hashes.items()},
+            crc32c=packed_crcs,
+        )
+        (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
+    return open_artifact(out)
+
+
+def _prepare(source: Path, config: QwenchConfig) -> _Plan:
+    """Reads config and headers, derives the Program, and checks that the tensors are those it needs."""
+    spec = ModelSpec.from_folder(source)
+    resolved = config.resolve(spec)
+    assert resolved.target is not None and resolved.prefill_chunk_size is not None
+    target = get_target(resolved.target)
+    program = derive_program(spec, resolved.format_of)
+    checkpoint = Checkpoint(source, num_cpus())
+    checkpoint.check(source_shapes(spec))
+    plan = plan_memory(program, resolved.prefill_chunk_size)
+    packed = {name: target.packed_tensors(weight) for name, weight in program.weights.items()}
+    return _Plan(checkpoint, resolved, program, plan, target, packed)
+
+
+def source_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
+    """Checkpoint tensor -> shape, for every tensor that the model reads. Before fusion each weight is one tensor."""
+    return {weight.name: weight.shape for weight in build_qwen2(spec).weights.values()}
+
+
+def _check_memory(work: _Plan) -> None:
+    """The loaded model, with a cache for one sequence, fits the memory that it may use."""
+    config = work.config
+    assert config.max_seq_len and config.kvcache_block_size and config.kv_cache
+    cache = CacheConfig(-(-config.max_seq_len // config.kvcache_block_size), config.kvcache_block_size, config.kv_cache)
+    cache_bytes = cache.num_blocks * cache.block_bytes(work.program)
+    needed = work.packed_bytes + work.plan.arena_bytes + cache_bytes
+    allowed = config.memory if config.memory is not None else available_memory_bytes()
+    if needed <= allowed:
+        return
+    whose = "memory allows" if config.memory is not None else "this machine has free"
+    raise CapacityError(
+        f"the compiled model needs {_size(needed)} ({_size(work.packed_bytes)} of weights, "
+        f"{_size(work.plan.arena_bytes)} of activations, {_size(cache_bytes)} of cache for one sequence of "
+        f"{config.max_seq_len} tokens), but {whose} {_size(allowed)}; lower {_largest(work, cache_bytes)}"
+    )
+
+
+def _largest(work: _Plan, cache_bytes: int) -> str:
+    """The option that saves most."""
+    if cache_bytes > work.packed_bytes:
+        return f"max_seq_len (--max-seq-len), now {work.config.max_seq_len}"
+    if work.config.weights != "int4":
+        return f"weights (--weights int8 or int4), now {work.config.weights}"
+    return f"max_seq_len (--max-seq-len), now {work.config.max_seq_len}, or take a smaller model"
+
+
+def _check_disk(work: _Plan, out: Path) -> None:
+    """There is room for the artifact where it goes; an artifact to be replaced stays until the new one is whole."""
+    parent = next(p for p in Path(out).absolute().parents if p.exists())
+    needed = work.packed_bytes + HEADER_ROOM_BYTES + sum(p.stat().st_size for p in work.checkpoint.companions())
+    if (free := shutil.disk_usage(parent).free) < needed:
+        raise CapacityError(
+            f"{out} needs {_size(needed)} of disk, but {parent} has {_size(free)} free; free some space or give an "
+            "output folder on another disk"
+        )
+
+
+def _size(num_bytes: int) -> str:
+    return f"{num_bytes / 2**30:.2f} GiB" if num_bytes >= 2**27 else f"{num_bytes / 2**20:.1f} MiB"
+
+
+class _Reporter:
+    """Turns bytes done into Progress, with the time left by the speed so far."""
+
+    def __init__(self, callback: Callable[[Progress], None] | None) -> None:
+        self.callback, self.start = callback, time.perf_counter()
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        if self.callback is not None:
+            elapsed = time.perf_counter() - self.start
+            left = elapsed * (total - done) / done if done else None
+            self.callback(Progress(stage, done, total, elapsed, left))
+
+
+def _write_weights(work: _Plan, path: Path, report: _Reporter) -> tuple[dict[str, int], dict[str, int], str]:
+    """Packs every weight. Returns crc32c by source tensor, crc32c by packed tensor, and the file's sha256."""
+    checkpoint, threads = work.checkpoint, num_cpus()
+    source_crcs: dict[str, int] = {}
+    packed_crcs: dict[str, int] = {}
+    done = 0
+    header = [(t.name, "U8", t.shape) for tensors in work.packed.values() for t in tensors]
+    with SafetensorsWriter(path, header) as writer:
+        for name, weight in work.program.weights.items():
+            sources = [checkpoint.array(source) for source in weight.sources]
+            source_crcs |= {source: checkpoint.crc(source) for source in weight.sources}
+            out = {t.name: np.empty(t.num_bytes, np.uint8) for t in work.packed[name]}
+            work.target.pack(weight, sources, out)
+            for source in weight.sources:
+                checkpoint.release(source)
+            for tensor, data in out.items():
+                packed_crcs[tensor] = crc32c(data, threads)
+                writer.write(tensor, data)
+                done += data.nbytes
+            report("pack", done, work.packed_bytes)
+        return source_crcs, packed_crcs, writer.finish()

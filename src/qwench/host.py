@@ -1,0 +1,56 @@
+"""What the machine and its environment give: processors, memory that is free, the cache folder.
+
+The one place that reads qwench's environment variables. Knows nothing of models.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def num_cpus() -> int:
+    """Processors that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def available_memory_bytes() -> int:
+    """Bytes that could be allocated now without swapping, within the control group's limit if there is one."""
+    available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    meminfo = _read("/proc/meminfo")
+    for line in meminfo.splitlines():
+        if line.startswith("MemAvailable:"):
+            available = int(line.split()[1]) * 1024
+    limits = [
+        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current", "/sys/fs/cgroup/memory.stat"),
+        (
+            "/sys/fs/cgroup/memory/memory.limit_in_bytes",
+            "/sys/fs/cgroup/memory/memory.usage_in_bytes",
+            "/sys/fs/cgroup/memory/memory.stat",
+        ),
+    ]
+    for limit, usage, stat in limits:
+        if _read(limit).strip().isdigit():
+            # Clean file pages count as used, but the kernel gives them back when asked.
+            cached = sum(
+                int(line.split()[1])
+                for line in _read(stat).splitlines()
+                if line.split()[0] in ("inactive_file", "total_inactive_file")
+            )
+            used = int(_read(usage).strip() or 0) - cached
+            available = min(available, int(_read(limit)) - max(used, 0))
+    return max(available, 0)
+
+
+def cache_dir() -> Path:
+    """Where compiled models are kept: $QWENCH_CACHE, else qwench in the user's cache folder."""
+    if given := os.environ.get("QWENCH_CACHE"):
+        return Path(given).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "qwench"
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text()
+    except OSError:
+        return ""
