@@ -1,0 +1,229 @@
+"""The engine: requests in, tokens out. One step: schedule, execute, sample, return.
+
+Knows no text and no files. `LLM`, the command line, a server and the transformers face add requests and call `step`
+until `has_unfinished` is false. Not thread-safe: one caller at a time.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import time
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from qwench.errors import NumericalError, QwenchError, RequestError
+from qwench.runtime.block_pool import BlockPool
+from qwench.runtime.metrics import Metrics
+from qwench.runtime.request import (
+    FinishReason,
+    Request,
+    RequestTimings,
+    SamplingParams,
+    TokenLogprobs,
+    TokenOutput,
+)
+from qwench.runtime.sampler import TokenSampler
+from qwench.runtime.scheduler import Scheduler
+from qwench.targets.target import CacheConfig, Executor, Float32, Int32, StepBatch
+
+logger = logging.getLogger(__name__)
+
+
+class Engine:
+    """Generates for many requests at once over one Executor, which it owns.
+
+    max_seq_len: tokens of a sequence, prompt and answer. max_num_seqs: sequences that generate at once.
+    max_step_tokens: tokens that the executor computes in one step. eos_token_ids: the model's own ends of text.
+    """
+
+    def __init__(
+        self, executor: Executor, vocab_size: int, cache: CacheConfig, *, max_seq_len: int, max_num_seqs: int,
+        max_step_tokens: int, eos_token_ids: Iterable[int] = (), enable_prefix_caching: bool = True,
+    ) -> None:  # fmt: skip
+        self.executor, self.vocab_size, self.cache = executor, vocab_size, cache
+        self.max_seq_len, self.max_num_seqs = max_seq_len, max_num_seqs
+        self.eos_token_ids = frozenset(eos_token_ids)
+        self.metrics = Metrics(blocks_total=cache.num_blocks)
+        self.scheduler = Scheduler(
+            BlockPool(cache.num_blocks), cache.block_size, max_num_seqs, max_step_tokens, enable_prefix_caching,
+            self.metrics,
+        )  # fmt: skip
+        self._requests: dict[str, dict[int, Request]] = {}
+        self._arrivals, self._names = itertools.count(), itertools.count()
+        self._batch = _BatchArrays(max_step_tokens, max_num_seqs, -(-max_seq_len // cache.block_size))
+        self._logits: Float32 = np.empty((max_num_seqs, vocab_size), np.float32)
+
+    def add_request(
+        self, prompt_token_ids: Sequence[int] | Int32, params: SamplingParams | None = None,
+        request_id: str | None = None, *, cache_salt: str = "",
+    ) -> str:  # fmt: skip
+        """Queues a request with `params.n` samples and returns its id. Raises RequestError if it can't be served.
+
+        Only requests with equal `cache_salt` find each other's prefixes in the KV cache.
+        """
+        params = params or SamplingParams()
+        prompt, max_len = self.check_request(prompt_token_ids, params)
+        if request_id is None:
+            request_id = f"request-{next(self._names)}"
+        if request_id in self._requests:
+            raise RequestError(f"there is already an unfinished request with the id {request_id!r}")
+        ends = frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else self.eos_token_ids)
+        timings_start, leader = time.monotonic(), None
+        samples = self._requests[request_id] = {}
+        for index in range(params.n):
+            request = Request(request_id, index, prompt, params, max_len)
+            request.block_table = np.zeros(-(-max_len // self.cache.block_size), np.int32)
+            request.arrival, request.salt = next(self._arrivals), cache_salt.encode()
+            request.timings, request.stop_tokens = RequestTimings(timings_start), ends
+            request.sampler = TokenSampler(params, prompt, self.vocab_size, index, ends)
+            # A prompt below one block has nothing to share, and waiting for its leader would only cost time.
+            request.leader = leader if self.scheduler.reuse and len(prompt) > self.cache.block_size else None
+            leader = leader or request
+            samples[index] = request
+            self.scheduler.add(request)
+        self.metrics.requests += params.n
+        return request_id
+
+    def check_request(self, prompt_token_ids: Sequence[int] | Int32, params: SamplingParams) -> tuple[Int32, int]:
+        """The prompt as [n] int32, and the most tokens its sequence may have. Raises RequestError."""
+        ids = np.asarray(prompt_token_ids)
+        if ids.ndim != 1 or len(ids) == 0:
+            raise RequestError("the prompt is empty; give at least one token")
+        if ids.dtype.kind not in "iu" or int(ids.min()) < 0 or int(ids.max()) >= self.vocab_size:
+            raise RequestError(f"the prompt holds something that isn't a token id from 0 to {self.vocab_size - 1}")
+        for name, tokens in (("logit_bias", params.logit_bias), ("stop_token_ids", params.stop_token_ids)):
+            if any(token >= self.vocab_size for token in tokens):
+                raise RequestError(f"{name} names tokens beyond the vocabulary of {self.vocab_size}")
+        length, wanted = len(ids), params.max_tokens
+        if length + (wanted or 1) > self.max_seq_len:
+            answer = "the first new one" if wanted is None else f"max_tokens {wanted}"
+            raise RequestError(
+                f"the prompt has {length} tokens; with {answer} that is more than the {self.max_seq_len} the model "
+                "was compiled for; shorten the prompt, lower max_tokens or compile with a larger max_seq_len"
+            )
+        max_len = length + wanted if wanted else self.max_seq_len
+        needed = -(-(max_len - 1) // self.cache.block_size)  # the last token is never computed
+        if needed > self.cache.num_blocks:
+            raise RequestError(
+                f"up to {max_len} tokens need {needed} cache blocks and there are {self.cache.num_blocks}; lower "
+                "max_tokens, shorten the prompt or raise kvcache_num_blocks"
+            )
+        return ids.astype(np.int32), max_len
+
+    def has_unfinished(self) -> bool:
+        return bool(self._requests)
+
+    def abort(self, request_id: str, index: int | None = None) -> list[TokenOutput]:
+        """Ends a request, or one sample of it, at once; a no-op for one that is done or unknown.
+
+        Returns the last output of each sample that it ended; `step` says nothing more of them.
+        """
+        samples = self._requests.get(request_id, {})
+        ended = [r for i, r in samples.items() if index is None or i == index]
+        return [self._finish(request, None, "abort") for request in ended]
+
+    def step(self) -> list[TokenOutput]:
+        """Computes one step and returns the new tokens; none when every scheduled prompt is still being read."""
+        plan = self.scheduler.schedule()
+        if not plan:
+            assert not self._requests
+            return []
+        batch, sampled = self._batch.fill(plan)
+        start = time.monotonic()
+        try:
+            logits = self.executor.step(batch, self._logits)
+        except Exception as error:
+            logger.exception("the executor failed; %d running requests fail with it", len(self.scheduler.running))
+            return self._fail_running(error)
+        now = time.monotonic()
+        metrics = self.metrics
+        metrics.steps += 1
+        metrics.step_tokens += len(batch.token_ids)
+        metrics.execute_s += now - start
+        self.scheduler.advance(plan)
+        outputs = [self._sample(request, logits[i], now) for i, request in enumerate(sampled)]
+        metrics.num_running, metrics.num_waiting = len(self.scheduler.running), len(self.scheduler.waiting)
+        metrics.blocks_used = metrics.blocks_total - self.scheduler.pool.num_free
+        return outputs
+
+    def _sample(self, request: Request, row: Float32, now: float) -> TokenOutput:
+        try:
+            token, logprobs = request.sampler.sample(row)
+        except NumericalError as error:
+            return self._finish(request, None, "error", error=error)
+        if request.timings.first_token_s is None:
+            request.timings.first_token_s = now
+        self.metrics.generated_tokens += 1
+        request.tokens[request.num_tokens] = token
+        request.num_tokens += 1
+        if token in request.stop_tokens:
+            by_user = token in request.params.stop_token_ids
+            return self._finish(request, token, "stop", logprobs, token if by_user else None)
+        if request.num_tokens == request.max_len:
+            return self._finish(request, token, "length", logprobs)
+        return TokenOutput(request.request_id, request.index, token, logprobs)
+
+    def _finish(
+        self, request: Request, token: int | None, reason: FinishReason, logprobs: TokenLogprobs | None = None,
+        stop_reason: int | None = None, error: QwenchError | None = None,
+    ) -> TokenOutput:  # fmt: skip
+        self.scheduler.remove(request)
+        timings = request.timings
+        timings.finished_s = time.monotonic()
+        self.metrics.finish(reason, timings, request.num_generated)
+        samples = self._requests[request.request_id]
+        del samples[request.index]
+        if not samples:
+            del self._requests[request.request_id]
+        return TokenOutput(
+            request.request_id, request.index, token, logprobs, reason, stop_reason, error, timings
+        )
+
+    def _fail_running(self, cause: Exception) -> list[TokenOutput]:
+        error = cause if isinstance(cause, QwenchError) else QwenchError(f"the step failed: {cause!r}")
+        return [self._finish(request, None, "error", error=error) for request in self.scheduler.running.copy()]
+
+    def check_integrity(self) -> None:
+        """Asserts that requests, queues and blocks agree; for tests."""
+        self.scheduler.check_integrity()
+        known = {request for samples in self._requests.values() for request in samples.values()}
+        assert known == set(self.scheduler.running) | set(self.scheduler.waiting)
+
+    def close(self) -> None:
+        """Aborts what is unfinished and closes the executor. Idempotent."""
+        for request_id in list(self._requests):
+            self.abort(request_id)
+        self.executor.close()
+
+
+class _BatchArrays:
+    """The arrays of a StepBatch, made once; `fill` returns views of them, valid until the next call."""
+
+    def __init__(self, max_step_tokens: int, max_num_seqs: int, max_blocks: int) -> None:
+        self.token_ids = np.empty(max_step_tokens, np.int32)
+        self.query_start = np.zeros(max_num_seqs + 1, np.int32)
+        self.seq_lens = np.empty(max_num_seqs, np.int32)
+        self.block_tables = np.zeros((max_num_seqs, max_blocks), np.int32)
+        self.logit_rows = np.empty(max_num_seqs, np.int32)
+
+    def fill(self, plan: dict[Request, int]) -> tuple[StepBatch, list[Request]]:
+        """The batch, and the requests whose last known token is in it, in the order of its logits."""
+        end, sampled = 0, []
+        for s, (request, count) in enumerate(plan.items()):
+            done = request.num_computed
+            self.token_ids[end : end + count] = request.tokens[done : done + count]
+            end += count
+            self.query_start[s + 1] = end
+            self.seq_lens[s] = done + count
+            self.block_tables[s, : request.num_blocks] = request.block_table[: request.num_blocks]
+            if done + count == request.num_tokens:
+                self.logit_rows[len(sampled)] = end - 1
+                sampled.append(request)
+        n = len(plan)
+        batch = StepBatch(
+            self.token_ids[:end], self.query_start[: n + 1], self.seq_lens[:n], self.block_tables[:n],
+            self.logit_rows[: len(sampled)],
+        )  # fmt: skip
+        return batch, sampled

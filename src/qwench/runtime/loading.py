@@ -1,0 +1,162 @@
+"""A compiled model -> an Engine on this machine: the executor, and as many cache blocks as memory allows.
+
+Knows nothing of checkpoints, files or text. Called by `LLM`, the command line and the transformers face.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Protocol
+
+from qwench.config import QwenchConfig
+from qwench.errors import CapacityError, ConfigError
+from qwench.program.memory import MemoryPlan
+from qwench.program.ops import Program
+from qwench.runtime.engine import Engine
+from qwench.targets.target import Array, CacheConfig, get_target
+
+logger = logging.getLogger(__name__)
+
+GIB = 1 << 30
+DEFAULT_CACHE_BYTES = 4 * GIB  # without a budget from the user the cache takes no more, however much is free,
+DEFAULT_CACHE_SHARE = 0.5  # and no more than this share of what the weights leave; one full sequence it always gets
+
+
+class CompiledModel(Protocol):
+    """What the engine needs of an artifact; `config` is resolved."""
+
+    @property
+    def program(self) -> Program: ...
+    @property
+    def plan(self) -> MemoryPlan: ...
+    @property
+    def config(self) -> QwenchConfig: ...
+    @property
+    def tensors(self) -> Mapping[str, Array]: ...
+
+
+def load_engine(
+    model: CompiledModel, *, num_threads: int | None = None, num_blocks: int | None = None, memory: int | None = None,
+    enable_prefix_caching: bool = True, eos_token_ids: Iterable[int] = (),
+) -> Engine:  # fmt: skip
+    """An engine over `model`, whose tensors it keeps alive.
+
+    num_threads: default: the processors this process may use. num_blocks: cache blocks; default: the config's
+    kvcache_num_blocks, else what `choose_num_blocks` finds. memory: bytes for weights, activations and cache together;
+    default: the config's, else what is free. Raises CapacityError when that isn't enough for one full sequence.
+    """
+    config = model.config
+    assert config.max_seq_len and config.batch_size and config.kvcache_block_size and config.kv_cache and config.target
+    threads = default_num_threads() if num_threads is None else num_threads
+    if threads < 1:
+        raise ConfigError(f"num_threads is {num_threads}; it must be at least 1")
+    blocks = choose_num_blocks(model, num_blocks or config.kvcache_num_blocks, memory or config.memory)
+    cache = CacheConfig(blocks, config.kvcache_block_size, config.kv_cache)
+    executor = get_target(config.target).load(model.program, model.plan, model.tensors, cache, threads)
+    return Engine(
+        executor, model.program.spec.vocab_size, cache, max_seq_len=config.max_seq_len,
+        max_num_seqs=config.batch_size, max_step_tokens=model.plan.max_step_tokens, eos_token_ids=eos_token_ids,
+        enable_prefix_caching=enable_prefix_caching,
+    )  # fmt: skip
+
+
+def choose_num_blocks(model: CompiledModel, wanted: int | None = None, memory: int | None = None) -> int:
+    """Blocks of the KV cache: `wanted` if given; else as many as the budget holds, up to batch_size full sequences.
+
+    The budget is `memory` less what the model itself takes. Without `memory` it is half of what is free beside
+    the model, at most 4 GiB, but one full sequence if that needs more and is there. Raises CapacityError.
+    """
+    config = model.config
+    assert config.max_seq_len and config.batch_size and config.kvcache_block_size and config.kv_cache
+    block_bytes = CacheConfig(1, config.kvcache_block_size, config.kv_cache).block_bytes(model.program)
+    one_sequence = -(-config.max_seq_len // config.kvcache_block_size)
+    weights = sum(tensor.nbytes for tensor in model.tensors.values())
+    fixed = weights + model.plan.arena_bytes + config.batch_size * model.program.spec.vocab_size * 4
+    available = available_memory() if memory is None else memory
+    rest = available - fixed
+    least = wanted or one_sequence
+    if wanted is not None and wanted < one_sequence:
+        raise ConfigError(
+            f"{wanted} cache blocks can't hold one sequence of max_seq_len {config.max_seq_len}; give at least "
+            f"{one_sequence}"
+        )
+    if rest < least * block_bytes:
+        raise CapacityError(
+            f"the model needs {_gib(fixed + least * block_bytes)}: {_gib(fixed)} for weights and activations, "
+            f"{_gib(least * block_bytes)} for {least} cache blocks "
+            f"({'as asked for' if wanted else f'one sequence of {config.max_seq_len} tokens'}); "
+            f"there are {_gib(available)} {'allowed' if memory else 'available'}. Lower max_seq_len, "
+            "kvcache_num_blocks or batch_size, compile to a smaller weight format, or free memory"
+        )
+    budget = rest
+    if memory is None:
+        budget = max(min(int(rest * DEFAULT_CACHE_SHARE), DEFAULT_CACHE_BYTES), one_sequence * block_bytes)
+    blocks = wanted or min(budget // block_bytes, config.batch_size * one_sequence)
+    logger.info(
+        "memory: %s %s; weights %s, activations and logits %s, KV cache %s (%d blocks, %d tokens); %s left",
+        _gib(available), "allowed" if memory else "available", _gib(weights), _gib(fixed - weights),
+        _gib(blocks * block_bytes), blocks, blocks * config.kvcache_block_size, _gib(rest - blocks * block_bytes),
+    )  # fmt: skip
+    return int(blocks)
+
+
+def default_num_threads() -> int:
+    """Processors that this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def available_memory(root: Path = Path("/")) -> int:
+    """Bytes that this process could still use: MemAvailable, or less where a control group allows less."""
+    meminfo = root / "proc/meminfo"
+    if not meminfo.exists():
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    fields = {line.split(":")[0]: int(line.split()[1]) for line in meminfo.read_text().splitlines()}
+    available = fields.get("MemAvailable", fields["MemFree"]) * 1024
+    return min([available, *_control_group_rest(root)])
+
+
+def _control_group_rest(root: Path) -> list[int]:
+    """What the limits of this process's control groups (version 2 or 1) leave; page cache counts as free."""
+    rest = []
+    for folder, limit_name, usage_name, cache_name in _control_groups(root):
+        try:
+            limit = (folder / limit_name).read_text().strip()
+            usage = int((folder / usage_name).read_text())
+            stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+        except (OSError, ValueError):
+            continue  # this level sets no limit that we may read
+        if limit != "max":
+            rest.append(max(int(limit) - usage + int(stat.get(cache_name, 0)), 0))
+    return rest
+
+
+def _control_groups(root: Path) -> list[tuple[Path, str, str, str]]:
+    """Each group from the process's own up to the mount: folder, and its files for limit, usage and page cache."""
+    groups = []
+    try:
+        lines = (root / "proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return []
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers == "":
+            mount, names = root / "sys/fs/cgroup", ("memory.max", "memory.current", "inactive_file")
+        elif "memory" in controllers.split(","):
+            mount = root / "sys/fs/cgroup/memory"
+            names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+        else:
+            continue
+        folder = mount / path.lstrip("/")
+        groups += [(f, *names) for f in (folder, *folder.parents) if f == mount or mount in f.parents]
+    return groups
+
+
+def _gib(num_bytes: int) -> str:
+    if abs(num_bytes) < GIB // 10:
+        return f"{num_bytes / (1 << 20):.1f} MiB"
+    return f"{num_bytes / GIB:.2f} GiB"

@@ -1,0 +1,60 @@
+"""Plain numbers about an engine: counts since it was made, sums of durations, and how things stand now.
+
+Knows nobody; the engine and its scheduler write, a server or a benchmark reads.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+from qwench.runtime.request import FinishReason, RequestTimings
+
+
+@dataclass
+class Metrics:
+    """Counts are of samples (a request with n = 4 counts four); durations are sums in seconds.
+
+    num_waiting, num_running, blocks_used are as of the last step; blocks_total never changes.
+    prompt_tokens are of samples that began; cached_prompt_tokens of them were found in the KV cache.
+    step_tokens: computed by the executor, those computed again after a preemption included.
+    ttft_s over first_tokens: time to the first token. decode_s over decode_tokens: time per token after the first,
+    both of finished samples.
+    """
+
+    num_waiting: int = 0
+    num_running: int = 0
+    blocks_used: int = 0
+    blocks_total: int = 0
+    requests: int = 0
+    finished_stop: int = 0
+    finished_length: int = 0
+    finished_abort: int = 0
+    finished_error: int = 0
+    preemptions: int = 0
+    prompt_tokens: int = 0
+    cached_prompt_tokens: int = 0
+    generated_tokens: int = 0
+    steps: int = 0
+    step_tokens: int = 0
+    execute_s: float = 0.0
+    queue_s: float = 0.0
+    first_tokens: int = 0
+    ttft_s: float = 0.0
+    decode_tokens: int = 0
+    decode_s: float = 0.0
+
+    def finish(self, reason: FinishReason, timings: RequestTimings, num_generated: int) -> None:
+        """Counts a sample that ended."""
+        name = f"finished_{reason}"
+        setattr(self, name, getattr(self, name) + 1)
+        if timings.scheduled_s is not None:
+            self.queue_s += timings.scheduled_s - timings.arrival_s
+        if timings.first_token_s is not None and timings.finished_s is not None:
+            self.first_tokens += 1
+            self.ttft_s += timings.first_token_s - timings.arrival_s
+            self.decode_tokens += num_generated - 1
+            self.decode_s += timings.finished_s - timings.first_token_s
+
+    def to_dict(self) -> dict[str, int | float]:
+        return dataclasses.asdict(self)

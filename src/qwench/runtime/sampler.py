@@ -1,0 +1,177 @@
+"""One row of logits -> one token. Each row by itself, in a fixed order of sums, so that no token depends on what else
+is in the batch.
+
+Knows nothing of requests' blocks or of text. The engine makes one `TokenSampler` per sample and calls it once per
+token. Randomness: one uniform per token, from a Philox counter keyed by (seed, sample) at the token's position.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from qwench.errors import NumericalError
+from qwench.runtime.request import SamplingParams, TokenLogprobs, random_seed
+from qwench.targets.target import Float32
+
+_CHUNK = 256  # weights are summed in chunks of this many, then over chunks: a tenth of the time of one long cumsum
+_LIKELY = 1024  # top_p looks among so many likeliest tokens before it sorts the whole vocabulary
+
+
+class TokenSampler:
+    """Chooses the tokens of one sample: `sample` for a row of logits, in the order of the answer."""
+
+    def __init__(
+        self, params: SamplingParams, prompt: npt.NDArray[np.int32], vocab_size: int, index: int,
+        end_tokens: frozenset[int],
+    ) -> None:  # fmt: skip
+        self.params, self.vocab_size = params, vocab_size
+        seed = random_seed() if params.seed is None else int(params.seed)
+        self.key = (seed & (2**64 - 1)) | (index << 64)
+        self.num_sampled = 0
+        self.bias_ids = np.fromiter(params.logit_bias.keys(), np.int64)
+        self.bias = np.fromiter(params.logit_bias.values(), np.float32)
+        self.end_ids = np.array(sorted(end_tokens), np.int64)
+        self.history = _History(params, prompt)
+        self.is_plain = not (params.logit_bias or params.min_tokens or self.history.is_used)
+
+    def sample(self, row: Float32) -> tuple[int, TokenLogprobs | None]:
+        """row: [vocab_size] fp32 contiguous, overwritten. Raises NumericalError for NaN or infinite logits."""
+        best = int(row.argmax())  # the first NaN, if there is one
+        top = float(row[best])
+        if not np.isfinite(top):
+            raise NumericalError(
+                f"the model produced {top} as a logit, at token {self.num_sampled} of the answer; the weights are "
+                "damaged, or the checkpoint needs a wider format than it was compiled to"
+            )
+        raw = row.copy() if self.params.logprobs is not None and not self.is_plain else row
+        if not self.is_plain:
+            self._process(row)
+            best = int(row.argmax())
+            if row[best] == -np.inf:
+                raise NumericalError("logit_bias and min_tokens leave no token that could come next")
+        token = best if self.params.temperature == 0 else self._draw(row, float(row[best]))
+        self.num_sampled += 1
+        self.history.append(token)
+        wanted = self.params.logprobs
+        return token, None if wanted is None else log_probabilities(raw, top, token, wanted)
+
+    def _process(self, row: Float32) -> None:
+        if len(self.bias_ids):
+            row[self.bias_ids] += self.bias
+        if self.num_sampled < self.params.min_tokens:
+            row[self.end_ids] = -np.inf
+        self.history.penalize(row)
+
+    def _draw(self, row: Float32, top: float) -> int:
+        """Inverse of the cumulative distribution at one uniform, in the order of token ids."""
+        p = self.params
+        bits = int(np.random.Philox(key=self.key, counter=self.num_sampled).random_raw())
+        uniform = (bits >> 11) * 2.0**-53
+        ids: npt.NDArray[np.int64] | None = None
+        if 0 < p.top_k < self.vocab_size:
+            ids = _at_least_kth(row, p.top_k)
+        weights = _weights(row if ids is None else row[ids], top, p.temperature)
+        if p.top_p < 1:
+            kept = _top_p(weights, p.top_p)
+            ids, weights = kept if ids is None else ids[kept], weights[kept]
+        if p.min_p > 0:
+            kept = np.flatnonzero(weights >= np.float32(p.min_p))
+            ids, weights = kept if ids is None else ids[kept], weights[kept]
+        choice = _inverse_cumulative(weights, uniform)
+        return choice if ids is None else int(ids[choice])
+
+
+class _History:
+    """Tokens seen and how often, for penalties; arrays grow, so that a token costs the same however long the answer."""
+
+    def __init__(self, params: SamplingParams, prompt: npt.NDArray[np.int32]) -> None:
+        self.repetition = np.float32(params.repetition_penalty)
+        self.presence, self.frequency = np.float32(params.presence_penalty), np.float32(params.frequency_penalty)
+        self.is_used = bool(self.repetition != 1 or self.presence or self.frequency)
+        if self.is_used:
+            seen = np.unique(prompt).astype(np.int64)
+            self.num_ids = len(seen)
+            self.ids, self.counts = np.zeros(2 * len(seen) + 64, np.int64), np.zeros(2 * len(seen) + 64, np.float32)
+            self.ids[: len(seen)] = seen
+            self.place = {int(token): i for i, token in enumerate(seen)}
+
+    def append(self, token: int) -> None:
+        if not self.is_used:
+            return
+        place = self.place.setdefault(token, self.num_ids)
+        if place == self.num_ids:
+            if place == len(self.ids):
+                self.ids, self.counts = np.resize(self.ids, 2 * place), np.resize(self.counts, 2 * place)
+            self.ids[place], self.counts[place] = token, 0
+            self.num_ids += 1
+        self.counts[place] += 1
+
+    def penalize(self, row: Float32) -> None:
+        if not self.is_used:
+            return
+        ids, counts = self.ids[: self.num_ids], self.counts[: self.num_ids]
+        x = row[ids]
+        if self.repetition != 1:
+            x = np.where(x < 0, x * self.repetition, x / self.repetition)
+        row[ids] = x - self.frequency * counts - self.presence * (counts > 0)
+
+
+def log_probabilities(row: Float32, top: float, token: int, num_top: int) -> TokenLogprobs:
+    """log_softmax of `row` [vocab_size] fp32, whose maximum is `top`, at `token` and at the likeliest tokens."""
+    total = top + float(np.log(_chunk_sums(_weights(row, top, 1.0)).sum(dtype=np.float64)))
+    likeliest: list[tuple[int, float]] = []
+    if num_top:
+        ids = _at_least_kth(row, min(num_top, len(row)))
+        order = np.argsort(-row[ids], kind="stable")[:num_top]
+        likeliest = [(int(i), float(row[i]) - total) for i in ids[order]]
+    return TokenLogprobs(float(row[token]) - total, likeliest)
+
+
+def _at_least_kth(row: Float32, k: int) -> npt.NDArray[np.int64]:
+    """Ids, increasing, of all values not below the k-th largest."""
+    kth = np.partition(row, len(row) - k)[len(row) - k]
+    return np.flatnonzero(row >= kth)
+
+
+def _weights(row: Float32, top: float, temperature: float) -> Float32:
+    """exp((row - top) / temperature): the largest is 1, where the maximum of `row` is `top`."""
+    weights = row - np.float32(top)
+    if temperature != 1:
+        # In double: a tiny temperature must not overflow to -inf * 0 before exp.
+        weights = np.maximum(weights / np.float64(temperature), -200.0).astype(np.float32)
+    result: Float32 = np.exp(weights, out=weights)
+    return result
+
+
+def _chunk_sums(weights: Float32) -> npt.NDArray[Any]:
+    return np.add.reduceat(weights, np.arange(0, len(weights), _CHUNK))
+
+
+def _top_p(weights: Float32, top_p: float) -> npt.NDArray[np.int64]:
+    """Ids of the fewest largest weights that reach `top_p` of their sum; the lowest ids among equals."""
+    goal = top_p * float(_chunk_sums(weights).sum(dtype=np.float64))
+    for size in (_LIKELY, len(weights)):
+        ids = _at_least_kth(weights, min(size, len(weights)))
+        order = np.argsort(-weights[ids], kind="stable")
+        reached = np.cumsum(weights[ids[order]], dtype=np.float64)
+        if reached[-1] >= goal:
+            break
+    count = min(int(np.searchsorted(reached, goal, side="left")) + 1, len(order))
+    return np.sort(ids[order[:count]])
+
+
+def _inverse_cumulative(weights: Float32, uniform: float) -> int:
+    """The first index whose cumulative weight exceeds `uniform` of the sum."""
+    sums = np.cumsum(_chunk_sums(weights), dtype=np.float64)
+    goal = uniform * float(sums[-1])
+    chunk = min(int(np.searchsorted(sums, goal, side="right")), len(sums) - 1)
+    start = chunk * _CHUNK
+    within = np.cumsum(weights[start : start + _CHUNK], dtype=np.float64)
+    rest = goal - (float(sums[chunk - 1]) if chunk else 0.0)
+    place = int(np.searchsorted(within, rest, side="right"))
+    if place == len(within):  # the two sums differ in the last bit: take the last possible one
+        place = int(np.searchsorted(within, within[-1], side="left"))
+    return start + place

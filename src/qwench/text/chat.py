@@ -1,0 +1,103 @@
+"""Messages -> prompt text, through the checkpoint's own chat template, rendered as transformers renders it.
+
+Templates come from strangers: they run in Jinja's immutable sandbox, where they can read what they are given and
+nothing else. Knows no tokens. Called by `LLM.chat`, the command line and the server.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+from qwench.errors import CheckpointError, RequestError
+from qwench.text.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from jinja2 import Template
+
+Message = Mapping[str, Any]
+
+
+def render_chat(
+    tokenizer: Tokenizer,
+    messages: Sequence[Message],
+    *,
+    tools: Sequence[Mapping[str, Any]] | None = None,
+    add_generation_prompt: bool = True,
+    chat_template: str | None = None,
+    **variables: Any,
+) -> str:
+    """The prompt for a conversation of {"role": ..., "content": ...} messages.
+
+    chat_template: another template than the model's. variables: whatever else the template understands. Raises
+    RequestError when the messages aren't what the template expects, CheckpointError when there's no usable template.
+    """
+    check_messages(messages)
+    source = chat_template or choose_template(tokenizer.chat_template, bool(tools))
+    from jinja2 import TemplateError
+
+    try:
+        return _compiled(source).render(
+            messages=messages, tools=tools, documents=None, add_generation_prompt=add_generation_prompt,
+            **{**tokenizer.special_tokens, **variables},
+        )  # fmt: skip
+    except (TemplateError, TypeError, KeyError, ValueError) as error:
+        raise RequestError(f"the chat template refuses these messages: {error}") from None
+
+
+def check_messages(messages: Sequence[Message]) -> None:
+    """Raises RequestError unless it's a list of messages with a role each."""
+    if not isinstance(messages, Sequence) or isinstance(messages, str) or not messages:
+        raise RequestError('a conversation is a list of messages like {"role": "user", "content": "Hello"}')
+    for i, message in enumerate(messages):
+        if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
+            raise RequestError(f"message {i} is {message!r}; it must be an object with a role and content")
+
+
+def choose_template(template: str | Mapping[str, str] | None, has_tools: bool) -> str:
+    """The source to use: of several, "tool_use" with tools if there is one, else "default"."""
+    if isinstance(template, Mapping):
+        template = template.get("tool_use" if has_tools and "tool_use" in template else "default")
+    if not template:
+        raise CheckpointError("the model has no chat template; give one, or use a plain prompt")
+    return template
+
+
+@lru_cache(maxsize=16)
+def _compiled(source: str) -> Template:
+    from jinja2 import TemplateSyntaxError, nodes
+    from jinja2.exceptions import TemplateError
+    from jinja2.ext import Extension, loopcontrols
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    class Generation(Extension):
+        """{% generation %}: marks the assistant's tokens for training; here just its body."""
+
+        tags = {"generation"}  # noqa: RUF012
+
+        def parse(self, parser: Any) -> Any:
+            line = next(parser.stream).lineno
+            body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+            return nodes.Scope(body, lineno=line)
+
+    def raise_exception(message: str) -> None:
+        raise TemplateError(message)
+
+    def tojson(value: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None,
+               sort_keys: bool = False) -> str:  # fmt: skip
+        # Jinja's own filter escapes HTML.
+        return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols]
+    )
+    environment.filters["tojson"] = tojson
+    environment.globals["raise_exception"] = raise_exception
+    environment.globals["strftime_now"] = lambda format: datetime.now().strftime(format)
+    try:
+        return environment.from_string(source)
+    except TemplateSyntaxError as error:
+        raise CheckpointError(f"the chat template has an error in line {error.lineno}: {error.message}") from None

@@ -1,0 +1,115 @@
+"""Small models for the engine's tests: a random Qwen2 packed in memory, and an executor whose logits are a hash of
+the history that it finds in its own paged cache."""
+
+from __future__ import annotations
+
+import dataclasses
+import zlib
+from collections.abc import Mapping, Sequence
+
+import ml_dtypes
+import numpy as np
+
+from qwench.checkpoint.spec import ModelSpec
+from qwench.config import QwenchConfig
+from qwench.program.memory import MemoryPlan, plan_memory
+from qwench.program.ops import Program
+from qwench.program.passes import fuse, set_formats
+from qwench.program.qwen2 import build_qwen2
+from qwench.runtime.engine import Engine
+from qwench.targets.target import Array, CacheConfig, Float32, StepBatch, get_target
+
+TINY_CONFIG = {
+    "model_type": "qwen2", "vocab_size": 300, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 256, "rope_theta": 10000.0,
+    "tie_word_embeddings": True,
+}  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class PackedModel:
+    """What `load_engine` needs of an artifact."""
+
+    program: Program
+    plan: MemoryPlan
+    config: QwenchConfig
+    tensors: Mapping[str, Array]
+
+
+def packed_model(target: str = "reference", **options: object) -> PackedModel:
+    """A random model of TINY_CONFIG, packed for `target`; options as of QwenchConfig."""
+    spec = ModelSpec.from_config(TINY_CONFIG)
+    config = QwenchConfig.from_dict({"target": target, "batch_size": 4, "kvcache_block_size": 16} | options)
+    config = config.resolve(spec)
+    program = set_formats(fuse(build_qwen2(spec)), config.format_of)
+    plan = plan_memory(program, config.prefill_chunk_size or 0)
+    unfused = build_qwen2(spec).weights
+    rng, tensors, packer = np.random.default_rng(0), {}, get_target(target)
+    sources = {}
+    for name, weight in unfused.items():
+        values = rng.standard_normal(weight.shape) * (0.3 if len(weight.shape) == 2 else 0.1)
+        sources[name] = (values + name.endswith("norm.weight")).astype(ml_dtypes.bfloat16)
+    for weight in program.weights.values():
+        out = {t.name: np.zeros(t.shape, t.dtype) for t in packer.packed_tensors(weight)}
+        packer.pack(weight, [sources[s] for s in weight.sources], out)
+        tensors |= out
+    return PackedModel(program, plan, config, tensors)
+
+
+class HistoryExecutor:
+    """Its cache holds a token and a running hash per slot; logits are random numbers seeded by the hash of the
+    history as read through the block table. A wrong block, a stale one or a wrong position gives other tokens."""
+
+    def __init__(self, vocab_size: int, cache: CacheConfig, max_step_tokens: int = 10**9) -> None:
+        self.vocab_size, self.cache, self.max_step_tokens = vocab_size, cache, max_step_tokens
+        self.tokens = np.full(cache.num_blocks * cache.block_size, -1, np.int32)
+        self.steps: list[StepBatch] = []
+        self.fail_with: Exception | None = None
+
+    def step(self, batch: StepBatch, logits: Float32 | None = None) -> Float32:
+        assert 0 < len(batch.token_ids) <= self.max_step_tokens and logits is not None
+        if self.fail_with:
+            error, self.fail_with = self.fail_with, None
+            raise error
+        size, wanted, row = self.cache.block_size, set(batch.logit_rows.tolist()), 0
+        assert sorted(wanted) == batch.logit_rows.tolist()
+        for s, length in enumerate(batch.seq_lens.tolist()):
+            start, stop = batch.query_start[s : s + 2].tolist()
+            assert 0 < stop - start <= length
+            at = np.arange(length)
+            slots = batch.block_tables[s][at // size] * size + at % size
+            for i in range(start, stop):
+                seen = length - (stop - 1 - i)
+                self.tokens[slots[seen - 1]] = batch.token_ids[i]
+                if i in wanted:
+                    logits[row] = history_logits(self.tokens[slots[:seen]], self.vocab_size)
+                    row += 1
+        self.steps.append(dataclasses.replace(batch, token_ids=batch.token_ids.copy(), seq_lens=batch.seq_lens.copy()))
+        return logits[:row]
+
+    def copy_blocks(self, source: Sequence[int], destination: Sequence[int]) -> None:
+        raise AssertionError("the engine shares blocks, it doesn't copy them")
+
+    def kernels(self) -> dict[str, str]:
+        return {}
+
+    def close(self) -> None:
+        pass
+
+
+def history_logits(tokens: np.ndarray, vocab_size: int) -> Float32:
+    """[vocab_size] fp32: a pure function of the token history."""
+    seed = zlib.crc32(np.ascontiguousarray(tokens, np.int32).tobytes())
+    return np.random.Generator(np.random.Philox(key=seed)).standard_normal(vocab_size, np.float32) * 3
+
+
+def history_engine(
+    num_blocks: int = 64, *, vocab_size: int = 50, block_size: int = 16, max_seq_len: int = 256, max_num_seqs: int = 8,
+    max_step_tokens: int = 32, enable_prefix_caching: bool = True, eos_token_ids: tuple[int, ...] = (),
+) -> Engine:  # fmt: skip
+    cache = CacheConfig(num_blocks, block_size, "fp32")
+    return Engine(
+        HistoryExecutor(vocab_size, cache, max_step_tokens), vocab_size, cache, max_seq_len=max_seq_len,
+        max_num_seqs=max_num_seqs, max_step_tokens=max_step_tokens, enable_prefix_caching=enable_prefix_caching,
+        eos_token_ids=eos_token_ids,
+    )  # fmt: skip
