@@ -49,7 +49,7 @@ class FileRecord:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What manifest.json says. `config` is resolved; `crc32c` has an entry per packed tensor."""
+    """What manifest.json says. `config` is resolved; `crc32c` has the native checksum of each packed tensor."""
 
     qwench_version: str
     created: str

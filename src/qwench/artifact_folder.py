@@ -7,7 +7,6 @@ Knows nothing of what is in the folder beyond what tells an artifact from somebo
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import shutil
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ from pathlib import Path
 
 from qwench.artifact import is_artifact
 from qwench.errors import ArtifactError, CapacityError
+from qwench.file_lock import try_lock
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -49,7 +49,7 @@ def new_artifact_folder(out: Path, overwrite: bool) -> Iterator[Path]:
         out.parent.mkdir(parents=True, exist_ok=True)
         _remove_abandoned(out)
         partial.mkdir()
-        lock = _lock(partial)
+        lock = try_lock(partial)
         yield partial
         _sync(partial)
         _rename(partial, out, overwrite)
@@ -81,20 +81,9 @@ def _rename(partial: Path, out: Path, overwrite: bool) -> None:
 def _remove_abandoned(out: Path) -> None:
     """Removes what killed compilers left for this name; a living one holds the lock of its folder."""
     for folder in out.parent.glob(f".{out.name}.partial-*"):
-        if (lock := _lock(folder)) >= 0:
+        if (lock := try_lock(folder)) >= 0:
             shutil.rmtree(folder, ignore_errors=True)
             os.close(lock)
-
-
-def _lock(folder: Path) -> int:
-    """A descriptor that holds the folder's lock until closed or the process ends; -1 if another holds it."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(descriptor)
-        return -1
-    return descriptor
 
 
 def _sync(folder: Path) -> None:

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import datetime
 import shutil
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,6 +27,7 @@ from qwench.artifact import (
     program_json,
 )
 from qwench.artifact_folder import check_destination, new_artifact_folder
+from qwench.checkpoint.hub import find_checkpoint
 from qwench.checkpoint.spec import ModelSpec
 from qwench.checkpoint.weights import Checkpoint
 from qwench.config import QwenchConfig
@@ -37,22 +36,12 @@ from qwench.host import available_memory_bytes, num_cpus
 from qwench.program.memory import MemoryPlan, plan_memory
 from qwench.program.ops import Program
 from qwench.program.qwen2 import build_qwen2
+from qwench.progress import ProgressCallback, Reporter
 from qwench.safetensors_file import SafetensorsWriter
 from qwench.targets.cpu._native import crc32c
 from qwench.targets.target import CacheConfig, PackedTensor, Target, get_target
 
 HEADER_ROOM_BYTES = 1 << 20
-
-
-@dataclass(frozen=True)
-class Progress:
-    """How far compiling is. stage: "check", "pack" or "finish"; bytes are of packed weights; left_s None: unknown."""
-
-    stage: str
-    bytes_done: int
-    bytes_total: int
-    elapsed_s: float
-    left_s: float | None
 
 
 @dataclass(frozen=True)
@@ -77,40 +66,41 @@ def compile_checkpoint(
     config: QwenchConfig | None = None,
     *,
     overwrite: bool = False,
-    progress: Callable[[Progress], None] | None = None,
+    progress: ProgressCallback | None = None,
     source_name: str | None = None,
 ) -> Artifact:
-    """Compiles the checkpoint folder `source` into the folder `out` and opens the result.
+    """Compiles the checkpoint `source`, a folder or a hub id, into the folder `out` and opens the result.
 
     overwrite: replace an artifact in `out`, once the new one is complete. source_name: what the manifest calls the
-    source, by default the folder's name. Raises CheckpointError, ConfigError, CapacityError, TargetError, and
-    ArtifactError if `out` can't be written; then nothing is left of the attempt.
+    source, by default the folder's name or the id. Raises CheckpointError, HubError, ConfigError, CapacityError,
+    TargetError, and ArtifactError if `out` can't be written; then nothing is left of the attempt.
     """
-    source, out = Path(source), Path(out)
-    report = _Reporter(progress)
+    out = Path(out)
+    folder, name = find_checkpoint(source, progress)
+    check_destination(out, overwrite, folder)
+    report = Reporter(progress)
     report("check", 0, 1)
-    check_destination(out, overwrite, source)
-    work = _prepare(source, config or QwenchConfig())
+    work = _prepare(folder, config or QwenchConfig())
     _check_memory(work)
     _check_disk(work, out)
-    with new_artifact_folder(out, overwrite) as folder:
-        crcs, packed_crcs, weights_hash = _write_weights(work, folder / WEIGHTS, report)
+    with new_artifact_folder(out, overwrite) as new:
+        crcs, packed_crcs, weights_hash = _write_weights(work, new / WEIGHTS, report)
         report("finish", work.packed_bytes, work.packed_bytes)
-        (folder / PROGRAM).write_text(program_json(work.program, work.plan), encoding="utf-8")
+        (new / PROGRAM).write_text(program_json(work.program, work.plan), encoding="utf-8")
         for path in work.checkpoint.companions():
-            shutil.copyfile(path, folder / path.name)
-        hashes = {p.name: weights_hash if p.name == WEIGHTS else file_sha256(p) for p in sorted(folder.iterdir())}
+            shutil.copyfile(path, new / path.name)
+        hashes = {p.name: weights_hash if p.name == WEIGHTS else file_sha256(p) for p in sorted(new.iterdir())}
         manifest = Manifest(
             qwench_version=qwench.__version__,
             created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-            source_name=source_name or source.resolve().name,
+            source_name=source_name or name,
             source_digest=work.checkpoint.content_digest(crcs),
             config=work.config.to_dict(),
             layout=work.target.layout,
-            files={name: FileRecord(sha256, (folder / name).stat().st_size) for name, sha256 in hashes.items()},
+            files={name: FileRecord(sha256, (new / name).stat().st_size) for name, sha256 in hashes.items()},
             crc32c=packed_crcs,
         )
-        (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
+        (new / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
     return open_artifact(out)
 
 
@@ -131,6 +121,29 @@ def _prepare(source: Path, config: QwenchConfig) -> _Plan:
 def source_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
     """Checkpoint tensor -> shape, for every tensor that the model reads. Before fusion each weight is one tensor."""
     return {weight.name: weight.shape for weight in build_qwen2(spec).weights.values()}
+
+
+def _write_weights(work: _Plan, path: Path, report: Reporter) -> tuple[dict[str, int], dict[str, int], str]:
+    """Packs every weight. Returns crc32c by source tensor, crc32c by packed tensor, and the file's sha256."""
+    checkpoint, threads = work.checkpoint, num_cpus()
+    source_crcs: dict[str, int] = {}
+    packed_crcs: dict[str, int] = {}
+    done = 0
+    header = [(t.name, "U8", t.shape) for tensors in work.packed.values() for t in tensors]
+    with SafetensorsWriter(path, header) as writer:
+        for name, weight in work.program.weights.items():
+            sources = [checkpoint.array(source) for source in weight.sources]
+            source_crcs |= {source: checkpoint.crc(source) for source in weight.sources}
+            out = {t.name: np.empty(t.num_bytes, np.uint8) for t in work.packed[name]}
+            work.target.pack(weight, sources, out)
+            for source in weight.sources:
+                checkpoint.release(source)
+            for tensor, data in out.items():
+                packed_crcs[tensor] = crc32c(data, threads)
+                writer.write(tensor, data)
+                done += data.nbytes
+            report("pack", done, work.packed_bytes)
+        return source_crcs, packed_crcs, writer.finish()
 
 
 def _check_memory(work: _Plan) -> None:
@@ -173,39 +186,3 @@ def _check_disk(work: _Plan, out: Path) -> None:
 
 def _size(num_bytes: int) -> str:
     return f"{num_bytes / 2**30:.2f} GiB" if num_bytes >= 2**27 else f"{num_bytes / 2**20:.1f} MiB"
-
-
-class _Reporter:
-    """Turns bytes done into Progress, with the time left by the speed so far."""
-
-    def __init__(self, callback: Callable[[Progress], None] | None) -> None:
-        self.callback, self.start = callback, time.perf_counter()
-
-    def __call__(self, stage: str, done: int, total: int) -> None:
-        if self.callback is not None:
-            elapsed = time.perf_counter() - self.start
-            left = elapsed * (total - done) / done if done else None
-            self.callback(Progress(stage, done, total, elapsed, left))
-
-
-def _write_weights(work: _Plan, path: Path, report: _Reporter) -> tuple[dict[str, int], dict[str, int], str]:
-    """Packs every weight. Returns crc32c by source tensor, crc32c by packed tensor, and the file's sha256."""
-    checkpoint, threads = work.checkpoint, num_cpus()
-    source_crcs: dict[str, int] = {}
-    packed_crcs: dict[str, int] = {}
-    done = 0
-    header = [(t.name, "U8", t.shape) for tensors in work.packed.values() for t in tensors]
-    with SafetensorsWriter(path, header) as writer:
-        for name, weight in work.program.weights.items():
-            sources = [checkpoint.array(source) for source in weight.sources]
-            source_crcs |= {source: checkpoint.crc(source) for source in weight.sources}
-            out = {t.name: np.empty(t.num_bytes, np.uint8) for t in work.packed[name]}
-            work.target.pack(weight, sources, out)
-            for source in weight.sources:
-                checkpoint.release(source)
-            for tensor, data in out.items():
-                packed_crcs[tensor] = crc32c(data, threads)
-                writer.write(tensor, data)
-                done += data.nbytes
-            report("pack", done, work.packed_bytes)
-        return source_crcs, packed_crcs, writer.finish()

@@ -184,7 +184,7 @@ class SafetensorsWriter:
         assert self._expected[self._next] == name, f"expected {self._expected[self._next]}, got {name}"
         self._next += 1
         self._raise_error()
-        self._queue.put(memoryview(data))
+        self._queue.put(data.data)
 
     def finish(self) -> str:
         """Waits until all is on disk; the sha256 of the file as hex."""

@@ -91,13 +91,13 @@ class Checkpoint:
         dtype = np.dtype(FLOAT_DTYPES[entry.dtype])
         if entry.start % dtype.itemsize:
             raw = raw.copy()  # the format allows odd offsets; vector loads of the native code don't
-        if not all_finite(raw, NATIVE_NAMES[entry.dtype]):
+        if not all_finite(raw, NATIVE_NAMES[entry.dtype], self.num_threads):
             raise CheckpointError(f"tensor {name!r} in {self._home[name].path} holds NaN or infinite values")
         return raw.view(dtype).reshape(entry.shape)
 
     def crc(self, name: str) -> int:
         """crc32c of the bytes of one tensor."""
-        return crc32c(self._home[name].raw(name), self.num_threads)
+        return int(crc32c(self._home[name].raw(name), self.num_threads))
 
     def release(self, name: str) -> None:
         """The tensor won't be read again soon: gives its pages back."""
@@ -145,7 +145,7 @@ class Checkpoint:
         if (self.folder / SINGLE).is_file():
             return {SINGLE: None}
         if (self.folder / INDEX).is_file():
-            return dict(_read_index(self.folder / INDEX))
+            return dict(read_index(self.folder / INDEX))
         names = sorted(path.name for path in self.folder.iterdir()) if self.folder.is_dir() else []
         if "adapter_model.safetensors" in names:
             raise CheckpointError(f"{self.folder} is an adapter; merge it into its base model and save that")
@@ -168,7 +168,7 @@ def _open(path: Path) -> SafetensorsFile:
         raise CheckpointError(f"{path} can't be read: {error.strerror}") from None
 
 
-def _read_index(path: Path) -> dict[str, set[str]]:
+def read_index(path: Path) -> dict[str, set[str]]:
     """Shard -> tensor names, from the `weight_map`. Shards lie beside the index, nowhere else."""
     try:
         weight_map = json.loads(path.read_text(encoding="utf-8"))["weight_map"]

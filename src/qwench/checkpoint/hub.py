@@ -1,0 +1,339 @@
+"""Checkpoints from the Hugging Face hub: the files that compiling needs, resumed where a download broke off, verified.
+
+Talks to the hub through huggingface_hub (its tokens, HF_ENDPOINT, offline mode); downloads by itself, since
+huggingface_hub no longer resumes a file. Never fetches pickles or code. Called by `qwench pull`, the compiler and
+`load.py`.
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+import hashlib
+import json
+import logging
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+from urllib.parse import urlparse
+
+from qwench.checkpoint.weights import COMPANION_FILES, INDEX, PICKLES, SINGLE, read_index
+from qwench.errors import CapacityError, CheckpointError, HubError
+from qwench.file_lock import lock_file
+from qwench.host import cache_dir
+from qwench.progress import ProgressCallback, Reporter
+
+if TYPE_CHECKING:
+    from huggingface_hub import ModelInfo
+
+log = logging.getLogger("qwench")
+
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+RECORD = ".qwench-pull.json"  # what was verified, so that it isn't hashed again while size and time stay
+
+
+@dataclass(frozen=True)
+class RemoteFile:
+    """A file on the hub: where its bytes are, how many, and its etag.
+
+    The etag is the sha256 of a large file, git's blob sha1 of a small one; from other servers it may mean nothing.
+    """
+
+    name: str
+    url: str
+    num_bytes: int
+    etag: str
+    headers: dict[str, str]
+
+
+def find_checkpoint(source: str | Path, progress: ProgressCallback | None = None) -> tuple[Path, str]:
+    """The folder of a checkpoint and its name: a folder here, or a hub id, which is pulled.
+
+    Raises CheckpointError when `source` is neither, HubError when the hub has it not.
+    """
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return path, path.resolve().name
+    if path.exists():
+        raise CheckpointError(f"{path} is a file; give the folder of a Hugging Face checkpoint")
+    if isinstance(source, str) and HUB_ID.fullmatch(source):
+        return pull(source, progress=progress), source
+    raise CheckpointError(f"there is no folder {str(source)!r}, and it is not a hub id such as Qwen/Qwen2.5-0.5B")
+
+
+def pull(
+    model_id: str,
+    out: str | Path | None = None,
+    revision: str | None = None,
+    *,
+    progress: ProgressCallback | None = None,
+) -> Path:
+    """Downloads what compiling needs of `model_id` into `out` (default: a folder in qwench's cache); the folder.
+
+    Files that are there and verified are kept, broken downloads resumed. Without `out`, a complete snapshot in
+    huggingface_hub's own cache is used as it is. Raises HubError, CheckpointError or CapacityError.
+    """
+    if not HUB_ID.fullmatch(model_id):
+        raise HubError(f"{model_id!r} is not a hub id; it looks like ORGANISATION/NAME")
+    default = cache_dir() / "checkpoints" / model_id.replace("/", "--")
+    folder = default / (revision or "main").replace("/", "--") if out is None else Path(out).expanduser()
+    with _hub_errors(model_id, revision, folder):
+        try:
+            info = _model_info(model_id, revision)
+        except Exception as error:
+            if out is None and _is_unreachable(error) and (found := _offline_folder(model_id, revision, folder)):
+                log.warning("the hub can't be reached; using what was downloaded before: %s", found)
+                return found
+            raise
+        if out is None and (found := _hub_cache_folder(model_id, info.sha)):
+            return found
+        with lock_file(folder / ".qwench-pull.lock"):
+            return _Pull(model_id, info, folder, progress).run()
+
+
+def _model_info(model_id: str, revision: str | None) -> ModelInfo:
+    from huggingface_hub import HfApi
+
+    return HfApi().model_info(model_id, revision=revision or "main", files_metadata=True)
+
+
+class _Pull:
+    """One download into one folder."""
+
+    def __init__(self, model_id: str, info: ModelInfo, folder: Path, progress: ProgressCallback | None) -> None:
+        self.model_id, self.folder, self.progress = model_id, folder, progress
+        self.revision = info.sha
+        self.names = {sibling.rfilename for sibling in info.siblings or []}
+        self.record = _read_record(folder)
+
+    def run(self) -> Path:
+        self._check_kind()
+        weights = [SINGLE]
+        if SINGLE not in self.names:
+            self._fetch([INDEX])
+            weights = sorted(read_index(self.folder / INDEX))
+        if absent := [name for name in weights if name not in self.names]:
+            raise HubError(f"{self.model_id} on the hub lacks {', '.join(absent)}, which its {INDEX} names")
+        self._fetch([name for name in COMPANION_FILES if name in self.names] + weights)
+        return self.folder
+
+    def _check_kind(self) -> None:
+        if "config.json" not in self.names:
+            raise HubError(f"{self.model_id} on the hub has no config.json; it is not a transformers checkpoint")
+        if not self.names & {SINGLE, INDEX}:
+            pickled = any(name.endswith(PICKLES) for name in self.names)
+            only = "only pickled weights, which can run code and are refused" if pickled else "no safetensors weights"
+            raise HubError(f"{self.model_id} on the hub has {only}; look for a safetensors version of it")
+
+    def _fetch(self, names: list[str]) -> None:
+        """Brings the files here, verified; those that are need nothing but a look at size and time."""
+        files = [self._remote(name) for name in names if not self._is_recorded(name)]
+        total = sum(file.num_bytes for file in files)
+        before = sum(_size(self._partial(file)) for file in files)
+        self._check_disk(total - before)
+        report, done = Reporter(self.progress, before), 0
+        for file in files:
+            self._fetch_one(file, functools.partial(_report_bytes, report, done, total))
+            done += file.num_bytes
+
+    def _fetch_one(self, file: RemoteFile, advance: Callable[[int], None]) -> None:
+        path, partial = self.folder / file.name, self._partial(file)
+        if path.is_file() and not _is_sound(path, file):
+            log.warning("%s is not what the hub has, and is downloaded again", path)
+        elif path.is_file():
+            return self._remember(file.name)
+        for _ in range(2):  # what was resumed may be damaged; from the start it must not be
+            _download(file, partial, advance)
+            if _is_sound(partial, file):
+                os.replace(partial, path)
+                return self._remember(file.name)
+            partial.unlink()
+        raise HubError(f"{file.name} of {self.model_id} arrived damaged (its hash is not {file.etag}); try again later")
+
+    def _remote(self, name: str) -> RemoteFile:
+        from huggingface_hub import get_hf_file_metadata, hf_hub_url
+        from huggingface_hub.utils._headers import build_hf_headers
+
+        url = hf_hub_url(self.model_id, name, revision=self.revision)
+        meta = get_hf_file_metadata(url)
+        if meta.size is None:
+            raise HubError(f"the hub doesn't say how large {name} of {self.model_id} is")
+        headers = {key: value for key, value in build_hf_headers().items() if isinstance(value, str)}
+        if urlparse(meta.location).netloc != urlparse(url).netloc:
+            headers.pop("authorization", None)  # the token is for the hub, not for its file servers
+        return RemoteFile(name, meta.location, meta.size, meta.etag or "", headers)
+
+    def _partial(self, file: RemoteFile) -> Path:
+        """Named by etag, so that a file that changed on the hub isn't continued."""
+        return self.folder / f".{file.name}.{hashlib.sha256(file.etag.encode()).hexdigest()[:12]}.partial"
+
+    def _is_recorded(self, name: str) -> bool:
+        """Verified by an earlier pull of the same revision, and not touched since."""
+        return self.record.get(name) == [self.revision, *_stamp(self.folder / name)]
+
+    def _remember(self, name: str) -> None:
+        self.record[name] = [self.revision, *_stamp(self.folder / name)]
+        written = self.folder / f"{RECORD}.partial"
+        written.write_text(json.dumps(self.record))
+        os.replace(written, self.folder / RECORD)
+
+    def _check_disk(self, needed: int) -> None:
+        if (free := shutil.disk_usage(self.folder).free) < needed:
+            raise CapacityError(
+                f"{self.model_id} needs {needed / 2**20:.0f} MiB more, but {self.folder} has {free / 2**20:.0f} MiB "
+                "free; free some space or give a folder on another disk"
+            )
+
+
+def _report_bytes(report: Reporter, before: int, total: int, count: int) -> None:
+    report("download", before + count, total)
+
+
+def _download(file: RemoteFile, partial: Path, advance: Callable[[int], None]) -> None:
+    """Appends to `partial` what it lacks of the file."""
+    from huggingface_hub.file_download import http_get
+    from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+
+    if _size(partial) > file.num_bytes:
+        partial.unlink()
+    had_bars = not are_progress_bars_disabled()
+    disable_progress_bars()
+    try:
+        with partial.open("ab") as raw:
+            sink: Any = _Counted(raw, advance)
+            http_get(file.url, sink, resume_size=raw.tell(), headers=dict(file.headers), expected_size=file.num_bytes)
+    finally:
+        if had_bars:
+            enable_progress_bars()
+
+
+class _Counted:
+    """A file that tells how long it is after each write."""
+
+    def __init__(self, file: BinaryIO, advance: Callable[[int], None]) -> None:
+        self._file, self._advance = file, advance
+
+    def write(self, data: bytes) -> int:
+        count = self._file.write(data)
+        self._advance(self._file.tell())
+        return count
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+
+def _is_sound(path: Path, file: RemoteFile) -> bool:
+    """Size, and the hash if the etag is one: sha256 (64 hex digits) or git's blob sha1 (40)."""
+    if _size(path) != file.num_bytes:
+        return False
+    if re.fullmatch("[0-9a-f]{64}", file.etag):
+        digest = hashlib.sha256()
+    elif re.fullmatch("[0-9a-f]{40}", file.etag):
+        digest = hashlib.sha1(f"blob {file.num_bytes}\0".encode(), usedforsecurity=False)
+    else:
+        return True
+    with path.open("rb") as stream:
+        while chunk := stream.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest() == file.etag
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.is_file() else 0
+
+
+def _stamp(path: Path) -> list[int]:
+    if not path.is_file():
+        return []
+    stat = path.stat()
+    return [stat.st_size, stat.st_mtime_ns, stat.st_ino]
+
+
+def _read_record(folder: Path) -> dict[str, Any]:
+    try:
+        record = json.loads((folder / RECORD).read_text())
+    except (OSError, ValueError):
+        return {}  # absent or damaged: everything is verified anew
+    return record if isinstance(record, dict) else {}
+
+
+def _hub_cache_folder(model_id: str, revision: str | None) -> Path | None:
+    """The snapshot in huggingface_hub's cache, if it is whole."""
+    from huggingface_hub import try_to_load_from_cache
+
+    def cached(name: str) -> bool:
+        return isinstance(try_to_load_from_cache(model_id, name, revision=revision), str)
+
+    config = try_to_load_from_cache(model_id, "config.json", revision=revision)
+    if not isinstance(config, str):
+        return None
+    folder = Path(config).parent
+    if cached(SINGLE):
+        return folder
+    return folder if cached(INDEX) and all(cached(name) for name in read_index(folder / INDEX)) else None
+
+
+def _offline_folder(model_id: str, revision: str | None, folder: Path) -> Path | None:
+    """What an earlier pull or huggingface_hub left here, if it is whole."""
+    record = _read_record(folder)
+    weights = [SINGLE] if SINGLE in record else [INDEX, *read_index(folder / INDEX)] if INDEX in record else [""]
+    if all(record.get(name, [None])[1:] == _stamp(folder / name) for name in ["config.json", *weights]):
+        return folder
+    return _hub_cache_folder(model_id, revision)
+
+
+def _is_unreachable(error: Exception) -> bool:
+    """No answer at all, rather than a refusal."""
+    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+
+    if isinstance(error, HfHubHTTPError):
+        return False
+    library = type(error).__module__.partition(".")[0]
+    return isinstance(error, (OfflineModeIsEnabled, ConnectionError, TimeoutError)) or library.startswith(
+        ("httpx", "requests", "urllib3")
+    )
+
+
+@contextmanager
+def _hub_errors(model_id: str, revision: str | None, folder: Path) -> Iterator[None]:
+    """Turns what huggingface_hub raises into a sentence that says what to do."""
+    from huggingface_hub import constants
+    from huggingface_hub import errors as hf
+
+    try:
+        yield
+    except (HubError, CheckpointError, CapacityError):
+        raise
+    except hf.GatedRepoError:
+        raise HubError(
+            f"{model_id} is gated: ask for access at {constants.ENDPOINT}/{model_id}, then log in with `hf auth login` "
+            "or set HF_TOKEN"
+        ) from None
+    except hf.RepositoryNotFoundError:
+        raise HubError(
+            f"{constants.ENDPOINT} has no model {model_id!r} that you may read (and there is no folder of that name); "
+            "check the spelling, or log in with `hf auth login` if it is private"
+        ) from None
+    except hf.RevisionNotFoundError:
+        raise HubError(f"{model_id} has no revision {revision!r}") from None
+    except hf.HFValidationError as error:
+        raise HubError(f"{model_id!r} is not a hub id: {error}") from None
+    except hf.HfHubHTTPError as error:
+        status = getattr(error.response, "status_code", "an error")
+        raise HubError(f"{constants.ENDPOINT} answered {status} for {model_id}; try again later") from None
+    except Exception as error:
+        if _is_unreachable(error):
+            raise HubError(
+                f"{constants.ENDPOINT} can't be reached for {model_id} ({error}); check the network and HF_ENDPOINT, "
+                "or give a checkpoint folder; what was downloaded is kept and resumed"
+            ) from None
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise CapacityError(f"the disk is full at {folder}; free some space, then pull again to resume") from None
+        if isinstance(error, OSError):
+            raise HubError(f"{model_id} can't be downloaded to {folder}: {error}; pull again to resume") from None
+        raise
