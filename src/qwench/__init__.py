@@ -13,7 +13,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "LLM": "qwench.llm",
     "SamplingParams": "qwench.runtime.request",
-    "RequestOutput": "qwench.runtime.request",
+    "RequestOutput": "qwench.text.generation",
     "QwenchConfig": "qwench.config",
     "QwenchForCausalLM": "qwench.modeling",
     "compile_checkpoint": "qwench.compiler",
@@ -36,7 +36,8 @@ if TYPE_CHECKING:
     from qwench.errors import QwenchError
     from qwench.llm import LLM
     from qwench.modeling import QwenchForCausalLM
-    from qwench.runtime.request import RequestOutput, SamplingParams
+    from qwench.runtime.request import SamplingParams
+    from qwench.text.generation import RequestOutput
 
 
 def __getattr__(name: str) -> object:

@@ -177,9 +177,7 @@ class Engine:
         del samples[request.index]
         if not samples:
             del self._requests[request.request_id]
-        return TokenOutput(
-            request.request_id, request.index, token, logprobs, reason, stop_reason, error, timings
-        )
+        return TokenOutput(request.request_id, request.index, token, logprobs, reason, stop_reason, error, timings)
 
     def _fail_running(self, cause: Exception) -> list[TokenOutput]:
         error = cause if isinstance(cause, QwenchError) else QwenchError(f"the step failed: {cause!r}")
@@ -210,7 +208,8 @@ class _BatchArrays:
 
     def fill(self, plan: dict[Request, int]) -> tuple[StepBatch, list[Request]]:
         """The batch, and the requests whose last known token is in it, in the order of its logits."""
-        end, sampled = 0, []
+        sampled: list[Request] = []
+        end = 0
         for s, (request, count) in enumerate(plan.items()):
             done = request.num_computed
             self.token_ids[end : end + count] = request.tokens[done : done + count]

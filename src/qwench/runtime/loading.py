@@ -6,13 +6,12 @@ Knows nothing of checkpoints, files or text. Called by `LLM`, the command line a
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Protocol
 
 from qwench.config import QwenchConfig
 from qwench.errors import CapacityError, ConfigError
+from qwench.host import available_memory_bytes, num_cpus
 from qwench.program.memory import MemoryPlan
 from qwench.program.ops import Program
 from qwench.runtime.engine import Engine
@@ -50,7 +49,7 @@ def load_engine(
     """
     config = model.config
     assert config.max_seq_len and config.batch_size and config.kvcache_block_size and config.kv_cache and config.target
-    threads = default_num_threads() if num_threads is None else num_threads
+    threads = num_cpus() if num_threads is None else num_threads
     if threads < 1:
         raise ConfigError(f"num_threads is {num_threads}; it must be at least 1")
     blocks = choose_num_blocks(model, num_blocks or config.kvcache_num_blocks, memory or config.memory)
@@ -75,7 +74,7 @@ def choose_num_blocks(model: CompiledModel, wanted: int | None = None, memory: i
     one_sequence = -(-config.max_seq_len // config.kvcache_block_size)
     weights = sum(tensor.nbytes for tensor in model.tensors.values())
     fixed = weights + model.plan.arena_bytes + config.batch_size * model.program.spec.vocab_size * 4
-    available = available_memory() if memory is None else memory
+    available = available_memory_bytes() if memory is None else memory
     rest = available - fixed
     least = wanted or one_sequence
     if wanted is not None and wanted < one_sequence:
@@ -101,59 +100,6 @@ def choose_num_blocks(model: CompiledModel, wanted: int | None = None, memory: i
         _gib(blocks * block_bytes), blocks, blocks * config.kvcache_block_size, _gib(rest - blocks * block_bytes),
     )  # fmt: skip
     return int(blocks)
-
-
-def default_num_threads() -> int:
-    """Processors that this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def available_memory(root: Path = Path("/")) -> int:
-    """Bytes that this process could still use: MemAvailable, or less where a control group allows less."""
-    meminfo = root / "proc/meminfo"
-    if not meminfo.exists():
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    fields = {line.split(":")[0]: int(line.split()[1]) for line in meminfo.read_text().splitlines()}
-    available = fields.get("MemAvailable", fields["MemFree"]) * 1024
-    return min([available, *_control_group_rest(root)])
-
-
-def _control_group_rest(root: Path) -> list[int]:
-    """What the limits of this process's control groups (version 2 or 1) leave; page cache counts as free."""
-    rest = []
-    for folder, limit_name, usage_name, cache_name in _control_groups(root):
-        try:
-            limit = (folder / limit_name).read_text().strip()
-            usage = int((folder / usage_name).read_text())
-            stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
-        except (OSError, ValueError):
-            continue  # this level sets no limit that we may read
-        if limit != "max":
-            rest.append(max(int(limit) - usage + int(stat.get(cache_name, 0)), 0))
-    return rest
-
-
-def _control_groups(root: Path) -> list[tuple[Path, str, str, str]]:
-    """Each group from the process's own up to the mount: folder, and its files for limit, usage and page cache."""
-    groups = []
-    try:
-        lines = (root / "proc/self/cgroup").read_text().splitlines()
-    except OSError:
-        return []
-    for line in lines:
-        _, controllers, path = line.split(":", 2)
-        if controllers == "":
-            mount, names = root / "sys/fs/cgroup", ("memory.max", "memory.current", "inactive_file")
-        elif "memory" in controllers.split(","):
-            mount = root / "sys/fs/cgroup/memory"
-            names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
-        else:
-            continue
-        folder = mount / path.lstrip("/")
-        groups += [(f, *names) for f in (folder, *folder.parents) if f == mount or mount in f.parents]
-    return groups
 
 
 def _gib(num_bytes: int) -> str:

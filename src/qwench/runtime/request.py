@@ -133,7 +133,8 @@ class TokenLogprobs(NamedTuple):
     top: list[tuple[int, float]]
 
 
-class TokenOutput(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class TokenOutput:
     """One new token of sample `index` of a request; with a `finish_reason` it is the last.
 
     token_id is None when the request ended without a token: "abort", or "error" with its `error`.

@@ -120,6 +120,10 @@ def _read_json(path: Path) -> dict[str, Any]:
     return data
 
 
+def has_tokenizer(folder: Path) -> bool:
+    return (folder / "tokenizer.json").exists() or (folder / "vocab.json").exists()
+
+
 def _read_tokenizer(folder: Path) -> tokenizers.Tokenizer:
     path = folder / "tokenizer.json"
     if path.exists():

@@ -1,0 +1,242 @@
+"""LLM: a model and everything it needs to answer, for use from Python.
+
+    llm = LLM("path/to/model")
+    llm.generate("Once upon a time", SamplingParams(max_tokens=64))[0].outputs[0].text
+    for delta in llm.chat([{"role": "user", "content": "Hello"}], stream=True): print(delta.text, end="")
+
+Opens the model (compiling a checkpoint first), and lets one TextEngine run until the answers are there.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, TypeAlias, overload
+
+from qwench.config import QwenchConfig
+from qwench.errors import RequestError
+from qwench.runtime.engine import Engine
+from qwench.runtime.loading import load_engine
+from qwench.runtime.metrics import Metrics
+from qwench.runtime.request import SamplingParams
+from qwench.text.chat import Message, render_chat
+from qwench.text.generation import Delta, GenerationDefaults, RequestOutput, TextEngine, chat_params
+from qwench.text.tokenizer import Tokenizer, has_tokenizer
+
+logger = logging.getLogger(__name__)
+
+Prompt: TypeAlias = "str | Sequence[int]"
+Params: TypeAlias = "SamplingParams | Sequence[SamplingParams] | None"
+
+
+class LLM:
+    """A loaded model. Not thread-safe. Use it in a `with`, or `close()` it, to give its memory back at once.
+
+    model: an artifact, a checkpoint folder or a hub id. config or options: of QwenchConfig, as `weights="int8"`.
+    num_threads: default: the processors this process may use. Raises QwenchError of the kind that says why not.
+    load_s: how long opening it took, in seconds.
+    """
+
+    def __init__(
+        self, model: str | Path, *, config: QwenchConfig | None = None, num_threads: int | None = None,
+        enable_prefix_caching: bool = True, **options: Any,
+    ) -> None:  # fmt: skip
+        from qwench.load import resolve_model
+
+        start = time.monotonic()
+        config = QwenchConfig.from_dict({**(config.to_dict() if config else {}), **options})
+        artifact = resolve_model(model, config)
+        defaults = GenerationDefaults.from_folder(artifact.path)
+        tokenizer = None
+        if has_tokenizer(artifact.path):
+            tokenizer = Tokenizer(artifact.path)
+        else:
+            logger.warning("%s has no tokenizer files: prompts must be token ids, answers have no text", model)
+        eos_token_ids = _eos_token_ids(defaults, tokenizer, artifact.program.spec.vocab_size)
+        engine = load_engine(
+            artifact, num_threads=num_threads, enable_prefix_caching=enable_prefix_caching, eos_token_ids=eos_token_ids
+        )
+        self._set_up(engine, tokenizer, defaults)
+        self.load_s = time.monotonic() - start
+
+    @classmethod
+    def from_engine(
+        cls, engine: Engine, tokenizer: Tokenizer | None = None, defaults: GenerationDefaults | None = None
+    ) -> LLM:
+        """An LLM over an engine that is already there, and now belongs to it."""
+        llm = cls.__new__(cls)
+        llm._set_up(engine, tokenizer, defaults or GenerationDefaults())
+        llm.load_s = 0.0
+        return llm
+
+    def _set_up(self, engine: Engine, tokenizer: Tokenizer | None, defaults: GenerationDefaults) -> None:
+        self.engine, self.tokenizer, self.defaults = engine, tokenizer, defaults
+        self.text_engine = TextEngine(engine, tokenizer)
+        self._inbox: dict[str, deque[Delta]] = {}
+
+    @property
+    def metrics(self) -> Metrics:
+        return self.engine.metrics
+
+    @overload
+    def generate(
+        self, prompts: Prompt | Sequence[Prompt], params: Params = None, *, stream: Literal[False] = False,
+        progress: bool = False,
+    ) -> list[RequestOutput]: ...  # fmt: skip
+    @overload
+    def generate(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        params: Params = None,
+        *,
+        stream: Literal[True],
+        progress: bool = False,
+    ) -> Iterator[Delta]: ...
+    def generate(
+        self, prompts: Prompt | Sequence[Prompt], params: Params = None, *, stream: bool = False, progress: bool = False
+    ) -> list[RequestOutput] | Iterator[Delta]:
+        """Answers to one prompt or several (text or token ids), in their order; with `stream`, deltas as they come.
+
+        params: for all prompts, or one per prompt. None: what the model's generation_config.json says (temperature,
+        top_k, top_p, min_p, repetition_penalty; greedy unless it says do_sample), until the end of text or context.
+        progress: show a bar. Raises RequestError before the first step if any of the requests is impossible; a single
+        prompt's failure while it runs is raised, one of several is in its output as finish_reason "error".
+        """
+        batch, is_single = _as_batch(prompts)
+        tokens = [self.text_engine.encode(p) if isinstance(p, str) else [int(t) for t in p] for p in batch]
+        texts = [p if isinstance(p, str) else None for p in batch]
+        return self._answer(texts, tokens, self._params_of(params, len(batch)), is_single, stream, progress)
+
+    @overload
+    def chat(
+        self, messages: Sequence[Message] | Sequence[Sequence[Message]], params: Params = None, *,
+        stream: Literal[False] = False, progress: bool = False, **template: Any,
+    ) -> list[RequestOutput]: ...  # fmt: skip
+    @overload
+    def chat(
+        self, messages: Sequence[Message] | Sequence[Sequence[Message]], params: Params = None, *,
+        stream: Literal[True], progress: bool = False, **template: Any,
+    ) -> Iterator[Delta]: ...  # fmt: skip
+    def chat(
+        self, messages: Sequence[Message] | Sequence[Sequence[Message]], params: Params = None, *,
+        stream: bool = False, progress: bool = False, **template: Any,
+    ) -> list[RequestOutput] | Iterator[Delta]:  # fmt: skip
+        """As `generate`, for one conversation of messages or several, through the model's chat template.
+
+        template: `tools`, `chat_template`, `add_generation_prompt` and whatever the template itself understands.
+        """
+        if self.tokenizer is None:
+            raise RequestError("this model has no tokenizer files, so no chat template; use generate with token ids")
+        is_single = not messages or isinstance(messages[0], Mapping)
+        conversations: Any = [messages] if is_single else messages
+        texts = [render_chat(self.tokenizer, conversation, **template) for conversation in conversations]
+        tokens = [self.tokenizer.encode(text, add_special_tokens=False) for text in texts]
+        each = [chat_params(p, self.tokenizer, self.engine.eos_token_ids) for p in self._params_of(params, len(texts))]
+        return self._answer(texts, tokens, each, is_single, stream, progress)
+
+    def _params_of(self, params: Params, count: int) -> list[SamplingParams]:
+        if params is None or isinstance(params, SamplingParams):
+            return [params or self.defaults.params] * count
+        if len(params) != count:
+            raise RequestError(f"there are {count} prompts but {len(params)} sampling parameters; give one for each")
+        return list(params)
+
+    def _answer(
+        self, texts: Sequence[str | None], tokens: list[list[int]], params: list[SamplingParams], is_single: bool,
+        stream: bool, progress: bool,
+    ) -> list[RequestOutput] | Iterator[Delta]:  # fmt: skip
+        for ids, each in zip(tokens, params, strict=True):
+            self.text_engine.check(ids, each)
+        deltas = self._run(texts, tokens, params, is_single)
+        if progress:
+            deltas = _with_progress(deltas, len(tokens))
+        if stream:
+            return deltas
+        finished = {delta.prompt_index: delta.output for delta in deltas if delta.output is not None}
+        return [finished[i] for i in range(len(tokens))]
+
+    def _run(
+        self, texts: Sequence[str | None], tokens: list[list[int]], params: list[SamplingParams], is_single: bool
+    ) -> Iterator[Delta]:
+        """Adds the requests and steps until they are done; another stream's deltas wait in its own inbox."""
+        mine = [
+            self.text_engine.add(ids, each, prompt=text, prompt_index=i)
+            for i, (text, ids, each) in enumerate(zip(texts, tokens, params, strict=True))
+        ]
+        inbox: deque[Delta] = deque()
+        self._inbox |= dict.fromkeys(mine, inbox)
+        open_requests = set(mine)
+        try:
+            while open_requests:
+                for delta in self.text_engine.step() if not inbox else ():
+                    if delta.request_id in self._inbox:
+                        self._inbox[delta.request_id].append(delta)
+                while inbox:
+                    delta = inbox.popleft()
+                    if delta.output is not None:
+                        open_requests.discard(delta.request_id)
+                        self._raise_if_failed(delta.output, is_single)
+                    yield delta
+        finally:
+            for request_id in mine:
+                del self._inbox[request_id]
+                self.text_engine.abort(request_id)
+
+    def _raise_if_failed(self, output: RequestOutput, is_single: bool) -> None:
+        for completion in output.outputs:
+            if completion.error is not None:
+                if is_single:
+                    raise completion.error
+                logger.error("request %s failed: %s", output.request_id, completion.error)
+
+    def close(self) -> None:
+        """Ends what is unfinished and frees cache and threads. Idempotent."""
+        self.engine.close()
+
+    def __enter__(self) -> LLM:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _as_batch(prompts: Prompt | Sequence[Prompt]) -> tuple[list[Prompt], bool]:
+    """The prompts as a list, and whether it was a single one (a string, or a sequence of token ids)."""
+    if isinstance(prompts, str):
+        return [prompts], True
+    items: list[Any] = list(prompts)
+    if items and all(hasattr(item, "__index__") for item in items):
+        return [items], True
+    for item in items:
+        if not isinstance(item, (str, Sequence)) and not hasattr(item, "__array__"):
+            raise RequestError(f"a prompt is {item!r}; it must be text or a list of token ids")
+    return items, False
+
+
+def _eos_token_ids(defaults: GenerationDefaults, tokenizer: Tokenizer | None, vocab_size: int) -> frozenset[int]:
+    ids = set(defaults.eos_token_ids)
+    if tokenizer is not None and tokenizer.eos_token_id is not None:
+        ids.add(tokenizer.eos_token_id)
+    return frozenset(token for token in ids if token < vocab_size)
+
+
+def _with_progress(deltas: Iterator[Delta], num_prompts: int) -> Iterator[Delta]:
+    """Passes deltas on behind a bar of finished prompts and the speed so far, on stderr."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    start, tokens = time.monotonic(), 0
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("generating", total=num_prompts)
+        for delta in deltas:
+            tokens += len(delta.token_ids)
+            if delta.output is not None:
+                speed = tokens / max(time.monotonic() - start, 1e-9)
+                bar.update(task, advance=1, description=f"generating, {speed:.0f} tokens/s")
+            yield delta

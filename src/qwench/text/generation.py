@@ -1,0 +1,272 @@
+"""From tokens to answers: a TextEngine takes prompts and gives, step by step, the text that each token completes.
+
+Owns what the engine doesn't know: detokenising, stop strings, and what a model's generation_config.json says. Called
+by `LLM`, the command line and the server.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from qwench.errors import CheckpointError, QwenchError, RequestError
+from qwench.runtime.engine import Engine
+from qwench.runtime.request import FinishReason, RequestTimings, SamplingParams, TokenLogprobs, TokenOutput
+from qwench.text.detokenize import Detokenizer
+from qwench.text.stops import StopChecker
+from qwench.text.tokenizer import Tokenizer, special_ids
+
+CHAT_END_TOKENS = ("<|im_end|>", "<|im_start|>")  # the second opens another turn, which is never the answer's business
+
+
+@dataclass(frozen=True)
+class CompletionOutput:
+    """One answer. token_ids holds every generated token, the one that ended it too; text goes without that one.
+
+    stop_reason: the stop string, or the token of stop_token_ids, that ended it; None for the model's own end.
+    logprobs: one per token, and cumulative_logprob their sum, when asked for. error: why finish_reason is "error".
+    """
+
+    index: int
+    text: str
+    token_ids: list[int]
+    finish_reason: FinishReason
+    stop_reason: int | str | None
+    logprobs: list[TokenLogprobs] | None
+    cumulative_logprob: float | None
+    timings: RequestTimings
+    error: QwenchError | None = None
+
+
+@dataclass(frozen=True)
+class RequestOutput:
+    """A request and its `n` answers, in the order of their index. prompt is None when it was given as tokens."""
+
+    request_id: str
+    prompt: str | None
+    prompt_token_ids: list[int]
+    outputs: list[CompletionOutput]
+
+
+@dataclass(frozen=True)
+class Delta:
+    """What one step added to sample `index` of a request: at most a token, and the text that is now certain.
+
+    prompt_index: place of the prompt in the caller's list. With a finish_reason it is the sample's last; the last of
+    the whole request carries its `output`.
+    """
+
+    request_id: str
+    prompt_index: int
+    index: int
+    text: str
+    token_ids: tuple[int, ...]
+    logprobs: TokenLogprobs | None = None
+    finish_reason: FinishReason | None = None
+    stop_reason: int | str | None = None
+    output: RequestOutput | None = None
+
+
+class TextEngine:
+    """An Engine with its tokenizer; without one it serves prompts of tokens, and its answers have no text."""
+
+    def __init__(self, engine: Engine, tokenizer: Tokenizer | None) -> None:
+        self.engine, self.tokenizer = engine, tokenizer
+        self._requests: dict[str, _TextRequest] = {}
+
+    def encode(self, prompt: str) -> list[int]:
+        """The prompt's tokens. Raises RequestError when the model came without a tokenizer."""
+        if self.tokenizer is None:
+            raise RequestError("this model has no tokenizer files; give prompts as token ids")
+        return self.tokenizer.encode(prompt)
+
+    def check(self, prompt_token_ids: Sequence[int], params: SamplingParams) -> None:
+        """Raises RequestError for a request that `add` would refuse."""
+        if params.stop and self.tokenizer is None:
+            raise RequestError("stop strings need a tokenizer, which this model doesn't have; use stop_token_ids")
+        self.engine.check_request(prompt_token_ids, params)
+
+    def add(
+        self, prompt_token_ids: Sequence[int], params: SamplingParams, *, prompt: str | None = None,
+        prompt_index: int = 0, request_id: str | None = None, cache_salt: str = "",
+    ) -> str:  # fmt: skip
+        """Queues a request and returns its id. `prompt`, its text, and `prompt_index` only come back in the outputs.
+
+        Raises RequestError if it can't be served.
+        """
+        self.check(prompt_token_ids, params)
+        request_id = self.engine.add_request(prompt_token_ids, params, request_id, cache_salt=cache_salt)
+        ids = [int(token) for token in prompt_token_ids]
+        samples = [_TextSample(index, params, self.tokenizer) for index in range(params.n)]
+        self._requests[request_id] = _TextRequest(request_id, prompt, prompt_index, ids, samples)
+        return request_id
+
+    def step(self) -> list[Delta]:
+        """One step of the engine, as text. A sample that meets a stop string ends in the same step."""
+        deltas = []
+        for output in self.engine.step():
+            request = self._requests.get(output.request_id)
+            if request is None:
+                continue  # added to the engine by somebody else
+            sample = request.samples[output.index]
+            text = sample.push(output)
+            if sample.met_stop_string and output.finish_reason is None:
+                [ended] = self.engine.abort(output.request_id, output.index)
+                sample.end("stop", ended.timings)
+            deltas.append(self._delta(request, sample, text, output))
+        return deltas
+
+    def abort(self, request_id: str) -> list[Delta]:
+        """Ends a request at once. Returns the last word of each unfinished sample; none for an unknown id."""
+        request = self._requests.get(request_id)
+        if request is None:
+            return []
+        deltas = []
+        for output in self.engine.abort(request_id):
+            sample = request.samples[output.index]
+            deltas.append(self._delta(request, sample, sample.push(output), output))
+        return deltas
+
+    def has_unfinished(self) -> bool:
+        return bool(self._requests)
+
+    def _delta(self, request: _TextRequest, sample: _TextSample, text: str, output: TokenOutput) -> Delta:
+        whole = None
+        if sample.finish_reason is not None:
+            whole = request.output_if_finished()
+            if whole is not None:
+                del self._requests[request.request_id]
+        tokens = () if output.token_id is None else (output.token_id,)
+        return Delta(
+            request.request_id, request.prompt_index, sample.index, text, tokens, output.logprobs,
+            sample.finish_reason, sample.stop_reason, whole,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _TextRequest:
+    """The text side of a request: its prompt and its samples."""
+
+    request_id: str
+    prompt: str | None
+    prompt_index: int
+    prompt_token_ids: list[int]
+    samples: list[_TextSample]
+
+    def output_if_finished(self) -> RequestOutput | None:
+        if any(sample.finish_reason is None for sample in self.samples):
+            return None
+        outputs = [sample.completion() for sample in self.samples]
+        return RequestOutput(self.request_id, self.prompt, self.prompt_token_ids, outputs)
+
+
+class _TextSample:
+    """One answer as it grows: its tokens, its text, and what ended it."""
+
+    def __init__(self, index: int, params: SamplingParams, tokenizer: Tokenizer | None) -> None:
+        self.index, self.params = index, params
+        self.detokenizer = None
+        if tokenizer is not None:
+            self.detokenizer = Detokenizer(tokenizer, skip_special_tokens=params.skip_special_tokens)
+        self.stops = StopChecker(params.stop, include=params.include_stop_str_in_output)
+        self.token_ids: list[int] = []
+        self.pieces: list[str] = []
+        self.logprobs: list[TokenLogprobs] | None = None if params.logprobs is None else []
+        self.finish_reason: FinishReason | None = None
+        self.stop_reason: int | str | None = None
+        self.timings: RequestTimings | None = None
+        self.error: QwenchError | None = None
+
+    @property
+    def met_stop_string(self) -> bool:
+        return self.stops.matched is not None
+
+    def push(self, output: TokenOutput) -> str:
+        """Takes one output of the engine; returns the text that it adds."""
+        text = "" if output.token_id is None else self._push_token(output, output.token_id)
+        if output.finish_reason is not None and not self.met_stop_string:
+            if self.detokenizer is not None:
+                text += self._watch(self.detokenizer.flush())
+            text += self.stops.flush()
+            self.stop_reason = output.stop_reason
+        if self.met_stop_string:
+            self.stop_reason = self.stops.matched
+        if output.finish_reason is not None:
+            self.error = output.error
+            self.end("stop" if self.met_stop_string else output.finish_reason, output.timings)
+        if text:
+            self.pieces.append(text)
+        return text
+
+    def _push_token(self, output: TokenOutput, token: int) -> str:
+        self.token_ids.append(token)
+        if self.logprobs is not None and output.logprobs is not None:
+            self.logprobs.append(output.logprobs)
+        ends_it = output.finish_reason == "stop" and not self.params.include_stop_str_in_output
+        if self.detokenizer is None or ends_it:
+            return ""
+        return self._watch(self.detokenizer.push(token))
+
+    def _watch(self, text: str) -> str:
+        """Looks for stop strings, which don't count before min_tokens."""
+        return self.stops.push(text) if len(self.token_ids) > self.params.min_tokens else text
+
+    def end(self, reason: FinishReason, timings: RequestTimings | None) -> None:
+        self.finish_reason, self.timings = reason, timings
+
+    def completion(self) -> CompletionOutput:
+        assert self.finish_reason is not None and self.timings is not None
+        total = None if self.logprobs is None else sum(entry.logprob for entry in self.logprobs)
+        return CompletionOutput(
+            self.index, "".join(self.pieces), self.token_ids, self.finish_reason, self.stop_reason, self.logprobs,
+            total, self.timings, self.error,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class GenerationDefaults:
+    """What generation_config.json says: the model's ends of text, and how to sample when nobody says otherwise."""
+
+    eos_token_ids: tuple[int, ...] = ()
+    params: SamplingParams = dataclasses.field(default_factory=lambda: SamplingParams(temperature=0.0))
+
+    @classmethod
+    def from_folder(cls, folder: Path) -> GenerationDefaults:
+        """As transformers reads it: greedy unless do_sample is true. Raises CheckpointError for a malformed file."""
+        path = folder / "generation_config.json"
+        try:
+            config = json.loads(path.read_text(encoding="utf-8"))
+            if not isinstance(config, dict):
+                raise ValueError("it isn't an object")
+            return cls(_ids(config.get("eos_token_id")), _default_params(config))
+        except FileNotFoundError:
+            return cls()
+        except (OSError, ValueError, TypeError) as error:
+            raise CheckpointError(f"{path} can't be used: {error}") from None
+
+
+def _ids(value: Any) -> tuple[int, ...]:
+    ids = value if isinstance(value, list) else [] if value is None else [value]
+    if not all(type(token) is int and token >= 0 for token in ids):
+        raise ValueError(f"eos_token_id is {value!r}")
+    return tuple(ids)
+
+
+def _default_params(config: dict[str, Any]) -> SamplingParams:
+    names = ["repetition_penalty"]
+    if config.get("do_sample"):
+        names += ["temperature", "top_k", "top_p", "min_p"]
+    given = {name: config[name] for name in names if config.get(name) is not None}
+    return SamplingParams(**({} if config.get("do_sample") else {"temperature": 0.0}) | given)
+
+
+def chat_params(params: SamplingParams, tokenizer: Tokenizer, eos_token_ids: frozenset[int]) -> SamplingParams:
+    """`params` for a chat turn, which also ends where the template ends it or opens another one."""
+    if params.ignore_eos:
+        return params
+    ends = [i for i in special_ids(tokenizer, CHAT_END_TOKENS) if i not in eos_token_ids]
+    return dataclasses.replace(params, stop_token_ids=(*params.stop_token_ids, *ends))
