@@ -93,15 +93,15 @@ def quantize_weight(weight: Float32, fmt: Format) -> tuple[Int8, Float32]:
     """Symmetric quantisation per (row, group along K).
 
     weight: [N, K] fp32. Returns codes [N, padded K] int8 and scales [N, padded K / group] fp32 with
-    weight ~ code * scale. int8: scale = max|w| / 127, rounded half to even. int4: of a few candidate scales the
+    weight ~ code * scale. int8: code = rint(w * (127 / max|w|)), scale = max|w| / 127. int4: of a few candidate scales the
     one with the least squared error, then the least-squares scale for its codes (the idea of llama.cpp's
     make_qx_quants, with a wider group).
     """
     groups = _groups(weight, fmt.group_size)
     if fmt.kind == "int8":
         amax = np.abs(groups).max(axis=2)
-        scale = (amax / np.float32(127)).astype(np.float32)
-        codes = np.rint(groups / _unit_scale(scale)[..., None])
+        scale = amax * np.float32(1 / 127)
+        codes = np.rint(groups * (np.float32(127) / _unit_scale(amax))[..., None])
     else:
         codes, scale = _quantize_int4(groups)
     low, high = fmt.code_range

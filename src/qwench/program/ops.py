@@ -36,12 +36,16 @@ OP_KINDS = (
 
 @dataclass(frozen=True)
 class Weight:
-    """A matrix [N, K] or a vector [N], made of checkpoint tensors stacked along N in the order of `sources`."""
+    """A matrix [N, K] or a vector [N], made of checkpoint tensors stacked along N in the order of `sources`.
+
+    `paired` tells targets that row i of the first source is always used together with row i of the second.
+    """
 
     name: str
     sources: tuple[str, ...]
     shape: tuple[int, ...]
     format: Format = BF16
+    paired: bool = False
 
     @property
     def is_vector(self) -> bool:
@@ -104,7 +108,7 @@ class Program:
         """Inverse of `to_dict`. Raises KeyError or TypeError when the data isn't a Program."""
         buffers = [Buffer(**{**b, "format": Format.parse(b["format"])}) for b in data["buffers"]]
         weights = [
-            Weight(w["name"], tuple(w["sources"]), tuple(w["shape"]), Format.parse(w["format"]))
+            Weight(w["name"], tuple(w["sources"]), tuple(w["shape"]), Format.parse(w["format"]), w["paired"])
             for w in data["weights"]
         ]
         ops = [

@@ -97,7 +97,7 @@ def _fuse_gate_up(program: Program) -> Program:
     for silu in [op for op in program.ops if op.kind == "silu_mul"]:
         gate, up = (producer[name] for name in silu.inputs)
         matrix = _stack(f"{silu.name.rpartition('.')[0]}.gate_up.weight", [weights[p.weights[0]] for p in (gate, up)])
-        weights[matrix.name] = matrix
+        weights[matrix.name] = dataclasses.replace(matrix, paired=True)
         replaced |= {gate.name: None, up.name: None}
         replaced[silu.name] = Op("gate_up_silu", silu.name, gate.inputs, silu.output, (matrix.name,))
     return _rewrite(program, replaced, weights)

@@ -1,0 +1,185 @@
+"""Lowers a Program to the native executor, op by op, and hands it one batch per step.
+
+Every op kind has a method of its name here; a kind without one is an error, never a fallback. Knows nothing of
+requests; the native side knows nothing of Programs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from qwench.errors import TargetError
+from qwench.program.memory import MemoryPlan
+from qwench.program.ops import Op, Program
+from qwench.program.rope import cos_sin, inverse_frequencies
+from qwench.targets.cpu import _native
+from qwench.targets.target import Array, CacheConfig, Float32, StepBatch
+
+BufferTuple = tuple[int, int, int, bool]  # offset in the arena, width, group size (0: fp32), logit rows only
+_NO_BUFFER: BufferTuple = (0, 0, 0, False)
+_FIRST_ROPE_POSITIONS = 4096
+
+
+class CpuExecutor:
+    """A Program on one kernel variant. Keeps the packed tensors alive; they may be read-only memory maps."""
+
+    def __init__(
+        self,
+        variant: str,
+        program: Program,
+        plan: MemoryPlan,
+        tensors: Mapping[str, Array],
+        cache: CacheConfig,
+        num_threads: int,
+    ) -> None:
+        self.program, self.variant = program, variant
+        self._plan, self._tensors = plan, tensors
+        self._kernels: dict[str, str] = {}
+        spec = program.spec
+        self._native = _native.Executor(
+            variant=variant,
+            num_threads=num_threads,
+            max_tokens=plan.max_step_tokens,
+            num_heads=spec.num_heads,
+            vocab_size=spec.vocab_size,
+            arena_bytes=plan.arena_bytes,
+            scratch_width=max(spec.hidden_size, spec.q_size + 2 * spec.kv_size, spec.intermediate_size),
+            num_layers=spec.num_layers,
+            num_blocks=cache.num_blocks,
+            block_size=cache.block_size,
+            num_kv_heads=spec.num_kv_heads,
+            head_dim=spec.head_dim,
+            cache_dtype=cache.dtype,
+        )
+        self._cache_dtype = cache.dtype
+        for op in program.ops:
+            lower = getattr(self, f"_{op.kind}", None)
+            if lower is None:
+                raise TargetError(f"the cpu target has no kernel for op {op.name} of kind {op.kind}")
+            self._kernels[op.name] = f"{variant}.{lower(op)}"
+        self._inv_freq, self._rope_factor = inverse_frequencies(spec.rope, spec.head_dim)
+        self._rope_table = np.empty((0, spec.head_dim), np.float32)
+        self._logits = np.empty((0, spec.vocab_size), np.float32)
+
+    def step(self, batch: StepBatch, logits: Float32 | None = None) -> Float32:
+        num_logits = len(batch.logit_rows)
+        if logits is None:
+            if len(self._logits) < num_logits:
+                self._logits = np.empty((num_logits, self.program.spec.vocab_size), np.float32)
+            logits = self._logits
+        longest = int(batch.seq_lens.max())
+        if longest > len(self._rope_table):
+            self._grow_rope_table(longest)
+        self._native.step(
+            batch.token_ids, batch.query_start, batch.seq_lens, batch.block_tables, batch.logit_rows, logits
+        )
+        return logits[:num_logits]
+
+    def copy_blocks(self, source: Sequence[int], destination: Sequence[int]) -> None:
+        for old, new in zip(source, destination, strict=True):
+            self._native.copy_block(int(old), int(new))
+
+    def kernels(self) -> dict[str, str]:
+        return dict(self._kernels)
+
+    def close(self) -> None:
+        if hasattr(self, "_native"):
+            del self._native
+
+    def _grow_rope_table(self, positions: int) -> None:
+        """At least doubles it: the table for 131,072 positions takes a second that short prompts need not wait."""
+        size = max(positions, 2 * len(self._rope_table), _FIRST_ROPE_POSITIONS)
+        new = cos_sin(self._inv_freq, self._rope_factor, len(self._rope_table), size)
+        self._rope_table = np.concatenate([self._rope_table, new])
+        self._native.set_rope_table(self._rope_table)
+
+    def _buffer(self, name: str) -> BufferTuple:
+        buffer = self.program.buffers[name]
+        return self._plan.offsets[name], buffer.width, buffer.format.group_size, buffer.rows == "logits"
+
+    def _vector(self, name: str) -> Float32:
+        return self._tensors[name].view(np.float32)
+
+    def _matrix(self, name: str) -> tuple[str, int, int, int, Array]:
+        """Format kind, packed columns, K, group size and the packed bytes."""
+        weight = self.program.weights[name]
+        rows, k = weight.shape
+        if weight.paired:
+            rows = -(-rows // 64) * 64  # halves of 32 gate and 32 up columns, each padded
+        return weight.format.kind, rows, k, weight.format.group_size, self._tensors[name]
+
+    def _matmul_name(self, op: Op) -> str:
+        kind = self.program.weights[op.weights[0]].format
+        inner = {"bf16": "fp32_x_bf16", "int8": "int8_x_int8", "int4": "int8_x_int4"}[kind.kind]
+        return f"{op.kind}.{inner}"
+
+    def _embed(self, op: Op) -> str:
+        self._native.add_embed(*self._matrix(op.weights[0]), self._buffer(op.output))
+        return f"embed.{self.program.weights[op.weights[0]].format.kind}"
+
+    def _rms_norm(self, op: Op) -> str:
+        out = self.program.buffers[op.output]
+        self._native.add_norm(
+            self._buffer(op.inputs[0]), self._vector(op.weights[0]), op.attrs["eps"], self._buffer(op.output)
+        )
+        return "rms_norm_quantize" if out.format.is_quantized else "rms_norm"
+
+    def _linear(self, op: Op) -> str:
+        is_logits = op is self.program.ops[-1]
+        width = self.program.buffers[op.output].width
+        out = (0, width, 0, True) if is_logits else self._buffer(op.output)
+        bias = self._vector(op.weights[1]) if len(op.weights) > 1 else None
+        self._native.add_linear(
+            self._buffer(op.inputs[0]), *self._matrix(op.weights[0]), bias, "store", _NO_BUFFER, out, is_logits
+        )
+        return self._matmul_name(op)
+
+    def _linear_add(self, op: Op) -> str:
+        self._native.add_linear(
+            self._buffer(op.inputs[0]),
+            *self._matrix(op.weights[0]),
+            None,
+            "add",
+            self._buffer(op.inputs[1]),
+            self._buffer(op.output),
+            False,
+        )
+        return self._matmul_name(op)
+
+    def _gate_up_silu(self, op: Op) -> str:
+        self._native.add_linear(
+            self._buffer(op.inputs[0]),
+            *self._matrix(op.weights[0]),
+            None,
+            "silu_mul",
+            _NO_BUFFER,
+            self._buffer(op.output),
+            False,
+        )
+        return self._matmul_name(op)
+
+    def _qkv_rope_write(self, op: Op) -> str:
+        self._native.add_qkv_rope_write(
+            self._buffer(op.inputs[0]),
+            *self._matrix(op.weights[0]),
+            self._vector(op.weights[1]),
+            op.attrs["layer"],
+            self._buffer(op.output),
+        )
+        return self._matmul_name(op)
+
+    def _attention(self, op: Op) -> str:
+        self._native.add_attention(
+            self._buffer(op.inputs[0]),
+            op.attrs["layer"],
+            op.attrs["window"] or 0,
+            op.attrs["scale"],
+            self._buffer(op.output),
+        )
+        return f"paged_attention.{self._cache_dtype}"
+
+    def _take_rows(self, op: Op) -> str:
+        self._native.add_take_rows(self._buffer(op.inputs[0]), self._buffer(op.output))
+        return "take_rows"

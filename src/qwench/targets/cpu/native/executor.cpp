@@ -1,0 +1,340 @@
+#include "executor.h"
+
+#include <algorithm>
+#include <cstdlib>
+#include <cstring>
+#include <new>
+#include <stdexcept>
+
+#include "cpu_features.h"
+
+namespace qwench {
+namespace {
+
+template <class Work>  // work(row) for this thread's share of the rows
+void for_rows(Executor& e, int num_rows, int thread, Work work) {
+  const Range share = static_share(num_rows, thread, e.num_threads());
+  for (int row = share.begin; row < share.end; ++row) work(row);
+}
+
+struct Embed final : Phase {
+  PackedMatrix weight;
+  Buffer out;
+  void run(Executor& e, const StepContext& step, int thread) override {
+    for_rows(e, step.batch.num_tokens, thread, [&](int row) {
+      e.kernels().embed(weight, step.batch.token_ids[row], e.values(out) + size_t(row) * out.width);
+    });
+  }
+};
+
+struct Norm final : Phase {
+  Buffer in, out;
+  const float* gain;
+  float eps;
+  void run(Executor& e, const StepContext& step, int thread) override {
+    for_rows(e, e.num_rows(step, out), thread, [&](int row) {
+      const float* x = e.values(in) + size_t(row) * in.width;
+      if (out.group_size == 0) {
+        e.kernels().rms_norm(x, gain, eps, in.width, e.values(out) + size_t(row) * out.width);
+        return;
+      }
+      float* normed = e.work() + size_t(row) * in.width;
+      e.kernels().rms_norm(x, gain, eps, in.width, normed);
+      const PackedMatrix reader{nullptr, WeightKind::kInt8, 0, out.width, out.group_size};
+      e.kernels().quantize(normed, in.width, reader.padded_k(), out.group_size, e.quantized_row(out, row));
+    });
+  }
+  bool is_logit_rows() const override { return out.is_logit_rows; }
+};
+
+struct Linear final : Phase {
+  Buffer in;
+  PackedMatrix weight;
+  int width;
+  Epilogue epilogue;
+  const float* bias;
+  Buffer residual, out;
+  enum class Destination { kBuffer, kWork, kLogits } destination;
+  void run(Executor& e, const StepContext& step, int thread) override {
+    LinearArgs args;
+    args.x = e.activation(in);
+    args.weight = weight;
+    args.num_rows = e.num_rows(step, in);
+    args.width = width;
+    args.y = destination == Destination::kLogits ? step.logits : destination == Destination::kWork ? e.work() : e.values(out);
+    args.epilogue = epilogue;
+    args.bias = bias;
+    args.residual = epilogue == Epilogue::kAdd ? e.values(residual) : nullptr;
+    args.scratch = e.thread_scratch(thread);
+    const Range share = static_share(weight.num_panels(), thread, e.num_threads());
+    e.kernels().linear(args, share.begin, share.end);
+  }
+  bool is_logit_rows() const override { return in.is_logit_rows; }
+};
+
+// From the working space, fp32, to int8 in the arena.
+struct Quantize final : Phase {
+  Buffer out;
+  void run(Executor& e, const StepContext& step, int thread) override {
+    const PackedMatrix reader{nullptr, WeightKind::kInt8, 0, out.width, out.group_size};
+    for_rows(e, e.num_rows(step, out), thread, [&](int row) {
+      e.kernels().quantize(e.work() + size_t(row) * out.width, out.width, reader.padded_k(), out.group_size,
+                           e.quantized_row(out, row));
+    });
+  }
+  bool is_logit_rows() const override { return out.is_logit_rows; }
+};
+
+// Rows of [q, k, v] in the working space: rotates q into the arena, rotated k and v into the cache.
+struct RopeWrite final : Phase {
+  Buffer q;
+  int layer;
+  void run(Executor& e, const StepContext& step, int thread) override {
+    const KVCache::Shape& shape = e.cache().shape();
+    const int kv_size = shape.num_kv_heads * shape.head_dim, width = q.width + 2 * kv_size;
+    for_rows(e, step.batch.num_tokens, thread, [&](int row) {
+      float* qkv = e.work() + size_t(row) * width;
+      const int position = step.positions[row];
+      const float* table = e.rope_row(position);
+      e.kernels().rope(qkv, table, e.num_heads(), shape.head_dim, e.values(q) + size_t(row) * q.width);
+      float* k = qkv + q.width;
+      e.kernels().rope(k, table, shape.num_kv_heads, shape.head_dim, k);
+      const int32_t* block_table = step.batch.block_tables + size_t(step.sequence[row]) * step.batch.max_blocks;
+      const size_t block = block_table[position / shape.block_size] * e.cache().block_stride();
+      const int offset = position % shape.block_size;
+      for (int h = 0; h < shape.num_kv_heads; ++h) {
+        const size_t at = block + h * e.cache().head_stride();
+        e.kernels().write_keys(k + h * shape.head_dim, shape.head_dim, offset, shape.kind, e.cache().keys(layer) + at);
+        e.kernels().write_values(k + kv_size + h * shape.head_dim, shape.head_dim, shape.padded_dim(), offset, shape.kind,
+                                 e.cache().values(layer) + at);
+      }
+    });
+  }
+};
+
+struct Attention final : Phase {
+  Buffer q, out;
+  int layer, window;
+  float scale;
+  void run(Executor& e, const StepContext& step, int thread) override {
+    const KVCache& cache = e.cache();
+    const KVCache::Shape& shape = cache.shape();
+    AttentionArgs args;
+    args.q = e.values(q);
+    args.out = out.group_size ? e.work() : e.values(out);
+    args.keys = cache.keys(layer);
+    args.values = cache.values(layer);
+    args.block_stride = cache.block_stride();
+    args.head_stride = cache.head_stride();
+    args.cache = shape.kind;
+    args.block_size = shape.block_size;
+    args.num_heads = e.num_heads();
+    args.num_kv_heads = shape.num_kv_heads;
+    args.head_dim = shape.head_dim;
+    args.padded_dim = shape.padded_dim();
+    args.window = window;
+    args.scale = scale;
+    args.scratch = reinterpret_cast<float*>(e.thread_scratch(thread));
+    for (int i; (i = next_item.fetch_add(1, std::memory_order_relaxed)) < int(step.attention.size());) {
+      const auto& item = step.attention[i];
+      args.block_table = step.batch.block_tables + size_t(item.seq) * step.batch.max_blocks;
+      e.kernels().attention(args, item.first_head, item.num_heads, item.first_row, item.first_position, item.num_tokens);
+    }
+  }
+};
+
+struct TakeRows final : Phase {
+  Buffer in, out;
+  void run(Executor& e, const StepContext& step, int thread) override {
+    for_rows(e, step.batch.num_logits, thread, [&](int row) {
+      std::memcpy(e.values(out) + size_t(row) * out.width, e.values(in) + size_t(step.batch.logit_rows[row]) * in.width,
+                  size_t(in.width) * sizeof(float));
+    });
+  }
+  bool is_logit_rows() const override { return true; }
+};
+
+void* allocate(size_t num_bytes) {
+  void* p = std::aligned_alloc(64, (num_bytes + 63) / 64 * 64 + 64);
+  if (!p) throw std::bad_alloc();
+  return p;
+}
+
+}  // namespace
+
+void Executor::Free::operator()(void* p) const { std::free(p); }
+
+Executor::Executor(const ExecutorConfig& config, const KVCache::Shape& cache)
+    : config_(config), kernels_(kernels_for(config.variant)), cache_(cache), pool_(config.num_threads) {
+  arena_.reset(static_cast<uint8_t*>(allocate(config.arena_bytes)));
+  scratch_.reset(static_cast<float*>(allocate(size_t(config.scratch_width) * config.max_tokens * sizeof(float))));
+  reserve_thread_scratch(attention_scratch_floats(cache.padded_dim()) * sizeof(float));
+  step_.positions.resize(config.max_tokens);
+  step_.sequence.resize(config.max_tokens);
+}
+
+void Executor::reserve_thread_scratch(size_t num_bytes) {
+  num_bytes = (num_bytes + 127) / 128 * 128;
+  if (num_bytes <= thread_scratch_bytes_) return;
+  thread_scratch_.reset(static_cast<uint8_t*>(allocate(num_bytes * config_.num_threads)));
+  thread_scratch_bytes_ = num_bytes;
+}
+
+QuantizedRow Executor::quantized_row(const Buffer& b, int row) const {
+  const int padded = (b.width + b.group_size - 1) / b.group_size * b.group_size, groups = padded / b.group_size;
+  uint8_t* base = arena_.get() + b.offset;
+  auto* scales = reinterpret_cast<float*>(base + size_t(config_.max_tokens) * padded);
+  auto* sums = reinterpret_cast<int32_t*>(scales + size_t(config_.max_tokens) * groups);
+  return {reinterpret_cast<int8_t*>(base) + size_t(row) * padded, scales + size_t(row) * groups, sums + size_t(row) * groups};
+}
+
+Activation Executor::activation(const Buffer& b) const {
+  if (b.group_size == 0) return {values(b), nullptr, nullptr, nullptr, b.width};
+  const QuantizedRow first = quantized_row(b, 0);
+  return {nullptr, first.codes, first.scales, first.sums, b.width};
+}
+
+void Executor::add_embed(PackedMatrix weight, Buffer out) {
+  auto phase = std::make_unique<Embed>();
+  phase->weight = weight;
+  phase->out = out;
+  add(std::move(phase));
+}
+
+void Executor::add_norm(Buffer in, const float* gain, float eps, Buffer out) {
+  auto phase = std::make_unique<Norm>();
+  phase->in = in;
+  phase->out = out;
+  phase->gain = gain;
+  phase->eps = eps;
+  add(std::move(phase));
+}
+
+void Executor::add_linear(Buffer in, PackedMatrix weight, const float* bias, Epilogue epilogue, Buffer residual, Buffer out,
+                          bool is_logits) {
+  reserve_thread_scratch(LinearArgs::scratch_bytes(weight));
+  auto phase = std::make_unique<Linear>();
+  phase->in = in;
+  phase->weight = weight;
+  phase->width = out.width;
+  phase->epilogue = epilogue;
+  phase->bias = bias;
+  phase->residual = residual;
+  phase->out = out;
+  phase->destination = is_logits        ? Linear::Destination::kLogits
+                       : out.group_size ? Linear::Destination::kWork
+                                        : Linear::Destination::kBuffer;
+  add(std::move(phase));
+  if (!is_logits && out.group_size) {
+    auto quantize = std::make_unique<Quantize>();
+    quantize->out = out;
+    add(std::move(quantize));
+  }
+}
+
+void Executor::add_qkv_rope_write(Buffer in, PackedMatrix weight, const float* bias, int layer, Buffer q) {
+  reserve_thread_scratch(LinearArgs::scratch_bytes(weight));
+  auto linear = std::make_unique<Linear>();
+  linear->in = in;
+  linear->weight = weight;
+  linear->width = weight.n;
+  linear->epilogue = Epilogue::kStore;
+  linear->bias = bias;
+  linear->destination = Linear::Destination::kWork;
+  add(std::move(linear));
+  auto rope = std::make_unique<RopeWrite>();
+  rope->q = q;
+  rope->layer = layer;
+  add(std::move(rope));
+}
+
+void Executor::add_attention(Buffer q, int layer, int window, float scale, Buffer out) {
+  auto phase = std::make_unique<Attention>();
+  phase->q = q;
+  phase->out = out;
+  phase->layer = layer;
+  phase->window = window;
+  phase->scale = scale;
+  add(std::move(phase));
+  if (out.group_size) {
+    auto quantize = std::make_unique<Quantize>();
+    quantize->out = out;
+    add(std::move(quantize));
+  }
+}
+
+void Executor::add_take_rows(Buffer in, Buffer out) {
+  auto phase = std::make_unique<TakeRows>();
+  phase->in = in;
+  phase->out = out;
+  add(std::move(phase));
+}
+
+void Executor::check(const Batch& b) const {
+  auto require = [](bool ok, const char* what) {
+    if (!ok) throw std::invalid_argument(std::string("batch: ") + what);
+  };
+  const KVCache::Shape& shape = cache_.shape();
+  require(b.num_tokens >= 1 && b.num_tokens <= config_.max_tokens, "the number of tokens is out of bounds");
+  require(b.num_logits <= b.num_tokens, "more logit rows than tokens");
+  require(b.query_start[0] == 0 && b.query_start[b.num_seqs] == b.num_tokens, "query_start doesn't span the tokens");
+  for (int t = 0; t < b.num_tokens; ++t)
+    require(b.token_ids[t] >= 0 && b.token_ids[t] < config_.vocab_size, "a token id is outside the vocabulary");
+  for (int i = 0; i < b.num_logits; ++i)
+    require(b.logit_rows[i] >= 0 && b.logit_rows[i] < b.num_tokens, "a logit row is out of bounds");
+  for (int s = 0; s < b.num_seqs; ++s) {
+    const int count = b.query_start[s + 1] - b.query_start[s], length = b.seq_lens[s];
+    require(count >= 1 && length >= count, "a sequence is shorter than its tokens");
+    require(length <= rope_positions_, "a position is beyond the RoPE table");
+    const int blocks = (length + shape.block_size - 1) / shape.block_size;
+    require(blocks <= b.max_blocks, "a block table is too short");
+    for (int i = 0; i < blocks; ++i) {
+      const int32_t block = b.block_tables[size_t(s) * b.max_blocks + i];
+      require(block >= 0 && block < shape.num_blocks, "a block is outside the cache");
+    }
+  }
+}
+
+void Executor::plan(const Batch& b) {
+  const int share = config_.num_heads / cache_.shape().num_kv_heads;
+  const int heads_per_item = std::min(share, kMaxAttentionRows);
+  const int tokens_per_item = std::max(1, kMaxAttentionRows / heads_per_item);
+  step_.batch = b;
+  step_.attention.clear();
+  for (int s = 0; s < b.num_seqs; ++s) {
+    const int first = b.query_start[s], count = b.query_start[s + 1] - first, start = b.seq_lens[s] - count;
+    for (int i = 0; i < count; ++i) {
+      step_.positions[first + i] = start + i;
+      step_.sequence[first + i] = s;
+    }
+    // The last tokens of a prompt see the most positions: they go first, so that no thread ends with a long one.
+    for (int i = (count - 1) / tokens_per_item * tokens_per_item; i >= 0; i -= tokens_per_item)
+      for (int kv = 0; kv < cache_.shape().num_kv_heads; ++kv)
+        for (int h = 0; h < share; h += heads_per_item)
+          step_.attention.push_back({s, kv * share + h, std::min(heads_per_item, share - h), first + i, start + i,
+                                     std::min(tokens_per_item, count - i)});
+  }
+}
+
+void Executor::step(const Batch& batch, float* logits) {
+  check(batch);
+  plan(batch);
+  step_.logits = logits;
+  for (auto& phase : phases_) phase->next_item.store(0, std::memory_order_relaxed);
+  pool_.run([this](int thread) {
+    for (auto& phase : phases_) {
+      if (phase->is_logit_rows() && step_.batch.num_logits == 0) continue;
+      phase->run(*this, step_, thread);
+      pool_.barrier();
+    }
+  });
+}
+
+void Executor::copy_block(int source, int destination) {
+  const int n = cache_.shape().num_blocks;
+  if (source < 0 || source >= n || destination < 0 || destination >= n)
+    throw std::invalid_argument("copy_block: a block is outside the cache");
+  cache_.copy_block(source, destination);
+}
+
+}  // namespace qwench

@@ -1,0 +1,121 @@
+// Runs one step of a Program: the lowered ops in order, one parallel region, no allocation, nothing between ops but a
+// barrier. Knows the ops' arguments, not where they came from; targets/cpu/executor.py lowers a Program to calls of add_*.
+#pragma once
+#include <atomic>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "kernels/kernel_table.h"
+#include "kv_cache.h"
+#include "thread_pool.h"
+
+namespace qwench {
+
+// An activation buffer in the arena: fp32 [rows, width], or int8 codes, scales and sums (kernels/kernel_table.h).
+struct Buffer {
+  size_t offset;
+  int width;
+  int group_size;  // 0: fp32
+  bool is_logit_rows;
+};
+
+// One step's work; the arrays are those of targets/target.py's StepBatch.
+struct Batch {
+  int num_tokens, num_seqs, num_logits, max_blocks;
+  const int32_t *token_ids, *query_start, *seq_lens, *block_tables, *logit_rows;
+};
+
+// What one step's ops share; made once per step.
+struct StepContext {
+  struct AttentionItem {
+    int seq, first_head, num_heads, first_row, first_position, num_tokens;
+  };
+  Batch batch;
+  std::vector<int32_t> positions;  // [num_tokens]
+  std::vector<int32_t> sequence;   // [num_tokens] index of the token's sequence
+  std::vector<AttentionItem> attention;
+  float* logits;
+};
+
+class Executor;
+
+// One lowered op. `run` is called by every thread; a barrier follows.
+class Phase {
+ public:
+  virtual ~Phase() = default;
+  virtual void run(Executor& e, const StepContext& step, int thread) = 0;
+  virtual bool is_logit_rows() const { return false; }
+  std::atomic<int> next_item{0};  // for phases whose items are handed out one by one; zeroed before each step
+};
+
+struct ExecutorConfig {
+  std::string variant;
+  int num_threads, max_tokens, num_heads, vocab_size;
+  size_t arena_bytes;
+  int scratch_width;  // floats per token of working space between the halves of a fused op
+};
+
+class Executor {
+ public:
+  Executor(const ExecutorConfig& config, const KVCache::Shape& cache);
+
+  void add_embed(PackedMatrix weight, Buffer out);
+  void add_norm(Buffer in, const float* gain, float eps, Buffer out);
+  // Into `out`; if out is int8 by way of the scratch. `residual` for kAdd. `is_logits`: into the caller's logits.
+  void add_linear(Buffer in, PackedMatrix weight, const float* bias, Epilogue epilogue, Buffer residual, Buffer out,
+                  bool is_logits);
+  void add_qkv_rope_write(Buffer in, PackedMatrix weight, const float* bias, int layer, Buffer q);
+  void add_attention(Buffer q, int layer, int window, float scale, Buffer out);
+  void add_take_rows(Buffer in, Buffer out);
+
+  // cos and sin by position, [positions, head_dim] fp32; must outlive the executor or the next call.
+  void set_rope_table(const float* table, int num_positions) { rope_table_ = table, rope_positions_ = num_positions; }
+
+  // Computes one step into logits [num_logits, vocab_size]. Throws std::invalid_argument for a batch out of bounds.
+  void step(const Batch& batch, float* logits);
+  void copy_block(int source, int destination);
+
+  // For phases.
+  const KernelTable& kernels() const { return kernels_; }
+  const KVCache& cache() const { return cache_; }
+  const float* rope_row(int position) const { return rope_table_ + size_t(position) * cache_.shape().head_dim; }
+  int num_threads() const { return pool_.num_threads(); }
+  int num_heads() const { return config_.num_heads; }
+  int vocab_size() const { return config_.vocab_size; }
+  int num_rows(const StepContext& step, const Buffer& b) const {
+    return b.is_logit_rows ? step.batch.num_logits : step.batch.num_tokens;
+  }
+  float* values(const Buffer& b) const { return reinterpret_cast<float*>(arena_.get() + b.offset); }
+  float* work() const { return scratch_.get(); }
+  QuantizedRow quantized_row(const Buffer& b, int row) const;
+  Activation activation(const Buffer& b) const;
+  uint8_t* thread_scratch(int thread) const { return thread_scratch_.get() + thread * thread_scratch_bytes_; }
+
+ private:
+  struct Free {
+    void operator()(void* p) const;
+  };
+  template <class T>
+  using Memory = std::unique_ptr<T[], Free>;
+
+  void check(const Batch& batch) const;
+  void plan(const Batch& batch);
+  void reserve_thread_scratch(size_t num_bytes);
+  void add(std::unique_ptr<Phase> phase) { phases_.push_back(std::move(phase)); }
+
+  const ExecutorConfig config_;
+  const KernelTable& kernels_;
+  KVCache cache_;
+  ThreadPool pool_;
+  Memory<uint8_t> arena_;
+  Memory<float> scratch_;
+  Memory<uint8_t> thread_scratch_;
+  size_t thread_scratch_bytes_ = 0;
+  const float* rope_table_ = nullptr;
+  int rope_positions_ = 0;
+  std::vector<std::unique_ptr<Phase>> phases_;
+  StepContext step_;
+};
+
+}  // namespace qwench

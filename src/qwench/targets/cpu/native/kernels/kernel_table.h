@@ -1,0 +1,134 @@
+// What a kernel is given, and the table of kernels that each instruction set fills.
+//
+// Kernels compute a range of independent outputs of one op; they know nothing of threads, ops or Python. The order in
+// which an output is summed depends on its own row and column alone, never on the range, the tile or the batch.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+
+namespace qwench {
+
+// Shared by units built for different instruction sets: never emitted as a function that the linker could share.
+#define QWENCH_INLINE inline __attribute__((always_inline))
+
+constexpr int kPanelColumns = 64;  // output columns of a packed weight panel
+constexpr int kKeyGroup = 16;      // cache positions whose keys are interleaved
+constexpr int kScoreTile = 64;     // cache positions per step of the online softmax, at absolute multiples
+constexpr int kMaxAttentionRows = 48;
+
+enum class WeightKind : int { kBf16 = 0, kInt8 = 1, kInt4 = 2 };
+enum class SourceKind : int { kBf16 = 0, kFp16 = 1, kFp32 = 2 };
+enum class CacheKind : int { kFp32 = 0, kBf16 = 1 };
+enum class Epilogue : int { kStore = 0, kAdd = 1, kSiluMul = 2 };
+
+// A matrix [n, k] in panels of 64 columns (rows of the checkpoint's matrix); beyond n and k it is zero. A panel is
+//   bf16:  [padded_k / 2][64][2] bf16
+//   int8:  per group of K: [64] fp32 scales, [group / 4][64][4] codes + 128
+//   int4:  per group of K: [64] fp32 scales, [group / 8][64][4] bytes of codes + 8, k in the low nibble, k + 4 in the high
+struct PackedMatrix {
+  const uint8_t* data;
+  WeightKind kind;
+  int n, k, group_size;
+
+  QWENCH_INLINE int num_panels() const { return (n + kPanelColumns - 1) / kPanelColumns; }
+  QWENCH_INLINE int padded_k() const {
+    const int multiple = group_size ? group_size : 2;
+    return (k + multiple - 1) / multiple * multiple;
+  }
+  QWENCH_INLINE int num_groups() const { return group_size ? padded_k() / group_size : 0; }
+  QWENCH_INLINE size_t group_bytes() const {  // scales, then codes
+    const size_t codes = size_t(kPanelColumns) * group_size;
+    return kPanelColumns * sizeof(float) + (kind == WeightKind::kInt4 ? codes / 2 : codes);
+  }
+  QWENCH_INLINE size_t panel_bytes() const {
+    return group_size ? num_groups() * group_bytes() : size_t(kPanelColumns) * padded_k() * 2;
+  }
+  QWENCH_INLINE const uint8_t* panel(int p) const { return data + p * panel_bytes(); }
+};
+
+// Rows of activations: fp32 `values` [rows, width], or int8 `codes` [rows, padded_k] with a scale and a sum of codes
+// per group, `scales` and `sums` [rows, num_groups].
+struct Activation {
+  const float* values;
+  const int8_t* codes;
+  const float* scales;
+  const int32_t* sums;
+  int width;
+};
+
+struct QuantizedRow {  // where one row's codes go
+  int8_t* codes;
+  float* scales;
+  int32_t* sums;
+};
+
+// y [rows, width] = epilogue(x @ weight.T). kStore adds `bias` if given; kAdd adds `residual` [rows, width]; kSiluMul
+// takes panels of 32 gate and 32 up columns and stores silu(gate) * up, 32 outputs a panel.
+struct LinearArgs {
+  Activation x;
+  PackedMatrix weight;
+  int num_rows;
+  int width;
+  float* y;
+  Epilogue epilogue;
+  const float* bias;
+  const float* residual;
+  uint8_t* scratch;  // this thread's, scratch_bytes(weight)
+
+  static QWENCH_INLINE size_t scratch_bytes(const PackedMatrix& w) {
+    return w.kind == WeightKind::kInt4 ? size_t(kPanelColumns) * w.padded_k() : 0;
+  }
+};
+
+// One sequence's view of one layer of the paged cache. Of a block and head, fp32: keys [block_size / 16][head_dim][16],
+// values [block_size][padded_dim]; bf16 with neighbours paired: keys [block_size / 16][head_dim / 2][16][2], values
+// [block_size / 2][padded_dim][2].
+struct AttentionArgs {
+  const float* q;           // [tokens of the step, num_heads, head_dim], rotated
+  float* out;               // the same shape
+  const uint8_t* keys;      // this layer, first block, first head
+  const uint8_t* values;    // likewise
+  size_t block_stride;      // bytes from block to block
+  size_t head_stride;       // bytes from head to head within a block
+  const int32_t* block_table;
+  CacheKind cache;
+  int block_size, num_heads, num_kv_heads, head_dim, padded_dim;
+  int window;               // positions seen, 0 for all
+  float scale;
+  float* scratch;           // this thread's, attention_scratch_floats(padded_dim)
+};
+
+QWENCH_INLINE size_t attention_scratch_floats(int padded_dim) {
+  return size_t(kMaxAttentionRows) * (2 * padded_dim + kScoreTile + 4);
+}
+
+struct KernelTable {
+  const char* name;
+  // Columns [first_panel, last_panel) of a linear.
+  void (*linear)(const LinearArgs& args, int first_panel, int last_panel);
+  // Heads [first_head, first_head + num_heads), which share a kv head, of `num_tokens` tokens: rows first_row... of the
+  // step, at cache positions first_position... At most kMaxAttentionRows heads times tokens.
+  void (*attention)(const AttentionArgs& args, int first_head, int num_heads, int first_row, int first_position,
+                    int num_tokens);
+  // y = x / rms(x) * gain.
+  void (*rms_norm)(const float* x, const float* gain, float eps, int width, float* y);
+  void (*quantize)(const float* x, int width, int padded_k, int group_size, QuantizedRow row);
+  // Rotates one row of `num_heads` heads; table row: head_dim / 2 cosines, then sines.
+  void (*rope)(const float* x, const float* table_row, int num_heads, int head_dim, float* y);
+  void (*write_keys)(const float* k, int head_dim, int offset_in_block, CacheKind cache, uint8_t* block_head);
+  void (*write_values)(const float* v, int head_dim, int padded_dim, int offset_in_block, CacheKind cache, uint8_t* block_head);
+  // One row of the matrix, dequantised: y [k].
+  void (*embed)(const PackedMatrix& weight, int row, float* y);
+  // Quantises and packs 64 rows of a checkpoint matrix, each [k] or null for zeros, into one panel.
+  void (*pack_panel)(const void* const* rows, SourceKind kind, const PackedMatrix& weight, uint8_t* panel);
+  // Multiply-adds on registers, for the measured ceiling: int8 dots or fp32; returns operations done.
+  double (*peak)(bool is_int8, int iterations);
+};
+
+const KernelTable& generic_kernels();
+#ifdef QWENCH_X86
+const KernelTable& avx2_kernels();
+const KernelTable& avx512_kernels();
+#endif
+
+}  // namespace qwench

@@ -1,0 +1,112 @@
+// Ops that work on one row: norm, quantisation, RoPE, cache writes, embedding. Included inside a simd namespace.
+
+// Four partial sums a row keep the adders busy; the order is fixed by the width alone.
+void rms_norm(const float* x, const float* gain, float eps, int width, float* y) {
+  constexpr int kSums = 4;
+  Float sums[kSums];
+  for (int s = 0; s < kSums; ++s) sums[s] = set(0.0f);
+  int i = 0;
+  for (; i + kSums * kLanes <= width; i += kSums * kLanes)
+    for (int s = 0; s < kSums; ++s) {
+      const Float v = load(x + i + s * kLanes);
+      fma_to(sums[s], v, v);
+    }
+  float total = reduce_add(add(add(sums[0], sums[1]), add(sums[2], sums[3])));
+  for (; i < width; ++i) total += x[i] * x[i];
+  const float inverse = 1.0f / __builtin_sqrtf(total / float(width) + eps);
+  for (i = 0; i + kLanes <= width; i += kLanes)
+    store(y + i, mul(mul(load(x + i), set(inverse)), load(gain + i)));
+  for (; i < width; ++i) y[i] = x[i] * inverse * gain[i];
+}
+
+void quantize(const float* x, int width, int padded_k, int group_size, QuantizedRow row) {
+  for (int k = 0, g = 0; k < padded_k; k += group_size, ++g) {
+    alignas(64) float padded[256];
+    const float* group = x + k;
+    if (k + group_size > width) {
+      for (int i = 0; i < group_size; ++i) padded[i] = k + i < width ? x[k + i] : 0.0f;
+      group = padded;
+    }
+    Float peak = set(0.0f);
+    for (int i = 0; i < group_size; i += kLanes) peak = max(peak, abs(load(group + i)));  // a NaN replaces the peak ...
+    const float amax = reduce_max(peak);
+    const float inverse = amax > 0.0f ? 127.0f / amax : 0.0f;
+    Int sums = set_int(0);
+    Float check = set(0.0f);
+    for (int i = 0; i < group_size; i += kLanes) {
+      const Float v = mul(load(group + i), set(inverse));
+      check = add(check, sub(load(group + i), load(group + i)));  // ... or shows here: NaN - NaN, inf - inf
+      sums = add_int(sums, store_codes(row.codes + k + i, v));
+    }
+    int32_t lane[kLanes];
+    store_int(lane, sums);
+    int32_t total = 0;
+    for (int i = 0; i < kLanes; ++i) total += lane[i];
+    row.sums[g] = total;
+    // Integers can't carry a NaN; the scale can, so that broken activations reach the logits and are noticed there.
+    row.scales[g] = amax * (1.0f / 127.0f) + reduce_add(check);
+  }
+}
+
+void rope(const float* x, const float* table_row, int num_heads, int head_dim, float* y) {
+  const int half = head_dim / 2;
+  const float *cosines = table_row, *sines = table_row + half;
+  for (int h = 0; h < num_heads; ++h, x += head_dim, y += head_dim) {
+    int i = 0;
+    for (; i + kLanes <= half; i += kLanes) {
+      const Float a = load(x + i), b = load(x + half + i), c = load(cosines + i), s = load(sines + i);
+      store(y + i, sub(mul(a, c), mul(b, s)));
+      store(y + half + i, add(mul(b, c), mul(a, s)));
+    }
+    for (; i < half; ++i) {
+      const float a = x[i], b = x[half + i];
+      y[i] = a * cosines[i] - b * sines[i];
+      y[half + i] = b * cosines[i] + a * sines[i];
+    }
+  }
+}
+
+// Where element d of the key at `offset` lies within a block and head, and likewise for values; see AttentionArgs.
+inline int key_index(CacheKind cache, int offset, int d, int head_dim) {
+  const int group = offset / kKeyGroup * kKeyGroup * head_dim, lane = offset % kKeyGroup;
+  return cache == CacheKind::kFp32 ? group + d * kKeyGroup + lane : group + d / 2 * 2 * kKeyGroup + lane * 2 + d % 2;
+}
+inline int value_index(CacheKind cache, int offset, int d, int padded_dim) {
+  return cache == CacheKind::kFp32 ? offset * padded_dim + d : offset / 2 * 2 * padded_dim + 2 * d + offset % 2;
+}
+inline void put(CacheKind cache, uint8_t* block_head, int index, float v) {
+  if (cache == CacheKind::kFp32)
+    reinterpret_cast<float*>(block_head)[index] = v;
+  else
+    reinterpret_cast<uint16_t*>(block_head)[index] = float_to_bf16(v);
+}
+
+void write_keys(const float* k, int head_dim, int offset_in_block, CacheKind cache, uint8_t* block_head) {
+  for (int d = 0; d < head_dim; ++d) put(cache, block_head, key_index(cache, offset_in_block, d, head_dim), k[d]);
+}
+
+void write_values(const float* v, int head_dim, int padded_dim, int offset_in_block, CacheKind cache, uint8_t* block_head) {
+  for (int d = 0; d < padded_dim; ++d)
+    put(cache, block_head, value_index(cache, offset_in_block, d, padded_dim), d < head_dim ? v[d] : 0.0f);
+}
+
+void embed(const PackedMatrix& w, int row, float* y) {
+  const uint8_t* column = w.panel(row / kPanelColumns) + row % kPanelColumns * kColumnBytes;
+  if (w.kind == WeightKind::kBf16) {
+    for (int k = 0; k < w.k; ++k)
+      y[k] = bf16_to_float(reinterpret_cast<const uint16_t*>(column + size_t(k / 2) * kPanelRowBytes)[k % 2]);
+    return;
+  }
+  for (int k = 0; k < w.k; ++k) {
+    const int g = k / w.group_size, i = k % w.group_size;
+    const uint8_t* group = w.panel(row / kPanelColumns) + g * w.group_bytes();
+    const float scale = reinterpret_cast<const float*>(group)[row % kPanelColumns];
+    const uint8_t* codes = group + kPanelColumns * sizeof(float) + row % kPanelColumns * kColumnBytes;
+    if (w.kind == WeightKind::kInt8) {
+      y[k] = float(int(codes[size_t(i / 4) * kPanelRowBytes + i % 4]) - 128) * scale;
+    } else {
+      const uint8_t byte = codes[size_t(i / 8) * kPanelRowBytes + i % 4];
+      y[k] = float(int(i % 8 < 4 ? byte & 15 : byte >> 4) - 8) * scale;
+    }
+  }
+}

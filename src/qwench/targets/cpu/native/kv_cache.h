@@ -1,0 +1,37 @@
+// The paged KV cache: memory for all layers, and where a block of a layer lies. Layouts: kernels/kernel_table.h.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+
+#include "kernels/kernel_table.h"
+
+namespace qwench {
+
+class KVCache {
+ public:
+  struct Shape {
+    int num_layers, num_blocks, block_size, num_kv_heads, head_dim;
+    CacheKind kind;
+    int padded_dim() const { return (head_dim + 15) / 16 * 16; }
+  };
+
+  // Reserves address space; the system gives zeroed pages as they are first written. Throws std::bad_alloc.
+  explicit KVCache(const Shape& shape);
+  ~KVCache();
+  KVCache(const KVCache&) = delete;
+  KVCache& operator=(const KVCache&) = delete;
+
+  const Shape& shape() const { return shape_; }
+  size_t block_stride() const { return block_stride_; }  // keys of all heads, then values of all heads
+  size_t head_stride() const { return head_stride_; }
+  uint8_t* keys(int layer) const { return data_ + layer * layer_stride_; }
+  uint8_t* values(int layer) const { return keys(layer) + shape_.num_kv_heads * head_stride_; }
+  void copy_block(int source, int destination);
+
+ private:
+  Shape shape_;
+  size_t head_stride_, block_stride_, layer_stride_, num_bytes_;
+  uint8_t* data_;
+};
+
+}  // namespace qwench

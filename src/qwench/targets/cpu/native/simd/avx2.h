@@ -1,0 +1,72 @@
+// AVX2 and FMA vectors: 8 floats or 32 bytes. Included by kernels/avx2.cpp alone.
+#pragma once
+#include <immintrin.h>
+
+#include <cstdint>
+
+namespace qwench::avx2 {
+
+constexpr int kLanes = 8;
+constexpr int kTileRows = 4;  // 4 rows x 2 vectors = 8 accumulators; the int8 dot needs 5 more of 16 registers
+constexpr int kTileVecs = 2;
+
+using Float = __m256;
+using Int = __m256i;
+
+inline Float load(const float* p) { return _mm256_loadu_ps(p); }
+inline void store(float* p, Float v) { _mm256_storeu_ps(p, v); }
+inline Float set(float v) { return _mm256_set1_ps(v); }
+inline Float add(Float a, Float b) { return _mm256_add_ps(a, b); }
+inline Float sub(Float a, Float b) { return _mm256_sub_ps(a, b); }
+inline Float mul(Float a, Float b) { return _mm256_mul_ps(a, b); }
+inline Float div(Float a, Float b) { return _mm256_div_ps(a, b); }
+inline Float min(Float a, Float b) { return _mm256_min_ps(a, b); }  // b when either is NaN
+inline Float max(Float a, Float b) { return _mm256_max_ps(a, b); }  // b when either is NaN
+inline Float abs(Float a) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), a); }
+inline Float round_even(Float a) { return _mm256_round_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+inline Float zero_below(Float a, float bound, Float value) {  // value where a >= bound or NaN, 0 elsewhere
+  return _mm256_and_ps(_mm256_cmp_ps(a, _mm256_set1_ps(bound), _CMP_NLT_UQ), value);
+}
+inline Float pow2(Float n) {  // 2^n for integral n in [-126, 127]
+  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23));
+}
+inline Float fma(Float a, Float b, Float c) { return _mm256_fmadd_ps(a, b, c); }
+inline void fma_to(Float& acc, Float a, Float b) { acc = _mm256_fmadd_ps(a, b, acc); }
+
+inline Int load_int(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
+inline Int set_int(int32_t v) { return _mm256_set1_epi32(v); }
+inline Int add_int(Int a, Int b) { return _mm256_add_epi32(a, b); }
+inline Float to_float(Int v) { return _mm256_cvtepi32_ps(v); }
+inline Int low_nibbles(Int v) { return _mm256_and_si256(v, _mm256_set1_epi8(0x0f)); }
+inline Int high_nibbles(Int v) { return low_nibbles(_mm256_srli_epi32(v, 4)); }
+inline void store_int(void* p, Int v) { _mm256_storeu_si256(static_cast<__m256i*>(p), v); }
+
+// vpmaddubsw saturates at 16 bits: two products of unsigned 255 and signed 127 overflow it. Splitting the weight into
+// its low seven bits and its top bit keeps both sums below 2 * 127 * 127 = 32258 and 2 * 128 * 127 = 32512.
+inline void dot4_to(Int& acc, Int weights_u8, Int values_s8) {
+  const Int ones = _mm256_set1_epi16(1);
+  const Int low = _mm256_and_si256(weights_u8, _mm256_set1_epi8(0x7f));
+  const Int top = _mm256_and_si256(weights_u8, _mm256_set1_epi8(static_cast<char>(0x80)));
+  const Int low_sum = _mm256_madd_epi16(_mm256_maddubs_epi16(low, values_s8), ones);
+  const Int top_sum = _mm256_madd_epi16(_mm256_maddubs_epi16(top, values_s8), ones);
+  acc = _mm256_add_epi32(acc, _mm256_add_epi32(low_sum, top_sum));
+}
+// Nibbles: two products of 15 and 127 are far from overflow.
+inline void dot4_nibbles_to(Int& acc, Int weights_u4, Int values_s8) {
+  const Int pairs = _mm256_maddubs_epi16(weights_u4, values_s8);
+  acc = _mm256_add_epi32(acc, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+}
+
+inline Float bf16_low(Int v) { return _mm256_castsi256_ps(_mm256_slli_epi32(v, 16)); }
+inline Float bf16_high(Int v) {
+  return _mm256_castsi256_ps(_mm256_and_si256(v, _mm256_set1_epi32(static_cast<int32_t>(0xffff0000))));
+}
+
+inline Int store_codes(int8_t* p, Float v) {
+  const Int codes = _mm256_cvtps_epi32(v);
+  const __m128i words = _mm_packs_epi32(_mm256_castsi256_si128(codes), _mm256_extracti128_si256(codes, 1));
+  _mm_storel_epi64(reinterpret_cast<__m128i*>(p), _mm_packs_epi16(words, words));
+  return codes;
+}
+
+}  // namespace qwench::avx2

@@ -1,0 +1,62 @@
+// AVX-512 (F, BW, DQ, VL, VNNI) vectors: 16 floats or 64 bytes. Included by kernels/avx512.cpp alone.
+#pragma once
+#include <immintrin.h>
+
+#include <cstdint>
+
+namespace qwench::avx512 {
+
+constexpr int kLanes = 16;
+constexpr int kTileRows = 6;  // 6 rows x 4 vectors = 24 accumulators, 4 weights, 1 broadcast of 32 registers
+constexpr int kTileVecs = 4;
+
+using Float = __m512;
+using Int = __m512i;
+
+inline Float load(const float* p) { return _mm512_loadu_ps(p); }
+inline void store(float* p, Float v) { _mm512_storeu_ps(p, v); }
+inline Float set(float v) { return _mm512_set1_ps(v); }
+inline Float add(Float a, Float b) { return _mm512_add_ps(a, b); }
+inline Float sub(Float a, Float b) { return _mm512_sub_ps(a, b); }
+inline Float mul(Float a, Float b) { return _mm512_mul_ps(a, b); }
+inline Float div(Float a, Float b) { return _mm512_div_ps(a, b); }
+inline Float min(Float a, Float b) { return _mm512_min_ps(a, b); }  // b when either is NaN
+inline Float max(Float a, Float b) { return _mm512_max_ps(a, b); }  // b when either is NaN
+inline Float abs(Float a) { return _mm512_abs_ps(a); }
+inline Float round_even(Float a) { return _mm512_roundscale_ps(a, 0); }
+inline Float zero_below(Float a, float bound, Float value) {  // value where a >= bound or NaN, 0 elsewhere
+  return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(a, _mm512_set1_ps(bound), _CMP_NLT_UQ), value);
+}
+inline Float pow2(Float n) {  // 2^n for integral n in [-126, 127]
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_add_epi32(_mm512_cvtps_epi32(n), _mm512_set1_epi32(127)), 23));
+}
+
+// g++ 12 spills accumulators around the intrinsics below; as asm they stay in registers, which is worth a factor of two.
+inline void fma_to(Float& acc, Float a, Float b) { asm("vfmadd231ps %2, %1, %0" : "+v"(acc) : "v"(a), "v"(b)); }
+inline void dot4_to(Int& acc, Int weights_u8, Int values_s8) {
+  asm("vpdpbusd %2, %1, %0" : "+v"(acc) : "v"(weights_u8), "v"(values_s8));
+}
+inline Float fma(Float a, Float b, Float c) { return _mm512_fmadd_ps(a, b, c); }
+
+inline Int load_int(const void* p) { return _mm512_loadu_si512(p); }
+inline Int set_int(int32_t v) { return _mm512_set1_epi32(v); }
+inline Int add_int(Int a, Int b) { return _mm512_add_epi32(a, b); }
+inline Float to_float(Int v) { return _mm512_cvtepi32_ps(v); }
+inline Int low_nibbles(Int v) { return _mm512_and_si512(v, _mm512_set1_epi8(0x0f)); }
+inline Int high_nibbles(Int v) { return low_nibbles(_mm512_srli_epi32(v, 4)); }
+inline void store_int(void* p, Int v) { _mm512_storeu_si512(p, v); }
+
+inline void dot4_nibbles_to(Int& acc, Int weights_u4, Int values_s8) { dot4_to(acc, weights_u4, values_s8); }
+
+// Of 16 dwords that each hold two bf16: the low ones and the high ones as floats.
+inline Float bf16_low(Int v) { return _mm512_castsi512_ps(_mm512_slli_epi32(v, 16)); }
+inline Float bf16_high(Int v) { return _mm512_castsi512_ps(_mm512_and_si512(v, _mm512_set1_epi32(0xffff0000))); }
+
+// Rounds to int8 codes (values already within +-127), 16 of them; returns their sum per lane as dwords.
+inline Int store_codes(int8_t* p, Float v) {
+  const Int codes = _mm512_cvtps_epi32(v);
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(codes));
+  return codes;
+}
+
+}  // namespace qwench::avx512

@@ -1,0 +1,70 @@
+// Portable vectors of 4 floats or 16 bytes, on the compiler's vector extension. Included by kernels/generic.cpp alone.
+#pragma once
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+namespace qwench::generic {
+
+constexpr int kLanes = 4;
+constexpr int kTileRows = 4;
+constexpr int kTileVecs = 2;
+
+typedef float Float __attribute__((vector_size(16)));
+typedef int32_t Int __attribute__((vector_size(16)));
+typedef uint32_t Uint __attribute__((vector_size(16)));
+
+template <class To, class From>
+inline To bits(From v) {
+  To r;
+  static_assert(sizeof r == sizeof v);
+  std::memcpy(&r, &v, sizeof r);
+  return r;
+}
+
+inline Float load(const float* p) { Float v; std::memcpy(&v, p, sizeof v); return v; }
+inline void store(float* p, Float v) { std::memcpy(p, &v, sizeof v); }
+inline Float set(float v) { return Float{v, v, v, v}; }
+inline Float add(Float a, Float b) { return a + b; }
+inline Float sub(Float a, Float b) { return a - b; }
+inline Float mul(Float a, Float b) { return a * b; }
+inline Float div(Float a, Float b) { return a / b; }
+inline Float select(Int mask, Float a, Float b) { return bits<Float>((bits<Int>(a) & mask) | (bits<Int>(b) & ~mask)); }
+inline Float min(Float a, Float b) { return select(a < b, a, b); }  // b when either is NaN
+inline Float max(Float a, Float b) { return select(a > b, a, b); }  // b when either is NaN
+inline Float abs(Float a) { return bits<Float>(bits<Int>(a) & 0x7fffffff); }
+inline Float round_even(Float a) { return Float{std::nearbyint(a[0]), std::nearbyint(a[1]), std::nearbyint(a[2]), std::nearbyint(a[3])}; }
+inline Float zero_below(Float a, float bound, Float value) { return bits<Float>(bits<Int>(value) & ~Int(a < set(bound))); }
+inline Int to_int(Float v) { return __builtin_convertvector(v, Int); }
+inline Float pow2(Float n) { return bits<Float>((to_int(n) + 127) << 23); }
+inline Float fma(Float a, Float b, Float c) { return a * b + c; }
+inline void fma_to(Float& acc, Float a, Float b) { acc = a * b + acc; }
+
+inline Int load_int(const void* p) { Int v; std::memcpy(&v, p, sizeof v); return v; }
+inline Int set_int(int32_t v) { return Int{v, v, v, v}; }
+inline Int add_int(Int a, Int b) { return a + b; }
+inline Float to_float(Int v) { return __builtin_convertvector(v, Float); }
+inline Int low_nibbles(Int v) { return v & 0x0f0f0f0f; }
+inline Int high_nibbles(Int v) { return bits<Int>(bits<Uint>(v) >> 4) & 0x0f0f0f0f; }
+inline void store_int(void* p, Int v) { std::memcpy(p, &v, sizeof v); }
+
+inline void dot4_to(Int& acc, Int weights_u8, Int values_s8) {
+  for (int byte = 0; byte < 4; ++byte) {
+    const Int w = bits<Int>((bits<Uint>(weights_u8) >> (8 * byte)) & 0xffu);
+    const Int x = bits<Int>(bits<Uint>(values_s8) << (24 - 8 * byte)) >> 24;
+    acc += w * x;
+  }
+}
+
+inline void dot4_nibbles_to(Int& acc, Int weights_u4, Int values_s8) { dot4_to(acc, weights_u4, values_s8); }
+
+inline Float bf16_low(Int v) { return bits<Float>(bits<Uint>(v) << 16); }
+inline Float bf16_high(Int v) { return bits<Float>(bits<Uint>(v) & 0xffff0000u); }
+
+inline Int store_codes(int8_t* p, Float v) {
+  const Int codes = to_int(round_even(v));
+  for (int i = 0; i < kLanes; ++i) p[i] = static_cast<int8_t>(codes[i]);
+  return codes;
+}
+
+}  // namespace qwench::generic

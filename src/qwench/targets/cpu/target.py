@@ -1,0 +1,65 @@
+"""The cpu target: packs matrices into panels of 64 columns (one layout for all kernel variants) and loads executors.
+
+The layout is described in native/kernels/kernel_table.h. An artifact packed on one processor runs on any other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import ml_dtypes
+import numpy as np
+
+from qwench.program.memory import MemoryPlan
+from qwench.program.ops import Program, Weight
+from qwench.targets.cpu import _native
+from qwench.targets.cpu.executor import CpuExecutor
+from qwench.targets.cpu.host import available_threads, variant_for
+from qwench.targets.target import Array, CacheConfig, Executor, PackedTensor
+
+_DTYPE_NAMES = {np.dtype(ml_dtypes.bfloat16): "bf16", np.dtype(np.float16): "fp16", np.dtype(np.float32): "fp32"}
+
+
+class CpuTarget:
+    """`name` is cpu (the best variant here) or cpu-avx512, cpu-avx2, cpu-generic."""
+
+    layout = "cpu-panel64-v1"
+
+    def __init__(self, name: str = "cpu") -> None:
+        self.name = name
+        self.variant = variant_for(name)
+
+    def packed_tensors(self, weight: Weight) -> list[PackedTensor]:
+        if weight.is_vector:
+            return [PackedTensor(weight.name, "uint8", (-(-weight.shape[0] * 4 // 64) * 64,))]
+        rows, k = weight.shape
+        parts = [rows // 2, rows // 2] if weight.paired else [rows]
+        size = _native.packed_bytes(weight.format.kind, parts, k, weight.format.group_size, weight.paired)
+        return [PackedTensor(weight.name, "uint8", (size,))]
+
+    def pack(self, weight: Weight, sources: Sequence[Array], out: Mapping[str, Array]) -> None:
+        packed = out[weight.name]
+        if weight.is_vector:
+            values = np.concatenate([s.astype(np.float32) for s in sources]).view(np.uint8)
+            packed[: values.size] = values
+            packed[values.size :] = 0
+            return
+        if len({s.dtype for s in sources}) > 1:
+            sources = [s.astype(np.float32) for s in sources]
+        _native.pack(
+            sources=[np.ascontiguousarray(s).view(np.uint8).reshape(-1) for s in sources],
+            dtype=_DTYPE_NAMES[sources[0].dtype],
+            rows=[len(s) for s in sources],
+            k=weight.shape[1],
+            kind=weight.format.kind,
+            group_size=weight.format.group_size,
+            paired=weight.paired,
+            out=packed,
+            variant=self.variant,
+            num_threads=available_threads(),
+        )
+
+    def load(
+        self, program: Program, plan: MemoryPlan, tensors: Mapping[str, Array], cache: CacheConfig, num_threads: int
+    ) -> Executor:
+        return CpuExecutor(self.variant, program, plan, tensors, cache, num_threads)
