@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 import zlib
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -17,6 +18,7 @@ from qwench.program.ops import Program
 from qwench.program.passes import fuse, set_formats
 from qwench.program.qwen2 import build_qwen2
 from qwench.runtime.engine import Engine
+from qwench.runtime.loading import load_engine
 from qwench.targets.target import Array, CacheConfig, Float32, StepBatch, get_target
 
 TINY_CONFIG = {
@@ -113,3 +115,25 @@ def history_engine(
         max_num_seqs=max_num_seqs, max_step_tokens=max_step_tokens, enable_prefix_caching=enable_prefix_caching,
         eos_token_ids=eos_token_ids,
     )  # fmt: skip
+
+
+def load_model(
+    *, enable_prefix_caching: bool = True, target: str = "reference", num_threads: int = 1, **options: object
+) -> Engine:
+    """An engine over `packed_model`."""
+    return load_engine(
+        packed_model(target, **options), num_threads=num_threads, memory=1 << 30,
+        enable_prefix_caching=enable_prefix_caching,
+    )  # fmt: skip
+
+
+def run_all(engine: Engine, names: set[str] | None = None) -> dict[tuple[str, int], list[tuple[Any, Any, Any]]]:
+    """Steps until nothing is left: (request, index) -> (token, logprobs, finish reason) per output."""
+    answers: dict[tuple[str, int], list[tuple[Any, Any, Any]]] = {}
+    while engine.has_unfinished():
+        for output in engine.step():
+            answers.setdefault((output.request_id, output.index), []).append(
+                (output.token_id, output.logprobs, output.finish_reason)
+            )
+        engine.check_integrity()
+    return {key: answer for key, answer in answers.items() if names is None or key[0] in names}
