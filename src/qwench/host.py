@@ -6,12 +6,19 @@ The one place that reads qwench's environment variables. Knows nothing of models
 from __future__ import annotations
 
 import os
+import platform
 from pathlib import Path
 
 
 def num_cpus() -> int:
     """Processors that this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def cpu_name() -> str:
+    """What the processor calls itself."""
+    lines = [line for line in _read("/proc/cpuinfo").splitlines() if line.startswith("model name")]
+    return lines[0].partition(":")[2].strip() if lines else platform.processor() or platform.machine()
 
 
 def available_memory_bytes() -> int:

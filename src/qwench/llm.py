@@ -19,6 +19,7 @@ from typing import Any, Literal, TypeAlias, overload
 
 from qwench.config import QwenchConfig
 from qwench.errors import RequestError
+from qwench.progress import ProgressCallback
 from qwench.runtime.engine import Engine
 from qwench.runtime.loading import load_engine
 from qwench.runtime.metrics import Metrics
@@ -37,19 +38,20 @@ class LLM:
     """A loaded model. Not thread-safe. Use it in a `with`, or `close()` it, to give its memory back at once.
 
     model: an artifact, a checkpoint folder or a hub id. config or options: of QwenchConfig, as `weights="int8"`.
-    num_threads: default: the processors this process may use. Raises QwenchError of the kind that says why not.
+    num_threads: default: the processors this process may use. on_progress: told how far downloading or compiling is.
+    Raises QwenchError of the kind that says why not.
     load_s: how long opening it took, in seconds.
     """
 
     def __init__(
         self, model: str | Path, *, config: QwenchConfig | None = None, num_threads: int | None = None,
-        enable_prefix_caching: bool = True, **options: Any,
+        enable_prefix_caching: bool = True, on_progress: ProgressCallback | None = None, **options: Any,
     ) -> None:  # fmt: skip
         from qwench.load import resolve_model
 
         start = time.monotonic()
         config = QwenchConfig.from_dict({**(config.to_dict() if config else {}), **options})
-        artifact = resolve_model(model, config)
+        artifact = resolve_model(model, config, progress=on_progress)
         defaults = GenerationDefaults.from_folder(artifact.path)
         tokenizer = None
         if has_tokenizer(artifact.path):

@@ -1,0 +1,134 @@
+"""`qwench bench`: the machine, its ceiling, what the model reaches, and the ratio of the two."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import TYPE_CHECKING, Annotated, Any
+
+from typer import Option
+
+from qwench.cli.options import Memory, Model, Target, Threads, Weights
+
+if TYPE_CHECKING:
+    from qwench.artifact import Artifact
+    from qwench.evaluate.throughput import Machine, Round, Workload
+    from qwench.runtime.engine import Engine
+
+
+def command(
+    model: Model,
+    prompt: Annotated[int | None, Option(metavar="N", help="Tokens of a prompt; default 512, or what fits.")] = None,
+    generate: Annotated[int | None, Option(metavar="N", help="Tokens of an answer; default 64, or what fits.")] = None,
+    users: Annotated[int, Option(metavar="N", help="Prompts at the same time.")] = 1,
+    rounds: Annotated[int, Option(metavar="N", help="Ceiling and model, one after the other; medians count.")] = 3,
+    seed: Annotated[int, Option(help="Of the random prompts.")] = 0,
+    threads: Threads = None,
+    weights: Weights = None,
+    target: Target = None,
+    memory: Memory = None,
+    as_json: Annotated[bool, Option("--json", help="Print one JSON object instead of tables.")] = False,
+) -> None:
+    """Measure speed beside what this machine could reach at most."""
+    from qwench.cli.options import load_config
+    from qwench.cli.progress import ProgressDisplay
+    from qwench.evaluate.throughput import Workload, measure_throughput
+    from qwench.host import num_cpus
+    from qwench.load import resolve_model
+    from qwench.runtime.loading import load_engine
+
+    with ProgressDisplay() as progress:
+        artifact = resolve_model(model, load_config(weights, target, memory), progress=progress)
+    threads = num_cpus() if threads is None else threads
+    engine = load_engine(artifact, num_threads=threads, enable_prefix_caching=False)
+    try:
+        if generate is None:
+            generate = min(64, engine.max_seq_len // 4)
+        if prompt is None:
+            prompt = max(1, min(512, engine.max_seq_len - generate))
+        workload = Workload(prompt, generate, users, rounds, seed)
+        machine = _machine(artifact, threads)
+        measured = measure_throughput(engine, artifact.program, _weight_bytes(artifact), machine, workload)
+        report = _report(model, artifact, engine, threads, workload, measured)
+    finally:
+        engine.close()
+    if as_json:
+        print(json.dumps(report))
+    else:
+        _print(report)
+
+
+def _weight_bytes(artifact: Artifact) -> dict[str, int]:
+    """Weight -> bytes as packed."""
+    target = artifact.get_target()
+    return {
+        name: sum(tensor.num_bytes for tensor in target.packed_tensors(weight))
+        for name, weight in artifact.program.weights.items()
+    }
+
+
+def _machine(artifact: Artifact, threads: int) -> Machine:
+    """This machine, measured with the instructions that the artifact's target uses (the best ones for reference)."""
+    from qwench.evaluate.throughput import Machine
+    from qwench.targets.cpu import _native
+    from qwench.targets.cpu.host import variant_for
+
+    target = artifact.config.target
+    assert target is not None, "an artifact's config is resolved"
+    variant = variant_for("cpu" if target == "reference" else target)
+    return Machine(
+        lambda megabytes: _native.measure_read_gbps(threads, megabytes),
+        lambda kind: _native.measure_peak_gops(variant, kind, threads),
+    )
+
+
+def _report(
+    model: str, artifact: Artifact, engine: Engine, threads: int, workload: Workload, rounds: list[Round]
+) -> dict[str, Any]:
+    """What --json prints: medians over rounds, ratios as medians of each round's own, and every round."""
+    from qwench.evaluate.throughput import median
+    from qwench.host import cpu_name
+
+    kinds = rounds[0].ceiling.peak_gops
+    return {
+        "model": model,
+        "weights": artifact.config.weights,
+        "machine": {"cpu": cpu_name(), "threads": threads, "target": artifact.config.target},
+        "kernels": sorted(set(engine.executor.kernels().values())),
+        "workload": dataclasses.asdict(workload),
+        "prefill_tokens_per_s": median(rounds, lambda r: r.speed.prefill_tokens_per_s),
+        "decode_tokens_per_s": median(rounds, lambda r: r.speed.decode_tokens_per_s),
+        "ttft_s": median(rounds, lambda r: r.speed.ttft_s),
+        "ceiling": {
+            "read_gbps": median(rounds, lambda r: r.ceiling.read_gbps),
+            "peak_gops": {kind: median(rounds, lambda r, kind=kind: r.ceiling.peak_gops[kind]) for kind in kinds},  # type: ignore[misc]
+            "prefill_tokens_per_s": median(rounds, lambda r: r.ceiling.prefill_tokens_per_s),
+            "decode_tokens_per_s": median(rounds, lambda r: r.ceiling.decode_tokens_per_s),
+            "prefill_ratio": median(rounds, lambda r: r.speed.prefill_tokens_per_s / r.ceiling.prefill_tokens_per_s),
+            "decode_ratio": median(rounds, lambda r: r.speed.decode_tokens_per_s / r.ceiling.decode_tokens_per_s),
+        },
+        "rounds": [dataclasses.asdict(r) for r in rounds],
+    }
+
+
+def _print(report: dict[str, Any]) -> None:
+    from qwench.cli.table import print_table
+
+    machine, ceiling, work = report["machine"], report["ceiling"], report["workload"]
+    print(f"machine  {machine['cpu']}, {machine['threads']} threads, target {machine['target']}")
+    peaks = ", ".join(f"{gops:.0f} GOPS {kind}" for kind, gops in ceiling["peak_gops"].items())
+    print(f"ceiling  memory read {ceiling['read_gbps']:.1f} GB/s, arithmetic {peaks}")
+    users = f"{work['num_users']} users, " if work["num_users"] > 1 else ""
+    print(
+        f"model    {report['model']} ({report['weights']}); {users}prompt {work['num_prompt']}, "
+        f"answer {work['num_generate']} tokens; median of {work['num_rounds']} rounds, ceiling measured in each"
+    )
+    print()
+    rows = [
+        (name, f"{report[key]:.1f}", f"{ceiling[key]:.1f}", f"{ceiling[ratio]:.0%}")
+        for name, key, ratio in (
+            ("prefill", "prefill_tokens_per_s", "prefill_ratio"),
+            ("decode", "decode_tokens_per_s", "decode_ratio"),
+        )
+    ]
+    print_table(("", "tokens/s", "ceiling", "ratio"), rows, right=("tokens/s", "ceiling", "ratio"))

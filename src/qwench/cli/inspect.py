@@ -1,0 +1,133 @@
+"""`qwench inspect`: what is in an artifact, and which kernel serves each op on this machine."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer import Option
+
+if TYPE_CHECKING:
+    from qwench.artifact import Artifact
+    from qwench.program.ops import Op
+
+
+def command(
+    artifact: Annotated[Path, typer.Argument(metavar="ARTIFACT", help="Folder that `qwench compile` wrote.")],
+    as_json: Annotated[bool, Option("--json", help="Print one JSON object: every op, buffer and option.")] = False,
+    verify: Annotated[bool, Option("--verify", help="Compare the sha256 of every file, the weights too.")] = False,
+) -> None:
+    """Show ops, formats, sizes, memory plan, and the kernel that serves each op on this machine."""
+    from qwench.artifact import open_artifact
+
+    report = describe(open_artifact(artifact, verify="full" if verify else "fast"))
+    report["verified"] = "full" if verify else "fast"
+    if as_json:
+        print(json.dumps(report))
+    else:
+        _print(report)
+
+
+def describe(artifact: Artifact) -> dict[str, Any]:
+    """Everything that inspect knows, as plain data."""
+    manifest, program, plan = artifact.manifest, artifact.program, artifact.plan
+    kernels = _kernels(artifact)
+    return {
+        "artifact": str(artifact.path),
+        "qwench_version": manifest.qwench_version,
+        "created": manifest.created,
+        "source": {"name": manifest.source_name, "digest": manifest.source_digest},
+        "config": artifact.config.to_dict(),
+        "spec": program.spec.to_dict(),
+        "layout": manifest.layout,
+        "files": {name: record.num_bytes for name, record in manifest.files.items()},
+        "ops": [_describe_op(artifact, op, kernels[op.name]) for op in program.ops],
+        "memory_plan": {
+            "weights_bytes": artifact.weights_bytes,
+            "arena_bytes": plan.arena_bytes,
+            "max_step_tokens": plan.max_step_tokens,
+            "kvcache_block_bytes": _one_block(artifact).block_bytes(program),
+            "offsets": plan.offsets,
+        },
+    }
+
+
+def _describe_op(artifact: Artifact, op: Op, kernel: str) -> dict[str, Any]:
+    program = artifact.program
+    weights = [program.weights[name] for name in op.weights]
+    packed = [t.name for weight in weights for t in artifact.get_target().packed_tensors(weight)]
+    return {
+        "name": op.name,
+        "kind": op.kind,
+        "inputs": list(op.inputs),
+        "output": op.output,
+        "weights": [{"name": w.name, "shape": list(w.shape), "format": str(w.format)} for w in weights],
+        "weight_bytes": sum(artifact.tensors[name].nbytes for name in packed),
+        "kernel": kernel,
+    }
+
+
+def _one_block(artifact: Artifact) -> Any:
+    from qwench.targets.target import CacheConfig
+
+    config = artifact.config
+    assert config.kvcache_block_size is not None and config.kv_cache is not None, "an artifact's config is resolved"
+    return CacheConfig(1, config.kvcache_block_size, config.kv_cache)
+
+
+def _kernels(artifact: Artifact) -> dict[str, str]:
+    """Op -> kernel, as an executor with the smallest cache tells it."""
+    cache = _one_block(artifact)
+    executor = artifact.get_target().load(artifact.program, artifact.plan, artifact.tensors, cache, num_threads=1)
+    try:
+        return executor.kernels()
+    finally:
+        executor.close()
+
+
+def _print(report: dict[str, Any]) -> None:
+    from qwench.cli.sizes import format_size
+    from qwench.cli.table import print_table
+
+    spec, memory = report["spec"], report["memory_plan"]
+    print(f"{report['artifact']}: {report['source']['name']}, compiled {report['created']}")
+    print(
+        f"model    {spec['num_layers']} layers, hidden {spec['hidden_size']}, {spec['num_heads']} heads "
+        f"({spec['num_kv_heads']} for keys and values) of {spec['head_dim']}, vocabulary {spec['vocab_size']}"
+    )
+    print("options  " + ", ".join(f"{key} {value}" for key, value in report["config"].items() if value is not None))
+    print(
+        f"memory   weights {format_size(memory['weights_bytes'])}, activations {format_size(memory['arena_bytes'])} "
+        f"for steps of {memory['max_step_tokens']} tokens, KV cache {format_size(memory['kvcache_block_bytes'])} "
+        f"a block of {report['config']['kvcache_block_size']} positions"
+    )
+    print()
+    print_table(("op", "kind", "weights", "size", "kernel"), _rows(report["ops"]), right=("size",))
+
+
+def _rows(ops: list[dict[str, Any]]) -> list[tuple[str, ...]]:
+    """One row per op; layers that don't differ share theirs."""
+    from qwench.cli.sizes import format_size
+
+    numbers: dict[tuple[str, ...], list[int]] = {}
+    for op in ops:
+        layer = re.match(r"layers\.(\d+)\.", op["name"])
+        shapes = [f"{w['format']} {'x'.join(map(str, w['shape']))}" for w in op["weights"]]
+        size = format_size(op["weight_bytes"]) if op["weight_bytes"] else ""
+        row = (re.sub(r"^layers\.\d+\.", "layers.*.", op["name"]), op["kind"], ", ".join(shapes), size, op["kernel"])
+        numbers.setdefault(row, []).append(int(layer[1]) if layer else 0)
+    return [(row[0].replace("*", _ranges(layers)), *row[1:]) for row, layers in numbers.items()]
+
+
+def _ranges(numbers: list[int]) -> str:
+    """[0, 1, 2, 5] -> "0-2,5"."""
+    parts: list[list[int]] = []
+    for number in numbers:
+        if parts and parts[-1][-1] == number - 1:
+            parts[-1] = [parts[-1][0], number]
+        else:
+            parts.append([number])
+    return ",".join("-".join(map(str, part)) for part in parts)

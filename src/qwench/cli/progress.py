@@ -1,0 +1,82 @@
+"""How far downloading or compiling is, on stderr.
+
+A bar on a terminal; elsewhere a line every few seconds, so that short jobs are silent.
+
+Knows nothing of the job but stage, bytes and seconds. Used by compile and pull, and by whatever compiles on
+the way to running.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from qwench.cli.sizes import format_size
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as Bar
+
+    from qwench.progress import Progress
+
+LINE_INTERVAL_S = 5.0  # between lines when stderr is a file: a log stays short, a short job stays silent
+TITLES = {"download": "Downloading", "check": "Checking", "pack": "Packing", "finish": "Finishing"}
+
+
+class ProgressDisplay:
+    """A callable for `progress=`, and a context that takes the bar away at the end."""
+
+    def __init__(self) -> None:
+        self._last_line_s = time.monotonic()
+        self._bar: Bar | None = None
+        self._is_terminal = sys.stderr.isatty()
+
+    def __enter__(self) -> ProgressDisplay:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def __call__(self, progress: Progress) -> None:
+        if self._is_terminal:
+            self._draw(progress)
+        elif time.monotonic() - self._last_line_s >= LINE_INTERVAL_S:
+            self._last_line_s = time.monotonic()
+            print(_line(progress), file=sys.stderr, flush=True)
+
+    def _draw(self, progress: Progress) -> None:
+        if self._bar is None:
+            self._bar = _terminal_bar()
+            self._bar.add_task("", left="")
+            self._bar.start()
+        title = TITLES.get(progress.stage, progress.stage)
+        # The bar's own estimate of the time left would start anew with each stage; the compiler's does not.
+        left = "" if progress.left_s is None else f"{progress.left_s:.0f} s left"
+        self._bar.update(
+            self._bar.task_ids[0],
+            description=title,
+            completed=progress.bytes_done,
+            total=progress.bytes_total,
+            left=left,
+        )
+
+
+def _line(progress: Progress) -> str:
+    title = TITLES.get(progress.stage, progress.stage)
+    line = f"{title}: {format_size(progress.bytes_done)} of {format_size(progress.bytes_total)}"
+    return line if progress.left_s is None else f"{line}, {progress.left_s:.0f} s left"
+
+
+def _terminal_bar() -> Bar:
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(binary_units=True),
+        TextColumn("{task.fields[left]}"),
+    )
+    return Progress(*columns, console=Console(stderr=True), transient=True)

@@ -1,0 +1,33 @@
+"""Sizes as people write them: "8GiB" -> bytes, and back."""
+
+from __future__ import annotations
+
+import re
+
+from qwench.errors import ConfigError
+
+UNITS = {
+    "": 1, "B": 1,
+    "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12,
+    "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40,
+}  # fmt: skip
+
+
+def parse_size(text: str, option: str) -> int:
+    """Bytes of "8GiB", "800MB", "1.5 GiB" or "4096". Raises ConfigError that names `option`."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*", text, re.ASCII)
+    factor = UNITS.get(match[2].upper()) if match else None
+    size = int(float(match[1]) * factor) if match and factor else 0
+    if size < 1:
+        raise ConfigError(f"{option} is {text!r}; give a positive size such as 8GiB, 800MB or 4096")
+    return size
+
+
+def format_size(num_bytes: float) -> str:
+    """Three digits and a binary unit: "3.42 MiB"."""
+    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
+        if num_bytes < 999.5 or unit == "TiB":
+            break
+        num_bytes /= 1024
+    digits = 0 if unit == "B" or num_bytes >= 99.95 else 1 if num_bytes >= 9.995 else 2
+    return f"{num_bytes:.{digits}f} {unit}"
