@@ -1,0 +1,340 @@
+"""QwenchForCausalLM: a compiled Qwen2 that generates as transformers' own model does.
+
+`generate` is transformers': its argument handling, processors and criteria. Two seams are ours. `_sample`, the loop
+behind greedy decoding and sampling, hands plain greedy requests to the engine; every other mode runs transformers'
+loop over `forward`, whose `past_key_values` are pages of the same KV cache. Knows nothing of compiling or packing.
+"""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import GenerationConfig, GenerationMixin, Qwen2Config
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from qwench.artifact import Artifact
+from qwench.config import QwenchConfig
+from qwench.errors import ConfigError, NumericalError, RequestError
+from qwench.modeling import loading, native
+from qwench.modeling.cache import Pages, QwenchCache, Row
+from qwench.modeling.inputs import check_input_ids, real_tokens
+from qwench.modeling.steps import Feed, run_feeds
+from qwench.runtime.loading import load_engine
+
+
+class QwenchForCausalLM(GenerationMixin):  # type: ignore[misc]
+    """Made by `from_pretrained` or `from_model`. Runs on the CPU; logits are torch fp32."""
+
+    main_input_name = "input_ids"
+    base_model_prefix = ""
+    input_modalities = ("text",)
+    config_class = Qwen2Config
+    _is_stateful = False
+
+    def __init__(self, artifact: Artifact, workspace: TemporaryDirectory[str] | None = None) -> None:
+        """artifact: the compiled model. workspace: the temporary folder it lies in, kept as long as the model."""
+        self.artifact, self.qwench_config = artifact, artifact.config
+        self.config, self.generation_config = loading.hugging_face_configs(artifact.path)
+        self.engine = load_engine(artifact)
+        self.max_seq_len = self.engine.max_seq_len
+        self._pages = Pages(
+            self.engine.scheduler.pool, self.engine.executor, self.engine.cache.block_size, self.max_seq_len
+        )
+        self._lock = threading.RLock()  # the executor runs one step at a time
+        self._workspace = workspace
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model_id: str | Path,
+        export: bool | None = None,
+        qwench_config: QwenchConfig | dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> QwenchForCausalLM:
+        """Loads an artifact, or compiles a checkpoint (folder or hub id) first.
+
+        export: None loads `model_id` if it's an artifact, else compiles it, cached by content; True always compiles;
+        False demands an artifact. `qwench_*` keywords are fields of QwenchConfig and win over `qwench_config`.
+        Raises ConfigError for other keywords, contradictions and unknown options, and what compiling raises.
+        """
+        config = loading.merge_config(qwench_config, kwargs)
+        loading.check_other_keywords(kwargs)
+        workspace = TemporaryDirectory(prefix="qwench-") if export else None
+        artifact = loading.find_artifact(model_id, export, config, workspace.name if workspace else None)
+        return cls(artifact, workspace)
+
+    @classmethod
+    def from_model(
+        cls, model: Any, qwench_config: QwenchConfig | dict[str, Any] | None = None, **kwargs: Any
+    ) -> QwenchForCausalLM:
+        """Compiles a live transformers Qwen2ForCausalLM, into a folder that goes with the object: `save_pretrained`."""
+        config = loading.merge_config(qwench_config, kwargs)
+        loading.check_other_keywords(kwargs)
+        workspace = TemporaryDirectory(prefix="qwench-")
+        return cls(loading.compile_model(model, config, workspace.name), workspace)
+
+    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
+        """Copies the artifact to a folder that `from_pretrained` loads. Raises ConfigError for other keywords."""
+        loading.check_save_keywords(kwargs)
+        loading.copy_artifact(self.artifact, Path(save_directory))
+
+    # --- what transformers asks of a model -------------------------------------------------------------------------
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device("cpu")
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the logits; the weights' format is `qwench_config.weights`."""
+        return torch.float32
+
+    @property
+    def name_or_path(self) -> str:
+        return str(self.artifact.path)
+
+    def can_generate(self) -> bool:
+        return True
+
+    def is_remote_code(self) -> bool:
+        return False
+
+    def get_experts_implementation(self) -> dict[str, str]:
+        """Qwen2 has no experts; transformers asks before each decoding."""
+        return {}
+
+    def eval(self) -> QwenchForCausalLM:
+        """Nothing to do: a compiled model is never in training."""
+        return self
+
+    def to(self, device: torch.device | str | None = None, *args: Any, **kwargs: Any) -> QwenchForCausalLM:
+        """Accepts the device it's on. Raises ConfigError for any other place or dtype."""
+        wanted = [device, *args, *kwargs.values()]
+        if any(w not in (None, "cpu", self.device, self.dtype) for w in wanted):
+            raise ConfigError(f"to({', '.join(map(str, wanted))}): a compiled model stays on the CPU, in its formats")
+        return self
+
+    def new_cache(self) -> QwenchCache:
+        """An empty `past_key_values`, to keep between calls."""
+        return QwenchCache(self._pages)
+
+    # --- forward ---------------------------------------------------------------------------------------------------
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.forward(*args, **kwargs)
+
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        past_key_values: QwenchCache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        use_cache: bool | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        **kwargs: Any,
+    ) -> Any:
+        """One pass over new tokens, as Qwen2ForCausalLM.forward: CausalLMOutputWithPast (a tuple if not return_dict).
+
+        input_ids: [batch, length] int64. attention_mask: [batch, cached + length], zeros at padding. logits:
+        [batch, kept, vocab_size] fp32, zeros at padding. past_key_values: a QwenchCache, extended in place.
+        Raises RequestError for what can't be run, NumericalError when logits aren't finite.
+        """
+        _refuse(inputs_embeds=inputs_embeds, output_attentions=output_attentions,
+                output_hidden_states=output_hidden_states, **kwargs)  # fmt: skip
+        ids = check_input_ids(input_ids, self.config.vocab_size).to("cpu")
+        with torch.no_grad(), self._lock:
+            cache = self._cache(past_key_values)
+            cache.start(ids.shape[0])
+            real = real_tokens((ids.shape[0], ids.shape[1]), attention_mask, cache.columns, position_ids)
+            logits = self._run(cache, ids, real, logits_to_keep)
+        if not torch.isfinite(logits.sum()):
+            raise NumericalError("the model produced NaN or infinite logits; is the checkpoint sound?")
+        loss = None if labels is None else _loss(logits, labels)
+        kept_cache = cache if use_cache or use_cache is None else None
+        output = CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=kept_cache)
+        return output if return_dict or return_dict is None else output.to_tuple()
+
+    def _cache(self, given: Any) -> QwenchCache:
+        if given is None:
+            return self.new_cache()
+        if not isinstance(given, QwenchCache) or given.pages is not self._pages:
+            raise RequestError(
+                f"past_key_values is a {type(given).__name__} that this model can't use; leave it out, or pass the one "
+                "this model returned, or its new_cache()"
+            )
+        return given
+
+    def _run(
+        self, cache: QwenchCache, ids: torch.Tensor, real: torch.Tensor, logits_to_keep: int | torch.Tensor
+    ) -> torch.Tensor:
+        """Feeds the real tokens and commits them to the cache; logits [batch, kept, vocab_size]."""
+        kept, order = _kept_columns(ids.shape[1], logits_to_keep)
+        logits = torch.zeros(ids.shape[0], len(kept), self.config.vocab_size)
+        leaders = _leaders(cache.rows, ids, real)
+        out = logits.view(-1, self.config.vocab_size).numpy()
+        feeds = []
+        for i, row in enumerate(cache.rows):
+            if leaders[i] == i and real[i].any():
+                token_ids = ids[i][real[i]].numpy().astype(np.int32)
+                self._pages.reserve(row, len(token_ids))
+                is_kept = real[i].numpy()[kept]
+                offsets = (real[i].cumsum(0) - 1).numpy()[kept[is_kept]]
+                at = i * len(kept) + np.flatnonzero(is_kept)
+                feeds.append(Feed(row.blocks, row.length, token_ids, offsets, at))
+        run_feeds(self.engine.executor, feeds, self.artifact.plan.max_step_tokens, out)
+        _commit(cache, real, leaders)
+        if leaders != list(range(len(leaders))):
+            logits = logits[torch.tensor(leaders)]
+        return logits if order is None else logits[:, order]
+
+    # --- generate: transformers' own, with these seams -------------------------------------------------------------
+
+    def _prepare_cache_for_generation(
+        self, generation_config: GenerationConfig, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
+    ) -> None:
+        """transformers' hook: one kind of cache, ours."""
+        if generation_config.cache_implementation not in (None, "dynamic"):
+            raise RequestError(
+                f"cache_implementation is {generation_config.cache_implementation!r}; a compiled model has one cache, "
+                "whose format is qwench_kv_cache: leave cache_implementation out"
+            )
+        if (given := model_kwargs.get("past_key_values")) is not None:
+            self._cache(given)._is_user_defined = True
+        elif generation_config.use_cache is not False:
+            model_kwargs["past_key_values"] = self.new_cache()
+
+    def _prepare_generated_length(
+        self, generation_config: GenerationConfig, has_default_max_length: bool, *args: Any, **kwargs: Any
+    ) -> GenerationConfig:
+        """transformers' hook: its default of 20 new tokens ends at max_seq_len."""
+        prepared = super()._prepare_generated_length(generation_config, has_default_max_length, *args, **kwargs)
+        if has_default_max_length and prepared.max_new_tokens is None:
+            prepared.max_length = min(prepared.max_length, self.max_seq_len)
+        return prepared
+
+    def _sample(
+        self,
+        input_ids: torch.Tensor,
+        logits_processor: Any,
+        stopping_criteria: Any,
+        generation_config: GenerationConfig,
+        synced_gpus: bool = False,
+        streamer: Any = None,
+        **model_kwargs: Any,
+    ) -> Any:
+        """transformers' loop for greedy and sampling; what the engine can do itself, it does."""
+        model_kwargs.pop("tokenizer", None)  # transformers passes it on, though only the criteria need it
+        self._check_request(input_ids, generation_config, model_kwargs)
+        request = native.plain_greedy(
+            input_ids, logits_processor, stopping_criteria, generation_config, streamer, model_kwargs
+        )
+        if request is not None:
+            with self._lock:
+                return native.run(self.engine, self._pages, request, streamer)
+        return super()._sample(
+            input_ids, logits_processor, stopping_criteria, generation_config, synced_gpus, streamer, **model_kwargs
+        )
+
+    def _beam_search(
+        self, input_ids: torch.Tensor, logits_processor: Any, stopping_criteria: Any,
+        generation_config: GenerationConfig, *args: Any, **kwargs: Any,
+    ) -> Any:  # fmt: skip
+        kwargs.pop("tokenizer", None)
+        self._check_request(input_ids, generation_config, kwargs)
+        return super()._beam_search(input_ids, logits_processor, stopping_criteria, generation_config, *args, **kwargs)
+
+    def _assisted_decoding(
+        self, input_ids: torch.Tensor, logits_processor: Any, stopping_criteria: Any,
+        generation_config: GenerationConfig, *args: Any, **kwargs: Any,
+    ) -> Any:  # fmt: skip
+        self._check_request(input_ids, generation_config, kwargs)
+        return super()._assisted_decoding(
+            input_ids, logits_processor, stopping_criteria, generation_config, *args, **kwargs
+        )
+
+    def _check_request(
+        self, input_ids: torch.Tensor, generation_config: GenerationConfig, model_kwargs: dict[str, Any]
+    ) -> None:
+        """What can't end well fails before the first step: too long, nothing to continue, padding on the right."""
+        check_input_ids(input_ids, self.config.vocab_size)
+        mask = model_kwargs.get("attention_mask")
+        num_tokens = _num_tokens(input_ids, mask, generation_config, model_kwargs.get("past_key_values"))
+        num_new = generation_config.max_length - input_ids.shape[1]
+        if num_tokens + num_new > self.max_seq_len:
+            raise RequestError(
+                f"{num_tokens} tokens of input and {num_new} new ones exceed max_seq_len {self.max_seq_len}; give a "
+                f"shorter input or at most {max(self.max_seq_len - num_tokens, 0)} new tokens, or compile with a "
+                "larger qwench_max_seq_len"
+            )
+        if mask is not None and not (mask != 0).any(dim=1).all():
+            raise RequestError("a row of input_ids has no tokens: its attention_mask is all zeros")
+        if mask is not None and not (mask[:, -1] != 0).all():
+            raise RequestError("input_ids are padded on the right; pad on the left (tokenizer.padding_side = 'left')")
+
+
+def _refuse(**options: Any) -> None:
+    """Raises RequestError for options of Qwen2ForCausalLM.forward that a compiled model hasn't got."""
+    for name, value in options.items():
+        if value is not None and value is not False:
+            raise RequestError(f"{name} is not available from a compiled model; run input_ids and read logits")
+
+
+def _loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Mean cross entropy of the next token; labels [batch, length], -100 where there's none."""
+    if labels.shape != logits.shape[:2]:
+        raise RequestError(f"labels are {tuple(labels.shape)}, but logits are {tuple(logits.shape)}: keep all logits")
+    return torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten().to("cpu"))
+
+
+def _kept_columns(length: int, logits_to_keep: int | torch.Tensor) -> tuple[Any, torch.Tensor | None]:
+    """Increasing columns [num_kept] int64 whose logits are wanted, and the order to return them in, if another."""
+    if isinstance(logits_to_keep, torch.Tensor):
+        columns, order = np.unique(np.arange(length)[logits_to_keep.to("cpu").numpy()], return_inverse=True)
+        return columns, torch.from_numpy(order.reshape(-1))
+    return np.arange(length)[-logits_to_keep if logits_to_keep else None :], None
+
+
+def _leaders(rows: list[Row], ids: torch.Tensor, real: torch.Tensor) -> list[int]:
+    """For each row the first row with the same past, the same tokens and the same padding: it computes for both.
+
+    Beams and return sequences start out as copies of one prompt, which is then computed once.
+    """
+    first: dict[tuple[Any, ...], int] = {}
+    leaders = []
+    for i, row in enumerate(rows):
+        key = (tuple(row.blocks), row.length, tuple(ids[i].tolist()), tuple(real[i].tolist()))
+        leaders.append(first.setdefault(key, i))
+    return leaders
+
+
+def _commit(cache: QwenchCache, real: torch.Tensor, leaders: list[int]) -> None:
+    """Counts the tokens as cached; followers take over their leader's blocks."""
+    counts = real.sum(dim=1).tolist()
+    for i, row in enumerate(cache.rows):
+        if leaders[i] == i:
+            row.length += counts[i]
+        else:
+            old = row.blocks
+            fork = cache.pages.fork(cache.rows[leaders[i]])
+            row.blocks, row.length = fork.blocks, fork.length
+            cache.pages.pool.release(old)
+    cache.columns = torch.cat([cache.columns, real], dim=1)
+
+
+def _num_tokens(input_ids: torch.Tensor, mask: torch.Tensor | None, generation_config: Any, cache: Any) -> int:
+    """Real tokens of the longest row, cached ones included; input_ids may or may not repeat the cached ones."""
+    if mask is not None:
+        return int((mask != 0).sum(dim=1).max())
+    length = int(input_ids.shape[1])
+    is_whole = getattr(generation_config, "_mask_length", length) == length
+    return length if is_whole or cache is None else length + int(cache.get_seq_length())

@@ -1,0 +1,104 @@
+"""Plain greedy generation through the engine: continuous batching, prefix reuse, the same tokens in the same tensor.
+
+Decides whether a prepared `generate` call is one that the engine answers exactly as transformers' loop would, and
+runs it. Called by `QwenchForCausalLM._sample`, once transformers has prepared and checked all arguments.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers.generation.stopping_criteria import EosTokenCriteria, MaxLengthCriteria
+
+from qwench.modeling.cache import Pages
+from qwench.modeling.inputs import real_tokens
+from qwench.runtime.engine import Engine
+from qwench.runtime.request import SamplingParams
+
+
+@dataclass(frozen=True)
+class GreedyRequest:
+    """input_ids: [batch, length], of which `real` [batch, length] bool aren't padding. pad_token_id: after an end."""
+
+    input_ids: torch.Tensor
+    real: torch.Tensor
+    max_new_tokens: int
+    eos_token_ids: tuple[int, ...]
+    pad_token_id: int | None
+
+
+def plain_greedy(
+    input_ids: torch.Tensor, logits_processor: Any, stopping_criteria: Any, generation_config: Any, streamer: Any,
+    model_kwargs: dict[str, Any],
+) -> GreedyRequest | None:  # fmt: skip
+    """The request for the engine, or None if only transformers' loop does what is asked.
+
+    Raises RequestError for padding that no path can run.
+    """
+    cache = model_kwargs.get("past_key_values")
+    ends = [c for c in stopping_criteria if type(c) is EosTokenCriteria]
+    lengths = [c.max_length for c in stopping_criteria if type(c) is MaxLengthCriteria]
+    pad = generation_config._pad_token_tensor
+    if (
+        generation_config.do_sample
+        or generation_config.return_dict_in_generate
+        or len(logits_processor) > 0
+        or len(ends) + len(lengths) != len(stopping_criteria)
+        or not lengths
+        or (ends and pad is None)
+        or (streamer is not None and len(input_ids) > 1)
+        or (cache is not None and (cache.rows or getattr(cache, "_is_user_defined", False)))
+    ):
+        return None
+    shape = (int(input_ids.shape[0]), int(input_ids.shape[1]))
+    past = torch.zeros(shape[0], 0, dtype=torch.bool)
+    real = real_tokens(shape, model_kwargs.get("attention_mask"), past, model_kwargs.get("position_ids"))
+    eos = {int(token) for criterion in ends for token in criterion.eos_token_id}
+    return GreedyRequest(
+        input_ids, real, min(lengths) - shape[1], tuple(sorted(eos)), None if pad is None else int(pad)
+    )
+
+
+def run(engine: Engine, pages: Pages, request: GreedyRequest, streamer: Any = None) -> torch.Tensor:
+    """Generates: [batch, length + longest answer] int64, shorter answers padded. Raises what a request failed with.
+
+    streamer: gets each token as it comes; only with a batch of one.
+    """
+    params = SamplingParams(
+        max_tokens=request.max_new_tokens,
+        temperature=0.0,
+        ignore_eos=True,
+        stop_token_ids=[token for token in request.eos_token_ids if 0 <= token < engine.vocab_size],
+    )
+    # The engine counts on the blocks that its requests may need; caches that live on hold some of the pool's.
+    longest = int(request.real.sum(dim=1).max()) + request.max_new_tokens - 1
+    pages.require(-(-longest // pages.block_size))
+    answers: dict[str, list[int]] = {}
+    try:
+        for ids, real in zip(request.input_ids.to("cpu"), request.real, strict=True):
+            answers[engine.add_request(ids[real].numpy(), params)] = []
+        while engine.has_unfinished():
+            for output in engine.step():
+                if output.error is not None:
+                    raise output.error
+                if output.token_id is not None:
+                    answers[output.request_id].append(output.token_id)
+                    if streamer is not None:
+                        streamer.put(torch.tensor([output.token_id]))
+    finally:
+        for request_id in answers:
+            engine.abort(request_id)  # a no-op but when something was raised
+    if streamer is not None:
+        streamer.end()
+    return _joined(request, list(answers.values()))
+
+
+def _joined(request: GreedyRequest, answers: list[list[int]]) -> torch.Tensor:
+    width = max(len(answer) for answer in answers)
+    fill = 0 if request.pad_token_id is None else request.pad_token_id
+    new = torch.full((len(answers), width), fill, dtype=request.input_ids.dtype, device=request.input_ids.device)
+    for row, answer in enumerate(answers):
+        new[row, : len(answer)] = torch.tensor(answer, dtype=new.dtype)
+    return torch.cat([request.input_ids, new], dim=1)

@@ -1,0 +1,89 @@
+"""What the model tests share: random Qwen2 checkpoints, and the comparison with transformers, ties included.
+
+A checkpoint is written in bf16 by transformers itself and loaded by transformers in fp32, so both sides compute with
+the same weights and the truth doesn't depend on qwench.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
+
+TIE = 1e-5  # two logits closer than this, relative to the larger, may change places by rounding
+
+
+def write_checkpoint(folder: Path, seed: int = 0, **config: Any) -> Path:
+    """A random Qwen2 in bf16, with weights large enough that every part of the model moves the answer."""
+    torch.manual_seed(seed)
+    shape: dict[str, Any] = {
+        "vocab_size": 300,
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 128,
+        "tie_word_embeddings": False,
+    }
+    model = Qwen2ForCausalLM(Qwen2Config(**(shape | config)))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.ndim == 2:
+                parameter.normal_(0, 1.5 * parameter.shape[1] ** -0.5)
+            elif name.endswith("bias"):
+                parameter.normal_(0, 0.5)
+            else:
+                parameter.normal_(1, 0.1)
+    model.to(torch.bfloat16).save_pretrained(folder)
+    return folder
+
+
+def load_truth(folder: Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    """transformers' own model of the checkpoint."""
+    return Qwen2ForCausalLM.from_pretrained(folder, dtype=dtype).eval()
+
+
+def left_padded(prompts: list[torch.Tensor], pad: int = 0) -> dict[str, torch.Tensor]:
+    """input_ids and attention_mask [batch, longest] int64."""
+    width = max(len(p) for p in prompts)
+    ids = torch.full((len(prompts), width), pad)
+    mask = torch.zeros_like(ids)
+    for row, prompt in enumerate(prompts):
+        ids[row, width - len(prompt) :] = prompt
+        mask[row, width - len(prompt) :] = 1
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+def random_prompts(seed: int, vocab_size: int, lengths: list[int]) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randint(1, vocab_size, (n,), generator=generator) for n in lengths]
+
+
+@dataclass
+class Ties:
+    """Rows excused so far, with the two logits that show why."""
+
+    shown: list[str]
+
+
+def assert_same_tokens(
+    truth: PreTrainedModel, inputs: dict[str, torch.Tensor], ours: torch.Tensor, theirs: torch.Tensor, ties: Ties
+) -> None:
+    """Greedy answers [batch, length + new] are equal, or differ first where transformers itself has a tie."""
+    assert ours.shape == theirs.shape
+    for row in range(len(ours)):
+        different = (ours[row] != theirs[row]).nonzero()
+        if not len(different):
+            continue
+        at = int(different[0])
+        prefix = theirs[row, :at][inputs["attention_mask"].shape[1] - int(inputs["attention_mask"][row].sum()) :]
+        with torch.no_grad():
+            logits = truth(prefix[None]).logits[0, -1]
+        mine, right = float(logits[ours[row, at]]), float(logits[theirs[row, at]])
+        message = f"row {row}, token {at}: {int(ours[row, at])} ({mine:.9g}) for {int(theirs[row, at])} ({right:.9g})"
+        assert abs(mine - right) <= TIE * max(abs(mine), abs(right)), message
+        ties.shown.append(message)
