@@ -15,6 +15,11 @@ def num_cpus() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def wants_traceback() -> bool:
+    """Whether $QWENCH_DEBUG asks for tracebacks where the command line would print one line."""
+    return bool(os.environ.get("QWENCH_DEBUG"))
+
+
 def cpu_name() -> str:
     """What the processor calls itself."""
     lines = [line for line in _read("/proc/cpuinfo").splitlines() if line.startswith("model name")]

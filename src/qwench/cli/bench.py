@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from typing import TYPE_CHECKING, Annotated, Any
+from argparse import ArgumentParser, Namespace
+from typing import TYPE_CHECKING, Any
 
-from typer import Option
-
-from qwench.cli.options import Memory, Model, Target, Threads, Weights
+from qwench.cli import options
 
 if TYPE_CHECKING:
     from qwench.artifact import Artifact
@@ -16,46 +15,49 @@ if TYPE_CHECKING:
     from qwench.runtime.engine import Engine
 
 
-def command(
-    model: Model,
-    prompt: Annotated[int | None, Option(metavar="N", help="Tokens of a prompt; default 512, or what fits.")] = None,
-    generate: Annotated[int | None, Option(metavar="N", help="Tokens of an answer; default 64, or what fits.")] = None,
-    users: Annotated[int, Option(metavar="N", help="Prompts at the same time.")] = 1,
-    rounds: Annotated[int, Option(metavar="N", help="Ceiling and model, one after the other; medians count.")] = 3,
-    seed: Annotated[int, Option(help="Of the random prompts.")] = 0,
-    threads: Threads = None,
-    weights: Weights = None,
-    target: Target = None,
-    memory: Memory = None,
-    as_json: Annotated[bool, Option("--json", help="Print one JSON object instead of tables.")] = False,
-) -> None:
+def add_arguments(parser: ArgumentParser) -> None:
+    options.add_model(parser)
+    add = parser.add_argument
+    add("--prompt", type=int, metavar="N", help="tokens of a prompt; default 512, or what fits")
+    add("--generate", type=int, metavar="N", help="tokens of an answer; default 64, or what fits")
+    add("--users", type=int, default=1, metavar="N", help="prompts at the same time; default 1")
+    add("--rounds", type=int, default=3, metavar="N", help="ceiling and model, in turns; medians count; default 3")
+    add("--seed", type=int, default=0, metavar="S", help="of the random prompts; default 0")
+    add("--json", action="store_true", help="print one JSON object instead of tables")
+
+
+def execute(args: Namespace) -> None:
     """Measure speed beside what this machine could reach at most."""
-    from qwench.cli.options import load_config
     from qwench.cli.progress import ProgressDisplay
-    from qwench.evaluate.throughput import Workload, measure_throughput
+    from qwench.evaluate.throughput import measure_throughput
     from qwench.host import num_cpus
     from qwench.load import resolve_model
     from qwench.runtime.loading import load_engine
 
     with ProgressDisplay() as progress:
-        artifact = resolve_model(model, load_config(weights, target, memory), progress=progress)
-    threads = num_cpus() if threads is None else threads
+        artifact = resolve_model(args.model, options.load_config(args), progress=progress)
+    threads = num_cpus() if args.threads is None else args.threads
     engine = load_engine(artifact, num_threads=threads, enable_prefix_caching=False)
     try:
-        if generate is None:
-            generate = min(64, engine.max_seq_len // 4)
-        if prompt is None:
-            prompt = max(1, min(512, engine.max_seq_len - generate))
-        workload = Workload(prompt, generate, users, rounds, seed)
+        workload = _workload(args, engine)
         machine = _machine(artifact, threads)
         measured = measure_throughput(engine, artifact.program, _weight_bytes(artifact), machine, workload)
-        report = _report(model, artifact, engine, threads, workload, measured)
+        report = _report(args.model, artifact, engine, threads, workload, measured)
     finally:
         engine.close()
-    if as_json:
+    if args.json:
         print(json.dumps(report))
     else:
         _print(report)
+
+
+def _workload(args: Namespace, engine: Engine) -> Workload:
+    """What was asked for; a default that the model's context can't hold is cut to what fits."""
+    from qwench.evaluate.throughput import Workload
+
+    generate = min(64, engine.max_seq_len // 4) if args.generate is None else args.generate
+    prompt = max(1, min(512, engine.max_seq_len - generate)) if args.prompt is None else args.prompt
+    return Workload(prompt, generate, args.users, args.rounds, args.seed)
 
 
 def _weight_bytes(artifact: Artifact) -> dict[str, int]:

@@ -4,24 +4,12 @@ from __future__ import annotations
 
 import signal
 import sys
+from argparse import ArgumentParser, Namespace
 from contextlib import closing
 from types import FrameType, TracebackType
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-from typer import Option
-
-from qwench.cli.options import (
-    MaxNewTokens,
-    Memory,
-    Model,
-    Seed,
-    Target,
-    Temperature,
-    Threads,
-    TopK,
-    TopP,
-    Weights,
-)
+from qwench.cli import options
 from qwench.errors import QwenchError, RequestError
 
 if TYPE_CHECKING:
@@ -31,28 +19,24 @@ if TYPE_CHECKING:
 HELP = "/reset forgets the conversation, /exit or Ctrl-D leaves, Ctrl-C stops an answer."
 
 
-def command(
-    model: Model,
-    system: Annotated[str | None, Option(help="Instructions before the conversation.")] = None,
-    max_new_tokens: MaxNewTokens = None,
-    temperature: Temperature = None,
-    top_k: TopK = None,
-    top_p: TopP = None,
-    seed: Seed = None,
-    threads: Threads = None,
-    weights: Weights = None,
-    target: Target = None,
-    memory: Memory = None,
-) -> None:
-    """Talk with the model; /reset starts anew, /exit leaves, Ctrl-C stops an answer."""
-    from qwench.cli.answer import has_chat_template
-    from qwench.cli.options import load, load_config, sampling_params
+def add_arguments(parser: ArgumentParser) -> None:
+    options.add_model(parser)
+    parser.add_argument("--system", metavar="TEXT", help="instructions before the conversation")
+    options.add_sampling(parser)
 
-    with load(model, load_config(weights, target, memory), threads) as llm:
+
+def execute(args: Namespace) -> None:
+    """Talk with the model.
+
+    /reset forgets the conversation, /exit leaves, Ctrl-C stops an answer. From a pipe, each line is a turn.
+    """
+    from qwench.cli.answer import has_chat_template
+
+    with options.load(args) as llm:
         if not has_chat_template(llm):
-            raise RequestError(f"{model} has no chat template; use `qwench run --raw`")
-        params = sampling_params(llm, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
-        _Conversation(llm, params, max_new_tokens, system).talk()
+            raise RequestError(f"{args.model} has no chat template; use `qwench run --raw`")
+        params = options.sampling_params(args, llm)
+        _Conversation(llm, params, args.max_new_tokens, args.system).talk()
 
 
 class _Conversation:

@@ -1,39 +1,31 @@
-"""What went wrong, as one line and an exit code; warnings as one line each.
-
-Knows nothing of commands; called by `main` alone.
-"""
+"""What went wrong, as one line; warnings as one line each. Knows nothing of commands; called by `main` alone."""
 
 from __future__ import annotations
 
 import logging
 import sys
 
-import typer
-
 from qwench.errors import QwenchError
 
-DEBUG_VARIABLE = "QWENCH_DEBUG"
-
-USER_ERROR = 2
 OUR_FAULT = 1
+USER_ERROR = 2
 INTERRUPTED = 130
 
 
-def explain(error: Exception) -> tuple[str, int]:
-    """The line for stderr ("" for none) and the exit code."""
-    if isinstance(error, typer.Abort):  # typer's word for Ctrl-C
-        return "", INTERRUPTED
+class UsageError(QwenchError):
+    """The command line itself is wrong."""
+
+
+def explain(error: Exception) -> str:
+    """What to print for an error that ended the program."""
     if isinstance(error, QwenchError):
-        return one_line(str(error)), USER_ERROR
-    # typer's usage errors; their base class lives in click or in typer itself, depending on typer's version.
-    if hasattr(error, "format_message") and hasattr(error, "exit_code"):
-        return f"{one_line(error.format_message())} (qwench --help shows what there is)", USER_ERROR
+        return one_line(str(error))
     if isinstance(error, MemoryError):
-        return "out of memory; close other programs, or choose int8 or int4 weights", USER_ERROR
+        return "out of memory; close other programs, or choose int8 or int4 weights"
     if isinstance(error, OSError) and error.strerror:
         where = f"{error.filename}: " if error.filename else ""
-        return one_line(f"{where}{error.strerror}"), USER_ERROR
-    return f"unexpected {type(error).__name__}: {one_line(str(error))} ({DEBUG_VARIABLE}=1 shows where)", OUR_FAULT
+        return one_line(f"{where}{error.strerror}")
+    return f"unexpected {type(error).__name__}: {one_line(str(error))} (QWENCH_DEBUG=1 shows where)"
 
 
 def log_in_one_line_each() -> None:

@@ -4,28 +4,29 @@ from __future__ import annotations
 
 import json
 import re
+from argparse import ArgumentParser, Namespace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
-
-import typer
-from typer import Option
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from qwench.artifact import Artifact
     from qwench.program.ops import Op
 
 
-def command(
-    artifact: Annotated[Path, typer.Argument(metavar="ARTIFACT", help="Folder that `qwench compile` wrote.")],
-    as_json: Annotated[bool, Option("--json", help="Print one JSON object: every op, buffer and option.")] = False,
-    verify: Annotated[bool, Option("--verify", help="Compare the sha256 of every file, the weights too.")] = False,
-) -> None:
+def add_arguments(parser: ArgumentParser) -> None:
+    add = parser.add_argument
+    add("artifact", type=Path, metavar="ARTIFACT", help="folder that `qwench compile` wrote")
+    add("--json", action="store_true", help="print one JSON object with every op, buffer and option")
+    add("--verify", action="store_true", help="compare the sha256 of every file, the weights too")
+
+
+def execute(args: Namespace) -> None:
     """Show ops, formats, sizes, memory plan, and the kernel that serves each op on this machine."""
     from qwench.artifact import open_artifact
 
-    report = describe(open_artifact(artifact, verify="full" if verify else "fast"))
-    report["verified"] = "full" if verify else "fast"
-    if as_json:
+    verify: Literal["fast", "full"] = "full" if args.verify else "fast"
+    report = describe(open_artifact(args.artifact, verify)) | {"verified": verify}
+    if args.json:
         print(json.dumps(report))
     else:
         _print(report)

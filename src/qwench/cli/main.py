@@ -1,48 +1,50 @@
-"""The `qwench` program: one typer app, one small module per command, one place where errors become exit codes.
+"""The `qwench` program: one small module per command, one place where errors become exit codes.
 
-Knows nothing of models. A command's module imports what it needs inside its function, so that `qwench --help` and
-the way to the first token pay for nothing else.
+Knows nothing of models. argparse rather than a larger library, and no command imports more than it needs: what is
+imported here, everybody waits for before the first token.
 """
 
 from __future__ import annotations
 
 import os
 import sys
+from argparse import ArgumentParser
 from collections.abc import Sequence
-from typing import Annotated
-
-import typer
+from typing import NoReturn
 
 import qwench
 from qwench.cli import bench, chat, compile, inspect, pull, run
-from qwench.cli.failure import DEBUG_VARIABLE, explain, log_in_one_line_each
+from qwench.cli.failure import INTERRUPTED, OUR_FAULT, USER_ERROR, UsageError, explain, log_in_one_line_each
+from qwench.errors import QwenchError
+from qwench.host import wants_traceback
 
-app = typer.Typer(
-    name="qwench",
-    help="Compile a Qwen2 checkpoint once for this machine, then run it. MODEL is an artifact, a checkpoint folder or "
-    "a hub id.",
-    add_completion=False,
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-for _module in (compile, run, chat, bench, inspect, pull):
-    app.command(_module.__name__.rpartition(".")[2])(_module.command)
+COMMANDS = {"compile": compile, "run": run, "chat": chat, "bench": bench, "inspect": inspect, "pull": pull}
 
 
-def _print_version(wanted: bool) -> None:
-    if wanted:
-        print(f"qwench {qwench.__version__}")
-        raise typer.Exit
+class _Parser(ArgumentParser):
+    """Raises what is wrong with a command line instead of printing a page and exiting."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message}; see {self.prog} --help")
 
 
-@app.callback()
-def _options(
-    version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print it.")
-    ] = False,
-) -> None:
-    pass
+def _parser() -> ArgumentParser:
+    parser = _Parser(
+        prog="qwench",
+        description="Compile a Qwen2 checkpoint once for this machine, then run it.",
+        epilog="MODEL is an artifact, a checkpoint folder or a hub id.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"qwench {qwench.__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    for name, module in COMMANDS.items():
+        description = (module.execute.__doc__ or "").strip()
+        command = commands.add_parser(
+            name, help=description.splitlines()[0], description=description, allow_abbrev=False
+        )
+        module.add_arguments(command)
+        command.set_defaults(execute=module.execute)
+    return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -54,20 +56,29 @@ def main(argv: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="replace")  # a terminal without UTF-8 shows "?" rather than a traceback
     log_in_one_line_each()
     try:
-        result = typer.main.get_command(app).main(arguments, prog_name="qwench", standalone_mode=False)
-        sys.stdout.flush()
+        return _execute(arguments)
+    except KeyboardInterrupt:
+        print(file=sys.stderr)
+        return INTERRUPTED
     except BrokenPipeError:
         # The reader has left. Python would complain again when it flushes stdout at exit: give it somewhere to flush.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:
-        if os.environ.get(DEBUG_VARIABLE):
+        if wants_traceback():
             raise
-        line, code = explain(error)
-        if line:
-            print(f"qwench: error: {line}", file=sys.stderr)
-        return code
-    return result if isinstance(result, int) else 0
+        print(f"qwench: error: {explain(error)}", file=sys.stderr)
+        return USER_ERROR if isinstance(error, (QwenchError, OSError, MemoryError)) else OUR_FAULT
+
+
+def _execute(arguments: list[str]) -> int:
+    try:
+        args = _parser().parse_args(arguments)
+    except SystemExit as done:  # --help and --version
+        return int(done.code or 0)
+    args.execute(args)
+    sys.stdout.flush()
+    return 0
 
 
 if __name__ == "__main__":

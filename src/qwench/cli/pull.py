@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
+from argparse import ArgumentParser, Namespace
 from pathlib import Path
-from typing import Annotated
-
-import typer
-from typer import Option
 
 
-def command(
-    model_id: Annotated[str, typer.Argument(metavar="ID", help="Hub id such as Qwen/Qwen2.5-0.5B-Instruct.")],
-    out: Annotated[
-        Path | None, Option("--output", "-o", metavar="FOLDER", help="Where to; default qwench's cache.")
-    ] = None,
-    revision: Annotated[str | None, Option(help="Branch, tag or commit; default main.")] = None,
-) -> None:
+def add_arguments(parser: ArgumentParser) -> None:
+    add = parser.add_argument
+    add("model_id", metavar="ID", help="hub id such as Qwen/Qwen2.5-0.5B-Instruct")
+    add("-o", "--output", type=Path, metavar="FOLDER", help="where to; default: qwench's cache")
+    add("--revision", metavar="REV", help="branch, tag or commit; default main")
+
+
+def execute(args: Namespace) -> None:
     """Download a checkpoint from the Hugging Face hub."""
     from qwench.checkpoint.hub import pull
     from qwench.cli.progress import ProgressDisplay
 
     with ProgressDisplay() as progress:
-        folder = pull(model_id, out, revision, progress=progress)
+        folder = pull(args.model_id, args.output, args.revision, progress=progress)
     print(folder)

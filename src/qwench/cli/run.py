@@ -4,65 +4,46 @@ from __future__ import annotations
 
 import json
 import sys
-from typing import Annotated
+from argparse import ArgumentParser, Namespace
 
-from typer import Option
-
-from qwench.cli.options import (
-    MaxNewTokens,
-    Memory,
-    Model,
-    Seed,
-    Target,
-    Temperature,
-    Threads,
-    TopK,
-    TopP,
-    Weights,
-)
+from qwench.cli import options
 from qwench.errors import RequestError
 
 
-def command(
-    model: Model,
-    prompt: Annotated[str | None, Option("--prompt", "-p", metavar="TEXT", help="Default: what stdin holds.")] = None,
-    raw: Annotated[bool, Option("--raw", help="Continue the text as it is, without the chat template.")] = False,
-    max_new_tokens: MaxNewTokens = None,
-    temperature: Temperature = None,
-    top_k: TopK = None,
-    top_p: TopP = None,
-    seed: Seed = None,
-    threads: Threads = None,
-    weights: Weights = None,
-    target: Target = None,
-    memory: Memory = None,
-    as_json: Annotated[bool, Option("--json", help="Print one JSON object when done, and nothing else.")] = False,
-) -> None:
-    """Answer one prompt.
+def add_arguments(parser: ArgumentParser) -> None:
+    options.add_model(parser)
+    parser.add_argument("-p", "--prompt", metavar="TEXT", help="default: what stdin holds")
+    parser.add_argument("--raw", action="store_true", help="continue the text as it is, without the chat template")
+    options.add_sampling(parser)
+    parser.add_argument(
+        "--json", action="store_true",
+        help="print one JSON object when done; its load_s is how long loading took, its ttft_s the time from the start "
+        "of the process to the first token",
+    )  # fmt: skip
 
-    In --json, load_s is how long loading took, ttft_s the time from the start of the process to the first token.
-    """
+
+def execute(args: Namespace) -> None:
+    """Answer one prompt."""
     from qwench.cli.answer import has_chat_template, speed_line, stream_chat, stream_prompt, timings, write
     from qwench.cli.clock import process_age_s
-    from qwench.cli.options import load, load_config, sampling_params
 
-    text = _read_stdin() if prompt is None else prompt
-    with load(model, load_config(weights, target, memory), threads) as llm:
-        params = sampling_params(llm, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
-        if raw or not has_chat_template(llm):
-            deltas = stream_prompt(llm, text, params, max_new_tokens)
+    text = _read_stdin() if args.prompt is None else args.prompt
+    with options.load(args) as llm:
+        params = options.sampling_params(args, llm)
+        if args.raw or not has_chat_template(llm):
+            deltas = stream_prompt(llm, text, params, args.max_new_tokens)
         else:
-            deltas = stream_chat(llm, [{"role": "user", "content": text}], params, max_new_tokens)
+            deltas = stream_chat(llm, [{"role": "user", "content": text}], params, args.max_new_tokens)
         ttft_s = None
         for delta in deltas:
             if ttft_s is None and delta.token_ids:
                 ttft_s = process_age_s()
-            if not as_json:
+            if not args.json:
                 write(delta.text)
         output = delta.output
         assert output is not None, "a stream ends with the whole output"
     answer = output.outputs[0]
-    if as_json:
+    if args.json:
         report = {
             "text": answer.text,
             "token_ids": answer.token_ids,
