@@ -10,8 +10,6 @@ from engine_models import load_model, run_all
 
 from qwench.runtime.request import SamplingParams
 
-pytest.importorskip("qwench.targets.cpu.target", reason="the native CPU target isn't built")
-
 PARAMS = SamplingParams(max_tokens=24, seed=11, temperature=0.8, logprobs=3)
 PROMPT = [(13 * i) % 300 for i in range(70)]
 

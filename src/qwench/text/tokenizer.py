@@ -58,7 +58,9 @@ class Tokenizer:
             with self._lock:  # the switch belongs to the shared tokenizer
                 self._tokenizer.encode_special_tokens = not allow_special
                 ids = self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
-        except UnicodeEncodeError:
+        except (UnicodeEncodeError, TypeError):
+            if not isinstance(text, str):
+                raise RequestError(f"the text is a {type(text).__name__}, not a string") from None
             raise RequestError("the text holds half a surrogate pair, which no UTF-8 can express") from None
         if add_special_tokens and self._bos is not None and ids[:1] != [self._bos]:
             ids = [self._bos, *ids]

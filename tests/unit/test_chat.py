@@ -1,0 +1,97 @@
+"""Chat templates against transformers' own rendering, and templates that misbehave."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from text_fixtures import SHARED, qwen2_tokenizer, tiny_tokenizer, write_tiny
+
+from qwench.errors import CheckpointError, RequestError
+from qwench.text.chat import render_chat
+from qwench.text.tokenizer import Tokenizer
+
+TOOLS = [{"type": "function", "function": {"name": "weather", "parameters": {"city": "naïve <b>"}}}]
+CONVERSATIONS: list[list[dict[str, Any]]] = [
+    [{"role": "user", "content": "Hi"}],
+    [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Ä <|im_end|> & <tag>"}],
+    [{"role": "user", "content": "1"}, {"role": "assistant", "content": "2"}, {"role": "user", "content": "3\n\n"}],
+    [
+        {"role": "user", "content": "Weather?"},
+        {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "weather", "arguments": {"é": 1}}}]},
+        {"role": "tool", "content": "sunny"},
+        {"role": "tool", "content": "warm"},
+    ],
+]
+TEMPLATE = """
+{%- for m in messages %}
+    {%- if loop.index0 == 2 %}{% break %}{% endif %}
+    {%- set ns = namespace(x=1) %}{% set ns.x = loop.index %}
+  {{ m.role }}: {{ m | tojson(indent=2) }} {{ ns.x }}
+    {%- if m.role == 'assistant' %}{% generation %}said {{ m.content }}{% endgeneration %}{% endif %}
+{% endfor %}
+{{ eos_token }}{{ bos_token }}{{ tools is none }}{{ strftime_now('%%') }}{{ mood }}
+"""
+
+
+@pytest.fixture(scope="module")
+def theirs() -> Any:
+    transformers = pytest.importorskip("transformers")
+    if not SHARED.exists():
+        pytest.skip("needs ../shared/data/qwen2-tokenizer")
+    return transformers.AutoTokenizer.from_pretrained(str(SHARED))
+
+
+@pytest.mark.parametrize("messages", CONVERSATIONS)
+@pytest.mark.parametrize("tools", [None, TOOLS])
+@pytest.mark.parametrize("prompt", [True, False])
+def test_as_transformers(theirs: Any, messages: list[Any], tools: Any, prompt: bool) -> None:
+    options = {"tools": tools, "add_generation_prompt": prompt}
+    expected = theirs.apply_chat_template(messages, tokenize=False, **options)
+    ours = qwen2_tokenizer()
+    assert render_chat(ours, messages, **options) == expected
+    ids = theirs.apply_chat_template(messages, tokenize=True, return_dict=False, **options)
+    assert ours.encode(expected, add_special_tokens=False) == list(ids)
+
+
+@pytest.mark.parametrize("messages", CONVERSATIONS)
+def test_everything_a_template_may_use(theirs: Any, messages: list[Any]) -> None:
+    expected = theirs.apply_chat_template(messages, chat_template=TEMPLATE, tokenize=False, mood="good")
+    ours = render_chat(qwen2_tokenizer(), messages, chat_template=TEMPLATE, add_generation_prompt=False, mood="good")
+    assert ours == expected
+
+
+@pytest.mark.parametrize(
+    ("template", "error", "says"),
+    [
+        ("{{ raise_exception('no tools') }}", RequestError, "no tools"),
+        ("{{ messages.append(1) }}", RequestError, "refuses"),
+        ("{{ ''.__class__.__mro__ }}", RequestError, "refuses"),
+        ("{{ messages[3].content }}", RequestError, "refuses"),
+        ("{% if %}", CheckpointError, "line 1"),
+    ],
+)
+def test_misbehaving_templates(
+    template: str,
+    error: type[Exception],
+    says: str,
+) -> None:
+    with pytest.raises(error, match=says):
+        render_chat(tiny_tokenizer(), [{"role": "user", "content": "x"}], chat_template=template)
+
+
+@pytest.mark.parametrize("messages", [[], "Hi", ["Hi"], [{"content": "Hi"}], {"role": "user"}])
+def test_what_is_no_conversation(messages: Any) -> None:
+    with pytest.raises(RequestError):
+        render_chat(tiny_tokenizer(), messages, chat_template="x")
+
+
+def test_named_and_missing_templates(tmp_path: Path) -> None:
+    messages = [{"role": "user", "content": "x"}]
+    tokenizer = Tokenizer(write_tiny(tmp_path))
+    with pytest.raises(CheckpointError, match="no chat template"):
+        render_chat(tokenizer, messages)
+    tokenizer.chat_template = {"default": "plain", "tool_use": "tools"}
+    assert render_chat(tokenizer, messages) == "plain"
+    assert render_chat(tokenizer, messages, tools=TOOLS) == "tools"
