@@ -54,10 +54,7 @@ class _Plan:
     plan: MemoryPlan
     target: Target
     packed: dict[str, list[PackedTensor]]
-
-    @property
-    def packed_bytes(self) -> int:
-        return sum(t.num_bytes for tensors in self.packed.values() for t in tensors)
+    packed_bytes: int
 
 
 def compile_checkpoint(
@@ -115,7 +112,8 @@ def _prepare(source: Path, config: QwenchConfig) -> _Plan:
     checkpoint.check(source_shapes(spec))
     plan = plan_memory(program, resolved.prefill_chunk_size)
     packed = {name: target.packed_tensors(weight) for name, weight in program.weights.items()}
-    return _Plan(checkpoint, resolved, program, plan, target, packed)
+    packed_bytes = sum(t.num_bytes for tensors in packed.values() for t in tensors)
+    return _Plan(checkpoint, resolved, program, plan, target, packed, packed_bytes)
 
 
 def source_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:

@@ -163,34 +163,30 @@ def build_header(tensors: Iterable[tuple[str, str, Sequence[int]]]) -> bytes:
 class SafetensorsWriter:
     """Writes a file whose tensors are known beforehand, one after the other, hashing it on the way.
 
-    A thread writes and hashes while the caller makes the next tensor; at most two tensors wait. Arrays given to
-    `write` belong to the writer. Use as a context manager; OSError of the thread is raised by the next call.
+    One thread writes and one hashes while the caller makes the next tensor; each has at most two tensors before it.
+    Arrays given to `write` belong to the writer. Use as a context manager; what a thread raises, the next call raises.
     """
 
     def __init__(self, path: Path, tensors: Sequence[tuple[str, str, Sequence[int]]]) -> None:
         self._expected = [name for name, _, _ in tensors]
-        self._next = 0
+        self._next = self._unsynced = 0
         self._file = path.open("xb", buffering=0)
         self._hash = hashlib.sha256()
-        self._unsynced = self.num_bytes = 0
-        self._error: BaseException | None = None
-        self._queue: queue.Queue[memoryview | None] = queue.Queue(maxsize=1)
-        self._thread = threading.Thread(target=self._drain, name="qwench-writer", daemon=True)
-        self._thread.start()
-        self._queue.put(memoryview(build_header(tensors)))
+        self._workers = [_Worker("qwench-write", self._write_all), _Worker("qwench-hash", self._hash.update)]
+        self._put(memoryview(build_header(tensors)))
 
     def write(self, name: str, data: Bytes) -> None:
         """The bytes of the next tensor, in the order given to the constructor."""
         assert self._expected[self._next] == name, f"expected {self._expected[self._next]}, got {name}"
         self._next += 1
-        self._raise_error()
-        self._queue.put(data.data)
+        self._put(data.data)
 
     def finish(self) -> str:
         """Waits until all is on disk; the sha256 of the file as hex."""
         assert self._next == len(self._expected), "tensors are missing"
-        self._stop()
-        self._raise_error()
+        for worker in self._workers:
+            worker.stop()
+            worker.check()
         os.fsync(self._file.fileno())
         return self._hash.hexdigest()
 
@@ -198,36 +194,49 @@ class SafetensorsWriter:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self._stop()
+        for worker in self._workers:
+            worker.stop()
         self._file.close()
 
-    def _stop(self) -> None:
-        if self._thread.is_alive():
-            self._queue.put(None)
-            self._thread.join()
-
-    def _raise_error(self) -> None:
-        if self._error is not None:
-            raise self._error
-
-    def _drain(self) -> None:
-        """The thread: after an error it only empties the queue, so that nobody waits for it."""
-        steps: tuple[Callable[[memoryview], object], ...] = (self._write_all, self._hash.update)
-        while (chunk := self._queue.get()) is not None:
-            try:
-                if self._error is None:
-                    for step in steps:
-                        step(chunk)
-            except BaseException as error:
-                self._error = error
+    def _put(self, chunk: memoryview) -> None:
+        for worker in self._workers:
+            worker.check()
+            worker.queue.put(chunk)
 
     def _write_all(self, chunk: memoryview) -> None:
         at = 0
         while at < len(chunk):
             written = self._file.write(chunk[at : at + SYNC_BYTES]) or 0
             at += written
-            self.num_bytes += written
             self._unsynced += written
             if self._unsynced >= SYNC_BYTES:
                 os.fsync(self._file.fileno())
                 self._unsynced = 0
+
+
+class _Worker:
+    """A thread that does one thing with each chunk. After an error it only empties its queue, so nobody waits."""
+
+    def __init__(self, name: str, work: Callable[[memoryview], object]) -> None:
+        self.queue: queue.Queue[memoryview | None] = queue.Queue(maxsize=1)
+        self._work = work
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread.start()
+
+    def check(self) -> None:
+        if self._error is not None:
+            raise self._error
+
+    def stop(self) -> None:
+        if self._thread.is_alive():
+            self.queue.put(None)
+            self._thread.join()
+
+    def _run(self) -> None:
+        while (chunk := self.queue.get()) is not None:
+            try:
+                if self._error is None:
+                    self._work(chunk)
+            except BaseException as error:
+                self._error = error

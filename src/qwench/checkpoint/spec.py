@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,8 @@ from typing import Any
 from qwench.errors import CheckpointError
 
 ROPE_TYPES = ("default", "linear", "yarn", "llama3")
+LARGEST_SIZE = 2**31 - 1  # of any dimension: the native code counts them in 32 bits
+MOST_LAYERS = 4096
 
 
 @dataclass(frozen=True)
@@ -72,7 +75,7 @@ class ModelSpec:
             config = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise CheckpointError(f"{folder} has no config.json; is it a Hugging Face checkpoint?") from None
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise CheckpointError(f"{path} can't be read as JSON: {error}") from None
         if not isinstance(config, dict):
             raise CheckpointError(f"{path} holds a {type(config).__name__}, not a JSON object")
@@ -94,9 +97,15 @@ class _ConfigReader:
             if default is None:
                 raise self.error(f"{key} is missing")
             return default
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise self.error(f"{key} must be a positive integer, but is {value!r}")
+        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= LARGEST_SIZE:
+            raise self.error(f"{key} must be a positive integer below 2^31, but is {value!r}")
         return value
+
+    def flag(self, key: str) -> bool:
+        value = self.config.get(key)
+        if value is not None and not isinstance(value, bool):
+            raise self.error(f"{key} must be true or false, but is {value!r}")
+        return bool(value)
 
     def number(self, source: Mapping[str, Any], key: str, default: float | None = None) -> float:
         value = source.get(key)
@@ -104,7 +113,7 @@ class _ConfigReader:
             if default is None:
                 raise self.error(f"{key} is missing")
             return default
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
             raise self.error(f"{key} must be a positive number, but is {value!r}")
         return float(value)
 
@@ -112,6 +121,9 @@ class _ConfigReader:
         model_type = self.config.get("model_type")
         if model_type != "qwen2":
             raise self.error(f"model_type is {model_type!r}; qwench compiles model_type 'qwen2'")
+        architectures = self.config.get("architectures")
+        if architectures and "Qwen2ForCausalLM" not in architectures:
+            raise self.error(f"architectures is {architectures!r}; qwench compiles 'Qwen2ForCausalLM'")
         if (activation := self.config.get("hidden_act", "silu")) not in ("silu", "swish"):
             raise self.error(f"hidden_act is {activation!r}; Qwen2 uses 'silu'")
         if self.config.get("quantization_config"):
@@ -125,10 +137,8 @@ class _ConfigReader:
         head_dim = self.positive("head_dim", hidden // heads)
         if head_dim % 2:
             raise self.error(f"head_dim is {head_dim}; rotary embedding needs an even one")
-        layers = self.positive("num_hidden_layers")
-        tied = self.config.get("tie_word_embeddings", False)
-        if not isinstance(tied, bool):
-            raise self.error(f"tie_word_embeddings must be true or false, but is {tied!r}")
+        if (layers := self.positive("num_hidden_layers")) > MOST_LAYERS:
+            raise self.error(f"num_hidden_layers is {layers}; at most {MOST_LAYERS} are supported")
         positions = self.positive("max_position_embeddings", 32768)
         return ModelSpec(
             vocab_size=self.positive("vocab_size"),
@@ -139,7 +149,7 @@ class _ConfigReader:
             num_kv_heads=kv_heads,
             head_dim=head_dim,
             rms_norm_eps=self.number(self.config, "rms_norm_eps", 1e-6),
-            tie_word_embeddings=tied,
+            tie_word_embeddings=self.flag("tie_word_embeddings"),
             max_position_embeddings=positions,
             rope=self.rope(positions),
             sliding_windows=self.sliding_windows(layers),
@@ -148,8 +158,8 @@ class _ConfigReader:
     def sliding_windows(self, layers: int) -> tuple[int | None, ...]:
         """As transformers: `layer_types` decides if given, else layers from `max_window_layers` on slide."""
         window = None
-        if self.config.get("use_sliding_window", False) and self.config.get("sliding_window") is not None:
-            window = self.positive("sliding_window")
+        if self.flag("use_sliding_window") and self.config.get("sliding_window", 4096) is not None:
+            window = self.positive("sliding_window", 4096)
         types = self.config.get("layer_types")
         if types is None:
             first = self.config.get("max_window_layers", 28)
@@ -177,7 +187,7 @@ class _ConfigReader:
         if scaling.get("partial_rotary_factor", self.config.get("partial_rotary_factor", 1.0)) not in (1, None):
             raise self.error("partial_rotary_factor other than 1 is not part of Qwen2")
         rope_type = scaling.get("rope_type", scaling.get("type", "default"))
-        if rope_type not in ROPE_TYPES:
+        if not isinstance(rope_type, str) or rope_type not in ROPE_TYPES:
             raise self.error(f"rope_type is {rope_type!r}; supported: {', '.join(ROPE_TYPES)}")
         return RopeSpec(theta, rope_type, self.rope_parameters(rope_type, scaling, positions))
 

@@ -1,4 +1,4 @@
-"""Rotary position embedding: inverse frequencies and cos/sin tables, with the bits of transformers in fp32.
+"""Rotary position embedding: inverse frequencies and cos/sin tables in fp32, as transformers computes them.
 
 Angles are fp32 products of position and inverse frequency, as transformers computes them: at position 100,000 the
 rounding of that product is worth 0.004 rad, so a more exact angle would be a different model.
@@ -23,7 +23,8 @@ def inverse_frequencies(rope: RopeSpec, head_dim: int) -> tuple[Float32, float]:
     Source: transformers, modeling_rope_utils.py; YaRN is arXiv:2309.00071.
     """
     exponent = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
-    # The power in fp64 rounded to fp32 gives torch's fp32 result; NumPy's own fp32 power is one ulp off in places.
+    # The power in fp64 rounded to fp32. torch's fp32 power differs by one ulp in places, here in one of 64 at theta
+    # 1e6 and head_dim 128 (torch 2.13, AVX-512); NumPy's own fp32 power in more.
     powers = np.power(rope.theta, exponent.astype(np.float64)).astype(np.float32)
     inv_freq = np.float32(1) / powers
     p = rope.parameters

@@ -1,0 +1,73 @@
+"""Rotary frequencies and tables: those of transformers where it is there, the formulas in fp64 where it isn't."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from tiny_checkpoint import CONFIG
+
+from qwench.checkpoint.spec import ModelSpec, RopeSpec
+from qwench.program.rope import cos_sin, inverse_frequencies
+
+SCALINGS: dict[str, dict[str, Any] | None] = {
+    "default": None,
+    "linear": {"rope_type": "linear", "factor": 4.0},
+    "yarn": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768},
+    "yarn-mscale": {"rope_type": "yarn", "factor": 8.0, "mscale": 1.0, "mscale_all_dim": 0.5},
+    "yarn-no-truncate": {"rope_type": "yarn", "factor": 2.0, "truncate": False, "beta_fast": 24.0, "beta_slow": 2.0},
+    "llama3": {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+               "original_max_position_embeddings": 8192},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("head_dim", [2, 64, 80, 128])
+def test_default_frequencies_are_the_formula(head_dim: int) -> None:
+    inv_freq, factor = inverse_frequencies(RopeSpec(1e6), head_dim)
+    exact = 1e6 ** -(np.arange(0, head_dim, 2) / head_dim)
+    assert inv_freq.dtype == np.float32 and inv_freq.shape == (head_dim // 2,) and factor == 1.0
+    np.testing.assert_allclose(inv_freq, exact, rtol=1e-6)
+
+
+def test_yarn_interpolates_slow_and_keeps_fast_dimensions() -> None:
+    parameters = {"original_max_position_embeddings": 4096.0, "factor": 4.0, "beta_fast": 32.0, "beta_slow": 1.0,
+                  "truncate": 1.0}  # fmt: skip
+    plain, _ = inverse_frequencies(RopeSpec(1e4), 128)
+    scaled, factor = inverse_frequencies(RopeSpec(1e4, "yarn", parameters), 128)
+    rotations = 4096 * plain.astype(np.float64) / (2 * np.pi)
+    np.testing.assert_allclose(scaled[rotations > 40], plain[rotations > 40], rtol=1e-6)
+    np.testing.assert_allclose(scaled[rotations < 0.9], plain[rotations < 0.9] / 4, rtol=1e-6)
+    assert factor == pytest.approx(0.1 * np.log(4) + 1)
+
+
+def test_table_is_the_rotation_of_each_position() -> None:
+    inv_freq, _ = inverse_frequencies(RopeSpec(1e4), 16)
+    table = cos_sin(inv_freq, 0.5, 3, 9)
+    angles = np.arange(3, 9)[:, None] * inv_freq.astype(np.float64)
+    assert table.dtype == np.float32 and table.shape == (6, 16)
+    np.testing.assert_allclose(table[:, :8], 0.5 * np.cos(angles), atol=1e-6)
+    np.testing.assert_allclose(table[:, 8:], 0.5 * np.sin(angles), atol=1e-6)
+
+
+@pytest.mark.parametrize("head_dim", [8, 64, 128])
+@pytest.mark.parametrize("name", SCALINGS)
+def test_as_transformers(name: str, head_dim: int) -> None:
+    torch = pytest.importorskip("torch", reason="needs qwench[hf] to compare with transformers")
+    from transformers import Qwen2Config
+    from transformers.models.qwen2.modeling_qwen2 import Qwen2RotaryEmbedding
+
+    config = CONFIG | {"head_dim": head_dim, "max_position_embeddings": 131072, "rope_theta": 1e6}
+    if SCALINGS[name] is not None:
+        config["rope_scaling"] = SCALINGS[name]
+    spec = ModelSpec.from_config(config)
+    inv_freq, factor = inverse_frequencies(spec.rope, spec.head_dim)
+    rotary = Qwen2RotaryEmbedding(Qwen2Config(**config))
+    np.testing.assert_array_max_ulp(inv_freq, rotary.inv_freq.numpy(), maxulp=1)
+    positions = [0, 1, 511, 32767, 100_000]
+    cos, sin = rotary(torch.zeros(1), torch.tensor([positions]))
+    table = np.stack([cos_sin(rotary.inv_freq.numpy(), factor, p, p + 1)[0] for p in positions])
+    half = head_dim // 2
+    # NumPy's and torch's cosine differ in the last place; the angle they are given must not.
+    np.testing.assert_allclose(table[:, :half], cos[0, :, :half].numpy(), atol=3e-7)
+    np.testing.assert_allclose(table[:, half:], sin[0, :, :half].numpy(), atol=3e-7)
