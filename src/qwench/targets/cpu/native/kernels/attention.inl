@@ -12,16 +12,28 @@ constexpr float kNoScore = -1e30f;  // finite, so that a row that has seen nothi
 template <CacheKind C>
 constexpr size_t cache_item = C == CacheKind::kFp32 ? 4 : 2;
 
-// Elements index... of two neighbouring vectors: bf16 has them interleaved in dwords, fp32 `stride` items apart.
-template <CacheKind C>
-inline void load_pair(const uint8_t* base, int index, int stride, Float& first, Float& second) {
+// Elements index... of the first (kOdd: second) of two neighbouring vectors: bf16 has them interleaved in dwords, fp32
+// `stride` items apart.
+template <CacheKind C, bool kOdd>
+QWENCH_INLINE Float load_of_pair(const uint8_t* base, int index, int stride) {
   if constexpr (C == CacheKind::kBf16) {
     const Int raw = load_int(base + size_t(index) * 4);
-    first = bf16_low(raw);
-    second = bf16_high(raw);
+    return kOdd ? bf16_high(raw) : bf16_low(raw);
   } else {
-    first = load(reinterpret_cast<const float*>(base) + index);
-    second = load(reinterpret_cast<const float*>(base) + stride + index);
+    return load(reinterpret_cast<const float*>(base) + index + (kOdd ? stride : 0));
+  }
+}
+
+// One dimension of the scores. Its keys are held in registers only here: 24 accumulators leave room for no more.
+template <CacheKind C, int R, int G, bool kOdd>
+QWENCH_INLINE void score_step(const float* const* q, int d, const uint8_t* const* keys, Float (&acc)[R][G * kScoreVecs]) {
+  Float key[G * kScoreVecs];
+  for (int v = 0; v < G * kScoreVecs; ++v)
+    key[v] = load_of_pair<C, kOdd>(keys[v / kScoreVecs] + size_t(d) * kKeyGroup * cache_item<C>, v % kScoreVecs * kLanes,
+                                   kKeyGroup);
+  for (int r = 0; r < R; ++r) {
+    const Float x = set(q[r][d + kOdd]);
+    for (int v = 0; v < G * kScoreVecs; ++v) fma_to(acc[r][v], key[v], x);
   }
 }
 
@@ -31,18 +43,23 @@ inline void score_tile(const float* const* q, int head_dim, const uint8_t* const
   Float acc[R][G * kScoreVecs];
   for (int r = 0; r < R; ++r)
     for (int v = 0; v < G * kScoreVecs; ++v) acc[r][v] = set(0.0f);
-  for (int d = 0; d < head_dim; d += 2)
-    for (int v = 0; v < G * kScoreVecs; ++v) {
-      Float even, odd;
-      const uint8_t* pair = keys[v / kScoreVecs] + size_t(d) * kKeyGroup * cache_item<C>;
-      load_pair<C>(pair, v % kScoreVecs * kLanes, kKeyGroup, even, odd);
-      for (int r = 0; r < R; ++r) {
-        fma_to(acc[r][v], even, set(q[r][d]));
-        fma_to(acc[r][v], odd, set(q[r][d + 1]));
-      }
-    }
+  for (int d = 0; d < head_dim; d += 2) {
+    score_step<C, R, G, false>(q, d, keys, acc);
+    score_step<C, R, G, true>(q, d, keys, acc);
+  }
   for (int r = 0; r < R; ++r)
     for (int v = 0; v < G * kScoreVecs; ++v) store(scores + r * kScoreTile + v * kLanes, acc[r][v]);
+}
+
+// One position's values times the rows' probabilities p[r][0].
+template <CacheKind C, int R, int V, bool kOdd>
+QWENCH_INLINE void value_step(const float* p, const uint8_t* pair, int dim, int padded_dim, Float (&acc)[R][V]) {
+  Float value[V];
+  for (int v = 0; v < V; ++v) value[v] = load_of_pair<C, kOdd>(pair, dim + v * kLanes, padded_dim);
+  for (int r = 0; r < R; ++r) {
+    const Float x = set(p[r * kScoreTile]);
+    for (int v = 0; v < V; ++v) fma_to(acc[r][v], value[v], x);
+  }
 }
 
 // out[r][V vectors of dimensions] += sum over `count` positions of p[r][position] * value.
@@ -53,13 +70,9 @@ inline void value_tile(const float* p, const uint8_t* const* values, int count, 
     for (int v = 0; v < V; ++v) acc[r][v] = load(out + size_t(r) * padded_dim + dim + v * kLanes);
   for (int i = 0; i < count; i += 2) {
     const uint8_t* pair = values[i / kKeyGroup] + size_t(i % kKeyGroup) * padded_dim * cache_item<C>;
-    for (int v = 0; v < V; ++v) {
-      Float even, odd;
-      load_pair<C>(pair, dim + v * kLanes, padded_dim, even, odd);
-      for (int r = 0; r < R; ++r) fma_to(acc[r][v], even, set(p[r * kScoreTile + i]));
-      if (i + 1 < count)
-        for (int r = 0; r < R; ++r) fma_to(acc[r][v], odd, set(p[r * kScoreTile + i + 1]));
-    }
+    value_step<C, R, V, false>(p + i, pair, dim, padded_dim, acc);
+    if (i + 1 == count) break;  // the odd half of the last pair may never have been written
+    value_step<C, R, V, true>(p + i + 1, pair, dim, padded_dim, acc);
   }
   for (int r = 0; r < R; ++r)
     for (int v = 0; v < V; ++v) store(out + size_t(r) * padded_dim + dim + v * kLanes, acc[r][v]);

@@ -16,7 +16,7 @@ inline Int broadcast_codes(const int8_t* p) {
 }
 
 template <int R>
-inline void tile_bf16(const LinearArgs& a, const uint8_t* panel, int row, int column, float* tile) {
+QWENCH_INLINE void tile_bf16(const LinearArgs& a, const uint8_t* panel, int row, int column, float* tile) {
   const float* x[R];
   for (int r = 0; r < R; ++r) x[r] = a.x.values + size_t(row + r) * a.x.width;
   Float acc[R][kTileVecs];
@@ -51,7 +51,7 @@ inline void tile_bf16(const LinearArgs& a, const uint8_t* panel, int row, int co
 // kNibbles: codes are still two a byte. `codes` and `stride` say where group g's codes lie: in the panel behind their
 // scales, or unpacked in scratch. Codes are unsigned (+128, or +8 for int4), so the sum starts at -offset * sum(x).
 template <int R, bool kNibbles>
-inline void tile_int(const LinearArgs& a, const uint8_t* panel, const uint8_t* codes, size_t stride, int row, int column,
+QWENCH_INLINE void tile_int(const LinearArgs& a, const uint8_t* panel, const uint8_t* codes, size_t stride, int row, int column,
                      float* tile) {
   const int offset = a.weight.kind == WeightKind::kInt4 ? 8 : 128;
   const int num_groups = a.weight.num_groups(), group = a.weight.group_size;
@@ -106,18 +106,19 @@ inline void tile_int(const LinearArgs& a, const uint8_t* panel, const uint8_t* c
   }
 }
 
+// One call site per kernel, each inlined: g++ 12 spills the accumulators of the out-of-line copy.
 template <int R>
 inline void tile_columns(const LinearArgs& a, const uint8_t* panel, const uint8_t* unpacked, int row, float* tile) {
-  const size_t scale_bytes = kPanelColumns * sizeof(float);
+  const uint8_t* codes = unpacked ? unpacked : panel + kPanelColumns * sizeof(float);
+  const size_t stride = unpacked ? size_t(kPanelColumns) * a.weight.group_size : a.weight.group_bytes();
+  const bool is_nibbles = a.weight.kind == WeightKind::kInt4 && !unpacked;
   for (int column = 0; column < kPanelColumns; column += kTileColumns) {
     if (a.weight.kind == WeightKind::kBf16)
       tile_bf16<R>(a, panel, row, column, tile);
-    else if (unpacked)
-      tile_int<R, false>(a, panel, unpacked, size_t(kPanelColumns) * a.weight.group_size, row, column, tile);
-    else if (a.weight.kind == WeightKind::kInt4)
-      tile_int<R, true>(a, panel, panel + scale_bytes, a.weight.group_bytes(), row, column, tile);
+    else if (is_nibbles)
+      tile_int<R, true>(a, panel, codes, stride, row, column, tile);
     else
-      tile_int<R, false>(a, panel, panel + scale_bytes, a.weight.group_bytes(), row, column, tile);
+      tile_int<R, false>(a, panel, codes, stride, row, column, tile);
   }
 }
 
