@@ -65,16 +65,16 @@ class SamplingParams:
 
     def __post_init__(self) -> None:
         self._check_numbers()
-        stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
-        if not all(isinstance(s, str) and s for s in stop):
+        stop = (self.stop,) if isinstance(self.stop, str) else self.stop
+        if not (_is_list(stop) and all(isinstance(s, str) and s for s in stop)):
             raise RequestError(f"stop is {self.stop!r}; it must be a string or strings, none of them empty")
-        object.__setattr__(self, "stop", stop)
+        if not (_is_list(self.stop_token_ids) and all(_int_from(token, 0) for token in self.stop_token_ids)):
+            raise RequestError(f"stop_token_ids is {self.stop_token_ids!r}; it must be a list of token ids")
+        bias = self.logit_bias
+        if not (isinstance(bias, Mapping) and all(_int_from(t, 0) and _is_number(x) for t, x in bias.items())):
+            raise RequestError(f"logit_bias is {bias!r}; it must map token ids to finite numbers")
+        object.__setattr__(self, "stop", tuple(stop))
         object.__setattr__(self, "stop_token_ids", tuple(self.stop_token_ids))
-        if not all(_is_int(t) and t >= 0 for t in self.stop_token_ids):
-            raise RequestError(f"stop_token_ids is {self.stop_token_ids!r}; it must hold token ids")
-        for token, bias in self.logit_bias.items():
-            if not _is_int(token) or token < 0 or not _is_number(bias):
-                raise RequestError(f"logit_bias has {token!r}: {bias!r}; it must map token ids to finite numbers")
 
     def _check_numbers(self) -> None:
         checks: tuple[tuple[str, bool, str], ...] = (
@@ -100,6 +100,10 @@ class SamplingParams:
                 raise RequestError(f"{name} is {getattr(self, name)!r}; it must be {allowed}")
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
             raise RequestError(f"min_tokens is {self.min_tokens}, above max_tokens {self.max_tokens}")
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, (str, bytes))
 
 
 def _is_int(value: Any) -> bool:

@@ -17,7 +17,9 @@ from qwench.runtime.request import SamplingParams, TokenLogprobs, random_seed
 from qwench.targets.target import Float32
 
 _CHUNK = 256  # weights are summed in chunks of this many, then over chunks: a tenth of the time of one long cumsum
-_LIKELY = 1024  # top_p looks among so many likeliest tokens before it sorts the whole vocabulary
+_LIKELY = (64, 1024)  # top_p looks among so many likeliest tokens before it sorts the whole vocabulary
+
+_COLDEST = 1e-30  # any lower temperature is the same choice, and could divide 0 by 0 in fp32
 
 
 class TokenSampler:
@@ -132,16 +134,31 @@ def log_probabilities(row: Float32, top: float, token: int, num_top: int) -> Tok
 
 def _at_least_kth(row: Float32, k: int) -> npt.NDArray[np.int64]:
     """Ids, increasing, of all values not below the k-th largest."""
-    kth = np.partition(row, len(row) - k)[len(row) - k]
-    return np.flatnonzero(row >= kth)
+    depth = _CHUNK // 2
+    groups = len(row) // depth
+    if 4 * k > groups:
+        return np.flatnonzero(row >= _kth_largest(row, k))
+    # The k-th largest of the groups' maxima is at most the k-th largest value: only groups that reach it matter.
+    # Group g holds every groups-th value from g on; so its maximum takes a fifth of the time of neighbours'.
+    maxima = row[: depth * groups].reshape(depth, groups).max(axis=0)
+    likely = np.flatnonzero(maxima >= _kth_largest(maxima, k))
+    ids = (np.arange(depth)[:, None] * groups + likely).reshape(-1)
+    ids = np.concatenate([ids, np.arange(depth * groups, len(row))])
+    values = row[ids]
+    result: npt.NDArray[np.int64] = ids[values >= _kth_largest(values, k)]
+    return result
+
+
+def _kth_largest(values: Float32, k: int) -> Any:
+    return np.partition(values, len(values) - k)[len(values) - k]
 
 
 def _weights(row: Float32, top: float, temperature: float) -> Float32:
     """exp((row - top) / temperature): the largest is 1, where the maximum of `row` is `top`."""
-    weights = row - np.float32(top)
-    if temperature != 1:
-        # In double: a tiny temperature must not overflow to -inf * 0 before exp.
-        weights = np.maximum(weights / np.float64(temperature), -200.0).astype(np.float32)
+    with np.errstate(over="ignore"):  # what overflows to -inf has weight 0, as it should
+        weights = row - np.float32(top)
+        if temperature != 1:
+            weights /= np.float32(max(temperature, _COLDEST))
     result: Float32 = np.exp(weights, out=weights)
     return result
 
@@ -153,7 +170,7 @@ def _chunk_sums(weights: Float32) -> npt.NDArray[Any]:
 def _top_p(weights: Float32, top_p: float) -> npt.NDArray[np.int64]:
     """Ids of the fewest largest weights that reach `top_p` of their sum; the lowest ids among equals."""
     goal = top_p * float(_chunk_sums(weights).sum(dtype=np.float64))
-    for size in (_LIKELY, len(weights)):
+    for size in (*_LIKELY, len(weights)):
         ids = _at_least_kth(weights, min(size, len(weights)))
         order = np.argsort(-weights[ids], kind="stable")
         reached = np.cumsum(weights[ids[order]], dtype=np.float64)
