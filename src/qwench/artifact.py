@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from qwench.checkpoint.spec import ModelSpec
 from qwench.config import QwenchConfig
-from qwench.errors import ArtifactError, ConfigError
+from qwench.errors import ArtifactError
 from qwench.host import num_cpus
 from qwench.program.formats import Format
 from qwench.program.memory import MemoryPlan, plan_memory
@@ -181,7 +181,7 @@ def _read_program(path: Path, config: QwenchConfig) -> tuple[Program, MemoryPlan
 
     The native executor trusts them, so a Program from elsewhere, even one with the right hash, never reaches it.
     """
-    data = json.loads(_read(path, PROGRAM))
+    data = _parse(path, PROGRAM, lambda: json.loads(_read(path, PROGRAM)))
     program = _parse(path, PROGRAM, lambda: Program.from_dict(data["program"]))
     plan = _parse(path, PROGRAM, lambda: MemoryPlan(**data["memory_plan"]))
     formats: Mapping[str, Format] = {name: weight.format for name, weight in program.weights.items()}
@@ -196,7 +196,7 @@ def _read_program(path: Path, config: QwenchConfig) -> tuple[Program, MemoryPlan
 def _parse(path: Path, name: str, read: Callable[[], Any]) -> Any:
     try:
         return read()
-    except (KeyError, TypeError, ValueError, AttributeError, ConfigError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise _error(path, f"{name} has unexpected content ({error!r})") from None
 
 

@@ -121,8 +121,8 @@ class _ConfigReader:
         model_type = self.config.get("model_type")
         if model_type != "qwen2":
             raise self.error(f"model_type is {model_type!r}; qwench compiles model_type 'qwen2'")
-        architectures = self.config.get("architectures")
-        if architectures and "Qwen2ForCausalLM" not in architectures:
+        architectures = self.config.get("architectures") or ["Qwen2ForCausalLM"]
+        if not isinstance(architectures, list) or "Qwen2ForCausalLM" not in architectures:
             raise self.error(f"architectures is {architectures!r}; qwench compiles 'Qwen2ForCausalLM'")
         if (activation := self.config.get("hidden_act", "silu")) not in ("silu", "swish"):
             raise self.error(f"hidden_act is {activation!r}; Qwen2 uses 'silu'")
