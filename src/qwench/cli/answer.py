@@ -18,8 +18,7 @@ if TYPE_CHECKING:
 
 def stream_prompt(llm: LLM, text: str, params: SamplingParams, max_new_tokens: int | None) -> Generator[Delta]:
     """The continuation of `text` as it is. Raises RequestError."""
-    ids = llm.text_engine.encode(text)
-    yield from llm.generate(ids, _bounded(llm, params, len(ids), max_new_tokens), stream=True)
+    yield from _stream(llm, llm.text_engine.encode(text), params, max_new_tokens)
 
 
 def stream_chat(
@@ -32,18 +31,20 @@ def stream_chat(
     assert llm.tokenizer is not None
     ids = llm.tokenizer.encode(render_chat(llm.tokenizer, messages), add_special_tokens=False)
     params = chat_params(params, llm.tokenizer, llm.engine.eos_token_ids)
-    yield from llm.generate(ids, _bounded(llm, params, len(ids), max_new_tokens), stream=True)
+    yield from _stream(llm, ids, params, max_new_tokens)
 
 
 def has_chat_template(llm: LLM) -> bool:
     return llm.tokenizer is not None and bool(llm.tokenizer.chat_template)
 
 
-def _bounded(llm: LLM, params: SamplingParams, num_prompt: int, max_new_tokens: int | None) -> SamplingParams:
+def _stream(llm: LLM, ids: list[int], params: SamplingParams, max_new_tokens: int | None) -> Generator[Delta]:
     """With the length that was asked for, or the default one cut to what the context leaves."""
     if max_new_tokens is None:
-        max_new_tokens = max(1, min(DEFAULT_MAX_NEW_TOKENS, llm.engine.max_seq_len - num_prompt))
-    return dataclasses.replace(params, max_tokens=max_new_tokens)
+        max_new_tokens = max(1, min(DEFAULT_MAX_NEW_TOKENS, llm.engine.max_seq_len - len(ids)))
+    params = dataclasses.replace(params, max_tokens=max_new_tokens)
+    llm.text_engine.check(ids, params)  # `generate` takes an empty list for no prompts, here it is an empty prompt
+    yield from llm.generate(ids, params, stream=True)
 
 
 def write(text: str) -> None:

@@ -1,0 +1,309 @@
+"""The whole command line on a tiny random checkpoint made here, and on the default model where it is present."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import pty
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+
+from qwench.checkpoint.spec import ModelSpec
+from qwench.cli.main import main
+from qwench.program.qwen2 import build_qwen2
+
+DEFAULT_MODEL = Path(__file__).parents[2] / "models" / "qwench-tiny"
+QWENCH = [sys.executable, "-m", "qwench.cli.main"]
+SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+CONFIG = {
+    "architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "hidden_act": "silu", "vocab_size": 272,
+    "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "max_position_embeddings": 128, "rope_theta": 10000.0, "rms_norm_eps": 1e-6,
+    "tie_word_embeddings": True, "eos_token_id": 258,
+}  # fmt: skip
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def write_checkpoint(folder: Path, endless: bool = False) -> Path:
+    """A random model over single bytes, with a tokenizer and a chat template; an `endless` one never ends a turn."""
+    folder.mkdir(parents=True)
+    config = CONFIG | ({"max_position_embeddings": 32768} if endless else {})
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [258, 256], "do_sample": False}))
+    rng, tensors = np.random.default_rng(3), {}
+    for weight in build_qwen2(ModelSpec.from_config(CONFIG)).weights.values():
+        values = rng.standard_normal(weight.shape) * (0.3 if len(weight.shape) == 2 else 0.1)
+        tensors[weight.name] = (values + weight.name.endswith("norm.weight")).astype(ml_dtypes.bfloat16)
+    if endless:
+        tensors["model.embed_tokens.weight"][256:] = 0  # the logits of special tokens are 0, others are above
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE({symbol: i for i, symbol in enumerate(alphabet)}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([AddedToken(token, special=True) for token in SPECIAL_TOKENS])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    described = {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>", "chat_template": CHATML}
+    (folder / "tokenizer_config.json").write_text(json.dumps(described))
+    return folder
+
+
+def qwench(*arguments: str | Path, stdin: str | None = "", code: int = 0, **env: str) -> tuple[str, str]:
+    """Runs the program and returns what it wrote to stdout and stderr."""
+    command = [*QWENCH, *map(str, arguments)]
+    done = subprocess.run(
+        command, input=stdin, capture_output=True, text=True, timeout=120, env=os.environ | env, check=False
+    )
+    assert done.returncode == code, f"{arguments}: exit {done.returncode}\n{done.stderr}"
+    assert "Traceback" not in done.stderr
+    return done.stdout, done.stderr
+
+
+def one_object(stdout: str) -> dict[str, Any]:
+    result = json.loads(stdout)  # fails on anything beside one object
+    assert isinstance(result, dict)
+    return result
+
+
+def one_error(stderr: str) -> str:
+    assert stderr.startswith("qwench: error: ") and stderr.count("\n") == 1, stderr
+    return stderr
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_checkpoint(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def artifact(checkpoint: Path) -> Path:
+    out = checkpoint.parent / "tiny-int8"
+    stdout, stderr = qwench("compile", checkpoint, "-o", out, "--weights", "int8", "--batch-size", "4")
+    assert str(out) in stdout and "int8" in stdout
+    assert stderr == ""
+    return out
+
+
+def test_compile_tells_what_it_made(checkpoint: Path, tmp_path: Path) -> None:
+    stdout, _ = qwench(
+        "compile", checkpoint, "-o", tmp_path / "a", "--weights", "int4", "--max-seq-len", "64", "--json"
+    )
+    report = one_object(stdout)
+    assert report["config"]["weights"] == "int4" and report["config"]["head_weights"] == "int8"
+    assert report["config"]["max_seq_len"] == 64
+    assert report["bytes"] == sum(path.stat().st_size for path in (tmp_path / "a").iterdir())
+    assert report["compile_s"] > 0
+
+
+def test_run_prints_one_object(artifact: Path) -> None:
+    arguments = ["run", artifact, "-p", "Hello", "--max-new-tokens", "8", "--temperature", "0", "--json"]
+    stdout, stderr = qwench(*arguments)
+    report = one_object(stdout)
+    assert stderr == ""
+    assert set(report) == {"text", "token_ids", "prompt_tokens", "finish_reason", "timings"}
+    assert report["prompt_tokens"] == len("Hello") + len("user\nassistant\n") + 4  # a byte is a token, four are special
+    assert 1 <= len(report["token_ids"]) <= 8
+    assert report["finish_reason"] in ("length", "stop")
+    times = report["timings"]
+    assert set(times) == {"load_s", "ttft_s", "prefill_tokens_per_s", "decode_tokens_per_s"}
+    assert 0 < times["load_s"] < times["ttft_s"]
+    assert times["prefill_tokens_per_s"] > 0
+    again, _ = qwench(*arguments)
+    assert one_object(again)["token_ids"] == report["token_ids"]
+
+
+def test_run_agrees_with_the_python_interface(artifact: Path) -> None:
+    from qwench import LLM, SamplingParams
+
+    stdout, _ = qwench("run", artifact, "--raw", "-p", "abc", "--max-new-tokens", "6", "--temperature", "0", "--json")
+    report = one_object(stdout)
+    with LLM(artifact) as llm:
+        [answer] = llm.generate("abc", SamplingParams(max_tokens=6, temperature=0))[0].outputs
+    assert report["prompt_tokens"] == 3
+    assert (report["token_ids"], report["text"]) == (answer.token_ids, answer.text)
+
+
+def test_run_streams_the_same_text_and_reads_stdin(artifact: Path) -> None:
+    options = ["--raw", "--max-new-tokens", "6", "--seed", "5", "--temperature", "0.8"]
+    stdout, _ = qwench("run", artifact, "-p", "A fox", *options, "--json")
+    streamed, stderr = qwench("run", artifact, *options, stdin="A fox\n")
+    assert streamed == one_object(stdout)["text"] + "\n"
+    assert "tokens/s" in stderr and "first token after" in stderr
+
+
+def test_a_checkpoint_runs_by_way_of_the_cache(checkpoint: Path, tmp_path: Path) -> None:
+    cache = {"QWENCH_CACHE": str(tmp_path)}
+    arguments = ["run", checkpoint, "-p", "x", "--max-new-tokens", "2", "--weights", "int8", "--json"]
+    first, _ = qwench(*arguments, **cache)
+    [compiled] = (tmp_path / "compiled").glob("[!.]*")
+    changed = (compiled / "manifest.json").stat().st_mtime_ns
+    second, _ = qwench(*arguments, **cache)
+    assert one_object(first)["token_ids"] == one_object(second)["token_ids"]
+    assert (compiled / "manifest.json").stat().st_mtime_ns == changed
+
+
+def test_kernel_variants_are_selectable(artifact: Path) -> None:
+    answers = {}
+    for target in ("cpu", "cpu-generic"):
+        stdout, _ = qwench("run", artifact, "-p", "x", "--max-new-tokens", "4", "--target", target, "--json")
+        answers[target] = one_object(stdout)["token_ids"]
+    assert answers["cpu"] == answers["cpu-generic"]
+
+
+def test_inspect_shows_every_op(artifact: Path) -> None:
+    report = one_object(qwench("inspect", artifact, "--json", "--verify")[0])
+    program = json.loads((artifact / "program.json").read_text())["program"]
+    assert [op["name"] for op in report["ops"]] == [op["name"] for op in program["ops"]]
+    assert all(op["kernel"] for op in report["ops"])
+    assert report["verified"] == "full"
+    assert report["config"]["weights"] == "int8"
+    tied = next(op["weight_bytes"] for op in report["ops"] if op["kind"] == "embed")
+    assert sum(op["weight_bytes"] for op in report["ops"]) - tied == report["memory_plan"]["weights_bytes"]
+    text, _ = qwench("inspect", artifact)
+    for word in ("qkv_rope_write", "layers.0-1.attention", "int8/g128", "KV cache", "cpu", report["ops"][0]["kernel"]):
+        assert word in text
+
+
+def test_bench_prints_ceiling_and_speed(artifact: Path) -> None:
+    sizes = ["--prompt", "16", "--generate", "8", "--users", "2", "--rounds", "1", "--threads", "1"]
+    report = one_object(qwench("bench", artifact, *sizes, "--json")[0])
+    ceiling = report["ceiling"]
+    assert report["prefill_tokens_per_s"] > 0 and report["decode_tokens_per_s"] > 0
+    assert ceiling["read_gbps"] > 0 and set(ceiling["peak_gops"]) == {"fp32", "int8"}
+    assert ceiling["prefill_ratio"] == pytest.approx(report["prefill_tokens_per_s"] / ceiling["prefill_tokens_per_s"])
+    assert ceiling["decode_ratio"] == pytest.approx(report["decode_tokens_per_s"] / ceiling["decode_tokens_per_s"])
+    assert report["workload"] == {"num_prompt": 16, "num_generate": 8, "num_users": 2, "num_rounds": 1, "seed": 0}
+    assert report["machine"]["threads"] == 1
+    text, _ = qwench("bench", artifact, *sizes)
+    for word in ("machine", "ceiling", "GB/s", "prefill", "decode", "ratio", "%"):
+        assert word in text
+
+
+def test_chat_from_a_pipe_is_one_turn_per_line(artifact: Path) -> None:
+    options = ["--max-new-tokens", "4", "--temperature", "0"]
+    fresh, stderr = qwench("chat", artifact, *options, stdin="hi\n")
+    assert stderr == ""
+    twice, _ = qwench("chat", artifact, *options, stdin="hi\n\n/reset\nhi\n/exit\nnever\n")
+    assert twice == fresh * 2
+
+
+def flip_a_byte(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[-100] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("damaged", ["weights.safetensors", "program.json", "manifest.json", "tokenizer.json"])
+def test_a_damaged_artifact_is_one_line(artifact: Path, tmp_path: Path, damaged: str) -> None:
+    copy = shutil.copytree(artifact, tmp_path / "copy")
+    flip_a_byte(copy / damaged)
+    stdout, stderr = qwench("run", copy, "-p", "x", code=2)
+    assert stdout == ""
+    assert damaged in one_error(stderr)
+
+
+def test_what_can_not_be_asked_is_one_line(
+    checkpoint: Path, artifact: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def error(*arguments: str | Path, stdin: bytes = b"") -> str:
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
+        assert main([str(argument) for argument in arguments]) == 2
+        stdout, stderr = capfd.readouterr()
+        assert stdout == ""
+        return one_error(stderr)
+
+    assert "128" in error("run", artifact, "--raw", "-p", "x" * 128)
+    assert "128" in error("run", artifact, "--raw", "-p", "x" * 100, "--max-new-tokens", "100", "--json")
+    assert "128" in error("chat", artifact, stdin=b"x" * 200)
+    assert "128" in error("bench", artifact, "--prompt", "120", "--generate", "20")
+    assert "batch_size" in error("bench", artifact, "--users", "5")
+    assert "empty" in error("run", artifact, "--raw")
+    assert "UTF-8" in error("run", artifact, stdin=b"\xff\xfe")
+    assert "temperature" in error("run", artifact, "-p", "x", "--temperature", "-1")
+    assert "max_tokens" in error("run", artifact, "-p", "x", "--max-new-tokens", "0")
+    assert "num_threads" in error("run", artifact, "-p", "x", "--threads", "0")
+    assert "overwrite" in error("compile", checkpoint, "-o", artifact)
+    assert "weights" in error("run", artifact, "-p", "x", "--weights", "int4")
+    assert "needs" in error("run", artifact, "-p", "x", "--memory", "10KB")
+    (tmp_path / "file").write_text("not a folder")
+    assert "file" in error("compile", checkpoint, "-o", tmp_path / "file" / "out")
+
+
+def test_overwriting_replaces_an_artifact(checkpoint: Path, tmp_path: Path) -> None:
+    for weights in ("int8", "bf16"):
+        qwench("compile", checkpoint, "-o", tmp_path / "a", "--weights", weights, "--overwrite")
+    assert one_object(qwench("inspect", tmp_path / "a", "--json")[0])["config"]["weights"] == "bf16"
+
+
+class Terminal:
+    """`qwench chat` on a pseudo-terminal."""
+
+    def __init__(self, *arguments: str | Path) -> None:
+        self.master, slave = pty.openpty()
+        command = [*QWENCH, *map(str, arguments)]
+        self.process = subprocess.Popen(command, stdin=slave, stdout=slave, stderr=slave, start_new_session=True)
+        os.close(slave)
+        self.shown = b""
+
+    def read(self) -> None:
+        if select.select([self.master], [], [], 0.1)[0]:
+            self.shown += os.read(self.master, 4096)
+
+    def wait_for(self, text: str, timeout_s: float = 60) -> None:
+        """Reads until `text` has been shown after what was waited for before."""
+        deadline = time.monotonic() + timeout_s
+        while text.encode() not in self.shown:
+            assert time.monotonic() < deadline, f"{text!r} never came; shown: {self.shown[-2000:]!r}"
+            self.read()
+        self.shown = self.shown.split(text.encode(), 1)[1]
+
+    def interrupt(self) -> None:
+        self.process.send_signal(signal.SIGINT)
+
+    def type(self, text: str) -> None:
+        os.write(self.master, text.encode())
+
+
+def test_ctrl_c_stops_the_answer_and_not_the_program(tmp_path: Path) -> None:
+    artifact = tmp_path / "artifact"
+    qwench("compile", write_checkpoint(tmp_path / "endless", endless=True), "-o", artifact)
+    terminal = Terminal("chat", artifact, "--temperature", "0", "--max-new-tokens", "30000")
+    terminal.wait_for("> ")
+    time.sleep(0.5)  # readline shows the prompt a moment before it listens to signals
+    terminal.interrupt()
+    terminal.wait_for("/exit")  # at the prompt it tells how to leave
+    for _ in range(2):
+        terminal.wait_for("> ")
+        terminal.type("hi\n")
+        terminal.wait_for("hi\r\n")
+        while not terminal.shown:
+            terminal.read()
+        terminal.interrupt()
+        terminal.wait_for(" ...\r\n")
+    terminal.type("/exit\n")
+    assert terminal.process.wait(timeout=60) == 0
+    os.close(terminal.master)
+
+
+@pytest.mark.skipif(not (DEFAULT_MODEL / "model.safetensors").exists(), reason="models/qwench-tiny has no weights")
+def test_the_default_model_answers(tmp_path: Path) -> None:
+    qwench("compile", DEFAULT_MODEL, "-o", tmp_path / "tiny", "--weights", "int8")
+    stdout, _ = qwench("run", tmp_path / "tiny", "-p", "Hello!", "--max-new-tokens", "40", "--json")
+    report = one_object(stdout)
+    assert sum(c.isalpha() or c in " ,.!?'" for c in report["text"]) > 0.9 * len(report["text"]) > 0
