@@ -1,0 +1,84 @@
+"""How many cache blocks a loaded model gets, and what is said when memory doesn't do."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+
+import pytest
+from engine_models import PackedModel, packed_model
+
+from qwench.errors import CapacityError, ConfigError
+from qwench.runtime import loading
+from qwench.runtime.loading import GIB, choose_num_blocks, load_engine
+
+BLOCK_BYTES = 2 * 2 * 2 * 16 * 16 * 4  # k and v, layers, kv heads, positions, head_dim, fp32
+
+
+@pytest.fixture(scope="module")
+def model() -> PackedModel:
+    return packed_model(max_seq_len=256, batch_size=4)
+
+
+def fixed_bytes(model: PackedModel) -> int:
+    return sum(t.nbytes for t in model.tensors.values()) + model.plan.arena_bytes + 4 * 300 * 4
+
+
+def with_free(monkeypatch: pytest.MonkeyPatch, num_bytes: int) -> None:
+    monkeypatch.setattr(loading, "available_memory_bytes", lambda: num_bytes)
+
+
+def test_enough_for_every_sequence_is_enough(model: PackedModel) -> None:
+    assert choose_num_blocks(model, memory=GIB) == 4 * 16
+
+
+def test_a_budget_is_used_to_the_last_block(model: PackedModel) -> None:
+    fixed = fixed_bytes(model)
+    assert choose_num_blocks(model, memory=fixed + 20 * BLOCK_BYTES) == 20
+    assert choose_num_blocks(model, memory=fixed + 21 * BLOCK_BYTES - 1) == 20
+    with pytest.raises(CapacityError, match="one sequence of 256 tokens") as caught:
+        choose_num_blocks(model, memory=fixed + 16 * BLOCK_BYTES - 1)
+    assert "Lower max_seq_len" in str(caught.value)
+
+
+def test_half_of_what_is_free_by_default(model: PackedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    fixed = fixed_bytes(model)
+    with_free(monkeypatch, fixed + 100 * BLOCK_BYTES)
+    assert choose_num_blocks(model) == 50
+    with_free(monkeypatch, fixed + 20 * BLOCK_BYTES)
+    assert choose_num_blocks(model) == 16  # one full sequence, though it is more than half
+    with_free(monkeypatch, fixed + 15 * BLOCK_BYTES)
+    with pytest.raises(CapacityError, match="available"):
+        choose_num_blocks(model)
+
+
+def test_no_more_than_four_gib_by_default(model: PackedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    with_free(monkeypatch, 100 * GIB)
+    crowd = dataclasses.replace(model, config=dataclasses.replace(model.config, batch_size=100_000))
+    assert choose_num_blocks(crowd) == 4 * GIB // BLOCK_BYTES
+    assert choose_num_blocks(crowd, memory=20 * GIB) > 4 * GIB // BLOCK_BYTES
+
+
+def test_as_many_as_asked_for(model: PackedModel) -> None:
+    assert choose_num_blocks(model, 500, GIB) == 500
+    with pytest.raises(ConfigError, match="at least 16"):
+        choose_num_blocks(model, 15, GIB)
+    with pytest.raises(CapacityError, match="as asked for"):
+        choose_num_blocks(model, 10**9, GIB)
+
+
+def test_the_estimate_is_logged(model: PackedModel, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, "qwench"):
+        engine = load_engine(model, memory=GIB)
+    assert "1.00 GiB allowed" in caplog.text and "64 blocks, 1024 tokens" in caplog.text and "left" in caplog.text
+    assert engine.cache.num_blocks == 64
+    assert engine.max_seq_len == 256
+
+
+def test_options_of_the_config(model: PackedModel) -> None:
+    config = dataclasses.replace(model.config, kvcache_num_blocks=17, memory=GIB)
+    engine = load_engine(dataclasses.replace(model, config=config), eos_token_ids=[3])
+    assert engine.cache.num_blocks == 17
+    assert engine.eos_token_ids == {3}
+    with pytest.raises(ConfigError, match="num_threads"):
+        load_engine(model, num_threads=0)
