@@ -19,6 +19,7 @@ pytest.importorskip("torch", reason="compares with transformers: pip install qwe
 
 import torch
 from transformers import (
+    AutoTokenizer,
     GenerationConfig,
     LogitsProcessor,
     LogitsProcessorList,
@@ -34,6 +35,8 @@ from transformers import (
 from transformers_parity import Ties, assert_same_tokens, left_padded, load_truth, random_prompts, write_checkpoint
 
 from qwench import QwenchForCausalLM
+from qwench.errors import TargetError
+from qwench.targets.target import get_target
 
 NEW = 64
 CHUNK = 8
@@ -78,7 +81,7 @@ CONFIGS: list[dict[str, Any]] = [
     _heads(4, 2, 64, head_dim=64, **_sliding(33, 1, rope_parameters=YARN)),
     _heads(2, 2, 46, head_dim=24, intermediate_size=47, vocab_size=301, rms_norm_eps=1e-5),
 ]
-REFERENCE = (3, 9, 20)  # these also on the reference target
+OTHER_TARGETS = {"reference": (3, 9, 20), "cpu-avx2": (4, 13), "cpu-generic": (11, 16)}
 
 
 @pytest.fixture(scope="module")
@@ -92,8 +95,9 @@ def ties() -> Iterator[Ties]:
 
 
 def _parity_cases() -> list[Any]:
-    native = [pytest.param(i, "best", id=f"{i}") for i in range(len(CONFIGS))]
-    return native + [pytest.param(i, "reference", id=f"{i}-reference") for i in REFERENCE]
+    cases = [(i, "best") for i in range(len(CONFIGS))]
+    cases += [(i, target) for target, indices in OTHER_TARGETS.items() for i in indices]
+    return [pytest.param(i, target, id=f"{i}-{target}") for i, target in cases]
 
 
 @pytest.mark.parametrize(("index", "target"), _parity_cases())
@@ -101,7 +105,7 @@ def test_greedy(index: int, target: str, best_target: str, tmp_path: Path, ties:
     """Left padding, unequal lengths, one token, exactly one chunk, and the full context (64 + 64 of 128)."""
     folder = write_checkpoint(tmp_path, seed=index, **CONFIGS[index])
     truth = load_truth(folder)
-    target = best_target if target == "best" else target
+    target = best_target if target == "best" else _runnable(target)
     model = QwenchForCausalLM.from_pretrained(
         folder, qwench_target=target, qwench_prefill_chunk_size=CHUNK, qwench_kvcache_block_size=16
     )
@@ -112,6 +116,31 @@ def test_greedy(index: int, target: str, best_target: str, tmp_path: Path, ties:
     if index % 4 == 0:
         loop = model.generate(**inputs, max_new_tokens=NEW, do_sample=False, return_dict_in_generate=True)
         assert torch.equal(loop.sequences, native)
+
+
+def _runnable(target: str) -> str:
+    try:
+        get_target(target)
+    except TargetError as error:
+        pytest.skip(str(error))
+    return target
+
+
+DEFAULT_MODEL = Path(__file__).parents[2] / "models" / "qwench-tiny"
+
+
+@pytest.mark.skipif(not any(DEFAULT_MODEL.glob("*.safetensors")), reason=f"{DEFAULT_MODEL} holds no weights")
+def test_greedy_on_the_default_model(best_target: str, ties: Ties) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(DEFAULT_MODEL, padding_side="left")
+    truth, model = (
+        load_truth(DEFAULT_MODEL),
+        QwenchForCausalLM.from_pretrained(DEFAULT_MODEL, qwench_target=best_target),
+    )
+    chat = [{"role": "user", "content": "Tell me a story about a dog."}]
+    texts = ["Once upon a time", "A", tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)]
+    inputs = tokenizer(texts, return_tensors="pt", padding=True, return_token_type_ids=False)
+    theirs = truth.generate(**inputs, max_new_tokens=NEW, do_sample=False)
+    assert_same_tokens(truth, inputs, model.generate(**inputs, max_new_tokens=NEW, do_sample=False), theirs, ties)
 
 
 def test_logits_closer_than_transformers_in_bf16(tmp_path: Path, best_target: str) -> None:
@@ -209,6 +238,11 @@ def test_scores_and_logits(pair: tuple[Any, Any], single: dict[str, torch.Tensor
     for name in ("scores", "logits"):
         for mine, right in zip(getattr(ours, name), getattr(theirs, name), strict=True):
             torch.testing.assert_close(mine, right, rtol=1e-3, atol=1e-3)
+    beams = getattr(ours, "beam_indices", None)
+    transitions = [
+        model.compute_transition_scores(theirs.sequences, theirs.scores, beams, normalize_logits=True) for model in pair
+    ]
+    assert torch.equal(*transitions)
     if "num_beams" in kwargs:
         assert torch.equal(ours.beam_indices, theirs.beam_indices)
         torch.testing.assert_close(ours.sequences_scores, theirs.sequences_scores, rtol=1e-4, atol=1e-4)

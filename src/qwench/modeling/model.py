@@ -79,7 +79,11 @@ class QwenchForCausalLM(GenerationMixin):  # type: ignore[misc]
         return cls(loading.compile_model(model, config, workspace.name), workspace)
 
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
-        """Copies the artifact to a folder that `from_pretrained` loads. Raises ConfigError for other keywords."""
+        """Copies the artifact, tokenizer files included, to a folder that `from_pretrained` and AutoTokenizer load.
+
+        Files of an artifact are verified by hash, so don't save a tokenizer over them. Raises ArtifactError when the
+        folder holds something else, ConfigError for keywords of transformers that a copy has no use for.
+        """
         loading.check_save_keywords(kwargs)
         loading.copy_artifact(self.artifact, Path(save_directory))
 
@@ -137,16 +141,18 @@ class QwenchForCausalLM(GenerationMixin):  # type: ignore[misc]
         inputs_embeds: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         use_cache: bool | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        cache_position: torch.Tensor | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
-        logits_to_keep: int | torch.Tensor = 0,
         **kwargs: Any,
     ) -> Any:
         """One pass over new tokens, as Qwen2ForCausalLM.forward: CausalLMOutputWithPast (a tuple if not return_dict).
 
         input_ids: [batch, length] int64. attention_mask: [batch, cached + length], zeros at padding. logits:
         [batch, kept, vocab_size] fp32, zeros at padding. past_key_values: a QwenchCache, extended in place.
+        cache_position: [length], which transformers 4 passes: the columns after those in the cache.
         Raises RequestError for what can't be run, NumericalError when logits aren't finite.
         """
         _refuse(inputs_embeds=inputs_embeds, output_attentions=output_attentions,
@@ -155,6 +161,9 @@ class QwenchForCausalLM(GenerationMixin):  # type: ignore[misc]
         with torch.no_grad(), self._lock:
             cache = self._cache(past_key_values)
             cache.start(ids.shape[0])
+            if cache_position is not None and cache_position[0] != cache.get_seq_length():
+                start, cached = int(cache_position[0]), cache.get_seq_length()
+                raise RequestError(f"cache_position starts at {start}, but {cached} columns are cached")
             real = real_tokens((ids.shape[0], ids.shape[1]), attention_mask, cache.columns, position_ids)
             logits = self._run(cache, ids, real, logits_to_keep)
         if not torch.isfinite(logits.sum()):
@@ -182,15 +191,16 @@ class QwenchForCausalLM(GenerationMixin):  # type: ignore[misc]
         logits = torch.zeros(ids.shape[0], len(kept), self.config.vocab_size)
         leaders = _leaders(cache.rows, ids, real)
         out = logits.view(-1, self.config.vocab_size).numpy()
+        tokens, is_real = ids.numpy().astype(np.int32), real.numpy()
+        offsets = is_real.cumsum(axis=1) - 1
         feeds = []
         for i, row in enumerate(cache.rows):
-            if leaders[i] == i and real[i].any():
-                token_ids = ids[i][real[i]].numpy().astype(np.int32)
+            if leaders[i] == i and is_real[i].any():
+                token_ids = tokens[i][is_real[i]]
                 self._pages.reserve(row, len(token_ids))
-                is_kept = real[i].numpy()[kept]
-                offsets = (real[i].cumsum(0) - 1).numpy()[kept[is_kept]]
-                at = i * len(kept) + np.flatnonzero(is_kept)
-                feeds.append(Feed(row.blocks, row.length, token_ids, offsets, at))
+                is_kept = is_real[i][kept]
+                at = i * len(kept) + is_kept.nonzero()[0]
+                feeds.append(Feed(row.blocks, row.length, token_ids, offsets[i][kept[is_kept]], at))
         run_feeds(self.engine.executor, feeds, self.artifact.plan.max_step_tokens, out)
         _commit(cache, real, leaders)
         if leaders != list(range(len(leaders))):
@@ -203,7 +213,7 @@ class QwenchForCausalLM(GenerationMixin):  # type: ignore[misc]
         self, generation_config: GenerationConfig, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
     ) -> None:
         """transformers' hook: one kind of cache, ours."""
-        if generation_config.cache_implementation not in (None, "dynamic"):
+        if generation_config.cache_implementation not in (None, "dynamic", "dynamic_full"):
             raise RequestError(
                 f"cache_implementation is {generation_config.cache_implementation!r}; a compiled model has one cache, "
                 "whose format is qwench_kv_cache: leave cache_implementation out"
