@@ -1,0 +1,106 @@
+"""Small Programs over random weights, packed in memory: what the kernel tests run on each target."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import ml_dtypes
+import numpy as np
+import numpy.typing as npt
+
+from qwench.checkpoint.spec import ModelSpec, RopeSpec
+from qwench.program.formats import BF16, FP32, Format
+from qwench.program.memory import plan_memory
+from qwench.program.ops import Buffer, Op, Program, Weight
+from qwench.program.passes import fuse, set_formats
+from qwench.program.qwen2 import build_qwen2
+from qwench.targets.target import CacheConfig, Executor, StepBatch, get_target
+
+Tensors = dict[str, npt.NDArray[np.generic]]
+
+
+def random_spec(rng: np.random.Generator, **fixed: object) -> ModelSpec:
+    """A small model of odd sizes: nothing divides by anything it needn't."""
+    kv_heads = int(rng.integers(1, 4))
+    layers = int(rng.integers(1, 3))
+    window = int(rng.integers(1, 40)) if rng.random() < 0.5 else None
+    spec = ModelSpec(
+        vocab_size=int(rng.integers(20, 300)),
+        hidden_size=int(rng.integers(10, 150)),
+        intermediate_size=int(rng.integers(10, 300)),
+        num_layers=layers,
+        num_heads=kv_heads * int(rng.integers(1, 8)),
+        num_kv_heads=kv_heads,
+        head_dim=2 * int(rng.integers(2, 41)),
+        rms_norm_eps=1e-6,
+        tie_word_embeddings=bool(rng.random() < 0.5),
+        max_position_embeddings=512,
+        rope=RopeSpec(10000.0),
+        sliding_windows=tuple(window if i % 2 == 0 else None for i in range(layers)),
+    )
+    return dataclasses.replace(spec, **fixed)  # type: ignore[arg-type]
+
+
+def model_program(spec: ModelSpec, fmt: Format) -> Program:
+    return set_formats(fuse(build_qwen2(spec)), lambda weight: fmt)
+
+
+def linear_program(n: int, k: int, fmt: Format) -> Program:
+    """Embedding -> norm with unit gain -> one linear; the embedding is exact in bf16, so the input is known."""
+    spec = ModelSpec(64, k, k, 1, 1, 1, 2, 1e-6, False, 512, RopeSpec(10000.0), (None,))
+    spec = dataclasses.replace(spec, vocab_size=n)
+    act = Format("int8", fmt.group_size) if fmt.group_size else FP32
+    buffers = {
+        "x": Buffer("x", k),
+        "rows": Buffer("rows", k, "logits"),
+        "h": Buffer("h", k, "logits", act),
+        "y": Buffer("y", n, "logits"),
+    }
+    weights = {
+        "table": Weight("table", ("table",), (n, k), BF16),
+        "gain": Weight("gain", ("gain",), (k,), FP32),
+        "w": Weight("w", ("w",), (n, k), fmt),
+    }
+    ops = (
+        Op("embed", "x", (), "x", ("table",)),
+        Op("take_rows", "rows", ("x",), "rows"),
+        Op("rms_norm", "h", ("rows",), "h", ("gain",), {"eps": 1e-6}),
+        Op("linear", "y", ("h",), "y", ("w",)),
+    )
+    return Program(spec, buffers, weights, ops)
+
+
+def random_tensors(program: Program, rng: np.random.Generator, std: float = 0.3) -> Tensors:
+    """bf16 checkpoint tensors for every source of the program."""
+    tensors: Tensors = {}
+    for weight in program.weights.values():
+        rows = weight.shape[0]
+        spec = program.spec
+        heights = {3: [spec.q_size, spec.kv_size, spec.kv_size], 2: [rows // 2] * 2, 1: [rows]}[len(weight.sources)]
+        for source, height in zip(weight.sources, heights, strict=True):
+            values = rng.standard_normal((height, *weight.shape[1:]), dtype=np.float32) * std
+            if "norm" in source or source == "gain":
+                values += 1
+            tensors[source] = values.astype(ml_dtypes.bfloat16)
+    return tensors
+
+
+def load(
+    target: str, program: Program, tensors: Tensors, cache: CacheConfig, threads: int = 2, tokens: int = 96
+) -> Executor:
+    chosen = get_target(target)
+    packed: Tensors = {}
+    for weight in program.weights.values():
+        out = {p.name: np.full(p.shape, 255, p.dtype) for p in chosen.packed_tensors(weight)}
+        chosen.pack(weight, [tensors[s] for s in weight.sources], out)
+        packed |= out
+    return chosen.load(program, plan_memory(program, tokens), packed, cache, threads)
+
+
+def batch(tokens: list[npt.NDArray[np.int32]], lengths: list[int], tables: list[list[int]]) -> StepBatch:
+    """Sequence i gets `tokens[i]`, ends at `lengths[i]`, lies in blocks `tables[i]`; all rows' logits are wanted."""
+    width = max(map(len, tables))
+    table = np.array([t + [0] * (width - len(t)) for t in tables], np.int32)
+    starts = np.cumsum([0] + [len(t) for t in tokens]).astype(np.int32)
+    ids = np.concatenate(tokens).astype(np.int32)
+    return StepBatch(ids, starts, np.array(lengths, np.int32), table, np.arange(len(ids), dtype=np.int32))

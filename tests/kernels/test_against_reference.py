@@ -1,0 +1,123 @@
+"""Every native variant against the NumPy reference, over random shapes, formats, caches and batches."""
+
+from __future__ import annotations
+
+import ml_dtypes
+import numpy as np
+import pytest
+from programs import batch, linear_program, load, model_program, random_spec, random_tensors
+
+from qwench.program.formats import BF16, Format
+from qwench.targets.cpu import _native
+from qwench.targets.target import CacheConfig
+
+VARIANTS = [f"cpu-{v}" for v in _native.supported_variants()]
+FORMATS = [BF16, *[Format(kind, group) for kind in ("int8", "int4") for group in (32, 128)]]
+CACHE = CacheConfig(24, 16, "fp32")
+
+
+def test_all_variants_are_tested_on_this_machine() -> None:
+    missing = {"cpu-avx512", "cpu-avx2", "cpu-generic"} - set(VARIANTS)
+    if missing:
+        pytest.skip(f"this processor can't run {', '.join(sorted(missing))}: their kernels are not tested here")
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("fmt", [*FORMATS, Format("int8", 64), Format("int4", 256)], ids=str)
+def test_linear(variant: str, fmt: Format) -> None:
+    rng = np.random.default_rng(hash((variant, str(fmt))) % 2**32)
+    for n, k, rows in [(1, 2, 1), (64, 128, 6), (65, 129, 7), (130, 31, 13), (200, 300, 25), (33, 257, 3)]:
+        program = linear_program(n, k, fmt)
+        tensors = random_tensors(program, rng)
+        ids = rng.integers(0, n, rows).astype(np.int32)
+        step = batch([ids], [rows], [[0, 1]])
+        expected = load("reference", program, tensors, CACHE).step(step)
+        got = load(variant, program, tensors, CACHE).step(step)
+        if not fmt.is_quantized:
+            np.testing.assert_allclose(got, expected, rtol=2e-5, atol=2e-5)
+            continue
+        # The norm before it rounds differently in the last bit, so a code on the edge may fall to either side: then its
+        # row is off by one step of the activation. Such rows are rare and the step bounds them.
+        off = np.abs(got - expected).max(axis=1)
+        step_size = 8 / 127 * np.abs(tensors["w"].astype(np.float32)).max()
+        assert np.mean(off > 1e-4) < 0.3
+        assert off.max() < 2 * step_size
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("fmt", [BF16, Format("int8", 128), Format("int4", 32)], ids=str)
+@pytest.mark.parametrize("cache_dtype", ["fp32", "bf16"])
+def test_random_models(variant: str, fmt: Format, cache_dtype: str) -> None:
+    """Whole models of odd shapes: a mixed batch of three sequences in scattered blocks, then one more step."""
+    for seed in range(4):
+        rng = np.random.default_rng(seed)
+        spec = random_spec(rng)
+        program = model_program(spec, fmt)
+        tensors = random_tensors(program, rng, std=0.1)
+        blocks = rng.permutation(24).tolist()
+        tables = [blocks[:6], blocks[6:12], blocks[12:18]]
+        counts = [int(rng.integers(1, 60)), 1, int(rng.integers(1, 30))]
+        tokens = [rng.integers(0, spec.vocab_size, n).astype(np.int32) for n in counts]
+        more = [rng.integers(0, spec.vocab_size, 2).astype(np.int32) for _ in counts]
+        results = []
+        for target in ("reference", variant):
+            executor = load(target, program, tensors, CacheConfig(24, 16, cache_dtype))
+            first = executor.step(batch(tokens, counts, tables)).copy()
+            results.append((first, executor.step(batch(more, [n + 2 for n in counts], tables)).copy()))
+        for expected, got in zip(*results, strict=True):
+            spread = expected.std()
+            error = np.abs(got - expected).max() / spread
+            # bf16 caches and int8 activations round values that differ in the last bit of fp32 to either side.
+            bound = 1e-4 if fmt == BF16 and cache_dtype == "fp32" else 0.02 if fmt == BF16 else 0.5
+            assert error < bound, (seed, spec)
+            assert np.corrcoef(got.ravel(), expected.ravel())[0, 1] > 0.999
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("kind", ["int8", "int4"])
+def test_extreme_codes_do_not_overflow(variant: str, kind: str) -> None:
+    """All codes at their bounds: 16-bit sums of AVX2's byte products are the tightest spot."""
+    k, n = 256, 64
+    program = linear_program(n, k, Format(kind, 128))
+    rng = np.random.default_rng(0)
+    signs = rng.choice([-1.0, 1.0], (n, k)).astype(np.float32)
+    signs[0], signs[1] = 1, -1
+    tensors = {
+        "table": signs.astype(ml_dtypes.bfloat16),
+        "gain": np.ones(k, ml_dtypes.bfloat16),
+        "w": signs.astype(ml_dtypes.bfloat16),
+    }
+    ids = np.arange(n, dtype=np.int32)
+    got = load(variant, program, tensors, CACHE).step(batch([ids], [n], [[0, 1, 2, 3]]))
+    exact = signs @ signs.T
+    # int4 has no +8, so a weight of +-1 is one of two scales away from exact; int8 is exact to fp32.
+    np.testing.assert_allclose(got, exact, atol=1e-3 if kind == "int8" else 20)
+    if kind == "int8":
+        assert got[0, 0] == pytest.approx(k, rel=1e-6)
+        assert got[0, 1] == pytest.approx(-k, rel=1e-6)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_broken_sequence_leaves_the_others_alone(variant: str) -> None:
+    spec = random_spec(np.random.default_rng(3), num_layers=2, sliding_windows=(None, None), tie_word_embeddings=False)
+    program = model_program(spec, BF16)
+    tensors = random_tensors(program, np.random.default_rng(4))
+    tensors["model.embed_tokens.weight"][5] = np.inf
+    tokens = [np.array([1, 2, 3], np.int32), np.array([4, 5, 6], np.int32)]
+    logits = load(variant, program, tensors, CACHE).step(batch(tokens, [3, 3], [[0], [1]]))
+    assert np.isnan(logits[4:]).any(axis=1).all()
+    clean = load(variant, program, tensors, CACHE).step(batch(tokens[:1], [3], [[0]]))
+    np.testing.assert_array_equal(logits[:3], clean)
+    assert np.isfinite(clean).all()
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("fmt", [Format("int8", 128), Format("int4", 32)], ids=str)
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_quantised_activations_carry_nan_to_the_logits(variant: str, fmt: Format, bad: float) -> None:
+    """Integer codes can't say NaN; it must not turn into a plausible number on the way."""
+    program = model_program(random_spec(np.random.default_rng(5)), fmt)
+    tensors = random_tensors(program, np.random.default_rng(6))
+    tensors["model.layers.0.input_layernorm.weight"][-1] = bad
+    logits = load(variant, program, tensors, CACHE).step(batch([np.array([1, 2], np.int32)], [2], [[0]]))
+    assert np.isnan(logits).all(axis=1).all()

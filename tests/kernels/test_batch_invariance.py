@@ -1,0 +1,54 @@
+"""The bits of a token's logits don't depend on the batch, the chunks, the blocks or the number of threads."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from programs import batch, load, model_program, random_spec, random_tensors
+
+from qwench.program.formats import BF16, Format
+from qwench.targets.cpu import _native
+from qwench.targets.target import CacheConfig
+
+VARIANTS = [f"cpu-{v}" for v in _native.supported_variants()]
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("fmt", [BF16, Format("int8", 128), Format("int4", 128)], ids=str)
+@pytest.mark.parametrize("cache_dtype", ["fp32", "bf16"])
+def test_bits_are_those_of_the_request_alone(variant: str, fmt: Format, cache_dtype: str) -> None:
+    rng = np.random.default_rng(7)
+    spec = random_spec(rng, vocab_size=90, head_dim=24, num_heads=6, num_kv_heads=2)
+    program = model_program(spec, fmt)
+    tensors = random_tensors(program, rng, std=0.1)
+    ids = rng.integers(0, 90, 84).astype(np.int32)
+
+    def run(chunks: list[int], threads: int, neighbours: int, block_size: int, first_block: int) -> np.ndarray:
+        blocks_each = -(-84 // block_size)
+        cache = CacheConfig((neighbours + 2) * blocks_each + first_block, block_size, cache_dtype)
+        executor = load(variant, program, tensors, cache, threads, tokens=84 + 84 * neighbours)
+        tables = [
+            list(range(first_block + i * blocks_each, first_block + (i + 1) * blocks_each))
+            for i in range(neighbours + 1)
+        ]
+        others = [np.roll(ids, i + 1) for i in range(neighbours)]
+        rows, done = [], 0
+        for size in chunks:
+            parts = [ids[done : done + size], *[o[done : done + size] for o in others]]
+            done += size
+            # The request comes last, so that its rows start at an odd place in the tiles.
+            step = batch(parts[::-1], [done] * (neighbours + 1), tables[::-1])
+            rows.append(executor.step(step)[-size:].copy())
+        return np.concatenate(rows)
+
+    alone = run([84], 1, 0, 16, 0)
+    for chunks, threads, neighbours, block_size, first_block in [
+        ([84], 2, 0, 16, 0),
+        ([84], 3, 0, 64, 1),
+        ([1] * 84, 2, 0, 16, 0),
+        ([64, 20], 1, 0, 32, 3),
+        ([83, 1], 2, 4, 16, 0),
+        ([17, 31, 36], 2, 6, 48, 2),
+    ]:
+        got = run(chunks, threads, neighbours, block_size, first_block)
+        np.testing.assert_array_equal(got, alone, err_msg=f"{chunks} threads={threads} neighbours={neighbours}")

@@ -1,0 +1,118 @@
+"""The native library's borders: wrong input is a Python error, checksums catch every flipped bit."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import ml_dtypes
+import numpy as np
+import pytest
+from programs import batch, load, model_program, random_spec, random_tensors
+
+from qwench.errors import TargetError
+from qwench.program.formats import BF16
+from qwench.targets.cpu import _native, host
+from qwench.targets.target import CacheConfig, StepBatch, get_target
+
+
+@pytest.fixture(scope="module")
+def executor():  # type: ignore[no-untyped-def]
+    spec = random_spec(np.random.default_rng(0), vocab_size=50)
+    program = model_program(spec, BF16)
+    return load(
+        "cpu", program, random_tensors(program, np.random.default_rng(1)), CacheConfig(4, 16, "fp32"), tokens=32
+    )
+
+
+GOOD = batch([np.arange(5, dtype=np.int32)], [5], [[0]])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"token_ids": np.array([0, 1, 2, 3, 50], np.int32)},
+        {"token_ids": np.array([0, 1, -2, 3, 4], np.int32)},
+        {"token_ids": np.zeros(0, np.int32), "query_start": np.zeros(2, np.int32)},
+        {
+            "token_ids": np.zeros(33, np.int32),
+            "query_start": np.array([0, 33], np.int32),
+            "seq_lens": np.array([33], np.int32),
+        },
+        {"query_start": np.array([0, 4], np.int32)},
+        {"query_start": np.array([1, 5], np.int32)},
+        {"seq_lens": np.array([4], np.int32)},
+        {"seq_lens": np.array([17], np.int32)},
+        {"block_tables": np.array([[4]], np.int32)},
+        {"block_tables": np.array([[-1]], np.int32)},
+        {"logit_rows": np.array([5], np.int32)},
+        {"query_start": np.array([0, 5, 5], np.int32)},
+    ],
+    ids=lambda change: "+".join(change),
+)
+def test_a_batch_out_of_bounds_is_an_error(executor, change) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(ValueError):
+        executor.step(dataclasses.replace(GOOD, **change))
+    assert executor.step(GOOD).shape == (5, 50)
+
+
+def test_no_logits_wanted_is_fine(executor) -> None:  # type: ignore[no-untyped-def]
+    step = StepBatch(GOOD.token_ids, GOOD.query_start, GOOD.seq_lens, GOOD.block_tables, np.zeros(0, np.int32))
+    assert executor.step(step).shape == (0, 50)
+
+
+def test_copied_blocks_answer_alike(executor) -> None:  # type: ignore[no-untyped-def]
+    executor.step(GOOD)
+    more = np.array([7], np.int32)
+    expected = executor.step(batch([more], [6], [[0]])).copy()
+    executor.copy_blocks([0], [3])
+    np.testing.assert_array_equal(executor.step(batch([more], [6], [[3]])), expected)
+    with pytest.raises(ValueError):
+        executor.copy_blocks([0], [4])
+
+
+def test_a_variant_that_the_processor_lacks_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Older:
+        @staticmethod
+        def supported_variants() -> list[str]:
+            return ["generic"]
+
+    monkeypatch.setattr(host, "_native", Older)
+    assert host.variant_for("cpu") == "generic"
+    with pytest.raises(TargetError, match=r"can't run target 'cpu-avx512'.*cpu-generic"):
+        get_target("cpu-avx512")
+    with pytest.raises(TargetError, match="unknown target"):
+        get_target("cpu-sse9")
+
+
+def test_crc32c_is_castagnoli_over_chunks() -> None:
+    def chunk(data: bytes) -> int:
+        return int(_native.crc32c(np.frombuffer(data, np.uint8), 1))
+
+    inner = (0xE3069283).to_bytes(4, "little")  # the published check value of "123456789"
+    crc = 0xFFFFFFFF
+    for byte in inner:
+        crc ^= byte
+        for _ in range(8):
+            crc = (crc >> 1) ^ (0x82F63B78 if crc & 1 else 0)
+    assert chunk(b"123456789") == crc ^ 0xFFFFFFFF
+
+
+def test_every_flipped_bit_changes_the_checksum() -> None:
+    data = np.random.default_rng(0).integers(0, 256, (1 << 20) + 77, dtype=np.uint8)
+    expected = _native.crc32c(data, 2)
+    assert _native.crc32c(data, 1) == expected
+    for at in (0, 1000, (1 << 20) - 1, 1 << 20, len(data) - 1):
+        for bit in (0, 7):
+            data[at] ^= 1 << bit
+            assert _native.crc32c(data, 2) != expected
+            data[at] ^= 1 << bit
+    assert _native.crc32c(data, 2) == expected
+
+
+@pytest.mark.parametrize(("name", "dtype"), [("bf16", ml_dtypes.bfloat16), ("fp16", np.float16), ("fp32", np.float32)])
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_all_finite(name: str, dtype: type, bad: float) -> None:
+    values = np.zeros(300_001, dtype)
+    assert _native.all_finite(values.view(np.uint8), name, 2)
+    values[-1] = bad
+    assert not _native.all_finite(values.view(np.uint8), name, 2)
