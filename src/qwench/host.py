@@ -1,6 +1,6 @@
-"""What the machine and its environment give: processors, memory that is free, the cache folder.
+"""What the machine and its environment give: processors, free memory, the cache folder, the hub.
 
-The one place that reads qwench's environment variables. Knows nothing of models.
+The one place that reads environment variables for the core. Knows nothing of models.
 """
 
 from __future__ import annotations
@@ -59,6 +59,11 @@ def cache_dir() -> Path:
     if given := os.environ.get("QWENCH_CACHE"):
         return Path(given).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "qwench"
+
+
+def hub_endpoint() -> str | None:
+    """The hub that $HF_ENDPOINT names; None: huggingface_hub's own default."""
+    return os.environ.get("HF_ENDPOINT", "").rstrip("/") or None
 
 
 def _read(path: str) -> str:

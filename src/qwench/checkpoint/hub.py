@@ -25,7 +25,7 @@ from urllib.parse import urlparse
 from qwench.checkpoint.weights import COMPANION_FILES, INDEX, PICKLES, SINGLE, read_index
 from qwench.errors import CapacityError, CheckpointError, HubError
 from qwench.file_lock import lock_file
-from qwench.host import cache_dir
+from qwench.host import cache_dir, hub_endpoint
 from qwench.progress import ProgressCallback, Reporter
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ def pull(
 def _model_info(model_id: str, revision: str | None) -> ModelInfo:
     from huggingface_hub import HfApi
 
-    return HfApi().model_info(model_id, revision=revision or "main", files_metadata=True)
+    return HfApi(endpoint=hub_endpoint()).model_info(model_id, revision=revision or "main", files_metadata=True)
 
 
 class _Pull:
@@ -159,8 +159,8 @@ class _Pull:
         from huggingface_hub import get_hf_file_metadata, hf_hub_url
         from huggingface_hub.utils._headers import build_hf_headers
 
-        url = hf_hub_url(self.model_id, name, revision=self.revision)
-        meta = get_hf_file_metadata(url)
+        url = hf_hub_url(self.model_id, name, revision=self.revision, endpoint=hub_endpoint())
+        meta = get_hf_file_metadata(url, endpoint=hub_endpoint())
         if meta.size is None:
             raise HubError(f"the hub doesn't say how large {name} of {self.model_id} is")
         headers = {key: value for key, value in build_hf_headers().items() if isinstance(value, str)}
@@ -174,7 +174,7 @@ class _Pull:
 
     def _is_recorded(self, name: str) -> bool:
         """Verified by an earlier pull of the same revision, and not touched since."""
-        return self.record.get(name) == [self.revision, *_stamp(self.folder / name)]
+        return (self.folder / name).is_file() and self.record.get(name) == [self.revision, *_stamp(self.folder / name)]
 
     def _remember(self, name: str) -> None:
         self.record[name] = [self.revision, *_stamp(self.folder / name)]
@@ -248,8 +248,6 @@ def _size(path: Path) -> int:
 
 
 def _stamp(path: Path) -> list[int]:
-    if not path.is_file():
-        return []
     stat = path.stat()
     return [stat.st_size, stat.st_mtime_ns, stat.st_ino]
 
@@ -259,7 +257,7 @@ def _read_record(folder: Path) -> dict[str, Any]:
         record = json.loads((folder / RECORD).read_text())
     except (OSError, ValueError):
         return {}  # absent or damaged: everything is verified anew
-    return record if isinstance(record, dict) else {}
+    return {k: v for k, v in record.items() if isinstance(v, list)} if isinstance(record, dict) else {}
 
 
 def _hub_cache_folder(model_id: str, revision: str | None) -> Path | None:
@@ -281,8 +279,12 @@ def _hub_cache_folder(model_id: str, revision: str | None) -> Path | None:
 def _offline_folder(model_id: str, revision: str | None, folder: Path) -> Path | None:
     """What an earlier pull or huggingface_hub left here, if it is whole."""
     record = _read_record(folder)
-    weights = [SINGLE] if SINGLE in record else [INDEX, *read_index(folder / INDEX)] if INDEX in record else [""]
-    if all(record.get(name, [None])[1:] == _stamp(folder / name) for name in ["config.json", *weights]):
+
+    def untouched(name: str) -> bool:
+        return name in record and (folder / name).is_file() and record[name][1:] == _stamp(folder / name)
+
+    sharded = untouched(INDEX) and all(untouched(name) for name in read_index(folder / INDEX))
+    if untouched("config.json") and (untouched(SINGLE) or sharded):
         return folder
     return _hub_cache_folder(model_id, revision)
 
@@ -305,18 +307,19 @@ def _hub_errors(model_id: str, revision: str | None, folder: Path) -> Iterator[N
     from huggingface_hub import constants
     from huggingface_hub import errors as hf
 
+    endpoint = hub_endpoint() or constants.ENDPOINT
     try:
         yield
     except (HubError, CheckpointError, CapacityError):
         raise
     except hf.GatedRepoError:
         raise HubError(
-            f"{model_id} is gated: ask for access at {constants.ENDPOINT}/{model_id}, then log in with `hf auth login` "
+            f"{model_id} is gated: ask for access at {endpoint}/{model_id}, then log in with `hf auth login` "
             "or set HF_TOKEN"
         ) from None
     except hf.RepositoryNotFoundError:
         raise HubError(
-            f"{constants.ENDPOINT} has no model {model_id!r} that you may read (and there is no folder of that name); "
+            f"{endpoint} has no model {model_id!r} that you may read (and there is no folder of that name); "
             "check the spelling, or log in with `hf auth login` if it is private"
         ) from None
     except hf.RevisionNotFoundError:
@@ -324,12 +327,13 @@ def _hub_errors(model_id: str, revision: str | None, folder: Path) -> Iterator[N
     except hf.HFValidationError as error:
         raise HubError(f"{model_id!r} is not a hub id: {error}") from None
     except hf.HfHubHTTPError as error:
-        status = getattr(error.response, "status_code", "an error")
-        raise HubError(f"{constants.ENDPOINT} answered {status} for {model_id}; try again later") from None
+        status = getattr(error.response, "status_code", 0)
+        todo = "log in with `hf auth login` or set HF_TOKEN" if status in (401, 403) else "try again later"
+        raise HubError(f"{endpoint} answered {status} for {model_id}; {todo}") from None
     except Exception as error:
         if _is_unreachable(error):
             raise HubError(
-                f"{constants.ENDPOINT} can't be reached for {model_id} ({error}); check the network and HF_ENDPOINT, "
+                f"{endpoint} can't be reached for {model_id} ({error}); check the network and HF_ENDPOINT, "
                 "or give a checkpoint folder; what was downloaded is kept and resumed"
             ) from None
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
