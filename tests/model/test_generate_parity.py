@@ -129,7 +129,7 @@ def _runnable(target: str) -> str:
 DEFAULT_MODEL = Path(__file__).parents[2] / "models" / "qwench-tiny"
 
 
-@pytest.mark.skipif(not any(DEFAULT_MODEL.glob("*.safetensors")), reason=f"{DEFAULT_MODEL} holds no weights")
+@pytest.mark.skipif(not any(DEFAULT_MODEL.glob("*.safetensors")), reason="models/qwench-tiny holds no weights")
 def test_greedy_on_the_default_model(best_target: str, ties: Ties) -> None:
     tokenizer = AutoTokenizer.from_pretrained(DEFAULT_MODEL, padding_side="left")
     truth, model = (
@@ -228,6 +228,17 @@ def _generate(model: Any, inputs: dict[str, torch.Tensor], kwargs: dict[str, Any
     set_seed(5)
     defaults = {} if "generation_config" in kwargs else {"max_new_tokens": 20}
     return model.generate(**inputs, **(defaults | kwargs))
+
+
+@pytest.mark.parametrize("penalty", [1.05, 1.3, 0.8])
+def test_repetition_penalty_in_the_engine(pair: tuple[Any, Any], penalty: float) -> None:
+    """Greedy batches with a penalty, as Qwen2.5's own generation config asks for; padding isn't penalised."""
+    inputs = left_padded(random_prompts(30, 300, [12, 7]), pad=17)
+    model, truth = pair
+    before = model.engine.metrics.steps
+    ours = _generate(model, inputs, {"repetition_penalty": penalty, "max_new_tokens": NEW})
+    assert model.engine.metrics.steps > before
+    assert torch.equal(ours, _generate(truth, inputs, {"repetition_penalty": penalty, "max_new_tokens": NEW}))
 
 
 @pytest.mark.parametrize("kwargs", [{}, {"do_sample": True}, {"num_beams": 3}, {"prompt_lookup_num_tokens": 3}])

@@ -8,6 +8,7 @@ Knows nothing of logits or masks' meaning. Made by `QwenchForCausalLM`; transfor
 from __future__ import annotations
 
 import gc
+import threading
 import weakref
 from collections import deque
 from dataclasses import dataclass, field
@@ -30,11 +31,12 @@ class Row:
 
 
 class Pages:
-    """The engine's blocks as the caches of one model use them."""
+    """The engine's blocks as the caches of one model use them. `lock` guards blocks, executor and engine."""
 
     def __init__(self, pool: BlockPool, executor: Executor, block_size: int, max_seq_len: int) -> None:
         self.pool, self.executor = pool, executor
         self.block_size, self.max_seq_len = block_size, max_seq_len
+        self.lock = threading.RLock()
         # A collected cache may be found at any bytecode, even inside the pool: its blocks wait here until it's safe.
         self._discarded: deque[list[int]] = deque()
 
@@ -108,15 +110,17 @@ class QwenchCache(Cache):  # type: ignore[misc]
 
     def replace(self, rows: list[Row], columns: torch.Tensor) -> None:
         """Takes over `rows` and frees the old ones. The list stays the same object: the finalizer holds it."""
-        old = list(self.rows)
-        self.rows[:] = rows
-        self.columns = columns
-        for row in old:
-            self.pages.pool.release(row.blocks)
+        with self.pages.lock:
+            old = list(self.rows)
+            self.rows[:] = rows
+            self.columns = columns
+            for row in old:
+                self.pages.pool.release(row.blocks)
 
     def _select(self, indices: torch.Tensor) -> None:
         picked = indices.to("cpu")
-        self.replace([self.pages.fork(self.rows[i]) for i in picked.tolist()], self.columns[picked])
+        with self.pages.lock:
+            self.replace([self.pages.fork(self.rows[i]) for i in picked.tolist()], self.columns[picked])
 
     def reorder_cache(self, beam_idx: torch.Tensor) -> None:
         """Row i continues what row `beam_idx[i]` was."""
@@ -136,11 +140,12 @@ class QwenchCache(Cache):  # type: ignore[misc]
         length = self.get_seq_length()
         keep = min(tokens_to_remove, length) if tokens_to_remove > 0 else max(length + tokens_to_remove, 0)
         removed = self.columns[:, keep:].sum(dim=1).tolist()
-        for row, count in zip(self.rows, removed, strict=True):
-            row.length -= count
-            kept = -(-row.length // self.pages.block_size)
-            self.pages.pool.release(row.blocks[kept:])
-            del row.blocks[kept:]
+        with self.pages.lock:
+            for row, count in zip(self.rows, removed, strict=True):
+                row.length -= count
+                kept = -(-row.length // self.pages.block_size)
+                self.pages.pool.release(row.blocks[kept:])
+                del row.blocks[kept:]
         self.columns = self.columns[:, :keep]
 
     def reset(self) -> None:
@@ -171,7 +176,8 @@ class QwenchCache(Cache):  # type: ignore[misc]
     def __deepcopy__(self, memo: dict[int, Any]) -> QwenchCache:
         """A copy that shares blocks until either is extended: the way to reuse a prompt for many answers."""
         copy = QwenchCache(self.pages)
-        copy.replace([self.pages.fork(row) for row in self.rows], self.columns.clone())
+        with self.pages.lock:
+            copy.replace([self.pages.fork(row) for row in self.rows], self.columns.clone())
         return copy
 
     def __repr__(self) -> str:

@@ -7,7 +7,6 @@ loop over `forward`, whose `past_key_values` are pages of the same KV cache. Kno
 
 from __future__ import annotations
 
-import threading
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -45,7 +44,6 @@ class QwenchForCausalLM(GenerationMixin):  # type: ignore[misc]
         self._pages = Pages(
             self.engine.scheduler.pool, self.engine.executor, self.engine.cache.block_size, self.max_seq_len
         )
-        self._lock = threading.RLock()  # the executor runs one step at a time
         self._workspace = workspace
 
     @classmethod
@@ -158,7 +156,7 @@ class QwenchForCausalLM(GenerationMixin):  # type: ignore[misc]
         _refuse(inputs_embeds=inputs_embeds, output_attentions=output_attentions,
                 output_hidden_states=output_hidden_states, **kwargs)  # fmt: skip
         ids = check_input_ids(input_ids, self.config.vocab_size).to("cpu")
-        with torch.no_grad(), self._lock:
+        with torch.no_grad(), self._pages.lock:
             cache = self._cache(past_key_values)
             cache.start(ids.shape[0])
             if cache_position is not None and cache_position[0] != cache.get_seq_length():
@@ -249,10 +247,17 @@ class QwenchForCausalLM(GenerationMixin):  # type: ignore[misc]
             input_ids, logits_processor, stopping_criteria, generation_config, streamer, model_kwargs
         )
         if request is not None:
-            with self._lock:
+            with self._pages.lock:
                 return native.run(self.engine, self._pages, request, streamer)
         return super()._sample(
             input_ids, logits_processor, stopping_criteria, generation_config, synced_gpus, streamer, **model_kwargs
+        )
+
+    def generate_batch(self, *args: Any, **kwargs: Any) -> Any:
+        """transformers' own continuous batching, which `cache_implementation="paged"` asks for: not available."""
+        raise RequestError(
+            "generate_batch and cache_implementation='paged' need the cache of a transformers model; give the whole "
+            "batch to generate, which batches continuously by itself"
         )
 
     def _beam_search(

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from transformers.generation.logits_process import RepetitionPenaltyLogitsProcessor
 from transformers.generation.stopping_criteria import EosTokenCriteria, MaxLengthCriteria
 
 from qwench.modeling.cache import Pages
@@ -27,6 +28,7 @@ class GreedyRequest:
     max_new_tokens: int
     eos_token_ids: tuple[int, ...]
     pad_token_id: int | None
+    repetition_penalty: float
 
 
 def plain_greedy(
@@ -44,7 +46,6 @@ def plain_greedy(
     if (
         generation_config.do_sample
         or generation_config.return_dict_in_generate
-        or len(logits_processor) > 0
         or len(ends) + len(lengths) != len(stopping_criteria)
         or not lengths
         or (ends and pad is None)
@@ -55,10 +56,28 @@ def plain_greedy(
     shape = (int(input_ids.shape[0]), int(input_ids.shape[1]))
     past = torch.zeros(shape[0], 0, dtype=torch.bool)
     real = real_tokens(shape, model_kwargs.get("attention_mask"), past, model_kwargs.get("position_ids"))
+    penalty = _repetition_penalty(list(logits_processor), real)
+    if penalty is None:
+        return None
     eos = {int(token) for criterion in ends for token in criterion.eos_token_id}
     return GreedyRequest(
-        input_ids, real, min(lengths) - shape[1], tuple(sorted(eos)), None if pad is None else int(pad)
+        input_ids, real, min(lengths) - shape[1], tuple(sorted(eos)), None if pad is None else int(pad), penalty
     )
+
+
+def _repetition_penalty(processors: list[Any], real: torch.Tensor) -> float | None:
+    """The penalty if that, or nothing, is all that changes the logits; None if something else does.
+
+    Qwen2.5's own generation_config.json asks for one. The engine penalises all real tokens and no padding.
+    """
+    if not processors:
+        return 1.0
+    processor = processors[0]
+    if len(processors) > 1 or type(processor) is not RepetitionPenaltyLogitsProcessor:
+        return None
+    ignored = 0 if processor.prompt_ignore_length is None else processor.prompt_ignore_length
+    ignores_padding = bool((torch.as_tensor(ignored) == (~real).sum(dim=1)).all())
+    return float(processor.penalty) if ignores_padding else None
 
 
 def run(engine: Engine, pages: Pages, request: GreedyRequest, streamer: Any = None) -> torch.Tensor:
@@ -69,6 +88,7 @@ def run(engine: Engine, pages: Pages, request: GreedyRequest, streamer: Any = No
     params = SamplingParams(
         max_tokens=request.max_new_tokens,
         temperature=0.0,
+        repetition_penalty=request.repetition_penalty,
         ignore_eos=True,
         stop_token_ids=[token for token in request.eos_token_ids if 0 <= token < engine.vocab_size],
     )
@@ -98,7 +118,7 @@ def run(engine: Engine, pages: Pages, request: GreedyRequest, streamer: Any = No
 def _joined(request: GreedyRequest, answers: list[list[int]]) -> torch.Tensor:
     width = max(len(answer) for answer in answers)
     fill = 0 if request.pad_token_id is None else request.pad_token_id
-    new = torch.full((len(answers), width), fill, dtype=request.input_ids.dtype, device=request.input_ids.device)
+    new = torch.full((len(answers), width), fill, dtype=torch.int64, device=request.input_ids.device)
     for row, answer in enumerate(answers):
         new[row, : len(answer)] = torch.tensor(answer, dtype=new.dtype)
     return torch.cat([request.input_ids, new], dim=1)
