@@ -1,0 +1,95 @@
+"""The order of the house: lower rooms import higher ones, never the reverse, and the core never needs torch."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import qwench
+
+ROOT = Path(qwench.__file__).parent
+
+# From the top of the house to the bottom. A module belongs to its first part below qwench.
+ORDER = [
+    "errors", "host", "file_lock", "progress", "safetensors_file", "checkpoint", "program", "targets", "config",
+    "artifact", "artifact_folder", "compiler", "load", "runtime", "text", "llm", "modeling", "rbln", "evaluate",
+    "serve", "cli",
+]  # fmt: skip
+NATIVE = "qwench.targets.cpu._native"  # machine code that imports nothing: the whole house may use it
+HUGGING_FACE = {"torch", "transformers", "optimum", "accelerate"}
+HUGGING_FACE_ROOMS = {"modeling", "rbln"}
+
+MODULES = {
+    ".".join(("qwench", *path.relative_to(ROOT).with_suffix("").parts)).removesuffix(".__init__"): path
+    for path in sorted(ROOT.rglob("*.py"))
+}
+
+
+def imports(module: str, *, at_load: bool = False) -> Iterator[str]:
+    """Absolute names that a module imports; at_load: only what importing it runs."""
+    tree = ast.parse(MODULES[module].read_text(encoding="utf-8"))
+    nodes = _loaded(tree) if at_load else ast.walk(tree)
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module}: relative imports hide where a name comes from"
+            names = (f"{node.module}.{alias.name}" for alias in node.names)
+            yield from (name if name in MODULES or name == NATIVE else str(node.module) for name in names)
+
+
+def _loaded(node: ast.AST) -> Iterator[ast.AST]:
+    """Statements outside functions and `if TYPE_CHECKING`."""
+    for child in ast.iter_child_nodes(node):
+        is_hint = isinstance(child, ast.If) and ast.unparse(child.test) == "TYPE_CHECKING"
+        if not is_hint and not isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)):
+            yield child
+            yield from _loaded(child)
+
+
+def room(module: str) -> str:
+    return module.split(".")[1]
+
+
+def test_every_room_has_a_place() -> None:
+    assert {room(m) for m in MODULES if m != "qwench"} <= set(ORDER)
+
+
+@pytest.mark.parametrize("module", [m for m in MODULES if m != "qwench"])
+def test_imports_run_one_way(module: str) -> None:
+    for name in imports(module):
+        if name.startswith("qwench.") and name != NATIVE:
+            assert ORDER.index(room(name)) <= ORDER.index(room(module)), f"{module} imports {name}"
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_only_the_hugging_face_rooms_know_torch(module: str) -> None:
+    if module == "qwench" or room(module) not in HUGGING_FACE_ROOMS:
+        assert not {name.split(".")[0] for name in imports(module)} & HUGGING_FACE
+
+
+def test_serving_needs_no_compiler() -> None:
+    """What the runtime loads, and what that loads, has no compiler, no checkpoint reader and no hub in it."""
+    reached: set[str] = set()
+    todo = [m for m in MODULES if m.startswith("qwench.runtime")]
+    while todo:
+        module = todo.pop()
+        if module not in reached and module in MODULES:
+            reached.add(module)
+            todo += imports(module, at_load=True)
+    assert "qwench.targets.target" in reached  # the walk does walk
+    forbidden = {"qwench.compiler", "qwench.load", "qwench.checkpoint.weights", "qwench.checkpoint.hub"}
+    assert not reached & forbidden
+
+
+@pytest.mark.parametrize("modules", ["qwench", "qwench.llm", "qwench.artifact", "qwench.load, qwench.compiler"])
+def test_importing_the_core_is_light(modules: str) -> None:
+    heavy = ("torch", "transformers", "huggingface_hub", "fastapi")
+    code = f"import sys, {modules}; print([m for m in {heavy!r} if m in sys.modules])"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "[]"
