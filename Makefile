@@ -4,7 +4,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
 NATIVE_DIR := src/qwench/targets/cpu/native
 NATIVE := $(shell find $(NATIVE_DIR) -type f 2>/dev/null)
 DEMO := build/demo
@@ -31,7 +31,7 @@ $(VENV)/.stamp-tools:
 	@touch $@
 
 $(VENV)/.stamp-qwench: $(VENV)/.stamp-tools pyproject.toml CMakeLists.txt $(NATIVE)
-	@echo "==> qwench: building the kernels and installing"
+	@echo "==> qwench: building the kernels and installing (a minute or two)"
 	@$(PIP) install --no-build-isolation --editable .
 	@touch $@
 
