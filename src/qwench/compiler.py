@@ -29,6 +29,7 @@ from qwench.artifact import (
 from qwench.artifact_folder import check_destination, new_artifact_folder
 from qwench.checkpoint.hub import find_checkpoint
 from qwench.checkpoint.spec import ModelSpec
+from qwench.checkpoint.tokenizer_tables import write_tokenizer_tables
 from qwench.checkpoint.weights import Checkpoint
 from qwench.config import QwenchConfig
 from qwench.errors import CapacityError
@@ -86,6 +87,7 @@ def compile_checkpoint(
         (new / PROGRAM).write_text(program_json(work.program, work.plan), encoding="utf-8")
         for path in work.checkpoint.companions():
             shutil.copyfile(path, new / path.name)
+        write_tokenizer_tables(new)
         hashes = {p.name: weights_hash if p.name == WEIGHTS else file_sha256(p) for p in sorted(new.iterdir())}
         manifest = Manifest(
             qwench_version=qwench.__version__,

@@ -6,9 +6,12 @@ import json
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from text_fixtures import SHARED, qwen2_tokenizer, tiny_model, tiny_tokenizer, write_tiny
 
-from qwench.errors import CheckpointError, RequestError
+from qwench.checkpoint.tokenizer_tables import TABLES, write_tokenizer_tables
+from qwench.errors import ArtifactError, CheckpointError, RequestError
 from qwench.text.tokenizer import Tokenizer, has_tokenizer
 
 
@@ -61,6 +64,79 @@ def test_qwen2_from_vocab_and_merges(tmp_path: Path) -> None:
     for vector in vectors():
         assert tokenizer.encode(vector["text"]) == vector["ids"]
     assert tokenizer.token_id("<|im_end|>") == 151645
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    """Qwen2's tokenizer beside its compiled tables, as in an artifact."""
+    qwen2_tokenizer()
+    folder = tmp_path_factory.mktemp("compiled")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (folder / name).symlink_to(SHARED / name)
+    write_tokenizer_tables(folder)
+    assert (folder / TABLES).exists()
+    return Tokenizer(folder)
+
+
+def test_compiled_tables_give_the_published_vectors(compiled: Tokenizer) -> None:
+    for vector in vectors():
+        assert compiled.encode(vector["text"]) == vector["ids"]
+        assert compiled.decode(vector["ids"]) == vector["text"]
+    assert "_library" not in vars(compiled)  # none of this has read tokenizer.json
+
+
+def test_compiled_tables_know_the_same_tokens(compiled: Tokenizer) -> None:
+    full = qwen2_tokenizer()
+    for token_id in range(151_700):
+        assert compiled.token_bytes(token_id) == full.token_bytes(token_id)
+    for token in ("<|im_end|>", "Ġhello", "é", "Ã©", "Ċ", "nothing like it", ""):
+        assert compiled.token_id(token) == full.token_id(token)
+    assert [i for i in range(152_000) if compiled.is_special(i)] == [151643, 151644, 151645]
+    assert (compiled.eos_token_id, compiled.pad_token_id) == (full.eos_token_id, full.pad_token_id)
+
+
+ALPHABET = st.one_of(
+    st.characters(exclude_categories=["Cs"]), st.sampled_from(" \n\t'sét1aeinrlo"), st.sampled_from(["e\u0301", "ﬁ"])
+)
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(pieces=st.lists(st.one_of(ALPHABET, st.sampled_from(["<|im_end|>", " the", "<|im_", "ing"])), max_size=60))
+@pytest.mark.parametrize("allow_special", [True, False])
+def test_compiled_tables_encode_as_the_library(compiled: Tokenizer, pieces: list[str], allow_special: bool) -> None:
+    text = "".join(pieces)
+    ids = compiled.encode(text, allow_special=allow_special)
+    assert ids == qwen2_tokenizer().encode(text, allow_special=allow_special)
+    library = qwen2_tokenizer()._library
+    for skip in (True, False):
+        assert compiled.decode(ids, skip_special_tokens=skip) == library.decode(ids, skip_special_tokens=skip)
+
+
+def test_long_texts_and_words_go_to_the_library(compiled: Tokenizer) -> None:
+    full = qwen2_tokenizer()
+    for text in ("a" * 300, "word " * 3000, "ab" * 127, "€" * 85):
+        assert compiled.encode(text) == full.encode(text)
+
+
+def test_tables_of_a_tiny_and_of_a_foreign_tokenizer(tmp_path: Path) -> None:
+    write_tiny(tmp_path)
+    plain = Tokenizer(tmp_path)
+    write_tokenizer_tables(tmp_path)
+    tabled = Tokenizer(tmp_path)
+    for text in ("hello hellohello 🦙 llll<|im_end|>", "", "he<|im_end|><|im_end|>llo"):
+        assert tabled.encode(text) == plain.encode(text)
+    (tmp_path / TABLES).write_bytes(b"PK damaged")
+    with pytest.raises(ArtifactError, match="compile the model again"):
+        Tokenizer(tmp_path)
+    (tmp_path / TABLES).unlink()
+    data = json.loads((tmp_path / "tokenizer.json").read_text())
+    for change in ({"decoder": None}, {"model": {**data["model"], "dropout": 0.1}}, {"model": {"type": "Unigram"}}):
+        (tmp_path / "tokenizer.json").write_text(json.dumps(data | change))
+        write_tokenizer_tables(tmp_path)
+        assert not (tmp_path / TABLES).exists()
+    (tmp_path / "tokenizer.json").write_text("{")
+    write_tokenizer_tables(tmp_path)
+    assert not (tmp_path / TABLES).exists()
 
 
 def test_added_tokens_of_the_config(tmp_path: Path) -> None:

@@ -10,13 +10,16 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers
 
+from qwench.checkpoint.tokenizer_tables import bytes_of, read_tokenizer_tables
 from qwench.errors import CheckpointError, RequestError
+from qwench.text.byte_pairs import BytePairs
 
 # Qwen2's pre-tokenizer: contractions, letters, single digits, punctuation, newlines, blanks.
 PRETOKENIZER = (
@@ -33,54 +36,74 @@ class Tokenizer:
     """
 
     def __init__(self, folder: Path | str) -> None:
-        folder = Path(folder)
-        config = _read_json(folder / "tokenizer_config.json")
-        self._tokenizer = _read_tokenizer(folder)
-        if not isinstance(self._tokenizer.decoder, decoders.ByteLevel):
-            raise CheckpointError(f"the tokenizer in {folder} isn't a byte-level BPE; Qwen2's is")
+        self._folder = Path(folder)
+        self._config = _read_json(self._folder / "tokenizer_config.json")
         self._lock = threading.Lock()
-        _add_tokens(self._tokenizer, config)
-        self.special_tokens = _special_tokens(config)
-        self.chat_template = _chat_template(folder, config)
-        self.vocab_size = self._tokenizer.get_vocab_size(with_added_tokens=True)
+        self._bytes: dict[int, bytes] = {}
+        tables = read_tokenizer_tables(self._folder)
+        self._pairs = None if tables is None else BytePairs(tables)
+        if self._pairs is not None:
+            self._special_ids = self._pairs.special_ids
+        else:
+            tokens = self._library.get_added_tokens_decoder()
+            self._special_ids = frozenset(i for i, token in tokens.items() if token.special)
+        self.special_tokens = _special_tokens(self._config)
+        self.chat_template = _chat_template(self._folder, self._config)
         self.eos_token_id = self._special_id("eos_token")
         self.pad_token_id = self._special_id("pad_token")
-        self._bos = self._special_id("bos_token") if config.get("add_bos_token") else None
-        self._special_ids = frozenset(i for i, t in self._tokenizer.get_added_tokens_decoder().items() if t.special)
-        self._bytes: dict[int, bytes] = {}
+        self._bos = self._special_id("bos_token") if self._config.get("add_bos_token") else None
+
+    @cached_property
+    def _library(self) -> tokenizers.Tokenizer:
+        """The tokenizers library's own; with tables, which know the tokens too, it is read for the first long text."""
+        tokenizer = _read_tokenizer(self._folder)
+        if not isinstance(tokenizer.decoder, decoders.ByteLevel):
+            raise CheckpointError(f"the tokenizer in {self._folder} isn't a byte-level BPE; Qwen2's is")
+        _add_tokens(tokenizer, self._config)
+        return tokenizer
 
     def encode(self, text: str, *, add_special_tokens: bool = True, allow_special: bool = True) -> list[int]:
         """Token ids of `text`. `allow_special=False`: a special token written out in it is encoded as plain text.
 
         `add_special_tokens`: with what the checkpoint puts around every text (nothing for Qwen2).
         """
+        if not isinstance(text, str):
+            raise RequestError(f"the text is a {type(text).__name__}, not a string")
         try:
-            with self._lock:  # the switch belongs to the shared tokenizer
-                self._tokenizer.encode_special_tokens = not allow_special
-                ids = self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
-        except (UnicodeEncodeError, TypeError):
-            if not isinstance(text, str):
-                raise RequestError(f"the text is a {type(text).__name__}, not a string") from None
+            text.encode()
+        except UnicodeEncodeError:
             raise RequestError("the text holds half a surrogate pair, which no UTF-8 can express") from None
+        with self._lock:  # which tokens are special is a switch of the shared tokenizer
+            ids = self._pairs.encode(text, allow_special) if self._pairs is not None else None
+            if ids is None:
+                self._library.encode_special_tokens = not allow_special
+                ids = list(self._library.encode(text, add_special_tokens=add_special_tokens).ids)
         if add_special_tokens and self._bos is not None and ids[:1] != [self._bos]:
             ids = [self._bos, *ids]
-        return list(ids)
+        return ids
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """Text of `ids`; bytes that aren't UTF-8 become U+FFFD, ids beyond the vocabulary nothing."""
-        return str(self._tokenizer.decode(list(ids), skip_special_tokens=skip_special_tokens))
+        shown = [token for token in ids if not (skip_special_tokens and self.is_special(token))]
+        return b"".join(map(self.token_bytes, shown)).decode("utf-8", "replace")
 
     def token_id(self, token: str) -> int | None:
-        """The id of one token given by its text, or None."""
-        found = self._tokenizer.token_to_id(token)
+        """The id of one token, given as the vocabulary writes it, or None."""
+        if self._pairs is not None:
+            return self._pairs.token_id(token)
+        found = self._library.token_to_id(token)
         return None if found is None else int(found)
 
     def token_bytes(self, token_id: int) -> bytes:
         """What a token adds to the bytes of the text; nothing for an id beyond the vocabulary."""
         known = self._bytes.get(token_id)
         if known is None:
-            token = self._tokenizer.id_to_token(token_id)
-            known = self._bytes[token_id] = b"" if token is None else _bytes_of(token)
+            if self._pairs is not None:
+                known = self._pairs.token_bytes(token_id)
+            else:
+                token = self._library.id_to_token(token_id)
+                known = b"" if token is None else bytes_of(token)
+            self._bytes[token_id] = known
         return known
 
     def is_special(self, token_id: int) -> bool:
@@ -89,24 +112,6 @@ class Tokenizer:
     def _special_id(self, name: str) -> int | None:
         text = self.special_tokens.get(name)
         return None if text is None else self.token_id(text)
-
-
-def _bytes_of(token: str) -> bytes:
-    """A token is written in byte-level BPE's alphabet; an added one that has other characters stands for itself."""
-    try:
-        return bytes(_BYTE_OF[character] for character in token)
-    except KeyError:
-        return token.encode()
-
-
-def _byte_alphabet() -> dict[str, int]:
-    """Character -> byte: printable Latin-1 stands for itself, the rest follows from U+0100 on (GPT-2's table)."""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in printable]
-    return {chr(b): b for b in printable} | {chr(0x100 + i): b for i, b in enumerate(others)}
-
-
-_BYTE_OF = _byte_alphabet()
 
 
 def _read_json(path: Path) -> dict[str, Any]:
