@@ -93,8 +93,8 @@ def quantize_weight(weight: Float32, fmt: Format) -> tuple[Int8, Float32]:
     """Symmetric quantisation per (row, group along K).
 
     weight: [N, K] fp32. Returns codes [N, padded K] int8 and scales [N, padded K / group] fp32 with
-    weight ~ code * scale. int8: code = rint(w * (127 / max|w|)), scale = max|w| / 127. int4: of a few candidate scales the
-    one with the least squared error, then the least-squares scale for its codes (the idea of llama.cpp's
+    weight ~ code * scale. int8: code = rint(w * (127 / max|w|)), scale = max|w| / 127. int4: of a few candidate
+    scales the one with the least squared error, then the least-squares scale for its codes (the idea of llama.cpp's
     make_qx_quants, with a wider group).
     """
     groups = _groups(weight, fmt.group_size)

@@ -54,7 +54,8 @@ def _yarn(powers: Float32, p: Mapping[str, float], theta: float, head_dim: int) 
     ramp = np.clip((steps - np.float32(low)) / np.float32(high - low), 0, 1)
     keep = np.float32(1) - ramp
     interpolated = np.float32(1) / (np.float32(p["factor"]) * powers)
-    return interpolated * (np.float32(1) - keep) + (np.float32(1) / powers) * keep
+    blended: Float32 = interpolated * (np.float32(1) - keep) + (np.float32(1) / powers) * keep
+    return blended
 
 
 def _yarn_attention_factor(p: Mapping[str, float]) -> float:

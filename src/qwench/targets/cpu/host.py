@@ -1,11 +1,9 @@
-"""What this machine offers: kernel variants, threads. The only module that decides which native variant runs.
+"""Which native variant runs: the only module that decides it.
 
-Knows nothing of programs. Called by the cpu target, the loader and the benchmark.
+Knows nothing of programs. Called by the cpu target and the benchmark.
 """
 
 from __future__ import annotations
-
-import os
 
 from qwench.errors import TargetError
 from qwench.targets.cpu import _native
@@ -24,8 +22,3 @@ def variant_for(target: str) -> str:
         usable = ", ".join(f"cpu-{v}" for v in variants)
         raise TargetError(f"this processor can't run target {target!r}; it can run: cpu, {usable}")
     return wanted
-
-
-def available_threads() -> int:
-    """Processors that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -10,11 +10,12 @@ from collections.abc import Mapping, Sequence
 import ml_dtypes
 import numpy as np
 
+from qwench.host import num_cpus
 from qwench.program.memory import MemoryPlan
 from qwench.program.ops import Program, Weight
 from qwench.targets.cpu import _native
 from qwench.targets.cpu.executor import CpuExecutor
-from qwench.targets.cpu.host import available_threads, variant_for
+from qwench.targets.cpu.host import variant_for
 from qwench.targets.target import Array, CacheConfig, Executor, PackedTensor
 
 _DTYPE_NAMES = {np.dtype(ml_dtypes.bfloat16): "bf16", np.dtype(np.float16): "fp16", np.dtype(np.float32): "fp32"}
@@ -56,7 +57,7 @@ class CpuTarget:
             paired=weight.paired,
             out=packed,
             variant=self.variant,
-            num_threads=available_threads(),
+            num_threads=num_cpus(),
         )
 
     def load(

@@ -33,7 +33,8 @@ class Matrix:
         if self.scales is not None:
             groups = values.reshape(len(index), self.scales.shape[1], -1)
             values = (groups * self.scales[index][..., None]).reshape(len(index), -1)
-        return values[:, :width]
+        result: Float32 = values[:, :width]
+        return result
 
 
 @dataclass
@@ -57,14 +58,12 @@ def embed(s: StepState, attrs: dict[str, Any], weight: Matrix) -> Float32:
 
 def rms_norm(s: StepState, attrs: dict[str, Any], x: Float32, gain: Float32) -> Float32:
     variance = np.mean(x * x, axis=1, keepdims=True, dtype=np.float32)
-    return x * (np.float32(1) / np.sqrt(variance + np.float32(attrs["eps"]))) * gain
+    inverse: Float32 = np.float32(1) / np.sqrt(variance + np.float32(attrs["eps"]), dtype=np.float32)
+    return x * inverse * gain
 
 
 def linear(s: StepState, attrs: dict[str, Any], x: Float32, weight: Matrix, bias: Float32 | None = None) -> Float32:
-    if weight.scales is None:
-        y = x @ weight.values.T
-    else:
-        y = _quantized_linear(x, weight)
+    y: Float32 = x @ weight.values.T if weight.scales is None else _quantized_linear(x, weight)
     return y if bias is None else y + bias
 
 
@@ -114,7 +113,8 @@ def attention(s: StepState, attrs: dict[str, Any], q: Float32) -> Float32:
 
 def silu_mul(s: StepState, attrs: dict[str, Any], gate: Float32, up: Float32) -> Float32:
     with np.errstate(over="ignore"):
-        return gate / (np.float32(1) + np.exp(-gate)) * up
+        activated: Float32 = gate / (np.float32(1) + np.exp(-gate, dtype=np.float32))
+    return activated * up
 
 
 def add(s: StepState, attrs: dict[str, Any], y: Float32, x: Float32) -> Float32:

@@ -1,0 +1,77 @@
+"""Types of the native library; what each call means is told in native/bindings.cpp and the headers it binds."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+_Bytes = npt.NDArray[Any]
+_Floats = npt.NDArray[np.float32]
+_Ints = npt.NDArray[np.int32]
+_Buffer = tuple[int, int, int, bool]
+
+def supported_variants() -> list[str]: ...
+def crc32c(data: _Bytes, num_threads: int) -> int: ...
+def all_finite(data: _Bytes, dtype: str, num_threads: int) -> bool: ...
+def measure_read_gbps(num_threads: int, megabytes: int = 1000) -> float: ...
+def measure_peak_gops(variant: str, kind: str, num_threads: int) -> float: ...
+def packed_bytes(kind: str, rows: Sequence[int], k: int, group_size: int, paired: bool) -> int: ...
+def pack(
+    sources: Sequence[_Bytes],
+    dtype: str,
+    rows: Sequence[int],
+    k: int,
+    kind: str,
+    group_size: int,
+    paired: bool,
+    out: _Bytes,
+    variant: str,
+    num_threads: int,
+) -> None: ...
+
+class Executor:
+    def __init__(
+        self,
+        variant: str,
+        num_threads: int,
+        max_tokens: int,
+        num_heads: int,
+        vocab_size: int,
+        arena_bytes: int,
+        scratch_width: int,
+        num_layers: int,
+        num_blocks: int,
+        block_size: int,
+        num_kv_heads: int,
+        head_dim: int,
+        cache_dtype: str,
+    ) -> None: ...
+    def add_embed(self, kind: str, n: int, k: int, group_size: int, weight: _Bytes, out: _Buffer, /) -> None: ...
+    def add_norm(self, input: _Buffer, gain: _Floats, eps: float, out: _Buffer, /) -> None: ...
+    def add_linear(
+        self,
+        input: _Buffer,
+        kind: str,
+        n: int,
+        k: int,
+        group_size: int,
+        weight: _Bytes,
+        bias: _Floats | None,
+        epilogue: str,
+        residual: _Buffer,
+        out: _Buffer,
+        is_logits: bool,
+    ) -> None: ...
+    def add_qkv_rope_write(
+        self, input: _Buffer, kind: str, n: int, k: int, group_size: int, weight: _Bytes, bias: _Floats, layer: int,
+        q: _Buffer, /,
+    ) -> None: ...  # fmt: skip
+    def add_attention(self, q: _Buffer, layer: int, window: int, scale: float, out: _Buffer, /) -> None: ...
+    def add_take_rows(self, input: _Buffer, out: _Buffer, /) -> None: ...
+    def set_rope_table(self, table: _Floats, /) -> None: ...
+    def step(
+        self, token_ids: _Ints, query_start: _Ints, seq_lens: _Ints, block_tables: _Ints, logit_rows: _Ints,
+        logits: _Floats, /,
+    ) -> None: ...  # fmt: skip
+    def copy_block(self, source: int, destination: int, /) -> None: ...
