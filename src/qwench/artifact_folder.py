@@ -6,6 +6,7 @@ Knows nothing of what is in the folder beyond what tells an artifact from somebo
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
 import shutil
@@ -63,11 +64,13 @@ def new_artifact_folder(out: Path, overwrite: bool) -> Iterator[Path]:
 
 
 def _rename(partial: Path, out: Path, overwrite: bool) -> None:
-    """`partial` becomes `out`; an artifact there is set aside first and deleted last."""
+    """`partial` becomes `out`. An artifact that is there changes places with it in one step where the system can."""
     if not (out.is_dir() and any(out.iterdir())):
         os.replace(partial, out)
         return
     check_destination(out, overwrite, partial)
+    if _exchange(partial, out):
+        return
     old = out.parent / f".{out.name}.old-{os.getpid()}"
     os.replace(out, old)
     try:
@@ -76,6 +79,15 @@ def _rename(partial: Path, out: Path, overwrite: bool) -> None:
         os.replace(old, out)
         raise
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Swaps two folders atomically; False where the kernel or the file system can't (other than Linux, some mounts)."""
+    renameat2 = getattr(ctypes.CDLL(None), "renameat2", None)
+    if renameat2 is None:
+        return False
+    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    return bool(renameat2(here, os.fsencode(one), here, os.fsencode(other), exchange) == 0)
 
 
 def _remove_abandoned(out: Path) -> None:

@@ -6,6 +6,7 @@ formats, the target packs. Called by `qwench compile`, `load.py` and `QwenchForC
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import shutil
 from dataclasses import dataclass
@@ -100,7 +101,8 @@ def compile_checkpoint(
             crc32c=packed_crcs,
         )
         (new / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
-    return open_artifact(out)
+        artifact = open_artifact(new)  # verified before it gets its name; mapped files stay mapped
+    return dataclasses.replace(artifact, path=out)
 
 
 def _prepare(source: Path, config: QwenchConfig) -> _Plan:

@@ -7,6 +7,7 @@ Called by the engine's front door, `QwenchForCausalLM` and the command line.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import logging
@@ -25,7 +26,7 @@ from qwench.config import QwenchConfig
 from qwench.errors import ArtifactError, ConfigError
 from qwench.file_lock import lock_file
 from qwench.host import cache_dir, num_cpus
-from qwench.progress import ProgressCallback
+from qwench.progress import ProgressCallback, Reporter
 from qwench.targets.target import get_target
 
 __all__ = ["is_artifact", "resolve_model"]
@@ -83,7 +84,7 @@ def _open_cached(folder: Path, name: str, config: QwenchConfig, progress: Progre
     assert resolved.target is not None
     layout = get_target(resolved.target).layout
     options = {key: value for key, value in resolved.to_dict().items() if key != "target"}
-    key = _hash([source_digest(folder), options, layout, SCHEMA_VERSION, qwench.__version__])
+    key = _hash([source_digest(folder, progress), options, layout, SCHEMA_VERSION, qwench.__version__])
     out = cache_dir() / "compiled" / f"{name.replace('/', '--')}-{resolved.weights}-{key[:16]}"
     with lock_file(out.with_name(f".{out.name}.lock")):
         if out.exists():
@@ -99,7 +100,7 @@ def _open_cached(folder: Path, name: str, config: QwenchConfig, progress: Progre
         return compile_checkpoint(folder, out, config, progress=progress, source_name=name)
 
 
-def source_digest(folder: Path) -> str:
+def source_digest(folder: Path, progress: ProgressCallback | None = None) -> str:
     """`Checkpoint.content_digest`, remembered as long as no file of the checkpoint changes size, time or inode."""
     checkpoint = Checkpoint(folder, num_cpus())
     state = [[p.name, (s := p.stat()).st_size, s.st_mtime_ns, s.st_ino] for p in checkpoint.files()]
@@ -110,7 +111,7 @@ def source_digest(folder: Path) -> str:
             return str(known["digest"])
     except (OSError, ValueError, KeyError, TypeError):
         pass  # absent or damaged: it is only a memo, the digest is computed anew
-    digest = checkpoint.content_digest()
+    digest = checkpoint.content_digest(report=functools.partial(Reporter(progress), "check"))
     memo.parent.mkdir(parents=True, exist_ok=True)
     written = memo.with_suffix(f".{os.getpid()}")
     written.write_text(json.dumps({"files": state, "digest": digest}))

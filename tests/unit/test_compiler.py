@@ -137,7 +137,12 @@ def test_unknown_sources(tmp_path: Path) -> None:
 # -- where it goes ----------------------------------------------------------------------------------------------------
 
 
-def test_an_artifact_is_replaced_only_when_asked(source: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("in_one_step", [True, False])
+def test_an_artifact_is_replaced_only_when_asked(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_one_step: bool
+) -> None:
+    if not in_one_step:
+        monkeypatch.setattr("qwench.artifact_folder._exchange", lambda one, other: False)
     out = tmp_path / "out"
     compile_checkpoint(source, out, CONFIG)
     with pytest.raises(ArtifactError, match="--overwrite"):

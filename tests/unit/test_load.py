@@ -85,7 +85,7 @@ def test_a_changed_checkpoint_is_compiled_again(source: Path, compilations: list
 def test_the_digest_is_read_once(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     digest = qwench.load.source_digest(source)
     assert digest == Checkpoint(source).content_digest()
-    monkeypatch.setattr(Checkpoint, "content_digest", lambda self: "read again")
+    monkeypatch.setattr(Checkpoint, "content_digest", lambda self, report=None: "read again")
     assert qwench.load.source_digest(source) == digest
     os.utime(source / "model.safetensors", ns=(1, 1))
     assert qwench.load.source_digest(source) == "read again"

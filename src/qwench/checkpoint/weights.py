@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -103,21 +103,27 @@ class Checkpoint:
         """The tensor won't be read again soon: gives its pages back."""
         self._home[name].release(name)
 
-    def content_digest(self, crcs: Mapping[str, int] | None = None) -> str:
+    def content_digest(
+        self, crcs: Mapping[str, int] | None = None, report: Callable[[int, int], None] | None = None
+    ) -> str:
         """sha256 over companion files and, sorted by name, each tensor's name, dtype, shape and crc32c.
 
-        `crcs` gives those already known; the others are read.
+        crcs: those already known; the others are read. report: told the bytes done and in all after each tensor.
         """
-        digest = hashlib.sha256()
+        digest, done = hashlib.sha256(), 0
         for path in self.companions():
             data = path.read_bytes()
             digest.update(f"{path.name} {len(data)}\n".encode() + data)
+        total = sum(entry.num_bytes for entry in self.entries.values())
         for name, entry in sorted(self.entries.items()):
             known = crcs.get(name) if crcs else None
             crc = self.crc(name) if known is None else known
             digest.update(f"{name} {entry.dtype} {list(entry.shape)} {crc:08x}\n".encode())
             if known is None:
                 self.release(name)
+            done += entry.num_bytes
+            if report is not None:
+                report(done, total)
         return digest.hexdigest()
 
     def _check_entry(self, name: str, shape: tuple[int, ...]) -> None:
