@@ -212,6 +212,7 @@ MODES: dict[str, dict[str, Any]] = {
     "beam_return_sequences": {"num_beams": 4, "num_return_sequences": 3, "length_penalty": 0.5},
     "beam_eos": {"num_beams": 3, "eos_token_id": list(range(0, 300, 7)), "pad_token_id": 0, "early_stopping": True},
     "beam_sample": {"num_beams": 3, "do_sample": True, "temperature": 1.5},
+    "guidance": {"guidance_scale": 1.5},
     "chunked_prefill": {"prefill_chunk_size": 5, "return_dict_in_generate": True},
     "prefix_allowed": {"prefix_allowed_tokens_fn": lambda row, ids: [3, 5, 8 + row, 100]},
     "generation_config": {"generation_config": GenerationConfig(max_new_tokens=11, repetition_penalty=1.1)},
@@ -307,6 +308,19 @@ def test_a_new_cache_is_filled(pair: tuple[Any, Any], batch: dict[str, torch.Ten
     answer = model.generate(**batch, past_key_values=cache, max_new_tokens=5)
     assert torch.equal(answer, model.generate(**batch, max_new_tokens=5))
     assert cache.get_seq_length() == answer.shape[1] - 1 and cache.batch_size == 3
+
+
+@pytest.mark.parametrize("weights", ["int8", "int4"])
+def test_quantised_paths_agree(pair_folder: Path, best_target: str, batch: dict[str, Any], weights: str) -> None:
+    """The engine, transformers' loop and assisted decoding see the same bits of one model."""
+    model = QwenchForCausalLM.from_pretrained(pair_folder, qwench_weights=weights, qwench_target=best_target)
+    native = model.generate(**batch, max_new_tokens=30)
+    loop = model.generate(**batch, max_new_tokens=30, return_dict_in_generate=True)
+    assert torch.equal(native, loop.sequences)
+    for row in range(len(native)):
+        prompt = batch["input_ids"][row][batch["attention_mask"][row].bool()][None]
+        assisted = model.generate(prompt, max_new_tokens=30, prompt_lookup_num_tokens=3)
+        assert torch.equal(assisted[0, prompt.shape[1] :], native[row, -30:])
 
 
 def test_batches_share_the_engine(pair: tuple[Any, Any], batch: dict[str, torch.Tensor]) -> None:

@@ -292,6 +292,8 @@ def test_generate_refuses_before_the_first_step(
         model.generate(torch.ones(2, 3, dtype=torch.long), attention_mask=mask * 0, max_new_tokens=2)
     with pytest.raises(RequestError, match="cache_implementation"):
         model.generate(ids, max_new_tokens=2, cache_implementation="static")
+    with pytest.raises(RequestError, match="inputs_embeds"):
+        model.generate(inputs_embeds=torch.zeros(1, 3, 64), max_new_tokens=2)
     with pytest.raises(RequestError, match="generate_batch"):
         model.generate(ids, max_new_tokens=2, cache_implementation="paged")
     with pytest.raises(RequestError, match="output_attentions"):

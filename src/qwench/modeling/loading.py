@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from transformers import GenerationConfig, Qwen2Config
@@ -17,6 +18,7 @@ from qwench.checkpoint.hub import find_checkpoint
 from qwench.compiler import compile_checkpoint
 from qwench.config import QwenchConfig
 from qwench.errors import ArtifactError, ConfigError
+from qwench.host import cache_dir
 from qwench.load import resolve_model
 
 PREFIX = "qwench_"
@@ -52,6 +54,12 @@ def check_other_keywords(keywords: dict[str, Any]) -> None:
                 f"{name} is {value!r}; a compiled model takes {', '.join(map(repr, TOLERATED[name]))} "
                 "(its formats are qwench_weights and qwench_kv_cache, its device is the CPU)"
             )
+
+
+def make_workspace() -> TemporaryDirectory[str]:
+    """A folder for one model object, beside the cache of compiled ones: the system's /tmp may be memory, or small."""
+    cache_dir().mkdir(parents=True, exist_ok=True)
+    return TemporaryDirectory(prefix="live-", dir=cache_dir())
 
 
 def find_artifact(model: str | Path, export: bool | None, config: QwenchConfig, workspace: str | None) -> Artifact:

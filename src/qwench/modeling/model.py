@@ -62,7 +62,7 @@ class QwenchForCausalLM(GenerationMixin):  # type: ignore[misc]
         """
         config = loading.merge_config(qwench_config, kwargs)
         loading.check_other_keywords(kwargs)
-        workspace = TemporaryDirectory(prefix="qwench-") if export else None
+        workspace = loading.make_workspace() if export else None
         artifact = loading.find_artifact(model_id, export, config, workspace.name if workspace else None)
         return cls(artifact, workspace)
 
@@ -73,7 +73,7 @@ class QwenchForCausalLM(GenerationMixin):  # type: ignore[misc]
         """Compiles a live transformers Qwen2ForCausalLM, into a folder that goes with the object: `save_pretrained`."""
         config = loading.merge_config(qwench_config, kwargs)
         loading.check_other_keywords(kwargs)
-        workspace = TemporaryDirectory(prefix="qwench-")
+        workspace = loading.make_workspace()
         return cls(loading.compile_model(model, config, workspace.name), workspace)
 
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
@@ -281,6 +281,7 @@ class QwenchForCausalLM(GenerationMixin):  # type: ignore[misc]
         self, input_ids: torch.Tensor, generation_config: GenerationConfig, model_kwargs: dict[str, Any]
     ) -> None:
         """What can't end well fails before the first step: too long, nothing to continue, padding on the right."""
+        _refuse(inputs_embeds=model_kwargs.get("inputs_embeds"))
         check_input_ids(input_ids, self.config.vocab_size)
         mask = model_kwargs.get("attention_mask")
         num_tokens = _num_tokens(input_ids, mask, generation_config, model_kwargs.get("past_key_values"))
