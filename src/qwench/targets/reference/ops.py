@@ -58,8 +58,7 @@ def embed(s: StepState, attrs: dict[str, Any], weight: Matrix) -> Float32:
 
 def rms_norm(s: StepState, attrs: dict[str, Any], x: Float32, gain: Float32) -> Float32:
     variance = np.mean(x * x, axis=1, keepdims=True, dtype=np.float32)
-    inverse: Float32 = np.float32(1) / np.sqrt(variance + np.float32(attrs["eps"]), dtype=np.float32)
-    return x * inverse * gain
+    return x * np.reciprocal(np.sqrt(variance + np.float32(attrs["eps"]))) * gain
 
 
 def linear(s: StepState, attrs: dict[str, Any], x: Float32, weight: Matrix, bias: Float32 | None = None) -> Float32:
@@ -113,8 +112,7 @@ def attention(s: StepState, attrs: dict[str, Any], q: Float32) -> Float32:
 
 def silu_mul(s: StepState, attrs: dict[str, Any], gate: Float32, up: Float32) -> Float32:
     with np.errstate(over="ignore"):
-        activated: Float32 = gate / (np.float32(1) + np.exp(-gate, dtype=np.float32))
-    return activated * up
+        return gate * np.reciprocal(np.float32(1) + np.exp(-gate)) * up
 
 
 def add(s: StepState, attrs: dict[str, Any], y: Float32, x: Float32) -> Float32:
