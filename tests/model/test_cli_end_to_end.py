@@ -233,7 +233,8 @@ def test_what_can_not_be_asked_is_one_line(
     assert "128" in error("chat", artifact, stdin=b"x" * 200)
     assert "128" in error("bench", artifact, "--prompt", "120", "--generate", "20")
     assert "batch_size" in error("bench", artifact, "--users", "5")
-    assert "empty" in error("run", artifact, "--raw")
+    assert "empty" in error("run", artifact)
+    assert "empty" in error("run", artifact, "--raw", "-p", "")
     assert "UTF-8" in error("run", artifact, stdin=b"\xff\xfe")
     assert "temperature" in error("run", artifact, "-p", "x", "--temperature", "-1")
     assert "max_tokens" in error("run", artifact, "-p", "x", "--max-new-tokens", "0")
@@ -280,10 +281,33 @@ class Terminal:
         os.write(self.master, text.encode())
 
 
-def test_ctrl_c_stops_the_answer_and_not_the_program(tmp_path: Path) -> None:
-    artifact = tmp_path / "artifact"
-    qwench("compile", write_checkpoint(tmp_path / "endless", endless=True), "-o", artifact)
-    terminal = Terminal("chat", artifact, "--temperature", "0", "--max-new-tokens", "30000")
+@pytest.fixture(scope="module")
+def endless(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("endless")
+    qwench("compile", write_checkpoint(folder / "checkpoint", endless=True), "-o", folder / "artifact")
+    return folder / "artifact"
+
+
+def test_ctrl_c_ends_a_run(endless: Path) -> None:
+    command = [*QWENCH, "run", str(endless), "-p", "x", "--max-new-tokens", "30000", "--temperature", "0"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout is not None and process.stdout.read(1)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    assert (process.returncode, stderr) == (130, b"\n")
+
+
+def test_a_reader_that_has_enough_is_no_error(endless: Path) -> None:
+    command = [*QWENCH, "run", str(endless), "-p", "x", "--max-new-tokens", "30000", "--temperature", "0"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout is not None and process.stdout.read(1)
+    process.stdout.close()
+    assert process.stderr is not None and process.stderr.read() == b""
+    assert process.wait(timeout=60) == 0
+
+
+def test_ctrl_c_stops_the_answer_and_not_the_program(endless: Path) -> None:
+    terminal = Terminal("chat", endless, "--temperature", "0", "--max-new-tokens", "30000")
     terminal.wait_for("> ")
     time.sleep(0.5)  # readline shows the prompt a moment before it listens to signals
     terminal.interrupt()

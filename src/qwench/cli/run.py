@@ -63,6 +63,9 @@ def _read_stdin() -> str:
     if sys.stdin.isatty():
         raise RequestError("there is no prompt; give one with -p TEXT, or pipe it in")
     try:
-        return sys.stdin.buffer.read().decode("utf-8").removesuffix("\n")
+        text = sys.stdin.buffer.read().decode("utf-8").removesuffix("\n")
     except UnicodeDecodeError as error:
         raise RequestError(f"the prompt on stdin is not UTF-8 (byte {error.start})") from None
+    if not text:
+        raise RequestError("the prompt on stdin is empty; give one with -p TEXT, or pipe it in")
+    return text
