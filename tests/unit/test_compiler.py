@@ -16,11 +16,13 @@ import ml_dtypes
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
+from tiny_checkpoint import CONFIG as CONFIG_JSON
 from tiny_checkpoint import tiny_tensors, write_checkpoint
 
 import qwench.compiler
 from qwench.artifact import WEIGHTS, open_artifact
-from qwench.compiler import compile_checkpoint
+from qwench.checkpoint.spec import ModelSpec
+from qwench.compiler import compile_checkpoint, source_shapes
 from qwench.config import QwenchConfig
 from qwench.errors import ArtifactError, CapacityError, CheckpointError, ConfigError, QwenchError
 from qwench.progress import Progress
@@ -318,3 +320,33 @@ def test_errors_are_typed_whatever_the_config_says(tmp_path: Path) -> None:
                 assert left_behind(tmp_path) in ([], ["out"])
             except QwenchError as error:
                 pytest.fail(f"{key}={value!r}: {error!r}")
+
+
+MEASURED_COMPILER = """
+import sys
+from qwench.compiler import compile_checkpoint
+from qwench.config import QwenchConfig
+
+def peak_kib():
+    return int(next(l for l in open("/proc/self/status") if l.startswith("VmHWM")).split()[1])
+
+def show(progress):
+    if progress.stage in ("check", "finish"):
+        print(peak_kib())
+
+compile_checkpoint(sys.argv[1], sys.argv[2], QwenchConfig(target="cpu", weights="int8"), progress=show)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from Linux's /proc")
+def test_a_few_tensors_are_held_at_a_time(tmp_path: Path) -> None:
+    """A checkpoint of 27 MB in tensors of up to 0.5 MB goes through a few megabytes of memory."""
+    shapes = {"hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 16, "head_dim": 16}
+    spec = ModelSpec.from_config(CONFIG_JSON | shapes)
+    tensors = {name: np.full(shape, 0.5, ml_dtypes.bfloat16) for name, shape in source_shapes(spec).items()}
+    source = write_checkpoint(tmp_path / "checkpoint", tensors, num_shards=2, **shapes)
+    source_kib = sum(tensor.nbytes for tensor in tensors.values()) // 1024
+    command = [sys.executable, "-c", MEASURED_COMPILER, source, tmp_path / "out"]
+    before, after = map(int, subprocess.run(command, capture_output=True, text=True, check=True).stdout.split())
+    print(f"{source_kib} KiB of tensors, peak grew by {after - before} KiB")
+    assert source_kib > 25_000 and after - before < source_kib / 2
