@@ -68,5 +68,22 @@ lint: dev ## ruff, mypy --strict, clang-format
 	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run -Werror $$(find $(NATIVE_DIR) -name '*.cpp' -o -name '*.h' -o -name '*.hpp')
 
+# A second build with its own environment beside .venv: the libraries come from there, qwench from here. Leaks are not
+# looked for: Python never frees everything. LD_PRELOAD, because the interpreter itself isn't instrumented.
+SANITIZE := build/sanitize
+$(SANITIZE)/.stamp: pyproject.toml CMakeLists.txt $(NATIVE) | $(VENV)/.stamp-dev
+	@echo "==> qwench under AddressSanitizer and UndefinedBehaviorSanitizer in $(SANITIZE) (some minutes)"
+	@$(BIN)/python -m venv --without-pip $(SANITIZE)/venv
+	@$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
+		> "$$($(SANITIZE)/venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/dev.pth"
+	@$(SANITIZE)/venv/bin/python -m pip --disable-pip-version-check --quiet install --no-deps --no-build-isolation \
+		--force-reinstall -Cbuild-dir=$(SANITIZE)/native -Ccmake.define.QWENCH_SANITIZE=ON .
+	@touch $@
+
+sanitize: $(SANITIZE)/.stamp ## The kernel tests under AddressSanitizer and UndefinedBehaviorSanitizer
+	LD_PRELOAD="$$($${CXX:-g++} -print-file-name=libasan.so) $$($${CXX:-g++} -print-file-name=libubsan.so)" \
+	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1 \
+		$(SANITIZE)/venv/bin/python -m pytest -p no:cacheprovider tests/kernels
+
 clean: ## Remove what was built, not .venv
 	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis $(VENV)/.stamp-qwench $(VENV)/.stamp-dev

@@ -27,24 +27,26 @@ void quantize(const float* x, int width, int padded_k, int group_size, Quantized
       for (int i = 0; i < group_size; ++i) padded[i] = k + i < width ? x[k + i] : 0.0f;
       group = padded;
     }
-    Float peak = set(0.0f);
-    for (int i = 0; i < group_size; i += kLanes) peak = max(peak, abs(load(group + i)));  // a NaN replaces the peak ...
-    const float amax = reduce_max(peak);
-    const float inverse = amax > 0.0f ? 127.0f / amax : 0.0f;
-    Int sums = set_int(0);
-    Float check = set(0.0f);
+    Float peak = set(0.0f), check = set(0.0f);
     for (int i = 0; i < group_size; i += kLanes) {
-      const Float v = mul(load(group + i), set(inverse));
-      check = add(check, sub(load(group + i), load(group + i)));  // ... or shows here: NaN - NaN, inf - inf
-      sums = add_int(sums, store_codes(row.codes + k + i, v));
+      const Float v = load(group + i);
+      peak = max(peak, abs(v));
+      check = add(check, sub(v, v));  // 0, or NaN for NaN - NaN and inf - inf
+    }
+    const float amax = reduce_max(peak), broken = reduce_add(check);
+    // Integers can't carry a NaN; the scale can, so that broken activations reach the logits and are noticed there.
+    const float inverse = broken == 0.0f && amax > 0.0f ? 127.0f / amax : 0.0f;
+    Int sums = set_int(0);
+    for (int i = 0; i < group_size; i += kLanes) {
+      const Float scaled = mul(load(group + i), set(inverse));
+      sums = add_int(sums, store_codes(row.codes + k + i, broken == 0.0f ? scaled : set(0.0f)));
     }
     int32_t lane[kLanes];
     store_int(lane, sums);
     int32_t total = 0;
     for (int i = 0; i < kLanes; ++i) total += lane[i];
     row.sums[g] = total;
-    // Integers can't carry a NaN; the scale can, so that broken activations reach the logits and are noticed there.
-    row.scales[g] = amax * (1.0f / 127.0f) + reduce_add(check);
+    row.scales[g] = amax * (1.0f / 127.0f) + broken;
   }
 }
 
