@@ -235,8 +235,11 @@ def test_cache_operations_against_recomputation(pair: tuple[Any, Any], free_bloc
         logits = model(torch.tensor(new), past_key_values=cache).logits
         afresh = model(torch.tensor(rows)).logits[:, -new.shape[1] :]
         assert torch.equal(logits, afresh)
+    with pytest.raises(RequestError, match="rows, but input_ids have 9"):
+        model(torch.ones(9, 1, dtype=torch.long), past_key_values=cache)
     cache.reset()
     assert cache.get_seq_length() == 0
+    assert model(torch.ones(9, 1, dtype=torch.long), past_key_values=cache).past_key_values.batch_size == 9
 
 
 def test_positions_may_be_given_as_transformers_counts_them(pair: tuple[Any, Any]) -> None:

@@ -101,10 +101,9 @@ class QwenchCache(Cache):  # type: ignore[misc]
         weakref.finalize(self, pages.discard, self.rows)
 
     def start(self, batch_size: int) -> None:
-        """Makes empty rows on first use. Raises RequestError if the cache holds another batch size."""
-        if not self.rows:
-            self.rows.extend(Row() for _ in range(batch_size))
-            self.columns = torch.zeros(batch_size, 0, dtype=torch.bool)
+        """Makes rows of an empty cache. Raises RequestError if the cache holds another batch size."""
+        if not self.get_seq_length():
+            self.replace([Row() for _ in range(batch_size)], torch.zeros(batch_size, 0, dtype=torch.bool))
         if len(self.rows) != batch_size:
             raise RequestError(f"past_key_values holds {len(self.rows)} rows, but input_ids have {batch_size}")
 
