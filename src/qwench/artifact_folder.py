@@ -27,13 +27,14 @@ def check_destination(out: Path, overwrite: bool, source: Path) -> None:
         return
     if not out.is_dir():
         raise ArtifactError(f"{out} exists and is not a folder; give another output folder")
-    if source.resolve().is_relative_to(out.resolve()) and any(out.iterdir()):
+    if not any(out.iterdir()):
+        return
+    if not is_artifact(out):
+        raise ArtifactError(f"{out} is not empty and not an artifact, so it is left alone; give another folder")
+    if source.resolve().is_relative_to(out.resolve()):
         raise ArtifactError(f"{out} holds the checkpoint itself; give another output folder")
-    if any(out.iterdir()):
-        if not is_artifact(out):
-            raise ArtifactError(f"{out} is not empty and not an artifact, so it is left alone; give another folder")
-        if not overwrite:
-            raise ArtifactError(f"{out} is an artifact already; say --overwrite (overwrite=True) to replace it")
+    if not overwrite:
+        raise ArtifactError(f"{out} is an artifact already; say --overwrite (overwrite=True) to replace it")
 
 
 @contextmanager

@@ -148,7 +148,7 @@ class _Pull:
         elif path.is_file():
             return self._remember(file.name)
         for _ in range(2):  # what was resumed may be damaged; from the start it must not be
-            _download(file, partial, advance)
+            _download_all(file, partial, advance)
             if _is_sound(partial, file):
                 os.replace(partial, path)
                 return self._remember(file.name)
@@ -160,7 +160,7 @@ class _Pull:
         from huggingface_hub.utils._headers import build_hf_headers
 
         url = hf_hub_url(self.model_id, name, revision=self.revision, endpoint=hub_endpoint())
-        meta = get_hf_file_metadata(url, endpoint=hub_endpoint())
+        meta = get_hf_file_metadata(url)
         if meta.size is None:
             raise HubError(f"the hub doesn't say how large {name} of {self.model_id} is")
         headers = {key: value for key, value in build_hf_headers().items() if isinstance(value, str)}
@@ -192,6 +192,17 @@ class _Pull:
 
 def _report_bytes(report: Reporter, before: int, total: int, count: int) -> None:
     report("download", before + count, total)
+
+
+def _download_all(file: RemoteFile, partial: Path, advance: Callable[[int], None]) -> None:
+    """Continues after every break in the connection, as long as each attempt brings something."""
+    while True:
+        before = _size(partial)
+        try:
+            return _download(file, partial, advance)
+        except Exception as error:
+            if not _is_unreachable(error) or _size(partial) <= before:
+                raise
 
 
 def _download(file: RemoteFile, partial: Path, advance: Callable[[int], None]) -> None:
