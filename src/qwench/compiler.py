@@ -83,26 +83,33 @@ def compile_checkpoint(
     _check_memory(work)
     _check_disk(work, out)
     with new_artifact_folder(out, overwrite) as new:
-        crcs, packed_crcs, weights_hash = _write_weights(work, new / WEIGHTS, report)
+        crcs, packed_crcs, digest = _write_weights(work, new / WEIGHTS, report)
         report("finish", work.packed_bytes, work.packed_bytes)
         (new / PROGRAM).write_text(program_json(work.program, work.plan), encoding="utf-8")
         for path in work.checkpoint.companions():
             shutil.copyfile(path, new / path.name)
         write_tokenizer_tables(new)
-        hashes = {p.name: weights_hash if p.name == WEIGHTS else file_sha256(p) for p in sorted(new.iterdir())}
-        manifest = Manifest(
-            qwench_version=qwench.__version__,
-            created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-            source_name=source_name or name,
-            source_digest=work.checkpoint.content_digest(crcs),
-            config=work.config.to_dict(),
-            layout=work.target.layout,
-            files={name: FileRecord(sha256, (new / name).stat().st_size) for name, sha256 in hashes.items()},
-            crc32c=packed_crcs,
-        )
+        manifest = _manifest(work, new, source_name or name, work.checkpoint.content_digest(crcs), packed_crcs, digest)
         (new / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
         artifact = open_artifact(new)  # verified before it gets its name; mapped files stay mapped
     return dataclasses.replace(artifact, path=out)
+
+
+def _manifest(
+    work: _Plan, folder: Path, source_name: str, source_digest: str, packed_crcs: dict[str, int], weights_sha256: str
+) -> Manifest:
+    """The manifest of the files in `folder`; the weights were hashed while they were written."""
+    hashes = {p.name: weights_sha256 if p.name == WEIGHTS else file_sha256(p) for p in sorted(folder.iterdir())}
+    return Manifest(
+        qwench_version=qwench.__version__,
+        created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        source_name=source_name,
+        source_digest=source_digest,
+        config=work.config.to_dict(),
+        layout=work.target.layout,
+        files={name: FileRecord(sha256, (folder / name).stat().st_size) for name, sha256 in hashes.items()},
+        crc32c=packed_crcs,
+    )
 
 
 def _prepare(source: Path, config: QwenchConfig) -> _Plan:
