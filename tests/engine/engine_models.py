@@ -4,12 +4,15 @@ the history that it finds in its own paged cache."""
 from __future__ import annotations
 
 import dataclasses
+import json
 import zlib
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import ml_dtypes
 import numpy as np
+from safetensors.numpy import save_file
 
 from qwench.checkpoint.spec import ModelSpec
 from qwench.config import QwenchConfig
@@ -38,19 +41,30 @@ class PackedModel:
     tensors: Mapping[str, Array]
 
 
+def random_tensors() -> dict[str, Array]:
+    """Checkpoint tensors, bf16, of a model of TINY_CONFIG; large enough weights for answers that vary."""
+    rng, tensors = np.random.default_rng(0), {}
+    for name, weight in build_qwen2(ModelSpec.from_config(TINY_CONFIG)).weights.items():
+        values = rng.standard_normal(weight.shape) * (0.3 if len(weight.shape) == 2 else 0.1)
+        tensors[name] = (values + name.endswith("norm.weight")).astype(ml_dtypes.bfloat16)
+    return tensors
+
+
+def write_checkpoint(folder: Path) -> Path:
+    """`random_tensors` as a checkpoint on disk."""
+    (folder / "config.json").write_text(json.dumps(TINY_CONFIG))
+    save_file(random_tensors(), folder / "model.safetensors")
+    return folder
+
+
 def packed_model(target: str = "reference", **options: object) -> PackedModel:
-    """A random model of TINY_CONFIG, packed for `target`; options as of QwenchConfig."""
+    """The model of `random_tensors`, packed in memory for `target`; options as of QwenchConfig."""
     spec = ModelSpec.from_config(TINY_CONFIG)
     config = QwenchConfig.from_dict({"target": target, "batch_size": 4, "kvcache_block_size": 16} | options)
     config = config.resolve(spec)
     program = set_formats(fuse(build_qwen2(spec)), config.format_of)
     plan = plan_memory(program, config.prefill_chunk_size or 0)
-    unfused = build_qwen2(spec).weights
-    rng, tensors, packer = np.random.default_rng(0), {}, get_target(target)
-    sources = {}
-    for name, weight in unfused.items():
-        values = rng.standard_normal(weight.shape) * (0.3 if len(weight.shape) == 2 else 0.1)
-        sources[name] = (values + name.endswith("norm.weight")).astype(ml_dtypes.bfloat16)
+    sources, tensors, packer = random_tensors(), {}, get_target(target)
     for weight in program.weights.values():
         out = {t.name: np.zeros(t.shape, t.dtype) for t in packer.packed_tensors(weight)}
         packer.pack(weight, [sources[s] for s in weight.sources], out)

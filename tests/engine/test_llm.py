@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from engine_models import history_engine, load_model
+from engine_models import history_engine, load_model, write_checkpoint
 
-from qwench.errors import CheckpointError, NumericalError, RequestError
+from qwench.errors import CheckpointError, ConfigError, NumericalError, RequestError
 from qwench.llm import LLM
 from qwench.runtime.request import SamplingParams
 from qwench.text.generation import Delta, GenerationDefaults
@@ -107,6 +107,7 @@ def test_stop_string(tokenizer: Tokenizer) -> None:
     half = dataclasses.replace(free, stop=text[-1] + "never", include_stop_str_in_output=False)
     assert llm.generate("Hello", half)[0].outputs[0].text == text
     assert llm.engine.scheduler.pool.num_free == 64
+    assert llm.metrics.finished_abort == 0
 
 
 def test_stop_tokens_are_not_shown(tokenizer: Tokenizer) -> None:
@@ -242,3 +243,27 @@ def test_a_real_model_and_close(tokenizer: Tokenizer) -> None:
         outputs = llm.generate(["Hello there", "Hello"], GREEDY)
         assert [len(output.outputs[0].token_ids) for output in outputs] == [16, 16]
     llm.close()
+
+
+def test_from_a_checkpoint_folder(tmp_path: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Opened by path: compiled with the options given, the same tokens as the model packed in memory."""
+    monkeypatch.setenv("QWENCH_CACHE", str(tmp_path / "cache"))
+    folder = write_checkpoint(tmp_path)
+    tokenizer_files = Path(tokenizer._folder)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (folder / name).write_bytes((tokenizer_files / name).read_bytes())
+    (folder / "generation_config.json").write_text('{"eos_token_id": [256]}')
+    options = {"target": "reference", "max_seq_len": 128, "batch_size": 4, "kvcache_block_size": 16}
+    with LLM(folder, memory=1 << 30, num_threads=1, **options) as llm:
+        assert llm.engine.eos_token_ids == {256, 258}
+        assert llm.engine.max_seq_len == 128
+        assert llm.engine.cache.num_blocks == 32
+        assert llm.load_s > 0
+        ours = llm.generate("Hello", dataclasses.replace(GREEDY, ignore_eos=True))[0].outputs[0].token_ids
+        chatted = llm.chat([{"role": "user", "content": "Hi"}], SamplingParams(max_tokens=4))
+        assert chatted[0].prompt.startswith("<|im_start|>user")
+    with LLM.from_engine(load_model(max_seq_len=128), tokenizer) as packed:
+        theirs = packed.generate("Hello", GREEDY)[0].outputs[0].token_ids
+    assert ours == theirs
+    with pytest.raises(ConfigError, match="wieghts"):
+        LLM(folder, wieghts="int8")

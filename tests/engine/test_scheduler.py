@@ -76,27 +76,36 @@ def test_random_traffic(seed: int, num_blocks: int, max_num_seqs: int, max_step_
             assert answer == expected[index][: len(answer)]
 
 
-def test_random_traffic_on_a_model() -> None:
-    """The same with attention over a real cache; the reference target is exact up to the batch's BLAS blocking."""
+@pytest.mark.parametrize("target", ["reference", "cpu"])
+def test_random_traffic_on_a_model(target: str) -> None:
+    """The same with attention over a real cache: bit for bit on the cpu target, which promises it; the reference's
+    matrix products round differently from batch to batch."""
     rng = random.Random(0)
-    engine = load_model(kvcache_num_blocks=10, max_seq_len=160, batch_size=6, prefill_chunk_size=24)
-    quiet = load_model(max_seq_len=160, batch_size=1, enable_prefix_caching=False)
+    engine = load_model(
+        target=target, kvcache_num_blocks=10, max_seq_len=160, batch_size=6, prefill_chunk_size=24, num_threads=2
+    )
+    quiet = load_model(target=target, max_seq_len=160, batch_size=1, enable_prefix_caching=False)
     requests, answers = {}, {}
-    for _ in range(14):
+    for seed in range(14):
         prompt = [5] * rng.choice((0, 32, 50)) + [rng.randrange(300) for _ in range(rng.choice((1, 16, 24, 40)))]
-        params = SamplingParams(max_tokens=rng.choice((4, 24)), temperature=0.0, logprobs=0)
+        temperature = rng.choice((0.0, 0.8)) if target == "cpu" else 0.0
+        params = SamplingParams(max_tokens=rng.choice((4, 24)), temperature=temperature, logprobs=0, seed=seed)
         requests[engine.add_request(prompt, params)] = (prompt, params)
     while engine.has_unfinished():
         for output in engine.step():
-            answers.setdefault(output.request_id, []).append(output)
+            answers.setdefault(output.request_id, []).append((output.token_id, output.logprobs, output.finish_reason))
         engine.check_integrity()
     assert engine.metrics.preemptions > 0
     assert engine.metrics.cached_prompt_tokens > 0
     for name, (prompt, params) in requests.items():
         expected = alone(quiet, prompt, params)[0]
-        assert [o.token_id for o in answers[name]] == [token for token, _, _ in expected]
-        for output, (_, logprobs, _) in zip(answers[name], expected, strict=True):
-            assert output.logprobs.logprob == pytest.approx(logprobs.logprob, abs=1e-4)
+        if target == "cpu":
+            assert answers[name] == expected
+        assert [token for token, _, _ in answers[name]] == [token for token, _, _ in expected]
+        ours, theirs = ([logprobs.logprob for _, logprobs, _ in answer] for answer in (answers[name], expected))
+        assert ours == pytest.approx(theirs, abs=1e-4)
+    for each in (engine, quiet):
+        each.close()
 
 
 def test_oldest_is_never_preempted() -> None:

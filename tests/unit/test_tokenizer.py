@@ -149,6 +149,18 @@ def test_added_tokens_of_the_config(tmp_path: Path) -> None:
         Tokenizer(write_tiny(tmp_path, added_tokens_decoder=wrong))
 
 
+def test_tokens_that_only_the_config_calls_special(tmp_path: Path) -> None:
+    added = {"265": {"content": "<box>"}, "266": {"content": "<end>"}}
+    tokenizer = Tokenizer(
+        write_tiny(
+            tmp_path, added_tokens_decoder=added, additional_special_tokens=[{"content": "<box>"}], eos_token="<end>"
+        )
+    )
+    assert tokenizer.decode([265, 266]) == ""
+    assert tokenizer.decode([265, 266], skip_special_tokens=False) == "<box><end>"
+    assert tokenizer.eos_token_id == 266
+
+
 def test_bos(tmp_path: Path) -> None:
     tokenizer = Tokenizer(write_tiny(tmp_path, add_bos_token=True, bos_token="<|endoftext|>"))
     bos = tokenizer.token_id("<|endoftext|>")

@@ -115,14 +115,15 @@ class Engine:
     def has_unfinished(self) -> bool:
         return bool(self._requests)
 
-    def abort(self, request_id: str, index: int | None = None) -> list[TokenOutput]:
+    def abort(self, request_id: str, index: int | None = None, reason: FinishReason = "abort") -> list[TokenOutput]:
         """Ends a request, or one sample of it, at once; a no-op for one that is done or unknown.
 
-        Returns the last output of each sample that it ended; `step` says nothing more of them.
+        Returns the last output of each sample that it ended; `step` says nothing more of them. reason: "stop" when
+        the answer is complete, as after a stop string.
         """
         samples = self._requests.get(request_id, {})
         ended = [r for i, r in samples.items() if index is None or i == index]
-        return [self._finish(request, None, "abort") for request in ended]
+        return [self._finish(request, None, reason) for request in ended]
 
     def step(self) -> list[TokenOutput]:
         """Computes one step and returns the new tokens; none when every scheduled prompt is still being read."""

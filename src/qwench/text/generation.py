@@ -115,7 +115,7 @@ class TextEngine:
             sample = request.samples[output.index]
             text = sample.push(output)
             if sample.met_stop_string and output.finish_reason is None:
-                [ended] = self.engine.abort(output.request_id, output.index)
+                [ended] = self.engine.abort(output.request_id, output.index, "stop")
                 sample.end("stop", ended.timings)
             deltas.append(self._delta(request, sample, text, output))
         return deltas

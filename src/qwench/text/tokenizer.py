@@ -43,11 +43,13 @@ class Tokenizer:
         tables = read_tokenizer_tables(self._folder)
         self._pairs = None if tables is None else BytePairs(tables)
         if self._pairs is not None:
-            self._special_ids = self._pairs.special_ids
+            special = self._pairs.special_ids
         else:
             tokens = self._library.get_added_tokens_decoder()
-            self._special_ids = frozenset(i for i, token in tokens.items() if token.special)
+            special = frozenset(i for i, token in tokens.items() if token.special)
         self.special_tokens = _special_tokens(self._config)
+        named = [*self.special_tokens.values(), *_texts(self._config.get("additional_special_tokens") or [])]
+        self._special_ids = special | set(special_ids(self, named))
         self.chat_template = _chat_template(self._folder, self._config)
         self.eos_token_id = self._special_id("eos_token")
         self.pad_token_id = self._special_id("pad_token")
@@ -182,14 +184,13 @@ def _add_tokens(tokenizer: tokenizers.Tokenizer, config: dict[str, Any]) -> None
 
 
 def _special_tokens(config: dict[str, Any]) -> dict[str, str]:
-    found = {}
-    for name in SPECIAL_NAMES:
-        value = config.get(name)
-        if isinstance(value, dict):
-            value = value.get("content")
-        if isinstance(value, str):
-            found[name] = value
-    return found
+    """Those of SPECIAL_NAMES that the config names, each given as its text or as an object with its `content`."""
+    return {name: text for name in SPECIAL_NAMES for text in _texts([config.get(name)])}
+
+
+def _texts(values: Any) -> list[str]:
+    contents = [value.get("content") if isinstance(value, dict) else value for value in values]
+    return [content for content in contents if isinstance(content, str)]
 
 
 def _chat_template(folder: Path, config: dict[str, Any]) -> str | dict[str, str] | None:
