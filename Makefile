@@ -50,7 +50,7 @@ dev: $(VENV)/.stamp-dev ## The same, with what tests and linters need
 
 demo: install ## Compile the small default model and stream an answer with its speed
 	$(BIN)/qwench compile models/qwench-tiny -o $(DEMO) --weights int8 --overwrite
-	$(BIN)/qwench run $(DEMO) -p "Tell me a story about a fox."
+	$(BIN)/qwench run $(DEMO) -p "Tell me a story about a fox." --seed 1
 
 bench: install ## Measure this machine's limit and how close MODEL (default: the demo's) comes to it
 	@test -d $(MODEL) || $(BIN)/qwench compile models/qwench-tiny -o $(DEMO) --weights int8
@@ -66,7 +66,7 @@ lint: dev ## ruff, mypy --strict, clang-format
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/clang-format --dry-run -Werror $$(find $(NATIVE_DIR) -name '*.cpp' -o -name '*.h' -o -name '*.hpp')
+	$(BIN)/clang-format --dry-run -Werror $$(find $(NATIVE_DIR) -name '*.cpp' -o -name '*.h' -o -name '*.inl')
 
 # A second build with its own environment beside .venv: the libraries come from there, qwench from here. Leaks are not
 # looked for: Python never frees everything. LD_PRELOAD, because the interpreter itself isn't instrumented.
