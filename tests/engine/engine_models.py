@@ -26,7 +26,7 @@ from qwench.targets.target import Array, CacheConfig, Float32, StepBatch, get_ta
 
 TINY_CONFIG = {
     "model_type": "qwen2", "vocab_size": 300, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
-    "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 256, "rope_theta": 10000.0,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 1024, "rope_theta": 10000.0,
     "tie_word_embeddings": True,
 }  # fmt: skip
 

@@ -8,22 +8,28 @@ from typing import Any
 import pytest
 from engine_models import load_model, run_all
 
+from qwench.errors import TargetError
 from qwench.runtime.request import SamplingParams
+from qwench.targets.target import get_target
 
 PARAMS = SamplingParams(max_tokens=24, seed=11, temperature=0.8, logprobs=3)
-PROMPT = [(13 * i) % 300 for i in range(70)]
+PROMPT = [(13 * i + i // 50) % 300 for i in range(600)]  # long enough for attention to be split over positions
 
 
-def answer(crowd: int = 0, warm: bool = False, num_threads: int = 1, **options: Any) -> list[Any]:
-    engine = load_model(target="cpu", num_threads=num_threads, batch_size=32, max_seq_len=160, **options)
+def answer(
+    crowd: int = 0, warm: bool = False, num_threads: int = 1, prompt: list[int] = PROMPT, **options: Any
+) -> list[Any]:
+    engine = load_model(num_threads=num_threads, batch_size=32, **{"target": "cpu", "max_seq_len": 640} | options)
     try:
         if warm:
-            run_all(engine, {engine.add_request(PROMPT, SamplingParams(max_tokens=1))})
+            run_all(engine, {engine.add_request(prompt, SamplingParams(max_tokens=1))})
         for i in range(crowd):
             engine.add_request([i + 1] * (3 * i + 1), SamplingParams(max_tokens=40, seed=i))
-        name = engine.add_request(PROMPT, PARAMS)
+        name = engine.add_request(prompt, PARAMS)
         result = run_all(engine, {name})[name, 0]
+        assert len(result) == 24
         assert (engine.metrics.cached_prompt_tokens > 0) == warm
+        assert (engine.metrics.preemptions > 0) == ("kvcache_num_blocks" in options)
         return result
     finally:
         engine.close()
@@ -32,10 +38,23 @@ def answer(crowd: int = 0, warm: bool = False, num_threads: int = 1, **options: 
 @pytest.mark.parametrize("weights", ["bf16", "int8", "int4"])
 def test_same_bits(weights: str) -> None:
     alone = answer(weights=weights)
-    assert len(alone) == 24
     assert answer(weights=weights, crowd=31) == alone
     assert answer(weights=weights, warm=True) == alone
     assert answer(weights=weights, num_threads=2) == alone
-    for chunk in (1, 7, 16, 64):
+    for chunk in (7, 16, 100, 600):
         assert answer(weights=weights, prefill_chunk_size=chunk, enable_prefix_caching=False) == alone
-    assert answer(weights=weights, crowd=31, prefill_chunk_size=48, kvcache_num_blocks=24) == alone
+    assert answer(weights=weights, crowd=31, prefill_chunk_size=48, kvcache_num_blocks=42) == alone
+
+
+@pytest.mark.parametrize("target", ["cpu-generic", "cpu-avx2", "cpu-avx512"])
+@pytest.mark.parametrize("kv_cache", ["fp32", "bf16"])
+def test_every_variant(target: str, kv_cache: str) -> None:
+    try:
+        get_target(target)
+    except TargetError as error:
+        pytest.skip(str(error))
+    short: dict[str, Any] = {"target": target, "kv_cache": kv_cache, "prompt": PROMPT[:75]}
+    for weights in ("bf16", "int4"):
+        alone = answer(weights=weights, **short)
+        assert answer(weights=weights, crowd=31, num_threads=2, **short) == alone
+        assert answer(weights=weights, prefill_chunk_size=1, **short) == alone
