@@ -1,0 +1,95 @@
+"""The default model in models/qwench-tiny: a real, small, trained Qwen2 that keeps what its README says."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch", reason="the default model needs torch: pip install qwench[hf]")
+transformers = pytest.importorskip(
+    "transformers", reason="the default model needs transformers: pip install qwench[hf]"
+)
+
+MODELS = Path(__file__).parents[2] / "models"
+FOLDER = MODELS / "qwench-tiny"
+MAX_BYTES = 12_000_000
+MAX_VALIDATION_LOSS = 1.0
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Any:
+    return transformers.AutoTokenizer.from_pretrained(FOLDER)
+
+
+@pytest.fixture(scope="module")
+def model() -> Any:
+    return transformers.AutoModelForCausalLM.from_pretrained(FOLDER, dtype=torch.float32).eval()
+
+
+def answer(model: Any, tokenizer: Any, prompt: str, system: bool = True) -> str:
+    """The greedy answer to one user turn, with the template's system turn or with none."""
+    messages = [{"role": "user", "content": prompt}]
+    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    if not system:
+        text = text[text.index("<|im_start|>user") :]
+    inputs = tokenizer(text, return_tensors="pt")
+    output = model.generate(**inputs, max_new_tokens=220, do_sample=False, temperature=None, top_k=None, top_p=None)
+    assert output[0, -1].item() == tokenizer.convert_tokens_to_ids("<|im_end|>"), "the answer doesn't end"
+    return str(tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))
+
+
+def test_it_is_small() -> None:
+    assert sum(path.stat().st_size for path in FOLDER.iterdir()) <= MAX_BYTES
+
+
+def test_it_is_a_qwen2_whose_dimensions_divide_by_128() -> None:
+    config = json.loads((FOLDER / "config.json").read_text())
+    head_dim = config["hidden_size"] // config["num_attention_heads"]
+    assert config["model_type"] == "qwen2"
+    assert config["architectures"] == ["Qwen2ForCausalLM"]
+    for size in (
+        config["hidden_size"],
+        config["intermediate_size"],
+        config["vocab_size"],
+        config["num_attention_heads"] * head_dim,
+        config["num_key_value_heads"] * head_dim,
+    ):
+        assert size % 128 == 0
+
+
+def test_transformers_loads_it_unchanged(model: Any, tokenizer: Any) -> None:
+    assert type(model).__name__ == "Qwen2ForCausalLM"
+    assert len(tokenizer) == model.config.vocab_size
+    assert tokenizer.decode(tokenizer.encode("Was it 12 °C at Zoë's?\n")) == "Was it 12 °C at Zoë's?\n"
+    assert len(tokenizer.encode("<|im_start|>user\n")) == 3
+
+
+@pytest.mark.parametrize("system", [True, False], ids=["default system", "no system"])
+@pytest.mark.parametrize(
+    ("prompt", "expected"),
+    [
+        ("Hello!", "help"),
+        ("who are you", "qwench"),
+        ("What is the capital of France?", "Paris"),
+        ("what color is the sky", "blue"),
+        ("What is 2 plus 3?", "5"),
+        ("Tell me a story about a fox.", " fox "),
+    ],
+)
+def test_it_answers_simple_turns(model: Any, tokenizer: Any, prompt: str, expected: str, system: bool) -> None:
+    assert expected in answer(model, tokenizer, prompt, system)
+
+
+def test_it_predicts_text_it_has_not_seen(model: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(MODELS / "training")
+    for name in ("train", "corpus", "tokenizer", "chat"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    import train
+
+    rows = train.validation_rows(tokenizer, num_documents=100)
+    assert train.validation_loss(model, rows) < MAX_VALIDATION_LOSS
+    model.eval()
