@@ -70,6 +70,9 @@ class Format:
 FP32 = Format("fp32")
 BF16 = Format("bf16")
 
+# A group whose largest magnitude is no more than this counts as zeros: the inverse of its scale would overflow.
+NO_MAGNITUDE = np.float32(1e-30)
+
 # Candidate scales of an int4 group, as the code that the largest weight lands on. 8 uses all sixteen codes
 # without clipping; larger values clip the largest weight for finer steps elsewhere.
 INT4_CANDIDATES = np.arange(7.0, 10.75, 0.25, dtype=np.float32)
@@ -84,9 +87,10 @@ def _groups(x: Float32, group_size: int) -> Float32:
     return x.reshape(rows, padded // group_size, group_size)
 
 
-def _unit_scale(scale: Float32) -> Float32:
-    """Scales with zeros replaced by one, so that an all-zero group divides to zero codes."""
-    return np.where(scale == 0, np.float32(1), scale)
+def _inverse(numerator: float | np.float32, peak: Float32) -> Float32:
+    """numerator / peak, and 0 for groups that count as zeros."""
+    is_zero = np.abs(peak) <= NO_MAGNITUDE
+    return np.where(is_zero, np.float32(0), np.float32(numerator) / np.where(is_zero, np.float32(1), peak))
 
 
 def quantize_weight(weight: Float32, fmt: Format) -> tuple[Int8, Float32]:
@@ -101,7 +105,7 @@ def quantize_weight(weight: Float32, fmt: Format) -> tuple[Int8, Float32]:
     if fmt.kind == "int8":
         amax = np.abs(groups).max(axis=2)
         scale = amax * np.float32(1 / 127)
-        codes = np.rint(groups * (np.float32(127) / _unit_scale(amax))[..., None])
+        codes = np.rint(groups * _inverse(127, amax)[..., None])
     else:
         codes, scale = _quantize_int4(groups)
     low, high = fmt.code_range
@@ -114,8 +118,7 @@ def _quantize_int4(groups: Float32) -> tuple[Float32, Float32]:
     best_gain = np.full(peak.shape, -1, np.float32)
     best_codes, best_scale = np.zeros_like(groups), np.zeros_like(peak)
     for candidate in INT4_CANDIDATES:
-        inverse = np.where(peak == 0, np.float32(0), -candidate / np.where(peak == 0, np.float32(1), peak))
-        codes = np.clip(np.rint(groups * inverse), -8, 7).astype(np.float32)
+        codes = np.clip(np.rint(groups * _inverse(-candidate, peak)), -8, 7).astype(np.float32)
         # With the least-squares scale the squared error is sum(w^2) - gain, so the largest gain wins.
         dot = (groups * codes).sum(axis=2, keepdims=True)
         norm = (codes * codes).sum(axis=2, keepdims=True)
@@ -140,6 +143,5 @@ def quantize_activation(x: Float32, group_size: int) -> tuple[Int8, Float32]:
     """
     groups = _groups(x, group_size)
     amax = np.abs(groups).max(axis=2)
-    inverse = np.where(amax == 0, np.float32(0), np.float32(127) / _unit_scale(amax))
-    codes = np.rint(groups * inverse[..., None]).astype(np.int8)
+    codes = np.rint(groups * _inverse(127, amax)[..., None]).astype(np.int8)
     return codes.reshape(len(x), -1), (amax * np.float32(1 / 127)).astype(np.float32)

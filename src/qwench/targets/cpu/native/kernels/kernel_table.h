@@ -14,6 +14,8 @@ namespace qwench {
 constexpr int kPanelColumns = 64;  // output columns of a packed weight panel
 constexpr int kKeyGroup = 16;      // cache positions whose keys are interleaved
 constexpr int kScoreTile = 64;     // cache positions per step of the online softmax, at absolute multiples
+// A group whose largest magnitude is no more than this counts as zeros: the inverse of its scale would overflow.
+constexpr float kNoMagnitude = 1e-30f;
 constexpr int kMaxAttentionRows = 48;
 
 enum class WeightKind : int { kBf16 = 0, kInt8 = 1, kInt4 = 2 };

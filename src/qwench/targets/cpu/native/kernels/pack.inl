@@ -19,7 +19,7 @@ inline float choose_int4(const float* w, int group, int8_t* codes) {
   }
   float best_gain = -1.0f, best_scale = 0.0f, best_inverse = 0.0f;
   for (float candidate = 7.0f; candidate < 10.75f; candidate += 0.25f) {
-    const float inverse = magnitude == 0.0f ? 0.0f : -candidate / peak;
+    const float inverse = magnitude > kNoMagnitude ? -candidate / peak : 0.0f;
     float dots[kSumLanes] = {}, norms[kSumLanes] = {};
     for (int i = 0; i < group; i += kLanes) {
       const Float v = load(w + i);
@@ -42,7 +42,7 @@ inline float choose_int8(const float* w, int group, int8_t* codes) {
   Float peak = set(0.0f);
   for (int i = 0; i < group; i += kLanes) peak = max(peak, abs(load(w + i)));
   const float amax = reduce_max(peak);
-  const float inverse = amax > 0.0f ? 127.0f / amax : 0.0f;
+  const float inverse = amax > kNoMagnitude ? 127.0f / amax : 0.0f;
   for (int i = 0; i < group; i += kLanes) store_codes(codes + i, mul(load(w + i), set(inverse)));
   return amax * (1.0f / 127.0f);
 }

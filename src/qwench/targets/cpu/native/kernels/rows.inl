@@ -35,7 +35,7 @@ void quantize(const float* x, int width, int padded_k, int group_size, Quantized
     }
     const float amax = reduce_max(peak), broken = reduce_add(check);
     // Integers can't carry a NaN; the scale can, so that broken activations reach the logits and are noticed there.
-    const float inverse = broken == 0.0f && amax > 0.0f ? 127.0f / amax : 0.0f;
+    const float inverse = broken == 0.0f && amax > kNoMagnitude ? 127.0f / amax : 0.0f;
     Int sums = set_int(0);
     for (int i = 0; i < group_size; i += kLanes) {
       const Float scaled = mul(load(group + i), set(inverse));
