@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from loopback_hub import running_hub
 
 from qwench.cli.clock import process_age_s
 from qwench.cli.main import main
@@ -172,3 +173,22 @@ def test_the_clock_counts_from_the_start_of_the_process() -> None:
     assert 0.3 <= float(done.stdout) < 30
     before = process_age_s()
     assert before > 0 and process_age_s() - before < 1
+
+
+def test_pull_prints_the_folder_it_filled(tmp_path: Path) -> None:
+    files = {"config.json": json.dumps(CONFIG).encode(), "model.safetensors": b"0" * 5000}
+    with running_hub({"Qwen/tiny": files}) as hub:
+        environment = os.environ | {"HF_ENDPOINT": hub.endpoint, "HF_HUB_OFFLINE": "0"}
+        command = [sys.executable, "-m", "qwench.cli.main", "pull"]
+        found, absent = (
+            subprocess.run(
+                [*command, model_id, "-o", str(tmp_path / "out")],
+                env=environment, capture_output=True, text=True, timeout=60, check=False,
+            )
+            for model_id in ("Qwen/tiny", "Qwen/absent")
+        )  # fmt: skip
+    assert (found.returncode, found.stdout, found.stderr) == (0, f"{tmp_path / 'out'}\n", "")
+    assert {name: (tmp_path / "out" / name).read_bytes() for name in files} == files
+    assert (absent.returncode, absent.stdout) == (2, "")
+    assert absent.stderr.startswith("qwench: error: ") and "Qwen/absent" in absent.stderr
+    assert absent.stderr.count("\n") == 1
