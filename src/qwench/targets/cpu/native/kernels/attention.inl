@@ -5,6 +5,7 @@
 // it, so the result does not depend on how a prompt is cut. A tile that a row can't see leaves it as it was.
 
 constexpr int kScoreVecs = kKeyGroup / kLanes;  // vectors of one group of 16 positions
+constexpr int kTileVecs = tile_vecs(kFloatRows);
 constexpr int kScoreGroups = kTileVecs / kScoreVecs > 0 ? kTileVecs / kScoreVecs : 1;
 constexpr float kMasked = -__builtin_inff();
 constexpr float kNoScore = -1e30f;  // finite, so that a row that has seen nothing yet stays clear of inf - inf
@@ -150,8 +151,8 @@ inline void attend(const AttentionArgs& a, int first_head, int num_heads, int fi
       keys[g] = a.keys + block + size_t(at % a.block_size) * a.head_dim * cache_item<C>;
       values[g] = a.values + block + size_t(at % a.block_size) * a.padded_dim * cache_item<C>;
     }
-    for (int r = 0; r < num_rows; r += kTileRows) {
-      const int rows = num_rows - r < kTileRows ? num_rows - r : kTileRows;
+    for (int r = 0; r < num_rows; r += kFloatRows) {
+      const int rows = num_rows - r < kFloatRows ? num_rows - r : kFloatRows;
       float* s = scores + size_t(r) * kScoreTile;
       switch (rows) {
         case 1: scores_of_rows<C, 1>(q + r, a.head_dim, keys, num_groups, s); break;
@@ -159,7 +160,7 @@ inline void attend(const AttentionArgs& a, int first_head, int num_heads, int fi
         case 3: scores_of_rows<C, 3>(q + r, a.head_dim, keys, num_groups, s); break;
         case 4: scores_of_rows<C, 4>(q + r, a.head_dim, keys, num_groups, s); break;
         case 5: scores_of_rows<C, 5>(q + r, a.head_dim, keys, num_groups, s); break;
-        default: scores_of_rows<C, kTileRows>(q + r, a.head_dim, keys, num_groups, s); break;
+        default: scores_of_rows<C, kFloatRows>(q + r, a.head_dim, keys, num_groups, s); break;
       }
       for (int i = r; i < r + rows; ++i) {
         const int position = first_position + i / num_heads;
@@ -176,7 +177,7 @@ inline void attend(const AttentionArgs& a, int first_head, int num_heads, int fi
         case 3: values_of_rows<C, 3>(s, values, count, a.padded_dim, o); break;
         case 4: values_of_rows<C, 4>(s, values, count, a.padded_dim, o); break;
         case 5: values_of_rows<C, 5>(s, values, count, a.padded_dim, o); break;
-        default: values_of_rows<C, kTileRows>(s, values, count, a.padded_dim, o); break;
+        default: values_of_rows<C, kFloatRows>(s, values, count, a.padded_dim, o); break;
       }
     }
   }

@@ -1,59 +1,86 @@
 // Matrix products over packed panels. Included inside the namespace of one simd header.
 //
-// A tile is kTileRows rows x kTileVecs vectors of columns, accumulated in registers over all of K: fp32 in the order
-// of k; integers per group (exact), then scaled and added to fp32 in the order of the groups. The shape of the tile
-// therefore never shows in the bits.
+// A tile is up to kFloatRows or kIntRows rows x some vectors of columns, accumulated in registers over all of K: fp32 in
+// the order of k; integers per group (exact), then scaled and added to fp32 in the order of the groups. The shape of the
+// tile therefore never shows in the bits.
 
-constexpr int kTileColumns = kTileVecs * kLanes;
-constexpr int kColumnBytes = 4;                            // a column of a panel row: 4 codes, 8 nibbles or 2 bf16
+constexpr int kColumnBytes = 4;  // a column of a panel row: 4 codes, 8 nibbles or 2 bf16
 constexpr int kPanelRowBytes = kPanelColumns * kColumnBytes;
 constexpr int kUnpackRows = 12;  // from this many rows on, unpacking a panel of nibbles once beats doing it per tile
 
-inline Int broadcast_codes(const int8_t* p) {
-  int32_t v;
-  __builtin_memcpy(&v, p, 4);
-  return set_int(v);
+// How the codes of a group lie: bytes (+128), two nibbles (+8) a byte, or nibbles (+8) unpacked to bytes.
+enum class Codes { kBytes, kNibbles, kUnpacked };
+
+// acc += one value of x per row times a vector row of weights.
+template <int R, int V>
+QWENCH_INLINE void fma_step(const float* const* x, int k, const Float* w, Float (&acc)[R][V]) {
+  for (int r = 0; r < R; ++r) {
+    const Float value = set(x[r][k]);
+    for (int v = 0; v < V; ++v) fma_to(acc[r][v], w[v], value);
+  }
 }
 
-template <int R>
+template <int R, int V>
 QWENCH_INLINE void tile_bf16(const LinearArgs& a, const uint8_t* panel, int row, int column, float* tile) {
   const float* x[R];
   for (int r = 0; r < R; ++r) x[r] = a.x.values + size_t(row + r) * a.x.width;
-  Float acc[R][kTileVecs];
+  Float acc[R][V];
   for (int r = 0; r < R; ++r)
-    for (int v = 0; v < kTileVecs; ++v) acc[r][v] = set(0.0f);
+    for (int v = 0; v < V; ++v) acc[r][v] = set(0.0f);
   const uint8_t* w = panel + column * kColumnBytes;
-  const int k_pairs = a.weight.k / 2;
-  for (int k = 0; k < k_pairs; ++k, w += kPanelRowBytes) {
-    Int raw[kTileVecs];
-    Float wide[kTileVecs];
-    for (int v = 0; v < kTileVecs; ++v) raw[v] = load_int(w + v * kLanes * kColumnBytes);
-    for (int v = 0; v < kTileVecs; ++v) wide[v] = bf16_low(raw[v]);
-    for (int r = 0; r < R; ++r) {
-      const Float xv = set(x[r][2 * k]);
-      for (int v = 0; v < kTileVecs; ++v) fma_to(acc[r][v], wide[v], xv);
-    }
-    for (int v = 0; v < kTileVecs; ++v) wide[v] = bf16_high(raw[v]);
-    for (int r = 0; r < R; ++r) {
-      const Float xv = set(x[r][2 * k + 1]);
-      for (int v = 0; v < kTileVecs; ++v) fma_to(acc[r][v], wide[v], xv);
-    }
+  const int even_k = a.weight.k / 2 * 2;
+  for (int k = 0; k < even_k; k += 2, w += kPanelRowBytes) {
+    Float wide[V];
+    for (int v = 0; v < V; ++v) wide[v] = bf16_low(load_int(w + v * kLanes * kColumnBytes));
+    fma_step<R, V>(x, k, wide, acc);
+    for (int v = 0; v < V; ++v) wide[v] = bf16_high(load_int(w + v * kLanes * kColumnBytes));
+    fma_step<R, V>(x, k + 1, wide, acc);
   }
-  if (a.weight.k % 2)
-    for (int v = 0; v < kTileVecs; ++v) {
-      const Float wide = bf16_low(load_int(w + v * kLanes * kColumnBytes));
-      for (int r = 0; r < R; ++r) fma_to(acc[r][v], wide, set(x[r][2 * k_pairs]));
-    }
+  if (a.weight.k > even_k) {
+    Float wide[V];
+    for (int v = 0; v < V; ++v) wide[v] = bf16_low(load_int(w + v * kLanes * kColumnBytes));
+    fma_step<R, V>(x, even_k, wide, acc);
+  }
   for (int r = 0; r < R; ++r)
-    for (int v = 0; v < kTileVecs; ++v) store(tile + r * kPanelColumns + column + v * kLanes, acc[r][v]);
+    for (int v = 0; v < V; ++v) store(tile + r * kPanelColumns + column + v * kLanes, acc[r][v]);
 }
 
-// kNibbles: codes are still two a byte. `codes` and `stride` say where group g's codes lie: in the panel behind their
-// scales, or unpacked in scratch. Codes are unsigned (+128, or +8 for int4), so the sum starts at -offset * sum(x).
-template <int R, bool kNibbles>
+// acc += four codes of x per row times a vector row of weights.
+template <Codes C, int R, int V>
+QWENCH_INLINE void dot_step(const int8_t* const* x, int k, const Int* w, Int (&acc)[R][V]) {
+  for (int r = 0; r < R; ++r) {
+    const Broadcast value = broadcast_codes(x[r] + k);
+    for (int v = 0; v < V; ++v)
+      if constexpr (C == Codes::kBytes)
+        dot4_to(acc[r][v], w[v], value);
+      else
+        dot4_nibbles_to(acc[r][v], w[v], value);
+  }
+}
+
+// All of one group's K.
+template <Codes C, int R, int V>
+QWENCH_INLINE void dot_group(const int8_t* const* x, int k_begin, int k_end, const uint8_t* w, Int (&acc)[R][V]) {
+  constexpr int kStep = C == Codes::kNibbles ? 8 : 4;
+  for (int k = k_begin; k < k_end; k += kStep, w += kPanelRowBytes) {
+    Int raw[V], codes[V];
+    for (int v = 0; v < V; ++v) raw[v] = load_int(w + v * kLanes * kColumnBytes);
+    for (int v = 0; v < V; ++v)
+      codes[v] = C == Codes::kBytes ? byte_weights(raw[v]) : C == Codes::kNibbles ? low_nibbles(raw[v]) : raw[v];
+    dot_step<C, R, V>(x, k, codes, acc);
+    if constexpr (C == Codes::kNibbles) {
+      for (int v = 0; v < V; ++v) codes[v] = high_nibbles(raw[v]);
+      dot_step<C, R, V>(x, k + 4, codes, acc);
+    }
+  }
+}
+
+// `codes` and `stride` say where group g's codes lie: in the panel behind their scales, or unpacked in scratch. Codes
+// carry an offset that makes them unsigned, so the sum starts at -offset * sum(x): exact, and free.
+template <Codes C, int R, int V>
 QWENCH_INLINE void tile_int(const LinearArgs& a, const uint8_t* panel, const uint8_t* codes, size_t stride, int row, int column,
-                     float* tile) {
-  const int offset = a.weight.kind == WeightKind::kInt4 ? 8 : 128;
+                            float* tile) {
+  constexpr int kOffset = C == Codes::kBytes ? kByteOffset : 8;
   const int num_groups = a.weight.num_groups(), group = a.weight.group_size;
   const size_t group_bytes = a.weight.group_bytes();
   const int8_t* x[R];
@@ -61,44 +88,18 @@ QWENCH_INLINE void tile_int(const LinearArgs& a, const uint8_t* panel, const uin
   const float* x_scales = a.x.scales + size_t(row) * num_groups;
   const int32_t* x_sums = a.x.sums + size_t(row) * num_groups;
   for (int r = 0; r < R; ++r)
-    for (int v = 0; v < kTileVecs; ++v) store(tile + r * kPanelColumns + column + v * kLanes, set(0.0f));
+    for (int v = 0; v < V; ++v) store(tile + r * kPanelColumns + column + v * kLanes, set(0.0f));
   for (int g = 0; g < num_groups; ++g) {
-    Int acc[R][kTileVecs];
+    Int acc[R][V];
     for (int r = 0; r < R; ++r) {
-      const Int start = set_int(-offset * x_sums[size_t(r) * num_groups + g]);
-      for (int v = 0; v < kTileVecs; ++v) acc[r][v] = start;
+      const Int start = set_int(-kOffset * x_sums[size_t(r) * num_groups + g]);
+      for (int v = 0; v < V; ++v) acc[r][v] = start;
     }
-    const uint8_t* w = codes + g * stride + column * kColumnBytes;
-    const int k_begin = g * group, k_end = k_begin + group;
-    if constexpr (kNibbles) {
-      for (int k = k_begin; k < k_end; k += 8, w += kPanelRowBytes) {
-        Int raw[kTileVecs], half[kTileVecs];
-        for (int v = 0; v < kTileVecs; ++v) raw[v] = load_int(w + v * kLanes * kColumnBytes);
-        for (int v = 0; v < kTileVecs; ++v) half[v] = low_nibbles(raw[v]);
-        for (int r = 0; r < R; ++r) {
-          const Int xv = broadcast_codes(x[r] + k);
-          for (int v = 0; v < kTileVecs; ++v) dot4_nibbles_to(acc[r][v], half[v], xv);
-        }
-        for (int v = 0; v < kTileVecs; ++v) half[v] = high_nibbles(raw[v]);
-        for (int r = 0; r < R; ++r) {
-          const Int xv = broadcast_codes(x[r] + k + 4);
-          for (int v = 0; v < kTileVecs; ++v) dot4_nibbles_to(acc[r][v], half[v], xv);
-        }
-      }
-    } else {
-      for (int k = k_begin; k < k_end; k += 4, w += kPanelRowBytes) {
-        Int raw[kTileVecs];
-        for (int v = 0; v < kTileVecs; ++v) raw[v] = load_int(w + v * kLanes * kColumnBytes);
-        for (int r = 0; r < R; ++r) {
-          const Int xv = broadcast_codes(x[r] + k);
-          for (int v = 0; v < kTileVecs; ++v) dot4_to(acc[r][v], raw[v], xv);
-        }
-      }
-    }
+    dot_group<C, R, V>(x, g * group, (g + 1) * group, codes + g * stride + column * kColumnBytes, acc);
     const float* scales = reinterpret_cast<const float*>(panel + g * group_bytes) + column;
     for (int r = 0; r < R; ++r) {
       const Float x_scale = set(x_scales[size_t(r) * num_groups + g]);
-      for (int v = 0; v < kTileVecs; ++v) {
+      for (int v = 0; v < V; ++v) {
         float* at = tile + r * kPanelColumns + column + v * kLanes;
         store(at, fma(mul(to_float(acc[r][v]), x_scale), load(scales + v * kLanes), load(at)));
       }
@@ -106,19 +107,21 @@ QWENCH_INLINE void tile_int(const LinearArgs& a, const uint8_t* panel, const uin
   }
 }
 
-// One call site per kernel, each inlined: g++ 12 spills the accumulators of the out-of-line copy.
+// R rows x all columns of a panel. One call site per kernel, each inlined: g++ 12 spills the accumulators of
+// out-of-line copies.
 template <int R>
-inline void tile_columns(const LinearArgs& a, const uint8_t* panel, const uint8_t* unpacked, int row, float* tile) {
-  const uint8_t* codes = unpacked ? unpacked : panel + kPanelColumns * sizeof(float);
-  const size_t stride = unpacked ? size_t(kPanelColumns) * a.weight.group_size : a.weight.group_bytes();
-  const bool is_nibbles = a.weight.kind == WeightKind::kInt4 && !unpacked;
-  for (int column = 0; column < kPanelColumns; column += kTileColumns) {
+inline void tile_rows(const LinearArgs& a, const uint8_t* panel, const uint8_t* unpacked, int row, float* tile) {
+  constexpr int V = tile_vecs(R);
+  for (int column = 0; column < kPanelColumns; column += V * kLanes) {
+    const uint8_t* codes = panel + kPanelColumns * sizeof(float);
     if (a.weight.kind == WeightKind::kBf16)
-      tile_bf16<R>(a, panel, row, column, tile);
-    else if (is_nibbles)
-      tile_int<R, true>(a, panel, codes, stride, row, column, tile);
+      tile_bf16<R, V>(a, panel, row, column, tile);
+    else if (a.weight.kind == WeightKind::kInt8)
+      tile_int<Codes::kBytes, R, V>(a, panel, codes, a.weight.group_bytes(), row, column, tile);
+    else if (unpacked)
+      tile_int<Codes::kUnpacked, R, V>(a, panel, unpacked, size_t(kPanelColumns) * a.weight.group_size, row, column, tile);
     else
-      tile_int<R, false>(a, panel, codes, stride, row, column, tile);
+      tile_int<Codes::kNibbles, R, V>(a, panel, codes, a.weight.group_bytes(), row, column, tile);
   }
 }
 
@@ -156,7 +159,10 @@ inline void finish_tile(const LinearArgs& a, int panel, int row, int num_rows, f
 }
 
 void linear(const LinearArgs& a, int first_panel, int last_panel) {
-  alignas(64) float tile[kTileRows * kPanelColumns];
+  constexpr int kMostRows = kFloatRows > kIntRows ? kFloatRows : kIntRows;
+  static_assert(kMostRows <= 6);
+  alignas(64) float tile[kMostRows * kPanelColumns];
+  const int tile_height = a.weight.kind == WeightKind::kBf16 ? kFloatRows : kIntRows;
   for (int p = first_panel; p < last_panel; ++p) {
     const uint8_t* panel = a.weight.panel(p);
     const uint8_t* unpacked = nullptr;
@@ -164,15 +170,15 @@ void linear(const LinearArgs& a, int first_panel, int last_panel) {
       unpack_nibbles(a.weight, panel, a.scratch);
       unpacked = a.scratch;
     }
-    for (int row = 0; row < a.num_rows; row += kTileRows) {
-      const int rows = a.num_rows - row < kTileRows ? a.num_rows - row : kTileRows;
+    for (int row = 0; row < a.num_rows; row += tile_height) {
+      const int rows = a.num_rows - row < tile_height ? a.num_rows - row : tile_height;
       switch (rows) {
-        case 1: tile_columns<1>(a, panel, unpacked, row, tile); break;
-        case 2: tile_columns<2>(a, panel, unpacked, row, tile); break;
-        case 3: tile_columns<3>(a, panel, unpacked, row, tile); break;
-        case 4: tile_columns<4>(a, panel, unpacked, row, tile); break;
-        case 5: tile_columns<5>(a, panel, unpacked, row, tile); break;
-        default: tile_columns<kTileRows>(a, panel, unpacked, row, tile); break;
+        case 1: tile_rows<1>(a, panel, unpacked, row, tile); break;
+        case 2: tile_rows<2>(a, panel, unpacked, row, tile); break;
+        case 3: tile_rows<3>(a, panel, unpacked, row, tile); break;
+        case 4: tile_rows<4>(a, panel, unpacked, row, tile); break;
+        case 5: tile_rows<5>(a, panel, unpacked, row, tile); break;
+        default: tile_rows<6>(a, panel, unpacked, row, tile); break;
       }
       finish_tile(a, p, row, rows, tile);
     }

@@ -17,12 +17,10 @@ inline Vector run_chains(Vector start, int iterations, Step step) {
 // Runs `iterations` rounds of ten independent multiply-adds; returns the number of operations done.
 double peak(bool is_int8, int iterations) {
   if (is_int8) {
-    const Int w = set_int(0x01020304), x = set_int(0x01010101);
-    run_chains(set_int(0), iterations, [&](Int& acc) {
-      Int x_now = x;
-      asm volatile("" : "+v"(x_now));  // the same product each time, which the compiler must not know
-      dot4_to(acc, w, x_now);
-    });
+    const int8_t ones[4] = {1, 1, 1, 1};
+    const Broadcast x = broadcast_codes(ones);
+    const Int w = set_int(0x01020304);
+    run_chains(set_int(0), iterations, [&](Int& acc) { dot4_to(acc, w, x); });
     return double(iterations) * 10 * kLanes * 8;
   }
   const Float w = set(0.999f), x = set(1.001f);

@@ -7,8 +7,11 @@
 namespace qwench::avx2 {
 
 constexpr int kLanes = 8;
-constexpr int kTileRows = 4;  // 4 rows x 2 vectors = 8 accumulators; the int8 dot needs 5 more of 16 registers
-constexpr int kTileVecs = 2;
+// Of 16 registers: 6 x 2 accumulators of floats, 2 weights, 1 broadcast; 4 x 2 of integers, whose dot needs five more.
+// One or two rows take wider tiles, which read the panel as it lies in memory, in one or two passes.
+constexpr int kFloatRows = 6;
+constexpr int kIntRows = 4;
+constexpr int tile_vecs(int rows) { return rows == 1 ? 8 : rows == 2 ? 4 : 2; }
 
 using Float = __m256;
 using Int = __m256i;
@@ -31,7 +34,8 @@ inline Float pow2(Float n) {  // 2^n for integral n in [-126, 127]
   return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23));
 }
 inline Float fma(Float a, Float b, Float c) { return _mm256_fmadd_ps(a, b, c); }
-inline void fma_to(Float& acc, Float a, Float b) { acc = _mm256_fmadd_ps(a, b, acc); }
+// As asm, because g++ 12 spills accumulators around the intrinsics.
+inline void fma_to(Float& acc, Float a, Float b) { asm("vfmadd231ps %2, %1, %0" : "+x"(acc) : "x"(a), "x"(b)); }
 
 inline Int load_int(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
 inline Int set_int(int32_t v) { return _mm256_set1_epi32(v); }
@@ -41,20 +45,31 @@ inline Int low_nibbles(Int v) { return _mm256_and_si256(v, _mm256_set1_epi8(0x0f
 inline Int high_nibbles(Int v) { return low_nibbles(_mm256_srli_epi32(v, 4)); }
 inline void store_int(void* p, Int v) { _mm256_storeu_si256(static_cast<__m256i*>(p), v); }
 
-// vpmaddubsw saturates at 16 bits: two products of unsigned 255 and signed 127 overflow it. Splitting the weight into
-// its low seven bits and its top bit keeps both sums below 2 * 127 * 127 = 32258 and 2 * 128 * 127 = 32512.
-inline void dot4_to(Int& acc, Int weights_u8, Int values_s8) {
-  const Int ones = _mm256_set1_epi16(1);
-  const Int low = _mm256_and_si256(weights_u8, _mm256_set1_epi8(0x7f));
-  const Int top = _mm256_and_si256(weights_u8, _mm256_set1_epi8(static_cast<char>(0x80)));
-  const Int low_sum = _mm256_madd_epi16(_mm256_maddubs_epi16(low, values_s8), ones);
-  const Int top_sum = _mm256_madd_epi16(_mm256_maddubs_epi16(top, values_s8), ones);
-  acc = _mm256_add_epi32(acc, _mm256_add_epi32(low_sum, top_sum));
+// vpmaddubsw adds two products of unsigned and signed bytes in 16 bits and saturates. Weights are made signed, and the
+// sign of x is moved to them: |x| * (w with the sign of x) is at most 127 * 127, two of them 32258. No offset is left.
+struct Broadcast {
+  Int codes, magnitude;
+};
+constexpr int kByteOffset = 0;
+inline Broadcast broadcast_codes(const int8_t* p) {
+  int32_t v;
+  __builtin_memcpy(&v, p, 4);
+  const Int codes = _mm256_set1_epi32(v);
+  return {codes, _mm256_abs_epi8(codes)};
 }
-// Nibbles: two products of 15 and 127 are far from overflow.
-inline void dot4_nibbles_to(Int& acc, Int weights_u4, Int values_s8) {
-  const Int pairs = _mm256_maddubs_epi16(weights_u4, values_s8);
-  acc = _mm256_add_epi32(acc, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+inline Int byte_weights(Int packed) { return _mm256_xor_si256(packed, _mm256_set1_epi8(static_cast<char>(0x80))); }
+inline void dot4_to(Int& acc, Int weights, Broadcast x) {
+  Int pairs;
+  asm("vpsignb %3, %2, %1\n\tvpmaddubsw %1, %4, %1\n\tvpmaddwd %5, %1, %1\n\tvpaddd %1, %0, %0"
+      : "+x"(acc), "=&x"(pairs)
+      : "x"(weights), "x"(x.codes), "x"(x.magnitude), "x"(_mm256_set1_epi16(1)));
+}
+// Nibbles are unsigned as they are, and two products of 15 and 127 far from overflow.
+inline void dot4_nibbles_to(Int& acc, Int weights, Broadcast x) {
+  Int pairs;
+  asm("vpmaddubsw %3, %2, %1\n\tvpmaddwd %4, %1, %1\n\tvpaddd %1, %0, %0"
+      : "+x"(acc), "=&x"(pairs)
+      : "x"(weights), "x"(x.codes), "x"(_mm256_set1_epi16(1)));
 }
 
 inline Float bf16_low(Int v) { return _mm256_castsi256_ps(_mm256_slli_epi32(v, 16)); }

@@ -7,8 +7,10 @@
 namespace qwench::avx512 {
 
 constexpr int kLanes = 16;
-constexpr int kTileRows = 6;  // 6 rows x 4 vectors = 24 accumulators, 4 weights, 1 broadcast of 32 registers
-constexpr int kTileVecs = 4;
+// A tile of 6 rows x 4 vectors takes 24 accumulators, 4 weights and 1 broadcast of 32 registers.
+constexpr int kFloatRows = 6;
+constexpr int kIntRows = 6;
+constexpr int tile_vecs(int) { return 4; }
 
 using Float = __m512;
 using Int = __m512i;
@@ -33,9 +35,16 @@ inline Float pow2(Float n) {  // 2^n for integral n in [-126, 127]
 
 // g++ 12 spills accumulators around the intrinsics below; as asm they stay in registers, which is worth a factor of two.
 inline void fma_to(Float& acc, Float a, Float b) { asm("vfmadd231ps %2, %1, %0" : "+v"(acc) : "v"(a), "v"(b)); }
-inline void dot4_to(Int& acc, Int weights_u8, Int values_s8) {
-  asm("vpdpbusd %2, %1, %0" : "+v"(acc) : "v"(weights_u8), "v"(values_s8));
+// Weights are unsigned here, so that the activations are the broadcast operand; kByteOffset * sum(x) is taken off.
+using Broadcast = Int;
+constexpr int kByteOffset = 128;
+inline Broadcast broadcast_codes(const int8_t* p) {
+  int32_t v;
+  __builtin_memcpy(&v, p, 4);
+  return _mm512_set1_epi32(v);
 }
+inline Int byte_weights(Int packed) { return packed; }
+inline void dot4_to(Int& acc, Int weights, Broadcast x) { asm("vpdpbusd %2, %1, %0" : "+v"(acc) : "v"(weights), "v"(x)); }
 inline Float fma(Float a, Float b, Float c) { return _mm512_fmadd_ps(a, b, c); }
 
 inline Int load_int(const void* p) { return _mm512_loadu_si512(p); }
@@ -46,7 +55,7 @@ inline Int low_nibbles(Int v) { return _mm512_and_si512(v, _mm512_set1_epi8(0x0f
 inline Int high_nibbles(Int v) { return low_nibbles(_mm512_srli_epi32(v, 4)); }
 inline void store_int(void* p, Int v) { _mm512_storeu_si512(p, v); }
 
-inline void dot4_nibbles_to(Int& acc, Int weights_u4, Int values_s8) { dot4_to(acc, weights_u4, values_s8); }
+inline void dot4_nibbles_to(Int& acc, Int weights, Broadcast x) { dot4_to(acc, weights, x); }
 
 // Of 16 dwords that each hold two bf16: the low ones and the high ones as floats.
 inline Float bf16_low(Int v) { return _mm512_castsi512_ps(_mm512_slli_epi32(v, 16)); }

@@ -7,8 +7,9 @@
 namespace qwench::generic {
 
 constexpr int kLanes = 4;
-constexpr int kTileRows = 4;
-constexpr int kTileVecs = 2;
+constexpr int kFloatRows = 4;
+constexpr int kIntRows = 4;
+constexpr int tile_vecs(int rows) { return rows == 1 ? 8 : 2; }
 
 typedef float Float __attribute__((vector_size(16)));
 typedef int32_t Int __attribute__((vector_size(16)));
@@ -48,15 +49,21 @@ inline Int low_nibbles(Int v) { return v & 0x0f0f0f0f; }
 inline Int high_nibbles(Int v) { return bits<Int>(bits<Uint>(v) >> 4) & 0x0f0f0f0f; }
 inline void store_int(void* p, Int v) { std::memcpy(p, &v, sizeof v); }
 
-inline void dot4_to(Int& acc, Int weights_u8, Int values_s8) {
+using Broadcast = Int;
+constexpr int kByteOffset = 128;
+inline Broadcast broadcast_codes(const int8_t* p) {
+  int32_t v;
+  std::memcpy(&v, p, 4);
+  return set_int(v);
+}
+inline Int byte_weights(Int packed) { return packed; }
+inline void dot4_to(Int& acc, Int weights, Broadcast x) {  // unsigned bytes times signed bytes
   for (int byte = 0; byte < 4; ++byte) {
-    const Int w = bits<Int>((bits<Uint>(weights_u8) >> (8 * byte)) & 0xffu);
-    const Int x = bits<Int>(bits<Uint>(values_s8) << (24 - 8 * byte)) >> 24;
-    acc += w * x;
+    const Int w = bits<Int>((bits<Uint>(weights) >> (8 * byte)) & 0xffu);
+    acc += w * (bits<Int>(bits<Uint>(x) << (24 - 8 * byte)) >> 24);
   }
 }
-
-inline void dot4_nibbles_to(Int& acc, Int weights_u4, Int values_s8) { dot4_to(acc, weights_u4, values_s8); }
+inline void dot4_nibbles_to(Int& acc, Int weights, Broadcast x) { dot4_to(acc, weights, x); }
 
 inline Float bf16_low(Int v) { return bits<Float>(bits<Uint>(v) << 16); }
 inline Float bf16_high(Int v) { return bits<Float>(bits<Uint>(v) & 0xffff0000u); }
