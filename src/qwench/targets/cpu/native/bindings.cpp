@@ -2,6 +2,7 @@
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/optional.h>
+#include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
@@ -176,5 +177,6 @@ NB_MODULE(_native, m) {
         nb::gil_scoped_release release;
         e.step(batch, out);
       })
+      .def("phase_seconds", &qwench::Executor::phase_seconds)
       .def("copy_block", &qwench::Executor::copy_block);
 }

@@ -1,6 +1,7 @@
 #include "executor.h"
 
 #include <algorithm>
+#include <chrono>
 #include <cstdlib>
 #include <cstring>
 #include <new>
@@ -18,6 +19,7 @@ void for_rows(Executor& e, int num_rows, int thread, Work work) {
 }
 
 struct Embed final : Phase {
+  const char* kind() const override { return "embed"; }
   PackedMatrix weight;
   Buffer out;
   void run(Executor& e, const StepContext& step, int thread) override {
@@ -28,6 +30,7 @@ struct Embed final : Phase {
 };
 
 struct Norm final : Phase {
+  const char* kind() const override { return "norm"; }
   Buffer in, out;
   const float* gain;
   float eps;
@@ -48,6 +51,7 @@ struct Norm final : Phase {
 };
 
 struct Linear final : Phase {
+  const char* kind() const override { return "linear"; }
   Buffer in;
   PackedMatrix weight;
   int width;
@@ -65,7 +69,6 @@ struct Linear final : Phase {
     args.epilogue = epilogue;
     args.bias = bias;
     args.residual = epilogue == Epilogue::kAdd ? e.values(residual) : nullptr;
-    args.scratch = e.thread_scratch(thread);
     const Range share = static_share(weight.num_panels(), thread, e.num_threads());
     e.kernels().linear(args, share.begin, share.end);
   }
@@ -74,6 +77,7 @@ struct Linear final : Phase {
 
 // From the working space, fp32, to int8 in the arena.
 struct Quantize final : Phase {
+  const char* kind() const override { return "quantize"; }
   Buffer out;
   void run(Executor& e, const StepContext& step, int thread) override {
     const PackedMatrix reader{nullptr, WeightKind::kInt8, 0, out.width, out.group_size};
@@ -87,6 +91,7 @@ struct Quantize final : Phase {
 
 // Rows of [q, k, v] in the working space: rotates q into the arena, rotated k and v into the cache.
 struct RopeWrite final : Phase {
+  const char* kind() const override { return "rope_write"; }
   Buffer q;
   int layer;
   void run(Executor& e, const StepContext& step, int thread) override {
@@ -113,6 +118,7 @@ struct RopeWrite final : Phase {
 };
 
 struct Attention final : Phase {
+  const char* kind() const override { return "attention"; }
   Buffer q, out;
   int layer, window;
   float scale;
@@ -134,7 +140,7 @@ struct Attention final : Phase {
     args.padded_dim = shape.padded_dim();
     args.window = window;
     args.scale = scale;
-    args.scratch = reinterpret_cast<float*>(e.thread_scratch(thread));
+    args.scratch = e.thread_scratch(thread);
     for (int i; (i = next_item.fetch_add(1, std::memory_order_relaxed)) < int(step.attention.size());) {
       const auto& item = step.attention[i];
       args.block_table = step.batch.block_tables + size_t(item.seq) * step.batch.max_blocks;
@@ -144,6 +150,7 @@ struct Attention final : Phase {
 };
 
 struct TakeRows final : Phase {
+  const char* kind() const override { return "take_rows"; }
   Buffer in, out;
   void run(Executor& e, const StepContext& step, int thread) override {
     for_rows(e, step.batch.num_logits, thread, [&](int row) {
@@ -168,16 +175,10 @@ Executor::Executor(const ExecutorConfig& config, const KVCache::Shape& cache)
     : config_(config), kernels_(kernels_for(config.variant)), cache_(cache), pool_(config.num_threads) {
   arena_.reset(static_cast<uint8_t*>(allocate(config.arena_bytes)));
   scratch_.reset(static_cast<float*>(allocate(size_t(config.scratch_width) * config.max_tokens * sizeof(float))));
-  reserve_thread_scratch(attention_scratch_floats(cache.padded_dim()) * sizeof(float));
+  thread_scratch_floats_ = (attention_scratch_floats(cache.padded_dim()) + 31) / 32 * 32;
+  thread_scratch_.reset(static_cast<float*>(allocate(thread_scratch_floats_ * sizeof(float) * config.num_threads)));
   step_.positions.resize(config.max_tokens);
   step_.sequence.resize(config.max_tokens);
-}
-
-void Executor::reserve_thread_scratch(size_t num_bytes) {
-  num_bytes = (num_bytes + 127) / 128 * 128;
-  if (num_bytes <= thread_scratch_bytes_) return;
-  thread_scratch_.reset(static_cast<uint8_t*>(allocate(num_bytes * config_.num_threads)));
-  thread_scratch_bytes_ = num_bytes;
 }
 
 QuantizedRow Executor::quantized_row(const Buffer& b, int row) const {
@@ -212,7 +213,6 @@ void Executor::add_norm(Buffer in, const float* gain, float eps, Buffer out) {
 
 void Executor::add_linear(Buffer in, PackedMatrix weight, const float* bias, Epilogue epilogue, Buffer residual, Buffer out,
                           bool is_logits) {
-  reserve_thread_scratch(LinearArgs::scratch_bytes(weight));
   auto phase = std::make_unique<Linear>();
   phase->in = in;
   phase->weight = weight;
@@ -233,7 +233,6 @@ void Executor::add_linear(Buffer in, PackedMatrix weight, const float* bias, Epi
 }
 
 void Executor::add_qkv_rope_write(Buffer in, PackedMatrix weight, const float* bias, int layer, Buffer q) {
-  reserve_thread_scratch(LinearArgs::scratch_bytes(weight));
   auto linear = std::make_unique<Linear>();
   linear->in = in;
   linear->weight = weight;
@@ -324,10 +323,18 @@ void Executor::step(const Batch& batch, float* logits) {
   pool_.run([this](int thread) {
     for (auto& phase : phases_) {
       if (phase->is_logit_rows() && step_.batch.num_logits == 0) continue;
+      const auto start = std::chrono::steady_clock::now();
       phase->run(*this, step_, thread);
       pool_.barrier();
+      if (thread == 0) phase->seconds += std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
     }
   });
+}
+
+std::vector<std::pair<std::string, double>> Executor::phase_seconds() const {
+  std::vector<std::pair<std::string, double>> result;
+  for (const auto& phase : phases_) result.emplace_back(phase->kind(), phase->seconds);
+  return result;
 }
 
 void Executor::copy_block(int source, int destination) {

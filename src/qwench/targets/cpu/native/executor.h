@@ -46,7 +46,9 @@ class Phase {
   virtual ~Phase() = default;
   virtual void run(Executor& e, const StepContext& step, int thread) = 0;
   virtual bool is_logit_rows() const { return false; }
+  virtual const char* kind() const = 0;
   std::atomic<int> next_item{0};  // for phases whose items are handed out one by one; zeroed before each step
+  double seconds = 0;             // spent so far, the barrier included, as thread 0 sees it
 };
 
 struct ExecutorConfig {
@@ -75,6 +77,8 @@ class Executor {
   // Computes one step into logits [num_logits, vocab_size]. Throws std::invalid_argument for a batch out of bounds.
   void step(const Batch& batch, float* logits);
   void copy_block(int source, int destination);
+  // Kind and seconds of every phase since the executor was made, in order.
+  std::vector<std::pair<std::string, double>> phase_seconds() const;
 
   // For phases.
   const KernelTable& kernels() const { return kernels_; }
@@ -90,7 +94,7 @@ class Executor {
   float* work() const { return scratch_.get(); }
   QuantizedRow quantized_row(const Buffer& b, int row) const;
   Activation activation(const Buffer& b) const;
-  uint8_t* thread_scratch(int thread) const { return thread_scratch_.get() + thread * thread_scratch_bytes_; }
+  float* thread_scratch(int thread) const { return thread_scratch_.get() + thread * thread_scratch_floats_; }
 
  private:
   struct Free {
@@ -101,7 +105,6 @@ class Executor {
 
   void check(const Batch& batch) const;
   void plan(const Batch& batch);
-  void reserve_thread_scratch(size_t num_bytes);
   void add(std::unique_ptr<Phase> phase) { phases_.push_back(std::move(phase)); }
 
   const ExecutorConfig config_;
@@ -110,8 +113,8 @@ class Executor {
   ThreadPool pool_;
   Memory<uint8_t> arena_;
   Memory<float> scratch_;
-  Memory<uint8_t> thread_scratch_;
-  size_t thread_scratch_bytes_ = 0;
+  Memory<float> thread_scratch_;
+  size_t thread_scratch_floats_ = 0;
   const float* rope_table_ = nullptr;
   int rope_positions_ = 0;
   std::vector<std::unique_ptr<Phase>> phases_;

@@ -75,11 +75,6 @@ struct LinearArgs {
   Epilogue epilogue;
   const float* bias;
   const float* residual;
-  uint8_t* scratch;  // this thread's, scratch_bytes(weight)
-
-  static QWENCH_INLINE size_t scratch_bytes(const PackedMatrix& w) {
-    return w.kind == WeightKind::kInt4 ? size_t(kPanelColumns) * w.padded_k() : 0;
-  }
 };
 
 // One sequence's view of one layer of the paged cache. Of a block and head, fp32: keys [block_size / 16][head_dim][16],

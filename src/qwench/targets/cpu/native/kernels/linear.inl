@@ -1,9 +1,14 @@
 // Matrix products over packed panels. Included inside the namespace of one simd header.
 //
-// A tile is up to kFloatRows or kIntRows rows x some vectors of columns, accumulated in registers over all of K: fp32 in
-// the order of k; integers per group (exact), then scaled and added to fp32 in the order of the groups. The shape of the
-// tile therefore never shows in the bits.
+// A tile is up to kFloatRows or kIntRows rows x some vectors of columns, accumulated in registers over one chunk of K:
+// fp32 in the order of k; integers per group (exact), then scaled and added to fp32 in the order of the groups. Between
+// chunks the sums rest in fp32 in memory, which changes nothing: neither tile nor block nor chunk shows in the bits.
+//
+// For many rows the order of loops is panel, block of rows, chunk of K, tile: a chunk of weights (8 to 16 KB), the
+// block's sums (12 KB) and its activations stay in the first-level cache.
 
+constexpr int kBlockRows = 48;
+constexpr int kFloatChunk = 128;  // values of K per chunk of a bf16 panel
 constexpr int kColumnBytes = 4;  // a column of a panel row: 4 codes, 8 nibbles or 2 bf16
 constexpr int kPanelRowBytes = kPanelColumns * kColumnBytes;
 constexpr int kUnpackRows = 12;  // from this many rows on, unpacking a panel of nibbles once beats doing it per tile
@@ -20,26 +25,27 @@ QWENCH_INLINE void fma_step(const float* const* x, int k, const Float* w, Float 
   }
 }
 
+// Adds the products over [k_begin, k_end) to `tile` [R, 64].
 template <int R, int V>
-QWENCH_INLINE void tile_bf16(const LinearArgs& a, const uint8_t* panel, int row, int column, float* tile) {
+QWENCH_INLINE void tile_bf16(const LinearArgs& a, const uint8_t* panel, int k_begin, int k_end, int row, int column, float* tile) {
   const float* x[R];
   for (int r = 0; r < R; ++r) x[r] = a.x.values + size_t(row + r) * a.x.width;
   Float acc[R][V];
   for (int r = 0; r < R; ++r)
-    for (int v = 0; v < V; ++v) acc[r][v] = set(0.0f);
-  const uint8_t* w = panel + column * kColumnBytes;
-  const int even_k = a.weight.k / 2 * 2;
-  for (int k = 0; k < even_k; k += 2, w += kPanelRowBytes) {
+    for (int v = 0; v < V; ++v) acc[r][v] = load(tile + r * kPanelColumns + column + v * kLanes);
+  const uint8_t* w = panel + size_t(k_begin) / 2 * kPanelRowBytes + column * kColumnBytes;
+  const int even_end = k_end / 2 * 2;
+  for (int k = k_begin; k < even_end; k += 2, w += kPanelRowBytes) {
     Float wide[V];
     for (int v = 0; v < V; ++v) wide[v] = bf16_low(load_int(w + v * kLanes * kColumnBytes));
     fma_step<R, V>(x, k, wide, acc);
     for (int v = 0; v < V; ++v) wide[v] = bf16_high(load_int(w + v * kLanes * kColumnBytes));
     fma_step<R, V>(x, k + 1, wide, acc);
   }
-  if (a.weight.k > even_k) {
+  if (k_end > even_end) {
     Float wide[V];
     for (int v = 0; v < V; ++v) wide[v] = bf16_low(load_int(w + v * kLanes * kColumnBytes));
-    fma_step<R, V>(x, even_k, wide, acc);
+    fma_step<R, V>(x, even_end, wide, acc);
   }
   for (int r = 0; r < R; ++r)
     for (int v = 0; v < V; ++v) store(tile + r * kPanelColumns + column + v * kLanes, acc[r][v]);
@@ -75,77 +81,88 @@ QWENCH_INLINE void dot_group(const int8_t* const* x, int k_begin, int k_end, con
   }
 }
 
-// `codes` and `stride` say where group g's codes lie: in the panel behind their scales, or unpacked in scratch. Codes
-// carry an offset that makes them unsigned, so the sum starts at -offset * sum(x): exact, and free.
+// Adds the products over group g to `tile` [R, 64]. Codes carry an offset that makes them unsigned, so their sum starts at
+// -offset * sum(x): exact, and free.
 template <Codes C, int R, int V>
-QWENCH_INLINE void tile_int(const LinearArgs& a, const uint8_t* panel, const uint8_t* codes, size_t stride, int row, int column,
+QWENCH_INLINE void tile_int(const LinearArgs& a, const float* scales, const uint8_t* codes, int g, int row, int column,
                             float* tile) {
   constexpr int kOffset = C == Codes::kBytes ? kByteOffset : 8;
   const int num_groups = a.weight.num_groups(), group = a.weight.group_size;
-  const size_t group_bytes = a.weight.group_bytes();
   const int8_t* x[R];
   for (int r = 0; r < R; ++r) x[r] = a.x.codes + size_t(row + r) * a.weight.padded_k();
-  const float* x_scales = a.x.scales + size_t(row) * num_groups;
-  const int32_t* x_sums = a.x.sums + size_t(row) * num_groups;
-  for (int r = 0; r < R; ++r)
-    for (int v = 0; v < V; ++v) store(tile + r * kPanelColumns + column + v * kLanes, set(0.0f));
-  for (int g = 0; g < num_groups; ++g) {
-    Int acc[R][V];
-    for (int r = 0; r < R; ++r) {
-      const Int start = set_int(-kOffset * x_sums[size_t(r) * num_groups + g]);
-      for (int v = 0; v < V; ++v) acc[r][v] = start;
-    }
-    dot_group<C, R, V>(x, g * group, (g + 1) * group, codes + g * stride + column * kColumnBytes, acc);
-    const float* scales = reinterpret_cast<const float*>(panel + g * group_bytes) + column;
-    for (int r = 0; r < R; ++r) {
-      const Float x_scale = set(x_scales[size_t(r) * num_groups + g]);
-      for (int v = 0; v < V; ++v) {
-        float* at = tile + r * kPanelColumns + column + v * kLanes;
-        store(at, fma(mul(to_float(acc[r][v]), x_scale), load(scales + v * kLanes), load(at)));
-      }
+  Int acc[R][V];
+  for (int r = 0; r < R; ++r) {
+    const Int start = set_int(-kOffset * a.x.sums[size_t(row + r) * num_groups + g]);
+    for (int v = 0; v < V; ++v) acc[r][v] = start;
+  }
+  dot_group<C, R, V>(x, g * group, (g + 1) * group, codes + column * kColumnBytes, acc);
+  for (int r = 0; r < R; ++r) {
+    const Float x_scale = set(a.x.scales[size_t(row + r) * num_groups + g]);
+    for (int v = 0; v < V; ++v) {
+      float* at = tile + r * kPanelColumns + column + v * kLanes;
+      store(at, fma(mul(to_float(acc[r][v]), x_scale), load(scales + column + v * kLanes), load(at)));
     }
   }
 }
+
+// A chunk of a panel: values [k_begin, k_end) of K, which is one group for integers.
+struct Chunk {
+  const uint8_t* panel;    // bf16: the whole panel
+  const float* scales;     // integers: of the group
+  const uint8_t* codes;    // integers: of the group, packed or unpacked
+  bool is_unpacked;
+  int index, k_begin, k_end;
+};
 
 // R rows x all columns of a panel. One call site per kernel, each inlined: g++ 12 spills the accumulators of
 // out-of-line copies.
 template <int R>
-inline void tile_rows(const LinearArgs& a, const uint8_t* panel, const uint8_t* unpacked, int row, float* tile) {
+inline void tile_rows(const LinearArgs& a, const Chunk& c, int row, float* tile) {
   constexpr int V = tile_vecs(R);
   for (int column = 0; column < kPanelColumns; column += V * kLanes) {
-    const uint8_t* codes = panel + kPanelColumns * sizeof(float);
     if (a.weight.kind == WeightKind::kBf16)
-      tile_bf16<R, V>(a, panel, row, column, tile);
+      tile_bf16<R, V>(a, c.panel, c.k_begin, c.k_end, row, column, tile);
     else if (a.weight.kind == WeightKind::kInt8)
-      tile_int<Codes::kBytes, R, V>(a, panel, codes, a.weight.group_bytes(), row, column, tile);
-    else if (unpacked)
-      tile_int<Codes::kUnpacked, R, V>(a, panel, unpacked, size_t(kPanelColumns) * a.weight.group_size, row, column, tile);
+      tile_int<Codes::kBytes, R, V>(a, c.scales, c.codes, c.index, row, column, tile);
+    else if (c.is_unpacked)
+      tile_int<Codes::kUnpacked, R, V>(a, c.scales, c.codes, c.index, row, column, tile);
     else
-      tile_int<Codes::kNibbles, R, V>(a, panel, codes, a.weight.group_bytes(), row, column, tile);
+      tile_int<Codes::kNibbles, R, V>(a, c.scales, c.codes, c.index, row, column, tile);
   }
 }
 
-// Nibbles of a panel to bytes, group after group without the scales.
-inline void unpack_nibbles(const PackedMatrix& w, const uint8_t* panel, uint8_t* out) {
-  const size_t code_bytes = size_t(kPanelColumns) * w.group_size / 2;
-  for (int g = 0; g < w.num_groups(); ++g) {
-    const uint8_t* from = panel + g * w.group_bytes() + kPanelColumns * sizeof(float);
-    for (size_t i = 0; i < code_bytes; i += kPanelRowBytes, out += 2 * kPanelRowBytes)
-      for (int b = 0; b < kPanelRowBytes; b += kLanes * kColumnBytes) {
-        const Int raw = load_int(from + i + b);
-        store_int(out + b, low_nibbles(raw));
-        store_int(out + kPanelRowBytes + b, high_nibbles(raw));
-      }
-  }
+// Nibbles of one group to bytes.
+inline void unpack_nibbles(const uint8_t* codes, int group_size, uint8_t* out) {
+  const size_t num_bytes = size_t(kPanelColumns) * group_size / 2;
+  for (size_t i = 0; i < num_bytes; i += kPanelRowBytes, out += 2 * kPanelRowBytes)
+    for (int b = 0; b < kPanelRowBytes; b += kLanes * kColumnBytes) {
+      const Int raw = load_int(codes + i + b);
+      store_int(out + b, low_nibbles(raw));
+      store_int(out + kPanelRowBytes + b, high_nibbles(raw));
+    }
 }
 
-inline void finish_tile(const LinearArgs& a, int panel, int row, int num_rows, float* tile) {
+inline Chunk chunk_of(const LinearArgs& a, const uint8_t* panel, int index, int num_rows, uint8_t* scratch) {
+  const PackedMatrix& w = a.weight;
+  if (w.kind == WeightKind::kBf16) {
+    const int begin = index * kFloatChunk, end = begin + kFloatChunk;
+    return {panel, nullptr, nullptr, false, index, begin, end < w.k ? end : w.k};
+  }
+  const uint8_t* group = panel + index * w.group_bytes();
+  const uint8_t* codes = group + kPanelColumns * sizeof(float);
+  const bool unpack = w.kind == WeightKind::kInt4 && num_rows >= kUnpackRows;
+  if (unpack) unpack_nibbles(codes, w.group_size, scratch);
+  return {panel, reinterpret_cast<const float*>(group), unpack ? scratch : codes, unpack, index, 0, 0};
+}
+
+// The epilogue of a block's sums [num_rows, 64].
+inline void finish_block(const LinearArgs& a, int panel, int row, int num_rows, float* sums) {
   const bool is_silu = a.epilogue == Epilogue::kSiluMul;
   const int width = is_silu ? kPanelColumns / 2 : kPanelColumns;
   const int n = a.width;
   const int first = panel * width, count = n - first < width ? n - first : width;
   for (int r = 0; r < num_rows; ++r) {
-    float* t = tile + r * kPanelColumns;
+    float* t = sums + r * kPanelColumns;
     float* y = a.y + size_t(row + r) * n + first;
     if (is_silu)
       for (int j = 0; j < width; j += kLanes) store(t + j, mul(silu(load(t + j)), load(t + width + j)));
@@ -159,28 +176,30 @@ inline void finish_tile(const LinearArgs& a, int panel, int row, int num_rows, f
 }
 
 void linear(const LinearArgs& a, int first_panel, int last_panel) {
-  constexpr int kMostRows = kFloatRows > kIntRows ? kFloatRows : kIntRows;
-  static_assert(kMostRows <= 6);
-  alignas(64) float tile[kMostRows * kPanelColumns];
-  const int tile_height = a.weight.kind == WeightKind::kBf16 ? kFloatRows : kIntRows;
-  for (int p = first_panel; p < last_panel; ++p) {
-    const uint8_t* panel = a.weight.panel(p);
-    const uint8_t* unpacked = nullptr;
-    if (a.weight.kind == WeightKind::kInt4 && a.num_rows >= kUnpackRows) {
-      unpack_nibbles(a.weight, panel, a.scratch);
-      unpacked = a.scratch;
-    }
-    for (int row = 0; row < a.num_rows; row += tile_height) {
-      const int rows = a.num_rows - row < tile_height ? a.num_rows - row : tile_height;
-      switch (rows) {
-        case 1: tile_rows<1>(a, panel, unpacked, row, tile); break;
-        case 2: tile_rows<2>(a, panel, unpacked, row, tile); break;
-        case 3: tile_rows<3>(a, panel, unpacked, row, tile); break;
-        case 4: tile_rows<4>(a, panel, unpacked, row, tile); break;
-        case 5: tile_rows<5>(a, panel, unpacked, row, tile); break;
-        default: tile_rows<6>(a, panel, unpacked, row, tile); break;
+  static_assert(kFloatRows <= 6 && kIntRows <= 6);
+  alignas(64) float sums[kBlockRows * kPanelColumns];
+  alignas(64) uint8_t scratch[256 * kPanelColumns];  // an unpacked group
+  const bool is_bf16 = a.weight.kind == WeightKind::kBf16;
+  const int tile_height = is_bf16 ? kFloatRows : kIntRows;
+  const int num_chunks = is_bf16 ? (a.weight.k + kFloatChunk - 1) / kFloatChunk : a.weight.num_groups();
+  for (int p = first_panel; p < last_panel; ++p)
+    for (int block = 0; block < a.num_rows; block += kBlockRows) {
+      const int num_rows = a.num_rows - block < kBlockRows ? a.num_rows - block : kBlockRows;
+      for (int i = 0; i < num_rows * kPanelColumns; i += kLanes) store(sums + i, set(0.0f));
+      for (int index = 0; index < num_chunks; ++index) {
+        const Chunk chunk = chunk_of(a, a.weight.panel(p), index, num_rows, scratch);
+        for (int r = 0; r < num_rows; r += tile_height) {
+          float* tile = sums + r * kPanelColumns;
+          switch (num_rows - r < tile_height ? num_rows - r : tile_height) {
+            case 1: tile_rows<1>(a, chunk, block + r, tile); break;
+            case 2: tile_rows<2>(a, chunk, block + r, tile); break;
+            case 3: tile_rows<3>(a, chunk, block + r, tile); break;
+            case 4: tile_rows<4>(a, chunk, block + r, tile); break;
+            case 5: tile_rows<5>(a, chunk, block + r, tile); break;
+            default: tile_rows<6>(a, chunk, block + r, tile); break;
+          }
+        }
       }
-      finish_tile(a, p, row, rows, tile);
+      finish_block(a, p, block, num_rows, sums);
     }
-  }
 }

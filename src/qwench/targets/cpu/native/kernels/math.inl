@@ -1,21 +1,5 @@
 // Vector mathematics on the primitives of one simd header. Included inside that header's namespace.
 
-// Sum and maximum over lanes in one fixed order.
-inline float reduce_add(Float v) {
-  float lane[kLanes];
-  store(lane, v);
-  for (int width = kLanes / 2; width > 0; width /= 2)
-    for (int i = 0; i < width; ++i) lane[i] += lane[i + width];
-  return lane[0];
-}
-inline float reduce_max(Float v) {
-  float lane[kLanes];
-  store(lane, v);
-  float best = lane[0];
-  for (int i = 1; i < kLanes; ++i) best = lane[i] > best ? lane[i] : best;
-  return best;
-}
-
 // exp by Cody and Waite's reduction and Cephes' polynomial, relative error below 2e-7; exactly 0 below -87.3 (and for
 // -inf), saturated above 88; NaN stays NaN.
 inline Float exp(Float x) {

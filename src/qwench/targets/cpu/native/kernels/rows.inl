@@ -41,11 +41,7 @@ void quantize(const float* x, int width, int padded_k, int group_size, Quantized
       const Float scaled = mul(load(group + i), set(inverse));
       sums = add_int(sums, store_codes(row.codes + k + i, broken == 0.0f ? scaled : set(0.0f)));
     }
-    int32_t lane[kLanes];
-    store_int(lane, sums);
-    int32_t total = 0;
-    for (int i = 0; i < kLanes; ++i) total += lane[i];
-    row.sums[g] = total;
+    row.sums[g] = reduce_add_int(sums);
     row.scales[g] = amax * (1.0f / 127.0f) + broken;
   }
 }

@@ -57,6 +57,11 @@ inline void store_int(void* p, Int v) { _mm512_storeu_si512(p, v); }
 
 inline void dot4_nibbles_to(Int& acc, Int weights, Broadcast x) { dot4_to(acc, weights, x); }
 
+// Sum and maximum over lanes in one fixed order.
+inline float reduce_add(Float v) { return _mm512_reduce_add_ps(v); }
+inline float reduce_max(Float v) { return _mm512_reduce_max_ps(v); }
+inline int32_t reduce_add_int(Int v) { return _mm512_reduce_add_epi32(v); }
+
 // Of 16 dwords that each hold two bf16: the low ones and the high ones as floats.
 inline Float bf16_low(Int v) { return _mm512_castsi512_ps(_mm512_slli_epi32(v, 16)); }
 inline Float bf16_high(Int v) { return _mm512_castsi512_ps(_mm512_and_si512(v, _mm512_set1_epi32(0xffff0000))); }

@@ -65,6 +65,14 @@ inline void dot4_to(Int& acc, Int weights, Broadcast x) {  // unsigned bytes tim
 }
 inline void dot4_nibbles_to(Int& acc, Int weights, Broadcast x) { dot4_to(acc, weights, x); }
 
+// Sum and maximum over lanes in one fixed order.
+inline float reduce_add(Float v) { return (v[0] + v[2]) + (v[1] + v[3]); }
+inline float reduce_max(Float v) {
+  const float a = v[0] > v[1] ? v[0] : v[1], b = v[2] > v[3] ? v[2] : v[3];
+  return a > b ? a : b;
+}
+inline int32_t reduce_add_int(Int v) { return v[0] + v[1] + v[2] + v[3]; }
+
 inline Float bf16_low(Int v) { return bits<Float>(bits<Uint>(v) << 16); }
 inline Float bf16_high(Int v) { return bits<Float>(bits<Uint>(v) & 0xffff0000u); }
 
