@@ -46,9 +46,12 @@ qwench::SourceKind source_kind(const std::string& name) {
 PackedMatrix packed_matrix(const std::string& kind, int n, int k, int group_size, const uint8_t* data) {
   require(n > 0 && k > 0, "a matrix needs rows and columns");
   PackedMatrix w{data, qwench::WeightKind::kBf16, n, k, group_size};
-  if (kind == "int8") w.kind = qwench::WeightKind::kInt8;
-  else if (kind == "int4") w.kind = qwench::WeightKind::kInt4;
-  else require(kind == "bf16", "kind must be bf16, int8 or int4");
+  if (kind == "int8")
+    w.kind = qwench::WeightKind::kInt8;
+  else if (kind == "int4")
+    w.kind = qwench::WeightKind::kInt4;
+  else
+    require(kind == "bf16", "kind must be bf16, int8 or int4");
   require((w.kind == qwench::WeightKind::kBf16) == (group_size == 0), "integer formats have groups, bf16 has none");
   require(group_size % 32 == 0 && group_size <= 256, "group_size must be a multiple of 32 up to 256");
   return w;
@@ -77,106 +80,140 @@ NB_MODULE(_native, m) {
   m.doc() = "Native kernels, packing and executor of the cpu target.";
 
   m.def("supported_variants", &qwench::supported_variants, "Kernel variants this processor runs, best first.");
-  m.def("crc32c", [](const Bytes& data, int num_threads) {
-    const uint8_t* p = data.data();
-    const size_t n = data.size();
-    nb::gil_scoped_release release;
-    return qwench::crc32c(p, n, num_threads);
-  }, "data"_a, "num_threads"_a, "CRC-32C of the CRC-32Cs of the 1 MiB chunks of a uint8 array.");
-  m.def("all_finite", [](const Bytes& data, const std::string& dtype, int num_threads) {
-    const qwench::SourceKind kind = source_kind(dtype);
-    require(data.size() % (kind == qwench::SourceKind::kFp32 ? 4 : 2) == 0, "the bytes are no whole number of values");
-    const uint8_t* p = data.data();
-    const size_t n = data.size();
-    nb::gil_scoped_release release;
-    return qwench::all_finite(p, n, kind, num_threads);
-  }, "data"_a, "dtype"_a, "num_threads"_a, "Whether the bf16, fp16 or fp32 values in a uint8 array are all finite.");
+  m.def(
+      "crc32c",
+      [](const Bytes& data, int num_threads) {
+        const uint8_t* p = data.data();
+        const size_t n = data.size();
+        nb::gil_scoped_release release;
+        return qwench::crc32c(p, n, num_threads);
+      },
+      "data"_a, "num_threads"_a, "CRC-32C of the CRC-32Cs of the 1 MiB chunks of a uint8 array.");
+  m.def(
+      "all_finite",
+      [](const Bytes& data, const std::string& dtype, int num_threads) {
+        const qwench::SourceKind kind = source_kind(dtype);
+        require(data.size() % (kind == qwench::SourceKind::kFp32 ? 4 : 2) == 0,
+                "the bytes are no whole number of values");
+        const uint8_t* p = data.data();
+        const size_t n = data.size();
+        nb::gil_scoped_release release;
+        return qwench::all_finite(p, n, kind, num_threads);
+      },
+      "data"_a, "dtype"_a, "num_threads"_a, "Whether the bf16, fp16 or fp32 values in a uint8 array are all finite.");
   m.def("measure_read_gbps", &qwench::measure_read_gbps, "num_threads"_a, "megabytes"_a = 1000,
         nb::call_guard<nb::gil_scoped_release>(), "Measured memory read bandwidth in GB/s.");
   m.def("measure_peak_gops", &qwench::measure_peak_gops, "variant"_a, "kind"_a, "num_threads"_a,
-        nb::call_guard<nb::gil_scoped_release>(), "Measured arithmetic peak in 10^9 operations/s; kind is fp32 or int8.");
+        nb::call_guard<nb::gil_scoped_release>(),
+        "Measured arithmetic peak in 10^9 operations/s; kind is fp32 or int8.");
 
-  m.def("packed_bytes", [](const std::string& kind, std::vector<int> rows, int k, int group_size, bool paired) {
-    const PackedMatrix w = packed_matrix(kind, qwench::packed_columns(rows, paired), k, group_size, nullptr);
-    return w.panel_bytes() * w.num_panels();
-  }, "kind"_a, "rows"_a, "k"_a, "group_size"_a, "paired"_a, "Bytes of a packed matrix whose sources have `rows` rows.");
+  m.def(
+      "packed_bytes",
+      [](const std::string& kind, std::vector<int> rows, int k, int group_size, bool paired) {
+        const PackedMatrix w = packed_matrix(kind, qwench::packed_columns(rows, paired), k, group_size, nullptr);
+        return w.panel_bytes() * w.num_panels();
+      },
+      "kind"_a, "rows"_a, "k"_a, "group_size"_a, "paired"_a,
+      "Bytes of a packed matrix whose sources have `rows` rows.");
 
-  m.def("pack", [](const std::vector<Bytes>& sources, const std::string& dtype, std::vector<int> rows, int k,
-                   const std::string& kind, int group_size, bool paired, MutableBytes out, const std::string& variant,
-                   int num_threads) {
-    require(sources.size() == rows.size() && !sources.empty(), "one row count per source");
-    require(!paired || (sources.size() == 2 && rows[0] == rows[1]), "pairs are made of two sources with equal rows");
-    const qwench::SourceKind source = source_kind(dtype);
-    const size_t item = source == qwench::SourceKind::kFp32 ? 4 : 2;
-    std::vector<qwench::SourceMatrix> matrices;
-    for (size_t i = 0; i < sources.size(); ++i) {
-      require(rows[i] > 0 && sources[i].size() == size_t(rows[i]) * k * item, "a source has the wrong size");
-      matrices.push_back({sources[i].data(), source, rows[i]});
-    }
-    const PackedMatrix w = packed_matrix(kind, qwench::packed_columns(rows, paired), k, group_size, out.data());
-    require(out.size() == w.panel_bytes() * w.num_panels(), "out has the wrong size");
-    const qwench::KernelTable& kernels = qwench::kernels_for(variant);
-    uint8_t* p = out.data();
-    nb::gil_scoped_release release;
-    qwench::pack_matrix(matrices, paired, w, p, kernels, num_threads);
-  }, "sources"_a, "dtype"_a, "rows"_a, "k"_a, "kind"_a, "group_size"_a, "paired"_a, "out"_a, "variant"_a, "num_threads"_a,
-     "Quantises and packs row-major sources (as bytes) into `out`.");
+  m.def(
+      "pack",
+      [](const std::vector<Bytes>& sources, const std::string& dtype, std::vector<int> rows, int k,
+         const std::string& kind, int group_size, bool paired, MutableBytes out, const std::string& variant,
+         int num_threads) {
+        require(sources.size() == rows.size() && !sources.empty(), "one row count per source");
+        require(!paired || (sources.size() == 2 && rows[0] == rows[1]),
+                "pairs are made of two sources with equal rows");
+        const qwench::SourceKind source = source_kind(dtype);
+        const size_t item = source == qwench::SourceKind::kFp32 ? 4 : 2;
+        std::vector<qwench::SourceMatrix> matrices;
+        for (size_t i = 0; i < sources.size(); ++i) {
+          require(rows[i] > 0 && sources[i].size() == size_t(rows[i]) * k * item, "a source has the wrong size");
+          matrices.push_back({sources[i].data(), source, rows[i]});
+        }
+        const PackedMatrix w = packed_matrix(kind, qwench::packed_columns(rows, paired), k, group_size, out.data());
+        require(out.size() == w.panel_bytes() * w.num_panels(), "out has the wrong size");
+        const qwench::KernelTable& kernels = qwench::kernels_for(variant);
+        uint8_t* p = out.data();
+        nb::gil_scoped_release release;
+        qwench::pack_matrix(matrices, paired, w, p, kernels, num_threads);
+      },
+      "sources"_a, "dtype"_a, "rows"_a, "k"_a, "kind"_a, "group_size"_a, "paired"_a, "out"_a, "variant"_a,
+      "num_threads"_a, "Quantises and packs row-major sources (as bytes) into `out`.");
 
   nb::class_<qwench::Executor>(m, "Executor")
-      .def("__init__", [](qwench::Executor* self, const std::string& variant, int num_threads, int max_tokens, int num_heads,
-                          int vocab_size, size_t arena_bytes, int scratch_width, int num_layers, int num_blocks,
-                          int block_size, int num_kv_heads, int head_dim, const std::string& cache_dtype) {
-        require(num_threads >= 1 && max_tokens >= 1 && num_blocks >= 1, "threads, tokens and blocks must be positive");
-        require(block_size > 0 && block_size % qwench::kKeyGroup == 0, "block_size must be a multiple of 16");
-        require(num_kv_heads > 0 && num_heads % num_kv_heads == 0, "num_heads must be a multiple of num_kv_heads");
-        require(head_dim > 0 && head_dim % 2 == 0, "head_dim must be even");
-        require(cache_dtype == "fp32" || cache_dtype == "bf16", "cache dtype must be fp32 or bf16");
-        const auto kind = cache_dtype == "fp32" ? qwench::CacheKind::kFp32 : qwench::CacheKind::kBf16;
-        new (self) qwench::Executor({variant, num_threads, max_tokens, num_heads, vocab_size, arena_bytes, scratch_width},
-                                    {num_layers, num_blocks, block_size, num_kv_heads, head_dim, kind});
-      }, "variant"_a, "num_threads"_a, "max_tokens"_a, "num_heads"_a, "vocab_size"_a, "arena_bytes"_a, "scratch_width"_a,
-         "num_layers"_a, "num_blocks"_a, "block_size"_a, "num_kv_heads"_a, "head_dim"_a, "cache_dtype"_a)
-      .def("add_embed", [](qwench::Executor& e, const std::string& kind, int n, int k, int group, const Bytes& w, BufferTuple out) {
-        e.add_embed(checked_matrix(kind, n, k, group, w), buffer(out));
-      })
-      .def("add_norm", [](qwench::Executor& e, BufferTuple in, const Floats& gain, float eps, BufferTuple out) {
-        e.add_norm(buffer(in), vector_of(gain, std::get<1>(in)), eps, buffer(out));
-      })
-      .def("add_linear", [](qwench::Executor& e, BufferTuple in, const std::string& kind, int n, int k, int group, const Bytes& w,
-                            std::optional<Floats> bias, const std::string& epilogue, BufferTuple residual, BufferTuple out,
-                            bool is_logits) {
-        const auto mode = epilogue == "add"        ? qwench::Epilogue::kAdd
-                          : epilogue == "silu_mul" ? qwench::Epilogue::kSiluMul
-                                                   : qwench::Epilogue::kStore;
-        e.add_linear(buffer(in), checked_matrix(kind, n, k, group, w), vector_of(bias, n), mode, buffer(residual), buffer(out),
-                     is_logits);
-      }, "input"_a, "kind"_a, "n"_a, "k"_a, "group_size"_a, "weight"_a, "bias"_a.none(), "epilogue"_a, "residual"_a, "out"_a,
-         "is_logits"_a)
-      .def("add_qkv_rope_write", [](qwench::Executor& e, BufferTuple in, const std::string& kind, int n, int k, int group,
-                                    const Bytes& w, const Floats& bias, int layer, BufferTuple q) {
-        e.add_qkv_rope_write(buffer(in), checked_matrix(kind, n, k, group, w), vector_of(bias, n), layer, buffer(q));
-      })
-      .def("add_attention", [](qwench::Executor& e, BufferTuple q, int layer, int window, float scale, BufferTuple out) {
-        e.add_attention(buffer(q), layer, window, scale, buffer(out));
-      })
-      .def("add_take_rows", [](qwench::Executor& e, BufferTuple in, BufferTuple out) { e.add_take_rows(buffer(in), buffer(out)); })
-      .def("set_rope_table", [](qwench::Executor& e, const ConstFloatRows& table) {
-        require(int(table.shape(1)) == e.cache().shape().head_dim, "the RoPE table has the wrong width");
-        e.set_rope_table(table.data(), int(table.shape(0)));
-      }, nb::keep_alive<1, 2>())
-      .def("step", [](qwench::Executor& e, const Ints& token_ids, const Ints& query_start, const Ints& seq_lens,
-                      const IntRows& block_tables, const Ints& logit_rows, FloatRows logits) {
-        const int num_seqs = int(seq_lens.size());
-        require(num_seqs >= 1 && int(query_start.size()) == num_seqs + 1, "query_start must have num_seqs + 1 entries");
-        require(int(block_tables.shape(0)) == num_seqs, "one block table per sequence");
-        require(logits.shape(0) >= logit_rows.size() && int(logits.shape(1)) == e.vocab_size(), "logits have the wrong shape");
-        const qwench::Batch batch{int(token_ids.size()), num_seqs,           int(logit_rows.size()), int(block_tables.shape(1)),
-                                  token_ids.data(),      query_start.data(), seq_lens.data(),        block_tables.data(),
-                                  logit_rows.data()};
-        float* out = logits.data();
-        nb::gil_scoped_release release;
-        e.step(batch, out);
-      })
+      .def(
+          "__init__",
+          [](qwench::Executor* self, const std::string& variant, int num_threads, int max_tokens, int num_heads,
+             int vocab_size, size_t arena_bytes, int scratch_width, int num_layers, int num_blocks, int block_size,
+             int num_kv_heads, int head_dim, const std::string& cache_dtype) {
+            require(num_threads >= 1 && max_tokens >= 1 && num_blocks >= 1,
+                    "threads, tokens and blocks must be positive");
+            require(block_size > 0 && block_size % qwench::kKeyGroup == 0, "block_size must be a multiple of 16");
+            require(num_kv_heads > 0 && num_heads % num_kv_heads == 0, "num_heads must be a multiple of num_kv_heads");
+            require(head_dim > 0 && head_dim % 2 == 0, "head_dim must be even");
+            require(cache_dtype == "fp32" || cache_dtype == "bf16", "cache dtype must be fp32 or bf16");
+            const auto kind = cache_dtype == "fp32" ? qwench::CacheKind::kFp32 : qwench::CacheKind::kBf16;
+            new (self)
+                qwench::Executor({variant, num_threads, max_tokens, num_heads, vocab_size, arena_bytes, scratch_width},
+                                 {num_layers, num_blocks, block_size, num_kv_heads, head_dim, kind});
+          },
+          "variant"_a, "num_threads"_a, "max_tokens"_a, "num_heads"_a, "vocab_size"_a, "arena_bytes"_a,
+          "scratch_width"_a, "num_layers"_a, "num_blocks"_a, "block_size"_a, "num_kv_heads"_a, "head_dim"_a,
+          "cache_dtype"_a)
+      .def("add_embed", [](qwench::Executor& e, const std::string& kind, int n, int k, int group, const Bytes& w,
+                           BufferTuple out) { e.add_embed(checked_matrix(kind, n, k, group, w), buffer(out)); })
+      .def("add_norm",
+           [](qwench::Executor& e, BufferTuple in, const Floats& gain, float eps, BufferTuple out) {
+             e.add_norm(buffer(in), vector_of(gain, std::get<1>(in)), eps, buffer(out));
+           })
+      .def(
+          "add_linear",
+          [](qwench::Executor& e, BufferTuple in, const std::string& kind, int n, int k, int group, const Bytes& w,
+             std::optional<Floats> bias, const std::string& epilogue, BufferTuple residual, BufferTuple out,
+             bool is_logits) {
+            const auto mode = epilogue == "add"        ? qwench::Epilogue::kAdd
+                              : epilogue == "silu_mul" ? qwench::Epilogue::kSiluMul
+                                                       : qwench::Epilogue::kStore;
+            e.add_linear(buffer(in), checked_matrix(kind, n, k, group, w), vector_of(bias, n), mode, buffer(residual),
+                         buffer(out), is_logits);
+          },
+          "input"_a, "kind"_a, "n"_a, "k"_a, "group_size"_a, "weight"_a, "bias"_a.none(), "epilogue"_a, "residual"_a,
+          "out"_a, "is_logits"_a)
+      .def("add_qkv_rope_write",
+           [](qwench::Executor& e, BufferTuple in, const std::string& kind, int n, int k, int group, const Bytes& w,
+              const Floats& bias, int layer, BufferTuple q) {
+             e.add_qkv_rope_write(buffer(in), checked_matrix(kind, n, k, group, w), vector_of(bias, n), layer,
+                                  buffer(q));
+           })
+      .def("add_attention", [](qwench::Executor& e, BufferTuple q, int layer, int window, float scale,
+                               BufferTuple out) { e.add_attention(buffer(q), layer, window, scale, buffer(out)); })
+      .def("add_take_rows",
+           [](qwench::Executor& e, BufferTuple in, BufferTuple out) { e.add_take_rows(buffer(in), buffer(out)); })
+      .def(
+          "set_rope_table",
+          [](qwench::Executor& e, const ConstFloatRows& table) {
+            require(int(table.shape(1)) == e.cache().shape().head_dim, "the RoPE table has the wrong width");
+            e.set_rope_table(table.data(), int(table.shape(0)));
+          },
+          nb::keep_alive<1, 2>())
+      .def("step",
+           [](qwench::Executor& e, const Ints& token_ids, const Ints& query_start, const Ints& seq_lens,
+              const IntRows& block_tables, const Ints& logit_rows, FloatRows logits) {
+             const int num_seqs = int(seq_lens.size());
+             require(num_seqs >= 1 && int(query_start.size()) == num_seqs + 1,
+                     "query_start must have num_seqs + 1 entries");
+             require(int(block_tables.shape(0)) == num_seqs, "one block table per sequence");
+             require(logits.shape(0) >= logit_rows.size() && int(logits.shape(1)) == e.vocab_size(),
+                     "logits have the wrong shape");
+             const qwench::Batch batch{
+                 int(token_ids.size()), num_seqs,           int(logit_rows.size()), int(block_tables.shape(1)),
+                 token_ids.data(),      query_start.data(), seq_lens.data(),        block_tables.data(),
+                 logit_rows.data()};
+             float* out = logits.data();
+             nb::gil_scoped_release release;
+             e.step(batch, out);
+           })
       .def("phase_seconds", &qwench::Executor::phase_seconds)
       .def("copy_block", &qwench::Executor::copy_block);
 }

@@ -59,8 +59,7 @@ void for_chunks(size_t num_bytes, int num_threads, Work work) {
   const size_t num_chunks = (num_bytes + kChunk - 1) / kChunk;
   std::atomic<size_t> next{0};
   auto serve = [&] {
-    for (size_t c; (c = next.fetch_add(1)) < num_chunks;)
-      work(c, c * kChunk, std::min(kChunk, num_bytes - c * kChunk));
+    for (size_t c; (c = next.fetch_add(1)) < num_chunks;) work(c, c * kChunk, std::min(kChunk, num_bytes - c * kChunk));
   };
   std::vector<std::thread> threads;
   for (size_t t = 1; t < std::min<size_t>(num_threads, num_chunks); ++t) threads.emplace_back(serve);

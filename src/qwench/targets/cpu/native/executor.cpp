@@ -65,7 +65,9 @@ struct Linear final : Phase {
     args.weight = weight;
     args.num_rows = e.num_rows(step, in);
     args.width = width;
-    args.y = destination == Destination::kLogits ? step.logits : destination == Destination::kWork ? e.work() : e.values(out);
+    args.y = destination == Destination::kLogits ? step.logits
+             : destination == Destination::kWork ? e.work()
+                                                 : e.values(out);
     args.epilogue = epilogue;
     args.bias = bias;
     args.residual = epilogue == Epilogue::kAdd ? e.values(residual) : nullptr;
@@ -110,8 +112,8 @@ struct RopeWrite final : Phase {
       for (int h = 0; h < shape.num_kv_heads; ++h) {
         const size_t at = block + h * e.cache().head_stride();
         e.kernels().write_keys(k + h * shape.head_dim, shape.head_dim, offset, shape.kind, e.cache().keys(layer) + at);
-        e.kernels().write_values(k + kv_size + h * shape.head_dim, shape.head_dim, shape.padded_dim(), offset, shape.kind,
-                                 e.cache().values(layer) + at);
+        e.kernels().write_values(k + kv_size + h * shape.head_dim, shape.head_dim, shape.padded_dim(), offset,
+                                 shape.kind, e.cache().values(layer) + at);
       }
     });
   }
@@ -144,7 +146,8 @@ struct Attention final : Phase {
     for (int i; (i = next_item.fetch_add(1, std::memory_order_relaxed)) < int(step.attention.size());) {
       const auto& item = step.attention[i];
       args.block_table = step.batch.block_tables + size_t(item.seq) * step.batch.max_blocks;
-      e.kernels().attention(args, item.first_head, item.num_heads, item.first_row, item.first_position, item.num_tokens);
+      e.kernels().attention(args, item.first_head, item.num_heads, item.first_row, item.first_position,
+                            item.num_tokens);
     }
   }
 };
@@ -186,7 +189,8 @@ QuantizedRow Executor::quantized_row(const Buffer& b, int row) const {
   uint8_t* base = arena_.get() + b.offset;
   auto* scales = reinterpret_cast<float*>(base + size_t(config_.max_tokens) * padded);
   auto* sums = reinterpret_cast<int32_t*>(scales + size_t(config_.max_tokens) * groups);
-  return {reinterpret_cast<int8_t*>(base) + size_t(row) * padded, scales + size_t(row) * groups, sums + size_t(row) * groups};
+  return {reinterpret_cast<int8_t*>(base) + size_t(row) * padded, scales + size_t(row) * groups,
+          sums + size_t(row) * groups};
 }
 
 Activation Executor::activation(const Buffer& b) const {
@@ -211,8 +215,8 @@ void Executor::add_norm(Buffer in, const float* gain, float eps, Buffer out) {
   add(std::move(phase));
 }
 
-void Executor::add_linear(Buffer in, PackedMatrix weight, const float* bias, Epilogue epilogue, Buffer residual, Buffer out,
-                          bool is_logits) {
+void Executor::add_linear(Buffer in, PackedMatrix weight, const float* bias, Epilogue epilogue, Buffer residual,
+                          Buffer out, bool is_logits) {
   auto phase = std::make_unique<Linear>();
   phase->in = in;
   phase->weight = weight;
@@ -326,7 +330,8 @@ void Executor::step(const Batch& batch, float* logits) {
       const auto start = std::chrono::steady_clock::now();
       phase->run(*this, step_, thread);
       pool_.barrier();
-      if (thread == 0) phase->seconds += std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+      if (thread == 0)
+        phase->seconds += std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
     }
   });
 }

@@ -1,5 +1,6 @@
 // Runs one step of a Program: the lowered ops in order, one parallel region, no allocation, nothing between ops but a
-// barrier. Knows the ops' arguments, not where they came from; targets/cpu/executor.py lowers a Program to calls of add_*.
+// barrier. Knows the ops' arguments, not where they came from; targets/cpu/executor.py lowers a Program to calls of
+// add_*.
 #pragma once
 #include <atomic>
 #include <memory>

@@ -12,8 +12,8 @@ struct SourceMatrix {  // row-major [num_rows, k]
   int num_rows;
 };
 
-// Rows of `sources` stacked, or for `paired` (two sources of equal rows) 32 of the first beside 32 of the second in each
-// panel. Fills weight.panel_bytes() * num_panels() bytes at `out`.
+// Rows of `sources` stacked, or for `paired` (two sources of equal rows) 32 of the first beside 32 of the second in
+// each panel. Fills weight.panel_bytes() * num_panels() bytes at `out`.
 void pack_matrix(const std::vector<SourceMatrix>& sources, bool paired, const PackedMatrix& weight, uint8_t* out,
                  const KernelTable& kernels, int num_threads);
 

@@ -15,9 +15,7 @@
 namespace qwench {
 namespace {
 
-double now_s() {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
-}
+double now_s() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
 
 uint64_t read_all(const uint64_t* p, size_t words) {
   uint64_t sums[8] = {};

@@ -27,11 +27,12 @@ QWENCH_INLINE Float load_of_pair(const uint8_t* base, int index, int stride) {
 
 // One dimension of the scores. Its keys are held in registers only here: 24 accumulators leave room for no more.
 template <CacheKind C, int R, int G, bool kOdd>
-QWENCH_INLINE void score_step(const float* const* q, int d, const uint8_t* const* keys, Float (&acc)[R][G * kScoreVecs]) {
+QWENCH_INLINE void score_step(const float* const* q, int d, const uint8_t* const* keys,
+                              Float (&acc)[R][G * kScoreVecs]) {
   Float key[G * kScoreVecs];
   for (int v = 0; v < G * kScoreVecs; ++v)
-    key[v] = load_of_pair<C, kOdd>(keys[v / kScoreVecs] + size_t(d) * kKeyGroup * cache_item<C>, v % kScoreVecs * kLanes,
-                                   kKeyGroup);
+    key[v] = load_of_pair<C, kOdd>(keys[v / kScoreVecs] + size_t(d) * kKeyGroup * cache_item<C>,
+                                   v % kScoreVecs * kLanes, kKeyGroup);
   for (int r = 0; r < R; ++r) {
     const Float x = set(q[r][d + kOdd]);
     for (int v = 0; v < G * kScoreVecs; ++v) fma_to(acc[r][v], key[v], x);
@@ -80,7 +81,8 @@ inline void value_tile(const float* p, const uint8_t* const* values, int count, 
 }
 
 template <CacheKind C, int R>
-inline void scores_of_rows(const float* const* q, int head_dim, const uint8_t* const* keys, int num_groups, float* scores) {
+inline void scores_of_rows(const float* const* q, int head_dim, const uint8_t* const* keys, int num_groups,
+                           float* scores) {
   int g = 0;
   for (; g + kScoreGroups <= num_groups; g += kScoreGroups)
     score_tile<C, R, kScoreGroups>(q, head_dim, keys + g, scores + g * kKeyGroup);
@@ -96,7 +98,8 @@ inline void values_of_rows(const float* p, const uint8_t* const* values, int cou
 }
 
 // Turns one row of scores into probabilities relative to the row's running maximum; rescales what it gathered.
-inline void softmax_step(float* scores, int low, int high, float scale, float& peak, float& total, float* out, int padded_dim) {
+inline void softmax_step(float* scores, int low, int high, float scale, float& peak, float& total, float* out,
+                         int padded_dim) {
   for (int i = 0; i < low; ++i) scores[i] = kMasked;
   for (int i = high; i < kScoreTile; ++i) scores[i] = kMasked;
   Float best = set(kNoScore);
@@ -127,7 +130,7 @@ template <CacheKind C>
 inline void attend(const AttentionArgs& a, int first_head, int num_heads, int first_row, int first_position,
                    int num_tokens) {
   const int kv_head = first_head / (a.num_heads / a.num_kv_heads), num_rows = num_tokens * num_heads;
-  float* out = a.scratch;                                        // [rows, padded_dim]
+  float* out = a.scratch;                                          // [rows, padded_dim]
   float* scores = out + size_t(kMaxAttentionRows) * a.padded_dim;  // [rows, 64]
   float* peak = scores + size_t(kMaxAttentionRows) * kScoreTile;
   float* total = peak + kMaxAttentionRows;
@@ -155,29 +158,55 @@ inline void attend(const AttentionArgs& a, int first_head, int num_heads, int fi
       const int rows = num_rows - r < kFloatRows ? num_rows - r : kFloatRows;
       float* s = scores + size_t(r) * kScoreTile;
       switch (rows) {
-        case 1: scores_of_rows<C, 1>(q + r, a.head_dim, keys, num_groups, s); break;
-        case 2: scores_of_rows<C, 2>(q + r, a.head_dim, keys, num_groups, s); break;
-        case 3: scores_of_rows<C, 3>(q + r, a.head_dim, keys, num_groups, s); break;
-        case 4: scores_of_rows<C, 4>(q + r, a.head_dim, keys, num_groups, s); break;
-        case 5: scores_of_rows<C, 5>(q + r, a.head_dim, keys, num_groups, s); break;
-        default: scores_of_rows<C, kFloatRows>(q + r, a.head_dim, keys, num_groups, s); break;
+        case 1:
+          scores_of_rows<C, 1>(q + r, a.head_dim, keys, num_groups, s);
+          break;
+        case 2:
+          scores_of_rows<C, 2>(q + r, a.head_dim, keys, num_groups, s);
+          break;
+        case 3:
+          scores_of_rows<C, 3>(q + r, a.head_dim, keys, num_groups, s);
+          break;
+        case 4:
+          scores_of_rows<C, 4>(q + r, a.head_dim, keys, num_groups, s);
+          break;
+        case 5:
+          scores_of_rows<C, 5>(q + r, a.head_dim, keys, num_groups, s);
+          break;
+        default:
+          scores_of_rows<C, kFloatRows>(q + r, a.head_dim, keys, num_groups, s);
+          break;
       }
       for (int i = r; i < r + rows; ++i) {
         const int position = first_position + i / num_heads;
         const int low = a.window && position + 1 - a.window > tile ? position + 1 - a.window - tile : 0;
         const int high = position + 1 - tile;
         softmax_step(scores + size_t(i) * kScoreTile, low < kScoreTile ? low : kScoreTile,
-                     high < 0 ? 0 : high < kScoreTile ? high : kScoreTile, a.scale, peak[i], total[i],
-                     out + size_t(i) * a.padded_dim, a.padded_dim);
+                     high < 0            ? 0
+                     : high < kScoreTile ? high
+                                         : kScoreTile,
+                     a.scale, peak[i], total[i], out + size_t(i) * a.padded_dim, a.padded_dim);
       }
       float* o = out + size_t(r) * a.padded_dim;
       switch (rows) {
-        case 1: values_of_rows<C, 1>(s, values, count, a.padded_dim, o); break;
-        case 2: values_of_rows<C, 2>(s, values, count, a.padded_dim, o); break;
-        case 3: values_of_rows<C, 3>(s, values, count, a.padded_dim, o); break;
-        case 4: values_of_rows<C, 4>(s, values, count, a.padded_dim, o); break;
-        case 5: values_of_rows<C, 5>(s, values, count, a.padded_dim, o); break;
-        default: values_of_rows<C, kFloatRows>(s, values, count, a.padded_dim, o); break;
+        case 1:
+          values_of_rows<C, 1>(s, values, count, a.padded_dim, o);
+          break;
+        case 2:
+          values_of_rows<C, 2>(s, values, count, a.padded_dim, o);
+          break;
+        case 3:
+          values_of_rows<C, 3>(s, values, count, a.padded_dim, o);
+          break;
+        case 4:
+          values_of_rows<C, 4>(s, values, count, a.padded_dim, o);
+          break;
+        case 5:
+          values_of_rows<C, 5>(s, values, count, a.padded_dim, o);
+          break;
+        default:
+          values_of_rows<C, kFloatRows>(s, values, count, a.padded_dim, o);
+          break;
       }
     }
   }
@@ -187,7 +216,8 @@ inline void attend(const AttentionArgs& a, int first_head, int num_heads, int fi
   }
 }
 
-void attention(const AttentionArgs& a, int first_head, int num_heads, int first_row, int first_position, int num_tokens) {
+void attention(const AttentionArgs& a, int first_head, int num_heads, int first_row, int first_position,
+               int num_tokens) {
   if (a.cache == CacheKind::kFp32)
     attend<CacheKind::kFp32>(a, first_head, num_heads, first_row, first_position, num_tokens);
   else

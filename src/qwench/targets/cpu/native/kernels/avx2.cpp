@@ -12,7 +12,8 @@ namespace qwench::avx2 {
 #include "kernels/pack.inl"
 #include "kernels/peak.inl"
 
-const KernelTable kTable = {"avx2", linear, attention, rms_norm, quantize, rope, write_keys, write_values, embed, pack_panel, peak};
+const KernelTable kTable = {"avx2",     linear,       attention, rms_norm,   quantize, rope,
+                            write_keys, write_values, embed,     pack_panel, peak};
 
 }  // namespace qwench::avx2
 

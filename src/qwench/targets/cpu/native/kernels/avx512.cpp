@@ -12,7 +12,8 @@ namespace qwench::avx512 {
 #include "kernels/pack.inl"
 #include "kernels/peak.inl"
 
-const KernelTable kTable = {"avx512", linear, attention, rms_norm, quantize, rope, write_keys, write_values, embed, pack_panel, peak};
+const KernelTable kTable = {"avx512",   linear,       attention, rms_norm,   quantize, rope,
+                            write_keys, write_values, embed,     pack_panel, peak};
 
 }  // namespace qwench::avx512
 

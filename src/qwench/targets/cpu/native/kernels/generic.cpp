@@ -12,7 +12,8 @@ namespace qwench::generic {
 #include "kernels/pack.inl"
 #include "kernels/peak.inl"
 
-const KernelTable kTable = {"generic", linear, attention, rms_norm, quantize, rope, write_keys, write_values, embed, pack_panel, peak};
+const KernelTable kTable = {"generic",  linear,       attention, rms_norm,   quantize, rope,
+                            write_keys, write_values, embed,     pack_panel, peak};
 
 }  // namespace qwench::generic
 

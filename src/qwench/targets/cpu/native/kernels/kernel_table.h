@@ -26,7 +26,8 @@ enum class Epilogue : int { kStore = 0, kAdd = 1, kSiluMul = 2 };
 // A matrix [n, k] in panels of 64 columns (rows of the checkpoint's matrix); beyond n and k it is zero. A panel is
 //   bf16:  [padded_k / 2][64][2] bf16
 //   int8:  per group of K: [64] fp32 scales, [group / 4][64][4] codes + 128
-//   int4:  per group of K: [64] fp32 scales, [group / 8][64][4] bytes of codes + 8, k in the low nibble, k + 4 in the high
+//   int4:  per group of K: [64] fp32 scales, [group / 8][64][4] bytes of codes + 8, k in the low nibble, k + 4 in the
+//   high
 struct PackedMatrix {
   const uint8_t* data;
   WeightKind kind;
@@ -81,18 +82,18 @@ struct LinearArgs {
 // values [block_size][padded_dim]; bf16 with neighbours paired: keys [block_size / 16][head_dim / 2][16][2], values
 // [block_size / 2][padded_dim][2].
 struct AttentionArgs {
-  const float* q;           // [tokens of the step, num_heads, head_dim], rotated
-  float* out;               // the same shape
-  const uint8_t* keys;      // this layer, first block, first head
-  const uint8_t* values;    // likewise
-  size_t block_stride;      // bytes from block to block
-  size_t head_stride;       // bytes from head to head within a block
+  const float* q;         // [tokens of the step, num_heads, head_dim], rotated
+  float* out;             // the same shape
+  const uint8_t* keys;    // this layer, first block, first head
+  const uint8_t* values;  // likewise
+  size_t block_stride;    // bytes from block to block
+  size_t head_stride;     // bytes from head to head within a block
   const int32_t* block_table;
   CacheKind cache;
   int block_size, num_heads, num_kv_heads, head_dim, padded_dim;
-  int window;               // positions seen, 0 for all
+  int window;  // positions seen, 0 for all
   float scale;
-  float* scratch;           // this thread's, attention_scratch_floats(padded_dim)
+  float* scratch;  // this thread's, attention_scratch_floats(padded_dim)
 };
 
 QWENCH_INLINE size_t attention_scratch_floats(int padded_dim) {
@@ -113,7 +114,8 @@ struct KernelTable {
   // Rotates one row of `num_heads` heads; table row: head_dim / 2 cosines, then sines.
   void (*rope)(const float* x, const float* table_row, int num_heads, int head_dim, float* y);
   void (*write_keys)(const float* k, int head_dim, int offset_in_block, CacheKind cache, uint8_t* block_head);
-  void (*write_values)(const float* v, int head_dim, int padded_dim, int offset_in_block, CacheKind cache, uint8_t* block_head);
+  void (*write_values)(const float* v, int head_dim, int padded_dim, int offset_in_block, CacheKind cache,
+                       uint8_t* block_head);
   // One row of the matrix, dequantised: y [k].
   void (*embed)(const PackedMatrix& weight, int row, float* y);
   // Quantises and packs 64 rows of a checkpoint matrix, each [k] or null for zeros, into one panel.

@@ -9,7 +9,7 @@
 
 constexpr int kBlockRows = 48;
 constexpr int kFloatChunk = 128;  // values of K per chunk of a bf16 panel
-constexpr int kColumnBytes = 4;  // a column of a panel row: 4 codes, 8 nibbles or 2 bf16
+constexpr int kColumnBytes = 4;   // a column of a panel row: 4 codes, 8 nibbles or 2 bf16
 constexpr int kPanelRowBytes = kPanelColumns * kColumnBytes;
 constexpr int kUnpackRows = 12;  // from this many rows on, unpacking a panel of nibbles once beats doing it per tile
 
@@ -27,7 +27,8 @@ QWENCH_INLINE void fma_step(const float* const* x, int k, const Float* w, Float 
 
 // Adds the products over [k_begin, k_end) to `tile` [R, 64].
 template <int R, int V>
-QWENCH_INLINE void tile_bf16(const LinearArgs& a, const uint8_t* panel, int k_begin, int k_end, int row, int column, float* tile) {
+QWENCH_INLINE void tile_bf16(const LinearArgs& a, const uint8_t* panel, int k_begin, int k_end, int row, int column,
+                             float* tile) {
   const float* x[R];
   for (int r = 0; r < R; ++r) x[r] = a.x.values + size_t(row + r) * a.x.width;
   Float acc[R][V];
@@ -81,8 +82,8 @@ QWENCH_INLINE void dot_group(const int8_t* const* x, int k_begin, int k_end, con
   }
 }
 
-// Adds the products over group g to `tile` [R, 64]. Codes carry an offset that makes them unsigned, so their sum starts at
-// -offset * sum(x): exact, and free.
+// Adds the products over group g to `tile` [R, 64]. Codes carry an offset that makes them unsigned, so their sum starts
+// at -offset * sum(x): exact, and free.
 template <Codes C, int R, int V>
 QWENCH_INLINE void tile_int(const LinearArgs& a, const float* scales, const uint8_t* codes, int g, int row, int column,
                             float* tile) {
@@ -107,9 +108,9 @@ QWENCH_INLINE void tile_int(const LinearArgs& a, const float* scales, const uint
 
 // A chunk of a panel: values [k_begin, k_end) of K, which is one group for integers.
 struct Chunk {
-  const uint8_t* panel;    // bf16: the whole panel
-  const float* scales;     // integers: of the group
-  const uint8_t* codes;    // integers: of the group, packed or unpacked
+  const uint8_t* panel;  // bf16: the whole panel
+  const float* scales;   // integers: of the group
+  const uint8_t* codes;  // integers: of the group, packed or unpacked
   bool is_unpacked;
   int index, k_begin, k_end;
 };
@@ -191,12 +192,24 @@ void linear(const LinearArgs& a, int first_panel, int last_panel) {
         for (int r = 0; r < num_rows; r += tile_height) {
           float* tile = sums + r * kPanelColumns;
           switch (num_rows - r < tile_height ? num_rows - r : tile_height) {
-            case 1: tile_rows<1>(a, chunk, block + r, tile); break;
-            case 2: tile_rows<2>(a, chunk, block + r, tile); break;
-            case 3: tile_rows<3>(a, chunk, block + r, tile); break;
-            case 4: tile_rows<4>(a, chunk, block + r, tile); break;
-            case 5: tile_rows<5>(a, chunk, block + r, tile); break;
-            default: tile_rows<6>(a, chunk, block + r, tile); break;
+            case 1:
+              tile_rows<1>(a, chunk, block + r, tile);
+              break;
+            case 2:
+              tile_rows<2>(a, chunk, block + r, tile);
+              break;
+            case 3:
+              tile_rows<3>(a, chunk, block + r, tile);
+              break;
+            case 4:
+              tile_rows<4>(a, chunk, block + r, tile);
+              break;
+            case 5:
+              tile_rows<5>(a, chunk, block + r, tile);
+              break;
+            default:
+              tile_rows<6>(a, chunk, block + r, tile);
+              break;
           }
         }
       }

@@ -14,8 +14,7 @@ void rms_norm(const float* x, const float* gain, float eps, int width, float* y)
   float total = reduce_add(add(add(sums[0], sums[1]), add(sums[2], sums[3])));
   for (; i < width; ++i) total += x[i] * x[i];
   const float inverse = 1.0f / __builtin_sqrtf(total / float(width) + eps);
-  for (i = 0; i + kLanes <= width; i += kLanes)
-    store(y + i, mul(mul(load(x + i), set(inverse)), load(gain + i)));
+  for (i = 0; i + kLanes <= width; i += kLanes) store(y + i, mul(mul(load(x + i), set(inverse)), load(gain + i)));
   for (; i < width; ++i) y[i] = x[i] * inverse * gain[i];
 }
 
@@ -83,7 +82,8 @@ void write_keys(const float* k, int head_dim, int offset_in_block, CacheKind cac
   for (int d = 0; d < head_dim; ++d) put(cache, block_head, key_index(cache, offset_in_block, d, head_dim), k[d]);
 }
 
-void write_values(const float* v, int head_dim, int padded_dim, int offset_in_block, CacheKind cache, uint8_t* block_head) {
+void write_values(const float* v, int head_dim, int padded_dim, int offset_in_block, CacheKind cache,
+                  uint8_t* block_head) {
   for (int d = 0; d < padded_dim; ++d)
     put(cache, block_head, value_index(cache, offset_in_block, d, padded_dim), d < head_dim ? v[d] : 0.0f);
 }

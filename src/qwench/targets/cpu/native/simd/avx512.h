@@ -33,7 +33,8 @@ inline Float pow2(Float n) {  // 2^n for integral n in [-126, 127]
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_add_epi32(_mm512_cvtps_epi32(n), _mm512_set1_epi32(127)), 23));
 }
 
-// g++ 12 spills accumulators around the intrinsics below; as asm they stay in registers, which is worth a factor of two.
+// g++ 12 spills accumulators around the intrinsics below; as asm they stay in registers, which is worth a factor of
+// two.
 inline void fma_to(Float& acc, Float a, Float b) { asm("vfmadd231ps %2, %1, %0" : "+v"(acc) : "v"(a), "v"(b)); }
 // Weights are unsigned here, so that the activations are the broadcast operand; kByteOffset * sum(x) is taken off.
 using Broadcast = Int;
@@ -44,7 +45,9 @@ inline Broadcast broadcast_codes(const int8_t* p) {
   return _mm512_set1_epi32(v);
 }
 inline Int byte_weights(Int packed) { return packed; }
-inline void dot4_to(Int& acc, Int weights, Broadcast x) { asm("vpdpbusd %2, %1, %0" : "+v"(acc) : "v"(weights), "v"(x)); }
+inline void dot4_to(Int& acc, Int weights, Broadcast x) {
+  asm("vpdpbusd %2, %1, %0" : "+v"(acc) : "v"(weights), "v"(x));
+}
 inline Float fma(Float a, Float b, Float c) { return _mm512_fmadd_ps(a, b, c); }
 
 inline Int load_int(const void* p) { return _mm512_loadu_si512(p); }

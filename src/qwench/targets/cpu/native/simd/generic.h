@@ -23,7 +23,11 @@ inline To bits(From v) {
   return r;
 }
 
-inline Float load(const float* p) { Float v; std::memcpy(&v, p, sizeof v); return v; }
+inline Float load(const float* p) {
+  Float v;
+  std::memcpy(&v, p, sizeof v);
+  return v;
+}
 inline void store(float* p, Float v) { std::memcpy(p, &v, sizeof v); }
 inline Float set(float v) { return Float{v, v, v, v}; }
 inline Float add(Float a, Float b) { return a + b; }
@@ -34,14 +38,22 @@ inline Float select(Int mask, Float a, Float b) { return bits<Float>((bits<Int>(
 inline Float min(Float a, Float b) { return select(a < b, a, b); }  // b when either is NaN
 inline Float max(Float a, Float b) { return select(a > b, a, b); }  // b when either is NaN
 inline Float abs(Float a) { return bits<Float>(bits<Int>(a) & 0x7fffffff); }
-inline Float round_even(Float a) { return Float{std::nearbyint(a[0]), std::nearbyint(a[1]), std::nearbyint(a[2]), std::nearbyint(a[3])}; }
-inline Float zero_below(Float a, float bound, Float value) { return bits<Float>(bits<Int>(value) & ~Int(a < set(bound))); }
+inline Float round_even(Float a) {
+  return Float{std::nearbyint(a[0]), std::nearbyint(a[1]), std::nearbyint(a[2]), std::nearbyint(a[3])};
+}
+inline Float zero_below(Float a, float bound, Float value) {
+  return bits<Float>(bits<Int>(value) & ~Int(a < set(bound)));
+}
 inline Int to_int(Float v) { return __builtin_convertvector(v, Int); }
 inline Float pow2(Float n) { return bits<Float>((to_int(n) + 127) << 23); }
 inline Float fma(Float a, Float b, Float c) { return a * b + c; }
 inline void fma_to(Float& acc, Float a, Float b) { acc = a * b + acc; }
 
-inline Int load_int(const void* p) { Int v; std::memcpy(&v, p, sizeof v); return v; }
+inline Int load_int(const void* p) {
+  Int v;
+  std::memcpy(&v, p, sizeof v);
+  return v;
+}
 inline Int set_int(int32_t v) { return Int{v, v, v, v}; }
 inline Int add_int(Int a, Int b) { return a + b; }
 inline Float to_float(Int v) { return __builtin_convertvector(v, Float); }
