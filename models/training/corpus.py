@@ -12,10 +12,15 @@ import random
 from collections.abc import Iterator
 
 from chat import conversation
+from lexicon import ANIMALS, BOYS, CATEGORIES, COUNTRIES, DAYS, GIRLS, MONTHS, OPPOSITES, PETS
 from prose import PROSE, sums_prose
 from scenes import make_scene
-from stories import make_story, summary
+from stories import PEOPLE, TRAITS, make_story, summary
 
+COPY_SHARE = 0.05
+WORDS = [*(a.name for a in ANIMALS), *GIRLS, *BOYS, *PETS, *OPPOSITES, *CATEGORIES["fruits"], *TRAITS, *PEOPLE]
+COUNTRY_WORDS = [*COUNTRIES, *(capital for capital, _, _ in COUNTRIES.values()), *DAYS, *MONTHS]
+DIGITS = list("0123456789")
 DEFAULT_SYSTEM = "You are qwench-tiny, a small and friendly assistant."
 CHAT_TEMPLATE = (
     "{%- for message in messages %}"
@@ -42,8 +47,17 @@ def story_document(rng: random.Random, validation: bool) -> str:
     return text + (f"\n\nSummary: {summary(rng, story)}" if rng.random() < 0.3 else "")
 
 
+def repeated_words(rng: random.Random) -> str:
+    """A few random words or digits, said several times in the same order: nothing helps here but to copy."""
+    pool = rng.choice([WORDS, WORDS, COUNTRY_WORDS, DIGITS])
+    phrase = " ".join(rng.choice(pool) for _ in range(rng.randint(3, 16)))
+    return rng.choice([" ", " ", ", ", ". "]).join([phrase] * rng.randint(2, 6))
+
+
 def document(rng: random.Random, validation: bool) -> str:
     """One document of a kind drawn by weight: conversations 82 %, stories 4 %, scenes 2 %, other prose 12 %."""
+    if rng.random() < COPY_SHARE:
+        return repeated_words(rng)
     roll = rng.random()
     if roll < 0.82:
         return chatml(conversation(rng, validation), default_system=rng.random() < 0.45)
