@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from qwench.checkpoint.spec import ModelSpec
 from qwench.config import QwenchConfig
-from qwench.errors import ArtifactError
+from qwench.errors import ArtifactError, CheckpointError
 from qwench.host import num_cpus
 from qwench.program.formats import Format
 from qwench.program.memory import MemoryPlan, plan_memory
@@ -196,7 +196,7 @@ def _read_program(path: Path, config: QwenchConfig) -> tuple[Program, MemoryPlan
 def _parse(path: Path, name: str, read: Callable[[], Any]) -> Any:
     try:
         return read()
-    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError, CheckpointError) as error:
         raise _error(path, f"{name} has unexpected content ({error!r})") from None
 
 

@@ -161,14 +161,14 @@ def _check_memory(work: _Plan) -> None:
     assert config.max_seq_len and config.kvcache_block_size and config.kv_cache
     cache = CacheConfig(-(-config.max_seq_len // config.kvcache_block_size), config.kvcache_block_size, config.kv_cache)
     cache_bytes = cache.num_blocks * cache.block_bytes(work.program)
-    needed = work.packed_bytes + work.plan.arena_bytes + cache_bytes
+    needed = work.packed_bytes + work.plan.num_bytes + cache_bytes
     allowed = config.memory if config.memory is not None else available_memory_bytes()
     if needed <= allowed:
         return
     whose = "memory allows" if config.memory is not None else "this machine has free"
     raise CapacityError(
         f"the compiled model needs {_size(needed)} ({_size(work.packed_bytes)} of weights, "
-        f"{_size(work.plan.arena_bytes)} of activations, {_size(cache_bytes)} of cache for one sequence of "
+        f"{_size(work.plan.num_bytes)} of activations, {_size(cache_bytes)} of cache for one sequence of "
         f"{config.max_seq_len} tokens), but {whose} {_size(allowed)}; lower {_largest(work, cache_bytes)}"
     )
 

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import subprocess
+import sys
+import threading
 
 import ml_dtypes
 import numpy as np
@@ -116,3 +120,64 @@ def test_all_finite(name: str, dtype: type, bad: float) -> None:
     assert _native.all_finite(values.view(np.uint8), name, 2)
     values[-1] = bad
     assert not _native.all_finite(values.view(np.uint8), name, 2)
+
+
+def test_logits_of_another_dtype_are_refused_not_copied(executor) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(TypeError):
+        executor.step(GOOD, np.empty((5, 50), np.float64))
+    with pytest.raises(TypeError):
+        executor.step(GOOD, np.empty((5, 80), np.float32)[:, :50])
+
+
+def test_more_threads_than_the_system_gives_is_an_error() -> None:
+    """In a process of its own, whose address space has no room for the threads' stacks."""
+    script = """
+import resource
+from qwench.targets.cpu import _native
+resource.setrlimit(resource.RLIMIT_NPROC, (1, 1))
+resource.setrlimit(resource.RLIMIT_AS, (600 << 20, 600 << 20))
+data = bytearray(4 << 20)
+import numpy as np
+print(_native.crc32c(np.frombuffer(data, np.uint8), 900))
+try:
+    _native.measure_peak_gops("generic", "fp32", 900)
+except RuntimeError as error:
+    print("refused:", error)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert "refused" in done.stdout
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_forked_child_gets_an_error_and_no_hang(executor) -> None:  # type: ignore[no-untyped-def]
+    executor.step(GOOD)
+    child = os.fork()
+    if child == 0:
+        try:
+            executor.step(GOOD)
+        except RuntimeError as error:
+            os._exit(7 if "fork" in str(error) else 1)
+        os._exit(2)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+
+
+def test_two_threads_in_one_executor_take_turns_or_get_an_error(executor) -> None:  # type: ignore[no-untyped-def]
+    expected = executor.step(GOOD).copy()
+    refused = []
+
+    def work() -> None:
+        out = np.empty((5, 50), np.float32)
+        for _ in range(200):
+            try:
+                np.testing.assert_array_equal(executor.step(GOOD, out), expected)
+            except RuntimeError as error:
+                refused.append(str(error))
+
+    threads = [threading.Thread(target=work) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all("take turns" in message for message in refused)
+    np.testing.assert_array_equal(executor.step(GOOD), expected)

@@ -16,6 +16,7 @@ from typing import Any
 from qwench.errors import CheckpointError
 
 ROPE_TYPES = ("default", "linear", "yarn", "llama3")
+MAX_SIZE = 2**31 - 1  # the native side counts in 32 bits; products are 64
 LARGEST_SIZE = 2**31 - 1  # of any dimension: the native code counts them in 32 bits
 MOST_LAYERS = 4096
 
@@ -45,6 +46,25 @@ class ModelSpec:
     max_position_embeddings: int
     rope: RopeSpec
     sliding_windows: tuple[int | None, ...]
+
+    def __post_init__(self) -> None:
+        """Raises CheckpointError for a shape that no model has; whatever made the spec, kernels may rely on it."""
+        sizes = (
+            "vocab_size", "hidden_size", "intermediate_size", "num_layers", "num_heads", "num_kv_heads", "head_dim",
+            "max_position_embeddings",
+        )  # fmt: skip
+        for name in sizes:
+            if not 0 < getattr(self, name) <= MAX_SIZE:
+                raise CheckpointError(f"{name} is {getattr(self, name)}; it must be from 1 to {MAX_SIZE}")
+        if self.num_heads % self.num_kv_heads or self.head_dim % 2:
+            raise CheckpointError(
+                f"{self.num_heads} heads over {self.num_kv_heads} KV heads of {self.head_dim}: heads must be a "
+                "multiple of KV heads, and their size even"
+            )
+        if len(self.sliding_windows) != self.num_layers:
+            raise CheckpointError(f"{len(self.sliding_windows)} sliding windows for {self.num_layers} layers")
+        if any(window is not None and not 0 < window <= MAX_SIZE for window in self.sliding_windows):
+            raise CheckpointError(f"a sliding window must be from 1 to {MAX_SIZE}")
 
     @property
     def q_size(self) -> int:
@@ -207,9 +227,9 @@ class _ConfigReader:
             "factor": self.number(scaling, "factor", positions / original),
             "beta_fast": self.number(scaling, "beta_fast", 32.0),
             "beta_slow": self.number(scaling, "beta_slow", 1.0),
-            "truncate": float(scaling.get("truncate", True)),
+            "truncate": float(bool(scaling.get("truncate", True))),
         }
         for key in ("attention_factor", "mscale", "mscale_all_dim"):
-            if scaling.get(key) is not None:
+            if scaling.get(key):  # transformers takes 0 as absent, too
                 parameters[key] = self.number(scaling, key)
         return parameters

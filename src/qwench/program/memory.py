@@ -19,7 +19,12 @@ class MemoryPlan:
 
     max_step_tokens: int
     arena_bytes: int
+    work_bytes: int  # fp32 values between the halves of a fused op, which no buffer holds
     offsets: dict[str, int]
+
+    @property
+    def num_bytes(self) -> int:
+        return self.arena_bytes + self.work_bytes
 
 
 def buffer_bytes(buffer: Buffer, num_rows: int) -> int:
@@ -46,7 +51,15 @@ def plan_memory(program: Program, max_step_tokens: int) -> MemoryPlan:
         placed.append((birth, death, start, start + size))
         offsets[name] = start
     offsets |= {name: offsets[root] for name, root in alias.items() if root in offsets}
-    return MemoryPlan(max_step_tokens, max((p[3] for p in placed), default=0), offsets)
+    return MemoryPlan(
+        max_step_tokens, max((p[3] for p in placed), default=0), work_width(program) * max_step_tokens * 4, offsets
+    )
+
+
+def work_width(program: Program) -> int:
+    """Values per token that a fused op holds between its halves: q, k and v before RoPE, or rows before quantising."""
+    spec = program.spec
+    return max(spec.hidden_size, spec.q_size + 2 * spec.kv_size, spec.intermediate_size)
 
 
 def _in_place(program: Program) -> dict[str, str]:

@@ -86,6 +86,13 @@ class BlockPool:
             self._block_of[name] = block
             self._hash_of[block] = name
 
+    def forget(self, blocks: Iterable[int]) -> None:
+        """Nobody finds these blocks by name any more: what they hold is not to be reused."""
+        for block in blocks:
+            name, self._hash_of[block] = self._hash_of[block], None
+            if name is not None:
+                del self._block_of[name]
+
     def check_integrity(self, tables: Iterable[Sequence[int]]) -> None:
         """Asserts that counts, free queue and names agree with the block tables of all running requests."""
         held = Counter(block for table in tables for block in table)

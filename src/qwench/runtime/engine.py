@@ -153,6 +153,7 @@ class Engine:
         try:
             token, logprobs = request.sampler.sample(row)
         except NumericalError as error:
+            self.scheduler.forget_content(request)
             return self._finish(request, None, "error", error=error)
         if request.timings.first_token_s is None:
             request.timings.first_token_s = now

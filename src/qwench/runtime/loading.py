@@ -20,6 +20,7 @@ from qwench.targets.target import Array, CacheConfig, get_target
 logger = logging.getLogger(__name__)
 
 GIB = 1 << 30
+MAX_THREADS = 1024
 DEFAULT_CACHE_BYTES = 4 * GIB  # without a budget from the user the cache takes no more, however much is free,
 DEFAULT_CACHE_SHARE = 0.5  # and no more than this share of what the weights leave; one full sequence it always gets
 
@@ -50,8 +51,8 @@ def load_engine(
     config = model.config
     assert config.max_seq_len and config.batch_size and config.kvcache_block_size and config.kv_cache and config.target
     threads = num_cpus() if num_threads is None else num_threads
-    if threads < 1:
-        raise ConfigError(f"num_threads is {num_threads}; it must be at least 1")
+    if not 1 <= threads <= MAX_THREADS:
+        raise ConfigError(f"num_threads is {num_threads}; it must be from 1 to {MAX_THREADS}")
     blocks = choose_num_blocks(model, num_blocks or config.kvcache_num_blocks, memory or config.memory)
     cache = CacheConfig(blocks, config.kvcache_block_size, config.kv_cache)
     executor = get_target(config.target).load(model.program, model.plan, model.tensors, cache, threads)
@@ -73,7 +74,7 @@ def choose_num_blocks(model: CompiledModel, wanted: int | None = None, memory: i
     block_bytes = CacheConfig(1, config.kvcache_block_size, config.kv_cache).block_bytes(model.program)
     one_sequence = -(-config.max_seq_len // config.kvcache_block_size)
     weights = sum(tensor.nbytes for tensor in model.tensors.values())
-    fixed = weights + model.plan.arena_bytes + config.batch_size * model.program.spec.vocab_size * 4
+    fixed = weights + model.plan.num_bytes + config.batch_size * model.program.spec.vocab_size * 4
     available = available_memory_bytes() if memory is None else memory
     rest = available - fixed
     least = wanted or one_sequence

@@ -96,6 +96,10 @@ class Scheduler:
         else:
             self.waiting.remove(request)
 
+    def forget_content(self, request: Request) -> None:
+        """The request's keys and values are broken: no other request may find them."""
+        self.pool.forget(request.block_table[: request.num_blocks].tolist())
+
     def _start(self, request: Request, shared: list[int]) -> None:
         self.pool.acquire(shared)
         request.block_table[: len(shared)] = shared

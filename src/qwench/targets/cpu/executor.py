@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from qwench.errors import TargetError
-from qwench.program.memory import MemoryPlan
+from qwench.program.memory import MemoryPlan, work_width
 from qwench.program.ops import Op, Program
 from qwench.program.rope import cos_sin, inverse_frequencies
 from qwench.targets.cpu import _native
@@ -45,7 +45,7 @@ class CpuExecutor:
             num_heads=spec.num_heads,
             vocab_size=spec.vocab_size,
             arena_bytes=plan.arena_bytes,
-            scratch_width=max(spec.hidden_size, spec.q_size + 2 * spec.kv_size, spec.intermediate_size),
+            scratch_width=work_width(program),
             num_layers=spec.num_layers,
             num_blocks=cache.num_blocks,
             block_size=cache.block_size,

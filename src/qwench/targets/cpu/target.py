@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 import ml_dtypes
 import numpy as np
 
+from qwench.errors import CapacityError
 from qwench.host import num_cpus
 from qwench.program.memory import MemoryPlan
 from qwench.program.ops import Program, Weight
@@ -63,4 +64,10 @@ class CpuTarget:
     def load(
         self, program: Program, plan: MemoryPlan, tensors: Mapping[str, Array], cache: CacheConfig, num_threads: int
     ) -> Executor:
-        return CpuExecutor(self.variant, program, plan, tensors, cache, num_threads)
+        try:
+            return CpuExecutor(self.variant, program, plan, tensors, cache, num_threads)
+        except (MemoryError, RuntimeError) as error:  # std::bad_alloc, and std::system_error of a thread
+            raise CapacityError(
+                f"the system refused memory or one of {num_threads} threads ({error}); take fewer threads, a smaller "
+                "max_seq_len or fewer cache blocks"
+            ) from None

@@ -53,7 +53,8 @@ PackedMatrix packed_matrix(const std::string& kind, int n, int k, int group_size
   else
     require(kind == "bf16", "kind must be bf16, int8 or int4");
   require((w.kind == qwench::WeightKind::kBf16) == (group_size == 0), "integer formats have groups, bf16 has none");
-  require(group_size % 32 == 0 && group_size <= 256, "group_size must be a multiple of 32 up to 256");
+  require(group_size >= 0 && group_size % 32 == 0 && group_size <= 256,
+          "group_size must be a multiple of 32 up to 256");
   return w;
 }
 
@@ -138,7 +139,7 @@ NB_MODULE(_native, m) {
         nb::gil_scoped_release release;
         qwench::pack_matrix(matrices, paired, w, p, kernels, num_threads);
       },
-      "sources"_a, "dtype"_a, "rows"_a, "k"_a, "kind"_a, "group_size"_a, "paired"_a, "out"_a, "variant"_a,
+      "sources"_a, "dtype"_a, "rows"_a, "k"_a, "kind"_a, "group_size"_a, "paired"_a, "out"_a.noconvert(), "variant"_a,
       "num_threads"_a, "Quantises and packs row-major sources (as bytes) into `out`.");
 
   nb::class_<qwench::Executor>(m, "Executor")
@@ -161,12 +162,19 @@ NB_MODULE(_native, m) {
           "variant"_a, "num_threads"_a, "max_tokens"_a, "num_heads"_a, "vocab_size"_a, "arena_bytes"_a,
           "scratch_width"_a, "num_layers"_a, "num_blocks"_a, "block_size"_a, "num_kv_heads"_a, "head_dim"_a,
           "cache_dtype"_a)
-      .def("add_embed", [](qwench::Executor& e, const std::string& kind, int n, int k, int group, const Bytes& w,
-                           BufferTuple out) { e.add_embed(checked_matrix(kind, n, k, group, w), buffer(out)); })
-      .def("add_norm",
-           [](qwench::Executor& e, BufferTuple in, const Floats& gain, float eps, BufferTuple out) {
-             e.add_norm(buffer(in), vector_of(gain, std::get<1>(in)), eps, buffer(out));
-           })
+      // Arrays are never converted: the executor keeps their addresses, or writes to them.
+      .def(
+          "add_embed",
+          [](qwench::Executor& e, const std::string& kind, int n, int k, int group, const Bytes& w, BufferTuple out) {
+            e.add_embed(checked_matrix(kind, n, k, group, w), buffer(out));
+          },
+          "kind"_a, "n"_a, "k"_a, "group_size"_a, "weight"_a.noconvert(), "out"_a)
+      .def(
+          "add_norm",
+          [](qwench::Executor& e, BufferTuple in, const Floats& gain, float eps, BufferTuple out) {
+            e.add_norm(buffer(in), vector_of(gain, std::get<1>(in)), eps, buffer(out));
+          },
+          "input"_a, "gain"_a.noconvert(), "eps"_a, "out"_a)
       .def(
           "add_linear",
           [](qwench::Executor& e, BufferTuple in, const std::string& kind, int n, int k, int group, const Bytes& w,
@@ -178,14 +186,17 @@ NB_MODULE(_native, m) {
             e.add_linear(buffer(in), checked_matrix(kind, n, k, group, w), vector_of(bias, n), mode, buffer(residual),
                          buffer(out), is_logits);
           },
-          "input"_a, "kind"_a, "n"_a, "k"_a, "group_size"_a, "weight"_a, "bias"_a.none(), "epilogue"_a, "residual"_a,
-          "out"_a, "is_logits"_a)
-      .def("add_qkv_rope_write",
-           [](qwench::Executor& e, BufferTuple in, const std::string& kind, int n, int k, int group, const Bytes& w,
-              const Floats& bias, int layer, BufferTuple q) {
-             e.add_qkv_rope_write(buffer(in), checked_matrix(kind, n, k, group, w), vector_of(bias, n), layer,
-                                  buffer(q));
-           })
+          "input"_a, "kind"_a, "n"_a, "k"_a, "group_size"_a, "weight"_a.noconvert(), "bias"_a.noconvert().none(),
+          "epilogue"_a, "residual"_a, "out"_a, "is_logits"_a)
+      .def(
+          "add_qkv_rope_write",
+          [](qwench::Executor& e, BufferTuple in, const std::string& kind, int n, int k, int group, const Bytes& w,
+             const Floats& bias, int layer, BufferTuple q) {
+            e.add_qkv_rope_write(buffer(in), checked_matrix(kind, n, k, group, w), vector_of(bias, n), layer,
+                                 buffer(q));
+          },
+          "input"_a, "kind"_a, "n"_a, "k"_a, "group_size"_a, "weight"_a.noconvert(), "bias"_a.noconvert(), "layer"_a,
+          "q"_a)
       .def("add_attention", [](qwench::Executor& e, BufferTuple q, int layer, int window, float scale,
                                BufferTuple out) { e.add_attention(buffer(q), layer, window, scale, buffer(out)); })
       .def("add_take_rows",
@@ -196,24 +207,27 @@ NB_MODULE(_native, m) {
             require(int(table.shape(1)) == e.cache().shape().head_dim, "the RoPE table has the wrong width");
             e.set_rope_table(table.data(), int(table.shape(0)));
           },
-          nb::keep_alive<1, 2>())
-      .def("step",
-           [](qwench::Executor& e, const Ints& token_ids, const Ints& query_start, const Ints& seq_lens,
-              const IntRows& block_tables, const Ints& logit_rows, FloatRows logits) {
-             const int num_seqs = int(seq_lens.size());
-             require(num_seqs >= 1 && int(query_start.size()) == num_seqs + 1,
-                     "query_start must have num_seqs + 1 entries");
-             require(int(block_tables.shape(0)) == num_seqs, "one block table per sequence");
-             require(logits.shape(0) >= logit_rows.size() && int(logits.shape(1)) == e.vocab_size(),
-                     "logits have the wrong shape");
-             const qwench::Batch batch{
-                 int(token_ids.size()), num_seqs,           int(logit_rows.size()), int(block_tables.shape(1)),
-                 token_ids.data(),      query_start.data(), seq_lens.data(),        block_tables.data(),
-                 logit_rows.data()};
-             float* out = logits.data();
-             nb::gil_scoped_release release;
-             e.step(batch, out);
-           })
+          nb::arg().noconvert(), "The caller keeps the table as long as the executor uses it.")
+      .def(
+          "step",
+          [](qwench::Executor& e, const Ints& token_ids, const Ints& query_start, const Ints& seq_lens,
+             const IntRows& block_tables, const Ints& logit_rows, FloatRows logits) {
+            const int num_seqs = int(seq_lens.size());
+            require(num_seqs >= 1 && int(query_start.size()) == num_seqs + 1,
+                    "query_start must have num_seqs + 1 entries");
+            require(int(block_tables.shape(0)) == num_seqs, "one block table per sequence");
+            require(logits.shape(0) >= logit_rows.size() && int(logits.shape(1)) == e.vocab_size(),
+                    "logits have the wrong shape");
+            const qwench::Batch batch{
+                int(token_ids.size()), num_seqs,           int(logit_rows.size()), int(block_tables.shape(1)),
+                token_ids.data(),      query_start.data(), seq_lens.data(),        block_tables.data(),
+                logit_rows.data()};
+            float* out = logits.data();
+            nb::gil_scoped_release release;
+            e.step(batch, out);
+          },
+          "token_ids"_a.noconvert(), "query_start"_a.noconvert(), "seq_lens"_a.noconvert(),
+          "block_tables"_a.noconvert(), "logit_rows"_a.noconvert(), "logits"_a.noconvert())
       .def("phase_seconds", &qwench::Executor::phase_seconds)
       .def("copy_block", &qwench::Executor::copy_block);
 }

@@ -4,6 +4,7 @@
 #include <array>
 #include <atomic>
 #include <cstring>
+#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -62,7 +63,11 @@ void for_chunks(size_t num_bytes, int num_threads, Work work) {
     for (size_t c; (c = next.fetch_add(1)) < num_chunks;) work(c, c * kChunk, std::min(kChunk, num_bytes - c * kChunk));
   };
   std::vector<std::thread> threads;
-  for (size_t t = 1; t < std::min<size_t>(num_threads, num_chunks); ++t) threads.emplace_back(serve);
+  try {
+    for (size_t t = 1; t < std::min<size_t>(std::max(num_threads, 1), num_chunks); ++t) threads.emplace_back(serve);
+  } catch (const std::system_error&) {
+    // Fewer threads than asked for do the same work: it is handed out piece by piece.
+  }
   serve();
   for (auto& thread : threads) thread.join();
 }

@@ -237,6 +237,7 @@ void Executor::add_linear(Buffer in, PackedMatrix weight, const float* bias, Epi
 }
 
 void Executor::add_qkv_rope_write(Buffer in, PackedMatrix weight, const float* bias, int layer, Buffer q) {
+  check_layer(layer);
   auto linear = std::make_unique<Linear>();
   linear->in = in;
   linear->weight = weight;
@@ -252,6 +253,8 @@ void Executor::add_qkv_rope_write(Buffer in, PackedMatrix weight, const float* b
 }
 
 void Executor::add_attention(Buffer q, int layer, int window, float scale, Buffer out) {
+  check_layer(layer);
+  if (window < 0) throw std::invalid_argument("a window must not be negative");
   auto phase = std::make_unique<Attention>();
   phase->q = q;
   phase->out = out;
@@ -264,6 +267,10 @@ void Executor::add_attention(Buffer q, int layer, int window, float scale, Buffe
     quantize->out = out;
     add(std::move(quantize));
   }
+}
+
+void Executor::check_layer(int layer) const {
+  if (layer < 0 || layer >= cache_.shape().num_layers) throw std::invalid_argument("a layer is outside the cache");
 }
 
 void Executor::add_take_rows(Buffer in, Buffer out) {
@@ -320,6 +327,12 @@ void Executor::plan(const Batch& b) {
 }
 
 void Executor::step(const Batch& batch, float* logits) {
+  if (busy_.test_and_set(std::memory_order_acquire))
+    throw std::runtime_error("two threads run one executor at the same time; take turns");
+  struct Release {
+    std::atomic_flag& flag;
+    ~Release() { flag.clear(std::memory_order_release); }
+  } release{busy_};
   check(batch);
   plan(batch);
   step_.logits = logits;

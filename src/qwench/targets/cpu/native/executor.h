@@ -75,7 +75,8 @@ class Executor {
   // cos and sin by position, [positions, head_dim] fp32; must outlive the executor or the next call.
   void set_rope_table(const float* table, int num_positions) { rope_table_ = table, rope_positions_ = num_positions; }
 
-  // Computes one step into logits [num_logits, vocab_size]. Throws std::invalid_argument for a batch out of bounds.
+  // Computes one step into logits [num_logits, vocab_size]. Throws std::invalid_argument for a batch out of bounds, and
+  // std::runtime_error when another thread is in a step.
   void step(const Batch& batch, float* logits);
   void copy_block(int source, int destination);
   // Kind and seconds of every phase since the executor was made, in order.
@@ -105,6 +106,7 @@ class Executor {
   using Memory = std::unique_ptr<T[], Free>;
 
   void check(const Batch& batch) const;
+  void check_layer(int layer) const;
   void plan(const Batch& batch);
   void add(std::unique_ptr<Phase> phase) { phases_.push_back(std::move(phase)); }
 
@@ -120,6 +122,7 @@ class Executor {
   int rope_positions_ = 0;
   std::vector<std::unique_ptr<Phase>> phases_;
   StepContext step_;
+  std::atomic_flag busy_;
 };
 
 }  // namespace qwench

@@ -1,6 +1,7 @@
 #include "pack.h"
 
 #include <atomic>
+#include <system_error>
 #include <thread>
 
 namespace qwench {
@@ -45,7 +46,11 @@ void pack_matrix(const std::vector<SourceMatrix>& sources, bool paired, const Pa
     }
   };
   std::vector<std::thread> threads;
-  for (int t = 1; t < num_threads; ++t) threads.emplace_back(serve);
+  try {
+    for (int t = 1; t < num_threads; ++t) threads.emplace_back(serve);
+  } catch (const std::system_error&) {
+    // Fewer threads than asked for do the same work: it is handed out piece by piece.
+  }
   serve();
   for (auto& thread : threads) thread.join();
 }

@@ -29,6 +29,7 @@ uint64_t read_all(const uint64_t* p, size_t words) {
 }  // namespace
 
 double measure_read_gbps(int num_threads, int megabytes) {
+  if (num_threads < 1 || megabytes < 1) throw std::invalid_argument("threads and megabytes must be positive");
   const size_t num_bytes = size_t(megabytes) * 1000000 / 64 * 64;
   void* memory = mmap(nullptr, num_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (memory == MAP_FAILED) throw std::bad_alloc();
@@ -57,6 +58,7 @@ double measure_read_gbps(int num_threads, int megabytes) {
 
 double measure_peak_gops(const std::string& variant, const std::string& kind, int num_threads) {
   const KernelTable& kernels = kernels_for(variant);
+  if (num_threads < 1) throw std::invalid_argument("num_threads must be positive");
   if (kind != "fp32" && kind != "int8") throw std::invalid_argument("kind must be 'fp32' or 'int8'");
   ThreadPool pool(num_threads);
   double best = 0;

@@ -1,5 +1,9 @@
 #include "thread_pool.h"
 
+#include <unistd.h>
+
+#include <stdexcept>
+
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
@@ -31,25 +35,38 @@ void Barrier::wait() {
   const uint32_t generation = generation_.load(std::memory_order_acquire);
   if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == num_threads_) {
     arrived_.store(0, std::memory_order_relaxed);
-    generation_.store(generation + 1, std::memory_order_release);
+    // Sequentially consistent, lest the look for sleepers in notify_all be done before the store is seen.
+    generation_.store(generation + 1, std::memory_order_seq_cst);
     generation_.notify_all();
   } else {
     wait_while_equal(generation_, generation);
   }
 }
 
-ThreadPool::ThreadPool(int num_threads) : num_threads_(num_threads), barrier_(num_threads) {
-  for (int t = 1; t < num_threads; ++t) threads_.emplace_back([this, t] { serve(t); });
+ThreadPool::ThreadPool(int num_threads) : num_threads_(num_threads), barrier_(num_threads), owner_(getpid()) {
+  try {
+    for (int t = 1; t < num_threads; ++t) threads_.emplace_back([this, t] { serve(t); });
+  } catch (...) {  // the system refuses a thread: the others must be joined before their handles go
+    stop();
+    throw;
+  }
 }
 
-ThreadPool::~ThreadPool() {
+ThreadPool::~ThreadPool() { stop(); }
+
+void ThreadPool::stop() {
+  if (getpid() != owner_) {  // a forked child has the handles, not the threads
+    for (auto& thread : threads_) thread.detach();
+    return;
+  }
   stop_.store(true, std::memory_order_release);
-  job_.fetch_add(1, std::memory_order_release);
+  job_.fetch_add(1, std::memory_order_seq_cst);
   job_.notify_all();
   for (auto& thread : threads_) thread.join();
 }
 
 void ThreadPool::run(const std::function<void(int)>& work) {
+  if (getpid() != owner_) throw std::runtime_error("the model was loaded before a fork; load it in the child");
   work_ = &work;
   job_.fetch_add(1, std::memory_order_release);
   job_.notify_all();

@@ -27,18 +27,21 @@ class ThreadPool {
   ThreadPool& operator=(const ThreadPool&) = delete;
 
   int num_threads() const { return num_threads_; }
-  // Runs work(thread) on every thread, the caller as thread 0; returns when all are done. `work` must not throw.
+  // Runs work(thread) on every thread, the caller as thread 0; returns when all are done. `work` must not throw. Throws
+  // std::runtime_error in a forked child.
   void run(const std::function<void(int)>& work);
   // Within `run`: waits for all threads.
   void barrier() { barrier_.wait(); }
 
  private:
   void serve(int thread);
+  void stop();
 
   const int num_threads_;
   Barrier barrier_;
   alignas(64) std::atomic<uint32_t> job_{0};
   std::atomic<bool> stop_{false};
+  const int owner_;  // process that the threads belong to
   const std::function<void(int)>* work_ = nullptr;
   std::vector<std::thread> threads_;
 };
