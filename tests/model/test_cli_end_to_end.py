@@ -252,13 +252,18 @@ def test_overwriting_replaces_an_artifact(checkpoint: Path, tmp_path: Path) -> N
     assert one_object(qwench("inspect", tmp_path / "a", "--json")[0])["config"]["weights"] == "bf16"
 
 
+def start(command: list[str], **streams: Any) -> subprocess.Popen[bytes]:
+    """A child that hears Ctrl-C even if the tests themselves run where it is ignored, as background jobs do."""
+    return subprocess.Popen(command, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL), **streams)
+
+
 class Terminal:
     """`qwench chat` on a pseudo-terminal."""
 
     def __init__(self, *arguments: str | Path) -> None:
         self.master, slave = pty.openpty()
         command = [*QWENCH, *map(str, arguments)]
-        self.process = subprocess.Popen(command, stdin=slave, stdout=slave, stderr=slave, start_new_session=True)
+        self.process = start(command, stdin=slave, stdout=slave, stderr=slave, start_new_session=True)
         os.close(slave)
         self.shown = b""
 
@@ -290,7 +295,7 @@ def endless(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_ctrl_c_ends_a_run(endless: Path) -> None:
     command = [*QWENCH, "run", str(endless), "-p", "x", "--max-new-tokens", "30000", "--temperature", "0"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process = start(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert process.stdout is not None and process.stdout.read(1)
     process.send_signal(signal.SIGINT)
     _, stderr = process.communicate(timeout=60)
@@ -299,7 +304,7 @@ def test_ctrl_c_ends_a_run(endless: Path) -> None:
 
 def test_a_reader_that_has_enough_is_no_error(endless: Path) -> None:
     command = [*QWENCH, "run", str(endless), "-p", "x", "--max-new-tokens", "30000", "--temperature", "0"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process = start(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert process.stdout is not None and process.stdout.read(1)
     process.stdout.close()
     assert process.stderr is not None and process.stderr.read() == b""
