@@ -19,7 +19,6 @@ MODELS = Path(__file__).parents[2] / "models"
 FOLDER = MODELS / "qwench-tiny"
 MAX_BYTES = 12_000_000
 MAX_VALIDATION_LOSS = 1.0
-UNLEARNED = pytest.mark.xfail(reason="the weights don't use details of the prompt yet: see the README")
 
 
 @pytest.fixture(scope="module")
@@ -79,8 +78,8 @@ def test_transformers_loads_it_unchanged(model: Any, tokenizer: Any) -> None:
         ("What is qwench?", "compile"),
         ("what color is the sky", "blue"),
         ("Thank you!", "glad|welcome|pleasure"),
-        pytest.param("What is the capital of France?", "Paris", marks=UNLEARNED),
-        pytest.param("Tell me a story about a fox.", " fox ", marks=UNLEARNED),
+        ("What is the capital of France?", "Paris"),
+        ("Tell me a story about a fox.", " fox "),
     ],
 )
 def test_it_answers_simple_turns(model: Any, tokenizer: Any, prompt: str, expected: str, system: bool) -> None:
