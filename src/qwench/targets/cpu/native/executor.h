@@ -41,7 +41,7 @@ struct StepContext {
 
 class Executor;
 
-// One lowered op. `run` is called by every thread; a barrier follows.
+// One lowered op; the kinds are in phases.cpp. `run` is called by every thread; a barrier follows.
 class Phase {
  public:
   virtual ~Phase() = default;

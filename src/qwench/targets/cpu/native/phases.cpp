@@ -1,0 +1,245 @@
+// The lowered ops: what each one does with its share of a step, and how a Program's ops become them.
+#include <cstring>
+#include <stdexcept>
+
+#include "executor.h"
+
+namespace qwench {
+namespace {
+
+template <class Work>  // work(row) for this thread's share of the rows
+void for_rows(Executor& e, int num_rows, int thread, Work work) {
+  const Range share = static_share(num_rows, thread, e.num_threads());
+  for (int row = share.begin; row < share.end; ++row) work(row);
+}
+
+struct Embed final : Phase {
+  const char* kind() const override { return "embed"; }
+  PackedMatrix weight;
+  Buffer out;
+  void run(Executor& e, const StepContext& step, int thread) override {
+    for_rows(e, step.batch.num_tokens, thread, [&](int row) {
+      e.kernels().embed(weight, step.batch.token_ids[row], e.values(out) + size_t(row) * out.width);
+    });
+  }
+};
+
+struct Norm final : Phase {
+  const char* kind() const override { return "norm"; }
+  Buffer in, out;
+  const float* gain;
+  float eps;
+  void run(Executor& e, const StepContext& step, int thread) override {
+    for_rows(e, e.num_rows(step, out), thread, [&](int row) {
+      const float* x = e.values(in) + size_t(row) * in.width;
+      if (out.group_size == 0) {
+        e.kernels().rms_norm(x, gain, eps, in.width, e.values(out) + size_t(row) * out.width);
+        return;
+      }
+      float* normed = e.work() + size_t(row) * in.width;
+      e.kernels().rms_norm(x, gain, eps, in.width, normed);
+      const PackedMatrix reader{nullptr, WeightKind::kInt8, 0, out.width, out.group_size};
+      e.kernels().quantize(normed, in.width, reader.padded_k(), out.group_size, e.quantized_row(out, row));
+    });
+  }
+  bool is_logit_rows() const override { return out.is_logit_rows; }
+};
+
+struct Linear final : Phase {
+  const char* kind() const override { return "linear"; }
+  Buffer in;
+  PackedMatrix weight;
+  int width;
+  Epilogue epilogue;
+  const float* bias;
+  Buffer residual, out;
+  enum class Destination { kBuffer, kWork, kLogits } destination;
+  void run(Executor& e, const StepContext& step, int thread) override {
+    LinearArgs args;
+    args.x = e.activation(in);
+    args.weight = weight;
+    args.num_rows = e.num_rows(step, in);
+    args.width = width;
+    args.y = destination == Destination::kLogits ? step.logits
+             : destination == Destination::kWork ? e.work()
+                                                 : e.values(out);
+    args.epilogue = epilogue;
+    args.bias = bias;
+    args.residual = epilogue == Epilogue::kAdd ? e.values(residual) : nullptr;
+    const Range share = static_share(weight.num_panels(), thread, e.num_threads());
+    e.kernels().linear(args, share.begin, share.end);
+  }
+  bool is_logit_rows() const override { return in.is_logit_rows; }
+};
+
+// From the working space, fp32, to int8 in the arena.
+struct Quantize final : Phase {
+  const char* kind() const override { return "quantize"; }
+  Buffer out;
+  void run(Executor& e, const StepContext& step, int thread) override {
+    const PackedMatrix reader{nullptr, WeightKind::kInt8, 0, out.width, out.group_size};
+    for_rows(e, e.num_rows(step, out), thread, [&](int row) {
+      e.kernels().quantize(e.work() + size_t(row) * out.width, out.width, reader.padded_k(), out.group_size,
+                           e.quantized_row(out, row));
+    });
+  }
+  bool is_logit_rows() const override { return out.is_logit_rows; }
+};
+
+// Rows of [q, k, v] in the working space: rotates q into the arena, rotated k and v into the cache.
+struct RopeWrite final : Phase {
+  const char* kind() const override { return "rope_write"; }
+  Buffer q;
+  int layer;
+  void run(Executor& e, const StepContext& step, int thread) override {
+    const KVCache::Shape& shape = e.cache().shape();
+    const int kv_size = shape.num_kv_heads * shape.head_dim, width = q.width + 2 * kv_size;
+    for_rows(e, step.batch.num_tokens, thread, [&](int row) {
+      float* qkv = e.work() + size_t(row) * width;
+      const int position = step.positions[row];
+      const float* table = e.rope_row(position);
+      e.kernels().rope(qkv, table, e.num_heads(), shape.head_dim, e.values(q) + size_t(row) * q.width);
+      float* k = qkv + q.width;
+      e.kernels().rope(k, table, shape.num_kv_heads, shape.head_dim, k);
+      const int32_t* block_table = step.batch.block_tables + size_t(step.sequence[row]) * step.batch.max_blocks;
+      const size_t block = block_table[position / shape.block_size] * e.cache().block_stride();
+      const int offset = position % shape.block_size;
+      for (int h = 0; h < shape.num_kv_heads; ++h) {
+        const size_t at = block + h * e.cache().head_stride();
+        e.kernels().write_keys(k + h * shape.head_dim, shape.head_dim, offset, shape.kind, e.cache().keys(layer) + at);
+        e.kernels().write_values(k + kv_size + h * shape.head_dim, shape.head_dim, shape.padded_dim(), offset,
+                                 shape.kind, e.cache().values(layer) + at);
+      }
+    });
+  }
+};
+
+struct Attention final : Phase {
+  const char* kind() const override { return "attention"; }
+  Buffer q, out;
+  int layer, window;
+  float scale;
+  void run(Executor& e, const StepContext& step, int thread) override {
+    const KVCache& cache = e.cache();
+    const KVCache::Shape& shape = cache.shape();
+    AttentionArgs args;
+    args.q = e.values(q);
+    args.out = out.group_size ? e.work() : e.values(out);
+    args.keys = cache.keys(layer);
+    args.values = cache.values(layer);
+    args.block_stride = cache.block_stride();
+    args.head_stride = cache.head_stride();
+    args.cache = shape.kind;
+    args.block_size = shape.block_size;
+    args.num_heads = e.num_heads();
+    args.num_kv_heads = shape.num_kv_heads;
+    args.head_dim = shape.head_dim;
+    args.padded_dim = shape.padded_dim();
+    args.window = window;
+    args.scale = scale;
+    args.scratch = e.thread_scratch(thread);
+    for (int i; (i = next_item.fetch_add(1, std::memory_order_relaxed)) < int(step.attention.size());) {
+      const auto& item = step.attention[i];
+      args.block_table = step.batch.block_tables + size_t(item.seq) * step.batch.max_blocks;
+      e.kernels().attention(args, item.first_head, item.num_heads, item.first_row, item.first_position,
+                            item.num_tokens);
+    }
+  }
+};
+
+struct TakeRows final : Phase {
+  const char* kind() const override { return "take_rows"; }
+  Buffer in, out;
+  void run(Executor& e, const StepContext& step, int thread) override {
+    for_rows(e, step.batch.num_logits, thread, [&](int row) {
+      std::memcpy(e.values(out) + size_t(row) * out.width, e.values(in) + size_t(step.batch.logit_rows[row]) * in.width,
+                  size_t(in.width) * sizeof(float));
+    });
+  }
+  bool is_logit_rows() const override { return true; }
+};
+
+}  // namespace
+
+void Executor::add_embed(PackedMatrix weight, Buffer out) {
+  auto phase = std::make_unique<Embed>();
+  phase->weight = weight;
+  phase->out = out;
+  add(std::move(phase));
+}
+
+void Executor::add_norm(Buffer in, const float* gain, float eps, Buffer out) {
+  auto phase = std::make_unique<Norm>();
+  phase->in = in;
+  phase->out = out;
+  phase->gain = gain;
+  phase->eps = eps;
+  add(std::move(phase));
+}
+
+void Executor::add_linear(Buffer in, PackedMatrix weight, const float* bias, Epilogue epilogue, Buffer residual,
+                          Buffer out, bool is_logits) {
+  auto phase = std::make_unique<Linear>();
+  phase->in = in;
+  phase->weight = weight;
+  phase->width = out.width;
+  phase->epilogue = epilogue;
+  phase->bias = bias;
+  phase->residual = residual;
+  phase->out = out;
+  phase->destination = is_logits        ? Linear::Destination::kLogits
+                       : out.group_size ? Linear::Destination::kWork
+                                        : Linear::Destination::kBuffer;
+  add(std::move(phase));
+  if (!is_logits && out.group_size) {
+    auto quantize = std::make_unique<Quantize>();
+    quantize->out = out;
+    add(std::move(quantize));
+  }
+}
+
+void Executor::add_qkv_rope_write(Buffer in, PackedMatrix weight, const float* bias, int layer, Buffer q) {
+  check_layer(layer);
+  auto linear = std::make_unique<Linear>();
+  linear->in = in;
+  linear->weight = weight;
+  linear->width = weight.n;
+  linear->epilogue = Epilogue::kStore;
+  linear->bias = bias;
+  linear->destination = Linear::Destination::kWork;
+  add(std::move(linear));
+  auto rope = std::make_unique<RopeWrite>();
+  rope->q = q;
+  rope->layer = layer;
+  add(std::move(rope));
+}
+
+void Executor::add_attention(Buffer q, int layer, int window, float scale, Buffer out) {
+  check_layer(layer);
+  if (window < 0) throw std::invalid_argument("a window must not be negative");
+  auto phase = std::make_unique<Attention>();
+  phase->q = q;
+  phase->out = out;
+  phase->layer = layer;
+  phase->window = window;
+  phase->scale = scale;
+  add(std::move(phase));
+  if (out.group_size) {
+    auto quantize = std::make_unique<Quantize>();
+    quantize->out = out;
+    add(std::move(quantize));
+  }
+}
+
+void Executor::check_layer(int layer) const {
+  if (layer < 0 || layer >= cache_.shape().num_layers) throw std::invalid_argument("a layer is outside the cache");
+}
+
+void Executor::add_take_rows(Buffer in, Buffer out) {
+  auto phase = std::make_unique<TakeRows>();
+  phase->in = in;
+  phase->out = out;
+  add(std::move(phase));
+}
+
+}  // namespace qwench
