@@ -21,7 +21,7 @@ def model() -> PackedModel:
 
 
 def fixed_bytes(model: PackedModel) -> int:
-    return sum(t.nbytes for t in model.tensors.values()) + model.plan.arena_bytes + 4 * 300 * 4
+    return sum(t.nbytes for t in model.tensors.values()) + model.plan.num_bytes + 4 * 300 * 4
 
 
 def with_free(monkeypatch: pytest.MonkeyPatch, num_bytes: int) -> None:

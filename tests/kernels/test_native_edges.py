@@ -129,6 +129,7 @@ def test_logits_of_another_dtype_are_refused_not_copied(executor) -> None:  # ty
         executor.step(GOOD, np.empty((5, 80), np.float32)[:, :50])
 
 
+@pytest.mark.skipif("libasan" in os.environ.get("LD_PRELOAD", ""), reason="a sanitizer needs all the address space")
 def test_more_threads_than_the_system_gives_is_an_error() -> None:
     """In a process of its own, whose address space has no room for the threads' stacks."""
     script = """
