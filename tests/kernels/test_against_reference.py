@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import zlib
+
 import ml_dtypes
 import numpy as np
 import pytest
@@ -25,7 +27,7 @@ def test_all_variants_are_tested_on_this_machine() -> None:
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("fmt", [*FORMATS, Format("int8", 64), Format("int4", 256)], ids=str)
 def test_linear(variant: str, fmt: Format) -> None:
-    rng = np.random.default_rng(hash((variant, str(fmt))) % 2**32)
+    rng = np.random.default_rng(zlib.crc32(f"{variant} {fmt}".encode()))  # hash() differs from run to run
     for n, k, rows in [(1, 2, 1), (64, 128, 6), (65, 129, 7), (130, 31, 13), (200, 300, 25), (33, 257, 3)]:
         program = linear_program(n, k, fmt)
         tensors = random_tensors(program, rng)

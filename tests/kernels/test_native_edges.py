@@ -182,3 +182,12 @@ def test_two_threads_in_one_executor_take_turns_or_get_an_error(executor) -> Non
         thread.join()
     assert all("take turns" in message for message in refused)
     np.testing.assert_array_equal(executor.step(GOOD), expected)
+
+
+def test_seconds_are_counted_per_phase(executor) -> None:  # type: ignore[no-untyped-def]
+    before = executor._native.phase_seconds()
+    executor.step(GOOD)
+    after = executor._native.phase_seconds()
+    assert [kind for kind, _ in after] == [kind for kind, _ in before]
+    assert {"embed", "norm", "linear", "rope_write", "attention", "take_rows"} <= {kind for kind, _ in after}
+    assert all(now > then for (_, now), (_, then) in zip(after, before, strict=True))
