@@ -18,7 +18,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from qwench.checkpoint.spec import ModelSpec
@@ -191,7 +191,30 @@ def test_bench_prints_ceiling_and_speed(artifact: Path) -> None:
     assert report["workload"] == {"num_prompt": 16, "num_generate": 8, "num_users": 2, "num_rounds": 1, "seed": 0}
     assert report["machine"]["threads"] == 1
     text, _ = qwench("bench", artifact, *sizes)
-    for word in ("machine", "ceiling", "GB/s", "prefill", "decode", "ratio", "%"):
+    for word in ("machine", "ceiling", "GB/s", "bytes a weight", "2 users", "prefill", "decode", "ratio", "%"):
+        assert word in text
+
+
+def test_bench_says_what_a_weight_takes(checkpoint: Path, artifact: Path) -> None:
+    inspected = one_object(qwench("inspect", artifact, "--json")[0])
+    num_weights = sum(w.size for w in load_file(checkpoint / "model.safetensors").values())
+    report = one_object(qwench("bench", artifact, "--rounds", "1", "--generate", "2", "--json")[0])
+    assert report["bytes_per_weight"] == pytest.approx(inspected["memory_plan"]["weights_bytes"] / num_weights)
+
+
+def test_bench_profiles_each_op(artifact: Path) -> None:
+    sizes = ["--prompt", "16", "--generate", "8", "--users", "2", "--rounds", "1", "--threads", "1", "--profile"]
+    report = one_object(qwench("bench", artifact, *sizes, "--json")[0])
+    ops = [op["name"] for op in one_object(qwench("inspect", artifact, "--json")[0])["ops"]]
+    for step, num_tokens in (("prefill", 32), ("decode", 2)):
+        measured = report[step]
+        assert [op["name"] for op in measured["ops"]] == ops and measured["num_tokens"] == num_tokens
+        assert sum(op["seconds"] for op in measured["ops"]) <= measured["seconds"] * 1.001
+        for op in measured["ops"]:
+            assert op["share"] == pytest.approx(op["bound_s"] / op["seconds"])
+    assert {"read_gbps", "cached_gbps", "peak_gops"} == set(report["ceiling"])
+    text, _ = qwench("bench", artifact, *sizes)
+    for word in ("layers.0-1.q_rope", "gate_up_silu", "lm_head", "between ops", "GB/s", "GOPS", "arithmetic"):
         assert word in text
 
 

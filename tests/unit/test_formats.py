@@ -113,3 +113,9 @@ def test_activations_do_not_depend_on_their_neighbours() -> None:
         alone = quantize_activation(x[row : row + 1], 64)
         np.testing.assert_array_equal(codes[row], alone[0][0])
         np.testing.assert_array_equal(scales[row], alone[1][0])
+
+
+def test_no_rows_are_no_codes() -> None:
+    """A step that wants no logits gives the head no rows."""
+    codes, scales = quantize_activation(np.empty((0, 200), np.float32), 64)
+    assert (codes.shape, scales.shape) == ((0, 256), (0, 4))

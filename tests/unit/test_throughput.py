@@ -1,65 +1,17 @@
-"""The benchmark's arithmetic against closed forms, and its counting against an engine whose steps we can count."""
+"""The benchmark's counting, against an engine whose steps we can count."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
+from test_cost import cost_model, program
 
-from qwench.checkpoint.spec import ModelSpec
-from qwench.config import QwenchConfig
-from qwench.errors import ConfigError, RequestError
-from qwench.evaluate.throughput import Cost, Machine, Workload, measure_throughput, median, run_round, step_cost
-from qwench.program.ops import Program
-from qwench.program.passes import fuse, set_formats
-from qwench.program.qwen2 import build_qwen2
+from qwench.errors import ConfigError
+from qwench.evaluate.throughput import Machine, Workload, measure_throughput, median, run_round
 from qwench.runtime.engine import Engine
 from qwench.targets.target import CacheConfig, StepBatch
 
-HIDDEN, INTER, LAYERS, VOCAB, KV = 64, 128, 2, 300, 32
-CONFIG = {
-    "model_type": "qwen2", "vocab_size": VOCAB, "hidden_size": HIDDEN, "intermediate_size": INTER,
-    "num_hidden_layers": LAYERS, "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 256,
-    "tie_word_embeddings": True,
-}  # fmt: skip
-LAYER_WEIGHTS = HIDDEN * HIDDEN * 2 + HIDDEN * KV * 2 + 3 * HIDDEN * INTER
-
-
-def program(fused: bool = True, **config: object) -> Program:
-    spec = ModelSpec.from_config(CONFIG | config)
-    options = QwenchConfig(weights="int8", head_weights="bf16").resolve(spec)
-    built = build_qwen2(spec)
-    return set_formats(fuse(built) if fused else built, options.format_of)
-
-
-def cost(of: Program, new: list[int], context: list[int]) -> Cost:
-    return step_cost(of, dict.fromkeys(of.weights, 0), 1.0, new, context)
-
-
-@pytest.mark.parametrize("fused", [True, False])
-def test_operations_are_those_of_the_model(fused: bool) -> None:
-    """Two users, 3 new tokens of 10 and 1 of 5: matrices once per token, the head once per user, attention by pair."""
-    operations = cost(program(fused), [3, 1], [10, 5]).operations
-    pairs = 8 + 9 + 10 + 5
-    assert operations["int8"] == 2 * 4 * LAYERS * LAYER_WEIGHTS
-    assert operations["fp32"] == 2 * 2 * VOCAB * HIDDEN + LAYERS * 4 * HIDDEN * pairs
-
-
-def test_a_window_bounds_attention() -> None:
-    sliding = program(use_sliding_window=True, sliding_window=4, max_window_layers=0)
-    wide, narrow = (cost(p, [3], [10]).operations["fp32"] for p in (program(), sliding))
-    assert wide - narrow == LAYERS * 4 * HIDDEN * ((8 + 9 + 10) - 3 * 4)
-
-
-def test_bytes_are_each_weight_once_and_the_cache_of_each_user() -> None:
-    of = program()
-    read = step_cost(of, dict.fromkeys(of.weights, 10), 7.0, [1, 1], [20, 30]).read_bytes
-    assert read == 10 * len(of.weights) + 7 * 50  # the tied embedding counts as the head, not as the lookup
-
-
-def test_a_step_takes_the_longer_of_memory_and_arithmetic() -> None:
-    step = Cost({"int8": 4e9, "fp32": 1e9}, read_bytes=10e9)
-    assert step.seconds({"int8": 4.0, "fp32": 1.0}, read_gbps=100.0) == pytest.approx(2.0)
-    assert step.seconds({"int8": 4.0, "fp32": 1.0}, read_gbps=2.0) == pytest.approx(5.0)
+VOCAB = 300
 
 
 class CountingExecutor:
@@ -67,11 +19,15 @@ class CountingExecutor:
 
     def __init__(self) -> None:
         self.prompts: list[bytes] = []
-        self.num_tokens = 0
+        self.steps: list[int] = []
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(self.steps)
 
     def step(self, batch: StepBatch, logits: np.ndarray | None = None) -> np.ndarray:
         assert logits is not None
-        self.num_tokens += len(batch.token_ids)
+        self.steps.append(len(batch.token_ids))
         if len(batch.token_ids) > len(batch.seq_lens):
             self.prompts.append(batch.token_ids.tobytes())
         out = logits[: len(batch.logit_rows)]
@@ -93,10 +49,16 @@ def executor() -> CountingExecutor:
     return CountingExecutor()
 
 
+def engine_of(executor: CountingExecutor, *, max_seq_len: int = 64, step_tokens: int = 512, blocks: int = 64) -> Engine:
+    cache = CacheConfig(blocks, 16, "fp32")
+    return Engine(
+        executor, VOCAB, cache, max_seq_len=max_seq_len, max_num_seqs=4, max_step_tokens=step_tokens, eos_token_ids=(0,)
+    )
+
+
 @pytest.fixture
 def engine(executor: CountingExecutor) -> Engine:
-    cache = CacheConfig(64, 16, "fp32")
-    return Engine(executor, VOCAB, cache, max_seq_len=64, max_num_seqs=4, max_step_tokens=512, eos_token_ids=(0,))
+    return engine_of(executor)
 
 
 MACHINE = Machine(read_gbps=lambda megabytes: 10.0, peak_gops=lambda kind: {"int8": 100.0, "fp32": 50.0}[kind])
@@ -108,25 +70,51 @@ def test_a_round_generates_all_that_was_asked(engine: Engine, executor: Counting
     assert executor.num_tokens == 3 * (20 + 8 - 1)
     assert speed.prefill_tokens_per_s == pytest.approx(3 * 20 / speed.ttft_s)
     assert speed.decode_tokens_per_s > 0
+    assert not engine.has_unfinished() and engine.scheduler.pool.num_free == 64
+
+
+def test_all_users_decode_while_decoding_is_measured(executor: CountingExecutor) -> None:
+    """The first user is far ahead when the last one's prompt is read, and must not be done before the last one is."""
+    engine = engine_of(executor, max_seq_len=128, step_tokens=8)
+    run_round(engine, Workload(num_prompt=20, num_generate=8, num_users=4), seed=1)
+    assert executor.steps[-7:] == [4] * 7
+    assert sum(size == 8 for size in executor.steps) > 80 / 8
 
 
 def test_rounds_differ_and_repeat(engine: Engine, executor: CountingExecutor) -> None:
-    of, workload = program(), Workload(num_prompt=20, num_generate=4, num_rounds=2)
-    weight_bytes = dict.fromkeys(of.weights, 1000)
-    rounds = measure_throughput(engine, of, weight_bytes, MACHINE, workload)
+    costs, workload = cost_model(program()), Workload(num_prompt=20, num_generate=4, num_rounds=2)
+    rounds = measure_throughput(engine, costs, MACHINE, workload)
     first = list(executor.prompts)
     assert len(rounds) == 2 and len(set(first)) == 3  # with the round that warms up
     executor.prompts.clear()
-    measure_throughput(engine, of, weight_bytes, MACHINE, workload)
+    measure_throughput(engine, costs, MACHINE, workload)
     assert [len(p) for p in executor.prompts] == [4 * 4] * 3  # all but four of 20 tokens found in the cache
     assert median(rounds, lambda r: r.ceiling.read_gbps) == 10.0
     assert rounds[0].ceiling.peak_gops == {"fp32": 50.0, "int8": 100.0}
 
 
-def test_what_does_not_fit_is_an_error(engine: Engine) -> None:
-    with pytest.raises(ConfigError, match="batch_size 4"):
-        measure_throughput(engine, program(), {}, MACHINE, Workload(num_users=5))
-    with pytest.raises(RequestError, match="64"):
-        run_round(engine, Workload(num_prompt=60, num_generate=5), seed=0)
+@pytest.mark.parametrize(
+    ("sizes", "workload", "says"),
+    [
+        ({}, Workload(num_users=5), "batch_size 4"),
+        ({}, Workload(num_prompt=60, num_generate=5), "64"),
+        # 3 users' prompts of 20 take 12 steps of 8 - 3 tokens, in each of which the first user gets a token.
+        ({"step_tokens": 8, "max_seq_len": 39}, Workload(num_prompt=20, num_generate=8, num_users=3), "20 generated"),
+        ({"step_tokens": 4}, Workload(num_prompt=20, num_users=4, num_generate=2), "prefill_chunk_size"),
+        ({"blocks": 7}, Workload(num_prompt=20, num_generate=12, num_users=4), "12 cache blocks"),
+    ],
+)
+def test_what_does_not_fit_is_an_error(
+    executor: CountingExecutor, sizes: dict[str, int], workload: Workload, says: str
+) -> None:
+    engine = engine_of(executor, **sizes)
+    with pytest.raises(ConfigError, match=says):
+        measure_throughput(engine, cost_model(program()), MACHINE, workload)
+    with pytest.raises(ConfigError, match=says):
+        run_round(engine, workload, seed=0)
+    assert executor.num_tokens == 0
+
+
+def test_a_workload_has_bounds() -> None:
     with pytest.raises(ConfigError, match="num_generate"):
         Workload(num_generate=1)

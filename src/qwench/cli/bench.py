@@ -1,9 +1,13 @@
-"""`qwench bench`: the machine, its ceiling, what the model reaches, and the ratio of the two."""
+"""`qwench bench`: the machine, its ceiling, what the model reaches, and the ratio of the two.
+
+Whole steps by default, op by op with --profile; `evaluate/` measures, `cli/profile_tables.py` shows the latter.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from argparse import ArgumentParser, Namespace
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +15,7 @@ from qwench.cli import options
 
 if TYPE_CHECKING:
     from qwench.artifact import Artifact
+    from qwench.evaluate.cost import CostModel
     from qwench.evaluate.throughput import Machine, Round, Workload
     from qwench.runtime.engine import Engine
 
@@ -23,13 +28,13 @@ def add_arguments(parser: ArgumentParser) -> None:
     add("--users", type=int, default=1, metavar="N", help="prompts at the same time; default 1")
     add("--rounds", type=int, default=3, metavar="N", help="ceiling and model, in turns; medians count; default 3")
     add("--seed", type=int, default=0, metavar="S", help="of the random prompts; default 0")
-    add("--json", action="store_true", help="print one JSON object instead of tables")
+    add("--profile", action="store_true", help="time each op, and compare each with the ceiling")
+    add("--json", action="store_true", help="print one JSON object instead of tables; with --profile, every op in it")
 
 
 def execute(args: Namespace) -> None:
     """Measure speed beside what this machine could reach at most."""
     from qwench.cli.progress import ProgressDisplay
-    from qwench.evaluate.throughput import measure_throughput
     from qwench.host import num_cpus
     from qwench.load import resolve_model
     from qwench.runtime.loading import load_engine
@@ -39,10 +44,10 @@ def execute(args: Namespace) -> None:
     threads = num_cpus() if args.threads is None else args.threads
     engine = load_engine(artifact, num_threads=threads, enable_prefix_caching=False)
     try:
-        workload = _workload(args, engine)
-        machine = _machine(artifact, threads)
-        measured = measure_throughput(engine, artifact.program, _weight_bytes(artifact), machine, workload)
-        report = _report(args.model, artifact, engine, threads, workload, measured)
+        workload, machine = _workload(args, engine), _machine(artifact, threads)
+        measure = _profile if args.profile else _throughput
+        report = _header(args.model, artifact, engine, threads, workload)
+        report |= measure(engine, _costs(artifact, engine), machine, workload)
     finally:
         engine.close()
     if args.json:
@@ -60,13 +65,16 @@ def _workload(args: Namespace, engine: Engine) -> Workload:
     return Workload(prompt, generate, args.users, args.rounds, args.seed)
 
 
-def _weight_bytes(artifact: Artifact) -> dict[str, int]:
-    """Weight -> bytes as packed."""
-    target = artifact.get_target()
-    return {
+def _costs(artifact: Artifact, engine: Engine) -> CostModel:
+    """The model's costs: weights as packed, the cache as the engine laid it out."""
+    from qwench.evaluate.cost import CostModel
+
+    target, program = artifact.get_target(), artifact.program
+    weight_bytes = {
         name: sum(tensor.num_bytes for tensor in target.packed_tensors(weight))
-        for name, weight in artifact.program.weights.items()
+        for name, weight in program.weights.items()
     }
+    return CostModel(program, weight_bytes, engine.cache.block_bytes(program) / engine.cache.block_size)
 
 
 def _machine(artifact: Artifact, threads: int) -> Machine:
@@ -84,20 +92,28 @@ def _machine(artifact: Artifact, threads: int) -> Machine:
     )
 
 
-def _report(
-    model: str, artifact: Artifact, engine: Engine, threads: int, workload: Workload, rounds: list[Round]
-) -> dict[str, Any]:
-    """What --json prints: medians over rounds, ratios as medians of each round's own, and every round."""
-    from qwench.evaluate.throughput import median
+def _header(model: str, artifact: Artifact, engine: Engine, threads: int, workload: Workload) -> dict[str, Any]:
+    """What was measured on what: the start of both reports."""
     from qwench.host import cpu_name
 
-    kinds = rounds[0].ceiling.peak_gops
+    num_weights = sum(math.prod(weight.shape) for weight in artifact.program.weights.values())
     return {
         "model": model,
         "weights": artifact.config.weights,
+        "bytes_per_weight": artifact.weights_bytes / num_weights,
         "machine": {"cpu": cpu_name(), "threads": threads, "target": artifact.config.target},
         "kernels": sorted(set(engine.executor.kernels().values())),
         "workload": dataclasses.asdict(workload),
+    }
+
+
+def _throughput(engine: Engine, costs: CostModel, machine: Machine, workload: Workload) -> dict[str, Any]:
+    """Medians over rounds, ratios as medians of each round's own, and every round."""
+    from qwench.evaluate.throughput import measure_throughput, median
+
+    rounds: list[Round] = measure_throughput(engine, costs, machine, workload)
+    kinds = rounds[0].ceiling.peak_gops
+    return {
         "prefill_tokens_per_s": median(rounds, lambda r: r.speed.prefill_tokens_per_s),
         "decode_tokens_per_s": median(rounds, lambda r: r.speed.decode_tokens_per_s),
         "ttft_s": median(rounds, lambda r: r.speed.ttft_s),
@@ -113,19 +129,42 @@ def _report(
     }
 
 
+def _profile(engine: Engine, costs: CostModel, machine: Machine, workload: Workload) -> dict[str, Any]:
+    """Limits of the machine, and for prefill and decode every op, with the fields of `StepProfile` and `OpProfile`."""
+    from qwench.evaluate.profile import measure_profile
+
+    profile = measure_profile(engine, costs, machine, workload)
+    return {
+        "ceiling": dataclasses.asdict(profile.limits),
+        "prefill": dataclasses.asdict(profile.prefill),
+        "decode": dataclasses.asdict(profile.decode),
+    }
+
+
 def _print(report: dict[str, Any]) -> None:
-    from qwench.cli.table import print_table
+    from qwench.cli.profile_tables import print_profile
 
     machine, ceiling, work = report["machine"], report["ceiling"], report["workload"]
     print(f"machine  {machine['cpu']}, {machine['threads']} threads, target {machine['target']}")
     peaks = ", ".join(f"{gops:.0f} GOPS {kind}" for kind, gops in ceiling["peak_gops"].items())
-    print(f"ceiling  memory read {ceiling['read_gbps']:.1f} GB/s, arithmetic {peaks}")
-    users = f"{work['num_users']} users, " if work["num_users"] > 1 else ""
+    cached = f", from caches {ceiling['cached_gbps']:.1f}" if "cached_gbps" in ceiling else ""
+    print(f"ceiling  memory read {ceiling['read_gbps']:.1f} GB/s{cached}, arithmetic {peaks}")
+    print(f"model    {report['model']} ({report['weights']}, {report['bytes_per_weight']:.3f} bytes a weight)")
+    users = f"{work['num_users']} users, each " if work["num_users"] > 1 else ""
     print(
-        f"model    {report['model']} ({report['weights']}); {users}prompt {work['num_prompt']}, "
-        f"answer {work['num_generate']} tokens; median of {work['num_rounds']} rounds, ceiling measured in each"
+        f"work     {users}prompt {work['num_prompt']}, answer {work['num_generate']} tokens; median of "
+        f"{work['num_rounds']} rounds, ceiling measured in each"
     )
-    print()
+    if "rounds" in report:
+        _print_throughput(report)
+    else:
+        print_profile(report)
+
+
+def _print_throughput(report: dict[str, Any]) -> None:
+    from qwench.cli.table import print_table
+
+    ceiling = report["ceiling"]
     rows = [
         (name, f"{report[key]:.1f}", f"{ceiling[key]:.1f}", f"{ceiling[ratio]:.0%}")
         for name, key, ratio in (
@@ -133,4 +172,5 @@ def _print(report: dict[str, Any]) -> None:
             ("decode", "decode_tokens_per_s", "decode_ratio"),
         )
     ]
+    print()
     print_table(("", "tokens/s", "ceiling", "ratio"), rows, right=("tokens/s", "ceiling", "ratio"))

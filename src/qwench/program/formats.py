@@ -144,4 +144,4 @@ def quantize_activation(x: Float32, group_size: int) -> tuple[Int8, Float32]:
     groups = _groups(x, group_size)
     amax = np.abs(groups).max(axis=2)
     codes = np.rint(groups * _inverse(127, amax)[..., None]).astype(np.int8)
-    return codes.reshape(len(x), -1), (amax * np.float32(1 / 127)).astype(np.float32)
+    return codes.reshape(len(x), groups.shape[1] * group_size), (amax * np.float32(1 / 127)).astype(np.float32)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -92,6 +92,18 @@ class Executor(Protocol):
 
     def close(self) -> None:
         """Stops threads and frees the cache. Idempotent."""
+        ...
+
+
+@runtime_checkable
+class TimedExecutor(Executor, Protocol):
+    """An Executor that also knows how long each op takes; not every target's does."""
+
+    def op_seconds(self) -> dict[str, dict[str, float]]:
+        """Op name -> phase -> seconds spent in it so far, for every op and every phase it was lowered to, in order.
+
+        An op that was merged into another's phases has none of its own.
+        """
         ...
 
 

@@ -54,11 +54,13 @@ class CpuExecutor:
             cache_dtype=cache.dtype,
         )
         self._cache_dtype = cache.dtype
+        self._phases_until: dict[str, int] = {}  # op -> how many native phases there were once it was lowered
         for op in program.ops:
             lower = getattr(self, f"_{op.kind}", None)
             if lower is None:
                 raise TargetError(f"the cpu target has no kernel for op {op.name} of kind {op.kind}")
             self._kernels[op.name] = f"{variant}.{lower(op)}"
+            self._phases_until[op.name] = len(self._native.phase_seconds())
         self._inv_freq, self._rope_factor = inverse_frequencies(spec.rope, spec.head_dim)
         self._rope_table = np.empty((0, spec.head_dim), np.float32)
         self._logits = np.empty((0, spec.vocab_size), np.float32)
@@ -83,6 +85,17 @@ class CpuExecutor:
 
     def kernels(self) -> dict[str, str]:
         return dict(self._kernels)
+
+    def op_seconds(self) -> dict[str, dict[str, float]]:
+        """As `TimedExecutor`; phases of one op that have the same name count as one."""
+        clock, first = self._native.phase_seconds(), 0
+        result: dict[str, dict[str, float]] = {}
+        for name, last in self._phases_until.items():
+            spent = result[name] = {}
+            for phase, seconds in clock[first:last]:
+                spent[phase] = spent.get(phase, 0.0) + seconds
+            first = last
+        return result
 
     def close(self) -> None:
         if hasattr(self, "_native"):

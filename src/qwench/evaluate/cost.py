@@ -1,0 +1,143 @@
+"""What each op of a Program must do in one step, whoever computes it: bytes moved and operations.
+
+From these and the machine's measured speeds follows the least time a step can take. Knows nothing of engines and
+clocks; used by `throughput.py` (whole steps) and `profile.py` (op by op).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from qwench.program.memory import buffer_bytes
+from qwench.program.ops import Op, Program
+
+ATTENTION = "attention"
+# What multiplies: by weight format for matrices, and for attention.
+ARITHMETIC: Mapping[str, str] = {"fp32": "fp32", "bf16": "fp32", "int8": "int8", "int4": "int8", ATTENTION: "fp32"}
+
+
+@dataclass(frozen=True)
+class StepShape:
+    """One step's work: sequence s gets `new[s]` tokens and then has `context[s]`; `num_logits` rows go to the head."""
+
+    new: Sequence[int]
+    context: Sequence[int]
+    num_logits: int
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(self.new)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the machine was measured to do: read memory [GB/s], compute [GOPS, by kind of arithmetic], and read what
+    lies in its caches [GB/s]; the last is infinite where activations are not to count."""
+
+    read_gbps: float
+    peak_gops: Mapping[str, float]
+    cached_gbps: float = math.inf
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What some work must do at least.
+
+    weight_bytes, kv_bytes: come from memory; keys and values of new tokens go there. activation_bytes: what ops hand to
+    each other, read and written, which fits a cache. operations: of matrix products and attention, by kind of
+    arithmetic, multiply and add counted as two; all others are few.
+    """
+
+    weight_bytes: float = 0.0
+    kv_bytes: float = 0.0
+    activation_bytes: float = 0.0
+    operations: Mapping[str, float] = field(default_factory=dict)
+
+    def __add__(self, other: Cost) -> Cost:
+        kinds = self.operations.keys() | other.operations.keys()
+        return Cost(
+            self.weight_bytes + other.weight_bytes,
+            self.kv_bytes + other.kv_bytes,
+            self.activation_bytes + other.activation_bytes,
+            {kind: self.operations.get(kind, 0.0) + other.operations.get(kind, 0.0) for kind in kinds},
+        )
+
+    def per(self, parts: int) -> Cost:
+        """One of `parts` equal parts."""
+        operations = {kind: count / parts for kind, count in self.operations.items()}
+        return Cost(self.weight_bytes / parts, self.kv_bytes / parts, self.activation_bytes / parts, operations)
+
+    @property
+    def memory_bytes(self) -> float:
+        return self.weight_bytes + self.kv_bytes
+
+    def times(self, limits: Limits) -> dict[str, float]:
+        """Seconds that each resource alone would take: memory, cache, arithmetic."""
+        return {
+            "memory": self.memory_bytes / (limits.read_gbps * 1e9),
+            "cache": self.activation_bytes / (limits.cached_gbps * 1e9),
+            "arithmetic": sum(n / (limits.peak_gops[kind] * 1e9) for kind, n in self.operations.items()),
+        }
+
+    def seconds(self, limits: Limits) -> float:
+        """The least time: all resources at once, each at its measured speed."""
+        return max(self.times(limits).values())
+
+
+@dataclass(frozen=True)
+class CostModel:
+    """Costs of one compiled model's ops.
+
+    weight_bytes: packed size of each weight. position_bytes: what one position of the KV cache takes, all layers.
+    arithmetic: as ARITHMETIC, for the target that runs it.
+    """
+
+    program: Program
+    weight_bytes: Mapping[str, int]
+    position_bytes: float
+    arithmetic: Mapping[str, str] = field(default_factory=lambda: ARITHMETIC)
+
+    def of_step(self, step: StepShape) -> Cost:
+        """All ops together."""
+        return sum((self.of_op(op, step) for op in self.program.ops), Cost())
+
+    def of_op(self, op: Op, step: StepShape) -> Cost:
+        """One op; nothing for the head's when no logits are asked for."""
+        num_rows = self._num_rows(op, step)
+        if num_rows == 0:
+            return Cost()
+        layer_bytes = self.position_bytes / self.program.spec.num_layers
+        buffers = [self.program.buffers[name] for name in (*op.inputs, op.output) if name]
+        activations = float(sum(buffer_bytes(buffer, num_rows) for buffer in buffers))
+        if op.kind == "embed":
+            table = self.program.weights[op.weights[0]]
+            return Cost(self.weight_bytes[table.name] * num_rows / table.shape[0], 0.0, activations)
+        if op.kind == "attention":
+            window = op.attrs["window"]
+            read = sum(min(c, window + n - 1) if window else c for n, c in zip(step.new, step.context))
+            pairs = sum(_visible_positions(n, c, window) for n, c in zip(step.new, step.context))
+            operations = {self.arithmetic[ATTENTION]: 4.0 * self.program.spec.q_size * pairs}
+            return Cost(0.0, read * layer_bytes, activations, operations)
+        written = step.num_tokens * layer_bytes if op.kind in ("cache_write", "qkv_rope_write") else 0.0
+        weights = float(sum(self.weight_bytes[name] for name in op.weights))
+        return Cost(weights, written, activations, self._products(op, num_rows))
+
+    def _products(self, op: Op, num_rows: int) -> dict[str, float]:
+        operations: dict[str, float] = {}
+        for weight in (self.program.weights[name] for name in op.weights):
+            if not weight.is_vector:
+                kind = self.arithmetic[weight.format.kind]
+                operations[kind] = operations.get(kind, 0.0) + 2.0 * num_rows * weight.shape[0] * weight.shape[1]
+        return operations
+
+    def _num_rows(self, op: Op, step: StepShape) -> int:
+        is_logits = bool(op.output) and self.program.buffers[op.output].rows == "logits"
+        return step.num_logits if is_logits else step.num_tokens
+
+
+def _visible_positions(new: int, context: int, window: int | None) -> int:
+    """Pairs (query, key) that causal attention of the last `new` of `context` tokens looks at."""
+    lengths = range(context - new + 1, context + 1)
+    return sum(min(length, window) for length in lengths) if window else sum(lengths)
