@@ -6,7 +6,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -74,10 +74,17 @@ def packed_model(target: str = "reference", **options: object) -> PackedModel:
 
 class HistoryExecutor:
     """Its cache holds a token and a running hash per slot; logits are random numbers seeded by the hash of the
-    history as read through the block table. A wrong block, a stale one or a wrong position gives other tokens."""
+    history as read through the block table. A wrong block, a stale one or a wrong position gives other tokens.
 
-    def __init__(self, vocab_size: int, cache: CacheConfig, max_step_tokens: int = 10**9) -> None:
+    logits_of: another function of (history, vocab_size), such as `circling_logits`.
+    """
+
+    def __init__(
+        self, vocab_size: int, cache: CacheConfig, max_step_tokens: int = 10**9,
+        logits_of: Callable[[np.ndarray, int], Float32] | None = None,
+    ) -> None:  # fmt: skip
         self.vocab_size, self.cache, self.max_step_tokens = vocab_size, cache, max_step_tokens
+        self.logits_of = logits_of or history_logits
         self.tokens = np.full(cache.num_blocks * cache.block_size, -1, np.int32)
         self.steps: list[StepBatch] = []
         self.fail_with: Exception | None = None
@@ -98,7 +105,7 @@ class HistoryExecutor:
                 seen = length - (stop - 1 - i)
                 self.tokens[slots[seen - 1]] = batch.token_ids[i]
                 if i in wanted:
-                    logits[row] = history_logits(self.tokens[slots[:seen]], self.vocab_size)
+                    logits[row] = self.logits_of(self.tokens[slots[:seen]], self.vocab_size)
                     row += 1
         self.steps.append(dataclasses.replace(batch, token_ids=batch.token_ids.copy(), seq_lens=batch.seq_lens.copy()))
         return logits[:row]
@@ -119,13 +126,20 @@ def history_logits(tokens: np.ndarray, vocab_size: int) -> Float32:
     return np.random.Generator(np.random.Philox(key=seed)).standard_normal(vocab_size, np.float32) * 3
 
 
+def circling_logits(tokens: np.ndarray, vocab_size: int) -> Float32:
+    """Logits that the last two tokens decide, so that answers go in circles, and that the whole history moves a little,
+    so that log-probabilities still tell of any difference in it."""
+    return 3 * history_logits(tokens[-2:], vocab_size) + 0.01 * history_logits(tokens, vocab_size)
+
+
 def history_engine(
     num_blocks: int = 64, *, vocab_size: int = 50, block_size: int = 16, max_seq_len: int = 256, max_num_seqs: int = 8,
     max_step_tokens: int = 32, enable_prefix_caching: bool = True, eos_token_ids: tuple[int, ...] = (),
+    logits_of: Callable[[np.ndarray, int], Float32] | None = None,
 ) -> Engine:  # fmt: skip
     cache = CacheConfig(num_blocks, block_size, "fp32")
     return Engine(
-        HistoryExecutor(vocab_size, cache, max_step_tokens), vocab_size, cache, max_seq_len=max_seq_len,
+        HistoryExecutor(vocab_size, cache, max_step_tokens, logits_of), vocab_size, cache, max_seq_len=max_seq_len,
         max_num_seqs=max_num_seqs, max_step_tokens=max_step_tokens, enable_prefix_caching=enable_prefix_caching,
         eos_token_ids=eos_token_ids,
     )  # fmt: skip

@@ -11,6 +11,7 @@ from engine_models import PackedModel, packed_model
 from qwench.errors import CapacityError, ConfigError
 from qwench.runtime import loading
 from qwench.runtime.loading import GIB, choose_num_blocks, load_engine
+from qwench.runtime.scheduler import MAX_STEP_DRAFTS
 
 BLOCK_BYTES = 2 * 2 * 2 * 16 * 16 * 4  # k and v, layers, kv heads, positions, head_dim, fp32
 
@@ -21,7 +22,8 @@ def model() -> PackedModel:
 
 
 def fixed_bytes(model: PackedModel) -> int:
-    return sum(t.nbytes for t in model.tensors.values()) + model.plan.num_bytes + 4 * 300 * 4
+    logits = (4 + MAX_STEP_DRAFTS) * 300 * 4
+    return sum(t.nbytes for t in model.tensors.values()) + model.plan.num_bytes + logits
 
 
 def with_free(monkeypatch: pytest.MonkeyPatch, num_bytes: int) -> None:

@@ -25,7 +25,7 @@ from qwench.runtime.request import (
     TokenOutput,
 )
 from qwench.runtime.sampler import TokenSampler
-from qwench.runtime.scheduler import Scheduler
+from qwench.runtime.scheduler import MAX_STEP_DRAFTS, Scheduler
 from qwench.targets.target import CacheConfig, Executor, Float32, Int32, StepBatch
 
 logger = logging.getLogger(__name__)
@@ -53,7 +53,7 @@ class Engine:
         self._requests: dict[str, dict[int, Request]] = {}
         self._arrivals, self._names = itertools.count(), itertools.count()
         self._batch = _BatchArrays(max_step_tokens, max_num_seqs, -(-max_seq_len // cache.block_size))
-        self._logits: Float32 = np.empty((max_num_seqs, vocab_size), np.float32)
+        self._logits: Float32 = np.empty((max_num_seqs + MAX_STEP_DRAFTS, vocab_size), np.float32)
 
     def add_request(
         self, prompt_token_ids: Sequence[int] | Int32, params: SamplingParams | None = None,
@@ -126,7 +126,10 @@ class Engine:
         return [self._finish(request, None, reason) for request in ended]
 
     def step(self) -> list[TokenOutput]:
-        """Computes one step and returns the new tokens; none when every scheduled prompt is still being read."""
+        """Computes one step and returns the new tokens; none when every scheduled prompt is still being read.
+
+        With prompt lookup a sample may get several, one output each, next to each other and in their order.
+        """
         plan = self.scheduler.schedule()
         if not plan:
             assert not self._requests
@@ -143,10 +146,36 @@ class Engine:
         metrics.steps += 1
         metrics.step_tokens += len(batch.token_ids)
         metrics.execute_s += now - start
-        self.scheduler.advance(plan)
-        outputs = [self._sample(request, logits[i], now) for i, request in enumerate(sampled)]
+        for request, count in plan.items():
+            self.scheduler.advance(request, count - request.num_drafts)
+        outputs: list[TokenOutput] = []
+        first = 0
+        for request in sampled:
+            end = first + request.num_drafts + 1
+            outputs += self._sample_run(request, logits[first:end], now)
+            first = end
         metrics.num_running, metrics.num_waiting = len(self.scheduler.running), len(self.scheduler.waiting)
         metrics.blocks_used = metrics.blocks_total - self.scheduler.pool.num_free
+        return outputs
+
+    def _sample_run(self, request: Request, rows: Float32, now: float) -> list[TokenOutput]:
+        """The token after the known ones, then those after each guess, as long as the guess was the token sampled.
+
+        Sampling is the same as without guesses, one token after the other, so that the answer is the same too.
+        """
+        start, count = request.num_tokens, request.num_drafts
+        guesses = request.tokens[start : start + count].tolist()
+        self.metrics.drafted_tokens += count
+        request.timings.num_drafted_tokens += count
+        outputs = [self._sample(request, rows[0], now)]
+        for guess, row in zip(guesses, rows[1:]):
+            if outputs[-1].finish_reason is not None or outputs[-1].token_id != guess:
+                break
+            self.metrics.accepted_tokens += 1
+            request.timings.num_accepted_tokens += 1
+            self.scheduler.advance(request, 1)
+            outputs.append(self._sample(request, row, now))
+        self.scheduler.withdraw_drafts(request)
         return outputs
 
     def _sample(self, request: Request, row: Float32, now: float) -> TokenOutput:
@@ -206,12 +235,13 @@ class _BatchArrays:
         self.query_start = np.zeros(max_num_seqs + 1, np.int32)
         self.seq_lens = np.empty(max_num_seqs, np.int32)
         self.block_tables = np.zeros((max_num_seqs, max_blocks), np.int32)
-        self.logit_rows = np.empty(max_num_seqs, np.int32)
+        self.logit_rows = np.empty(max_num_seqs + MAX_STEP_DRAFTS, np.int32)
 
     def fill(self, plan: dict[Request, int]) -> tuple[StepBatch, list[Request]]:
-        """The batch, and the requests whose last known token is in it, in the order of its logits."""
+        """The batch, and the requests whose last known token is in it, in the order of its logits: a row for that
+        token and one for each guess."""
         sampled: list[Request] = []
-        end = 0
+        end = num_logits = 0
         for s, (request, count) in enumerate(plan.items()):
             done = request.num_computed
             self.token_ids[end : end + count] = request.tokens[done : done + count]
@@ -219,12 +249,14 @@ class _BatchArrays:
             self.query_start[s + 1] = end
             self.seq_lens[s] = done + count
             self.block_tables[s, : request.num_blocks] = request.block_table[: request.num_blocks]
-            if done + count == request.num_tokens:
-                self.logit_rows[len(sampled)] = end - 1
+            if done + count >= request.num_tokens:
+                rows = request.num_drafts + 1
+                self.logit_rows[num_logits : num_logits + rows] = np.arange(end - rows, end)
+                num_logits += rows
                 sampled.append(request)
         n = len(plan)
         batch = StepBatch(
             self.token_ids[:end], self.query_start[: n + 1], self.seq_lens[:n], self.block_tables[:n],
-            self.logit_rows[: len(sampled)],
+            self.logit_rows[:num_logits],
         )  # fmt: skip
         return batch, sampled

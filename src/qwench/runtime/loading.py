@@ -15,6 +15,7 @@ from qwench.host import available_memory_bytes, num_cpus
 from qwench.program.memory import MemoryPlan
 from qwench.program.ops import Program
 from qwench.runtime.engine import Engine
+from qwench.runtime.scheduler import MAX_STEP_DRAFTS
 from qwench.targets.target import Array, CacheConfig, get_target
 
 logger = logging.getLogger(__name__)
@@ -74,7 +75,8 @@ def choose_num_blocks(model: CompiledModel, wanted: int | None = None, memory: i
     block_bytes = CacheConfig(1, config.kvcache_block_size, config.kv_cache).block_bytes(model.program)
     one_sequence = -(-config.max_seq_len // config.kvcache_block_size)
     weights = sum(tensor.nbytes for tensor in model.tensors.values())
-    fixed = weights + model.plan.num_bytes + config.batch_size * model.program.spec.vocab_size * 4
+    num_logits = config.batch_size + MAX_STEP_DRAFTS
+    fixed = weights + model.plan.num_bytes + num_logits * model.program.spec.vocab_size * 4
     available = available_memory_bytes() if memory is None else memory
     rest = available - fixed
     least = wanted or one_sequence

@@ -17,7 +17,8 @@ class Metrics:
 
     num_waiting, num_running, blocks_used are as of the last step; blocks_total never changes.
     prompt_tokens are of samples that began; cached_prompt_tokens of them were found in the KV cache.
-    step_tokens: computed by the executor, those computed again after a preemption included.
+    step_tokens: computed by the executor; those computed again after a preemption and wrong guesses included.
+    drafted_tokens: guessed by prompt lookup and computed; accepted_tokens of them were right.
     ttft_s over first_tokens: time to the first token. decode_s over decode_tokens: time per token after the first,
     both of finished samples.
     """
@@ -37,6 +38,8 @@ class Metrics:
     generated_tokens: int = 0
     steps: int = 0
     step_tokens: int = 0
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
     execute_s: float = 0.0
     queue_s: float = 0.0
     first_tokens: int = 0

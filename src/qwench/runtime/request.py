@@ -15,6 +15,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from qwench.errors import QwenchError, RequestError
+from qwench.runtime.prompt_lookup import PromptLookup
 from qwench.targets.target import Int32
 
 FinishReason = Literal["stop", "length", "abort", "error"]
@@ -37,6 +38,8 @@ class SamplingParams:
     logprobs: with each token its log-probability, and those of this many likeliest tokens. They are the model's:
         log_softmax of the raw logits, before bias, penalties and temperature.
     n: independent answers to the prompt. min_tokens: no end token before this many tokens.
+    prompt_lookup_num_tokens: guess up to this many further tokens from what followed the last ones earlier in prompt
+        and answer, and check them in the same step; 0: none. Changes how fast the answer comes, never the answer.
     skip_special_tokens: leave special tokens out of the text.
     include_stop_str_in_output: keep the stop string, or the stop token's text, at the end of the text.
 
@@ -60,6 +63,7 @@ class SamplingParams:
     logprobs: int | None = None
     n: int = 1
     min_tokens: int = 0
+    prompt_lookup_num_tokens: int = 0
     skip_special_tokens: bool = True
     include_stop_str_in_output: bool = False
 
@@ -94,6 +98,7 @@ class SamplingParams:
             ("logprobs", self.logprobs is None or _int_from(self.logprobs, 0), "None or an integer from 0"),
             ("n", _int_from(self.n, 1), "an integer from 1"),
             ("min_tokens", _int_from(self.min_tokens, 0), "an integer from 0"),
+            ("prompt_lookup_num_tokens", _int_from(self.prompt_lookup_num_tokens, 0), "an integer from 0"),
         )
         for name, good, allowed in checks:
             if not good:
@@ -128,6 +133,8 @@ class RequestTimings:
     finished_s: float | None = None
     num_cached_tokens: int = 0  # prompt tokens whose keys and values were found in the cache
     num_preemptions: int = 0
+    num_drafted_tokens: int = 0  # guessed by prompt lookup and computed
+    num_accepted_tokens: int = 0  # of these, the ones that were right, so that no step of their own was needed
 
 
 class TokenLogprobs(NamedTuple):
@@ -160,16 +167,17 @@ class Request:
     """One sample of what a user asked for, while it runs. Filled by the engine; moved along by the scheduler.
 
     tokens: [max_len] int32, of which the first num_tokens are known (prompt, then answer) and the first
-        num_computed have keys and values in the cache.
+        num_computed have keys and values in the cache. While a step runs, num_drafts guesses follow the known ones.
     block_table: [blocks of max_len] int32, of which the first num_blocks are held.
     block_hashes: of the full blocks of known tokens, in order; those of the first num_registered are in the cache.
     leader: the first sample of the same prompt, whose blocks this one waits to share.
+    lookup: what makes the guesses; None: nobody asked for any.
     """
 
     __slots__ = (
-        "arrival", "block_hashes", "block_table", "index", "is_running", "leader", "max_len", "num_blocks",
-        "num_computed", "num_prompt", "num_registered", "num_tokens", "params", "request_id", "salt", "sampler",
-        "stop_tokens", "timings", "tokens",
+        "arrival", "block_hashes", "block_table", "index", "is_running", "leader", "lookup", "max_len", "num_blocks",
+        "num_computed", "num_drafts", "num_prompt", "num_registered", "num_tokens", "params", "request_id", "salt",
+        "sampler", "stop_tokens", "timings", "tokens",
     )  # fmt: skip
 
     def __init__(self, request_id: str, index: int, prompt: Int32, params: SamplingParams, max_len: int) -> None:
@@ -177,13 +185,14 @@ class Request:
         self.num_prompt = self.num_tokens = len(prompt)
         self.tokens: Int32 = np.empty(max_len, np.int32)
         self.tokens[: self.num_prompt] = prompt
-        self.num_computed = self.num_blocks = self.num_registered = 0
+        self.num_computed = self.num_blocks = self.num_registered = self.num_drafts = 0
         self.block_table: Int32 = np.empty(0, np.int32)
         self.block_hashes: list[bytes] = []
         self.salt = b""
         self.arrival = 0
         self.is_running = False
         self.leader: Request | None = None
+        self.lookup = PromptLookup(self.tokens) if params.prompt_lookup_num_tokens else None
         self.stop_tokens: frozenset[int] = frozenset()
         self.sampler: Any = None
         self.timings = RequestTimings(0.0)

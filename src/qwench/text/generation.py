@@ -54,7 +54,8 @@ class RequestOutput:
 
 @dataclass(frozen=True)
 class Delta:
-    """What one step added to sample `index` of a request: at most a token, and the text that is now certain.
+    """What one output of the engine added to sample `index` of a request: at most a token, and the text that is now
+    certain. A step gives several of them when prompt lookup guessed right.
 
     prompt_index: place of the prompt in the caller's list. With a finish_reason it is the sample's last; the last of
     the whole request carries its `output`.
@@ -108,15 +109,18 @@ class TextEngine:
     def step(self) -> list[Delta]:
         """One step of the engine, as text. A sample that meets a stop string ends in the same step."""
         deltas = []
-        for output in self.engine.step():
+        outputs = self.engine.step()
+        for i, output in enumerate(outputs):
             request = self._requests.get(output.request_id)
             if request is None:
-                continue  # added to the engine by somebody else
+                continue  # added to the engine by somebody else, or ended by a stop string before this output
             sample = request.samples[output.index]
+            if sample.finish_reason is not None:
+                continue  # ended by a stop string: what the same step gave beyond it doesn't count
             text = sample.push(output)
             if sample.met_stop_string and output.finish_reason is None:
-                [ended] = self.engine.abort(output.request_id, output.index, "stop")
-                sample.end("stop", ended.timings)
+                ended = self.engine.abort(output.request_id, output.index, "stop")
+                sample.end("stop", (ended or _last_outputs(outputs[i:], output))[0].timings)
             deltas.append(self._delta(request, sample, text, output))
         return deltas
 
@@ -145,6 +149,12 @@ class TextEngine:
             request.request_id, request.prompt_index, sample.index, text, tokens, output.logprobs,
             sample.finish_reason, sample.stop_reason, whole,
         )  # fmt: skip
+
+
+def _last_outputs(outputs: list[TokenOutput], of: TokenOutput) -> list[TokenOutput]:
+    """The output with which the engine itself ended the sample, in the same step but after its stop string."""
+    same = (of.request_id, of.index)
+    return [output for output in outputs if output.finish_reason and (output.request_id, output.index) == same]
 
 
 @dataclass(frozen=True)
