@@ -1,0 +1,266 @@
+"""The run itself: every contender does every work, round by round, one at a time; then the next format.
+
+Within a round the contenders follow each other, after the ceilings of that moment were measured, and each round starts
+with another one. Makes plain samples; what they mean is the business of `report.py`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from benchmarks.contenders.contender import Compiled
+from benchmarks.cost import Shape
+from benchmarks.machine import TOLERATED_CPUS, Ceiling, Machine, measure_copy_s
+from benchmarks.plan import ANSWER, COMPILE, OURS, PROFILE, START, START_WORK, WARM_UP, Plan, Work
+from benchmarks.process import Worker, WorkerError
+
+COMPILE_TIMEOUT_S = 3600.0
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One contender's doing of one work in one round; `values` as the worker measured them, bytes and seconds."""
+
+    format_name: str
+    work: str
+    round_number: int
+    contender: str
+    values: dict[str, Any]
+
+
+@dataclass
+class Measured:
+    """All that a run found. skipped: what was left out, and the word why. ceilings: (format, work, round) -> then.
+
+    models: format -> contender -> what it made. copy_s: (format, round) -> seconds of copying as many bytes.
+    profiles: format -> what `qwench bench --profile --json` said.
+    """
+
+    machine: dict[str, Any]
+    shape: Shape
+    plan: Plan
+    versions: dict[str, str] = field(default_factory=dict)
+    skipped: list[str] = field(default_factory=list)
+    models: dict[str, dict[str, Compiled]] = field(default_factory=dict)
+    ceilings: dict[tuple[str, str, int], Ceiling] = field(default_factory=dict)
+    copy_s: dict[tuple[str, int], float] = field(default_factory=dict)
+    samples: list[Sample] = field(default_factory=list)
+    profiles: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+
+class Run:
+    """One run of `plan` over `checkpoint`. folder: for models and logs. pythons: contender -> its interpreter.
+
+    keep: compiled models stay in the folder, and those already there aren't compiled again. say: told what happens.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        checkpoint: Path,
+        folder: Path,
+        pythons: dict[str, str],
+        keep: bool,
+        say: Callable[[str], None],
+    ) -> None:
+        self.plan, self.checkpoint, self.folder, self.pythons = plan, checkpoint, folder, pythons
+        self.keep, self.say = keep, say
+        self._machine = Machine(plan.threads)
+        self._found = Measured(self._machine.describe(), Shape.from_folder(checkpoint), plan)
+        self._failed: set[tuple[str, str]] = set()  # (format, contender)
+        self._slow: set[tuple[str, str, str]] = set()  # (format, work, contender) beyond the patience
+
+    def measure(self) -> Measured:
+        """Runs the plan. What a contender can't do is skipped with a word; Ctrl-C ends the run with what there is."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            offered = self._describe()
+            for format_name in self.plan.formats:
+                self._measure_format(format_name, offered)
+        except KeyboardInterrupt:
+            self._skip("everything after that", "interrupted")
+        return self._found
+
+    def _describe(self) -> dict[str, list[str]]:
+        """Contender -> the formats that it offers, of those whose library is there."""
+        offered: dict[str, list[str]] = {}
+        for name in self.plan.contenders:
+            with self._attempt("", name), self._worker(name) as worker:
+                reply = worker.ask("describe")
+                offered[name], self._found.versions[name] = reply["formats"], reply["version"]
+                self.say(f"{name}: {reply['version']}, Python {reply['python']}")
+        return offered
+
+    def _measure_format(self, format_name: str, offered: dict[str, list[str]]) -> None:
+        names = [name for name in offered if format_name in offered[name]]
+        for name in offered:
+            if name not in names:
+                self._skip(f"{name} {format_name}", "it offers none, or none that is measured here")
+        self._compile(format_name, names)
+        if START in self.plan.works:
+            self._start(format_name, names)
+        if self.plan.answers(format_name):
+            self._answer(format_name, names)
+        if PROFILE in self.plan.works and OURS in self._in_turn(format_name, names, 0):
+            self._profile(format_name)
+        if not self.keep:
+            for name in names:
+                shutil.rmtree(self._model_folder(format_name, name), ignore_errors=True)
+
+    # ---- compile
+
+    def _compile(self, format_name: str, names: list[str]) -> None:
+        """Fills `models`, timed from the start of a fresh process."""
+        models = self._found.models.setdefault(format_name, {})
+        for number in range(self.plan.compile_rounds):
+            for name in self._in_turn(format_name, names, number):
+                with self._attempt(format_name, name):
+                    models[name] = self._kept(format_name, name) or self._compile_one(format_name, name, number)
+            if COMPILE in self.plan.works and models:
+                num_bytes = next(iter(models.values())).weight_bytes
+                copy_s = measure_copy_s(self.checkpoint, num_bytes, self.folder / "copy")
+                self._found.copy_s[format_name, number] = copy_s
+
+    def _compile_one(self, format_name: str, name: str, number: int) -> Compiled:
+        folder = self._model_folder(format_name, name)
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        with self._worker(name) as worker:
+            reply = worker.ask(
+                "compile", COMPILE_TIMEOUT_S, checkpoint=str(self.checkpoint), format_name=format_name,
+                out=str(folder / "model"), max_positions=self.plan.max_positions, threads=self.plan.threads,
+            )  # fmt: skip
+            values = self._life(worker) | {"work_s": reply["work_s"]}
+        compiled = Compiled(reply["path"], reply["weight_bytes"], reply["note"])
+        self._record(format_name, COMPILE, number, name, values)
+        (folder / "model.json").write_text(json.dumps(dataclasses.asdict(compiled)))
+        return compiled
+
+    def _kept(self, format_name: str, name: str) -> Compiled | None:
+        path = self._model_folder(format_name, name) / "model.json"
+        return Compiled(**json.loads(path.read_text())) if self.keep and path.is_file() else None
+
+    def _model_folder(self, format_name: str, name: str) -> Path:
+        return self.folder / f"{name}-{format_name}"
+
+    # ---- start
+
+    def _start(self, format_name: str, names: list[str]) -> None:
+        """A fresh process up to its first token; round -1 only brings the files into the page cache."""
+        for number in range(-1, self.plan.rounds):
+            for name in self._due(format_name, START, names, number):
+                with self._attempt(format_name, name), self._worker(name) as worker:
+                    path = self._found.models[format_name][name].path
+                    worker.ask(
+                        "load", path=path, threads=self.plan.threads, positions=START_WORK.num_positions, users=1
+                    )
+                    self._ask_answer(worker, START_WORK, number)
+                    values = self._life(worker)
+                    if number >= 0:
+                        self._record(format_name, START, number, name, values)
+
+    # ---- answers
+
+    def _answer(self, format_name: str, names: list[str]) -> None:
+        """All works of a loaded model; the models of one format are in memory together, their processes stopped."""
+        with contextlib.ExitStack() as stack:
+            workers: dict[str, Worker] = {}
+            for name in self._in_turn(format_name, names, 0):
+                with self._attempt(format_name, name):
+                    workers[name] = stack.enter_context(self._worker(name))
+                    self._load(workers[name], format_name)
+            for number in range(self.plan.rounds):
+                for work in self.plan.answers(format_name):
+                    self._round(format_name, work, number, workers)
+
+    def _load(self, worker: Worker, format_name: str) -> None:
+        works = self.plan.answers(format_name)
+        path = self._found.models[format_name][worker.contender].path
+        positions = max(w.num_users * w.num_positions for w in works)
+        users = max(w.num_users for w in works)
+        worker.ask("load", path=path, threads=self.plan.threads, positions=positions, users=users)
+        self._ask_answer(worker, WARM_UP, 0)
+        worker.pause()
+
+    def _round(self, format_name: str, work: Work, number: int, workers: dict[str, Worker]) -> None:
+        due = self._due(format_name, work.name, list(workers), number)
+        if due:
+            self._found.ceilings[format_name, work.name, number] = self._machine.measure()
+        for name in due:
+            with self._attempt(format_name, name):
+                values = self._ask_answer(workers[name], work, number)
+                if number == 0 and work is self.plan.answers(format_name)[0]:
+                    values = workers[name].ask("memory") | values
+                workers[name].pause()
+                self._record(format_name, work.name, number, name, values)
+
+    def _ask_answer(self, worker: Worker, work: Work, number: int) -> dict[str, Any]:
+        prompts = work.prompts(self._found.shape.vocab_size, self.plan.seed + number)
+        return worker.ask("answer", prompts=prompts, num_generate=work.num_generate)
+
+    # ---- where qwench's time goes
+
+    def _profile(self, format_name: str) -> None:
+        """Time, bytes and operations of each op, by qwench's own command."""
+        path = self._found.models[format_name][OURS].path
+        options = f"--profile --json --prompt {ANSWER.num_prompt} --generate 16 --threads {self.plan.threads}"
+        code = "import sys; from qwench.cli.main import main; sys.exit(main(sys.argv[1:]))"
+        command = [self.pythons[OURS], "-c", code, "bench", path, *options.split(), "--rounds", str(self.plan.rounds)]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=self.folder)
+        if done.returncode == 0:
+            self._found.profiles[format_name] = json.loads(done.stdout)
+            self.say(f"{format_name} {PROFILE}")
+        else:
+            self._skip(f"{PROFILE} {format_name}", done.stderr.strip().rpartition("\n")[2])
+
+    # ---- common
+
+    def _life(self, worker: Worker) -> dict[str, Any]:
+        """Seconds since the worker's process was started, and what others used meanwhile."""
+        return {"seconds": time.perf_counter() - worker.started_s, "others_cpus": worker.load.others_cpus()}
+
+    def _worker(self, name: str) -> Worker:
+        return Worker(name, self.pythons[name], self.folder / f"{name}.log")
+
+    def _in_turn(self, format_name: str, names: list[str], number: int) -> list[str]:
+        """Those that still stand; each round begins with another one."""
+        standing = [name for name in names if (format_name, name) not in self._failed]
+        first = number % len(standing) if standing else 0
+        return standing[first:] + standing[:first]
+
+    def _due(self, format_name: str, work: str, names: list[str], number: int) -> list[str]:
+        """Of those, the ones that the plan has the patience for."""
+        turn = self._in_turn(format_name, names, number)
+        return [name for name in turn if (format_name, work, name) not in self._slow]
+
+    @contextlib.contextmanager
+    def _attempt(self, format_name: str, name: str) -> Iterator[None]:
+        """A contender that fails within is out for this format, with a word."""
+        try:
+            yield
+        except WorkerError as error:
+            self._failed.add((format_name, name))
+            self._skip(f"{name} {format_name}".strip(), f"{'not installed, ' if error.is_absent else ''}{error}")
+
+    def _skip(self, what: str, why: str) -> None:
+        self._found.skipped.append(f"{what}: {why}")
+        self.say(f"skipped {what}: {why}")
+
+    def _record(self, format_name: str, work: str, number: int, name: str, values: dict[str, Any]) -> None:
+        self._found.samples.append(Sample(format_name, work, number, name, values))
+        seconds = values["seconds"] if "seconds" in values else values["prefill_s"] + values["decode_s"]
+        if seconds > self.plan.patience_s:
+            self._slow.add((format_name, work, name))
+        others = (
+            f", others used {values['others_cpus']:.1f} processors" if values["others_cpus"] > TOLERATED_CPUS else ""
+        )
+        self.say(f"{format_name} {work}, round {number + 1}: {name} {seconds:.2f} s{others}")

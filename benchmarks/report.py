@@ -1,0 +1,173 @@
+"""Samples -> figures: medians, ratios to qwench within a round, shares of the ceiling. What --json prints.
+
+Knows no process; works as well on what an earlier run saved.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from benchmarks.cost import Cost, decode_cost, prefill_cost
+from benchmarks.measure import Measured, Sample
+from benchmarks.plan import ANSWER, COMPILE, LONG, MAX_STEP_TOKENS, OURS, START, USERS, WORKS, Work
+
+
+@dataclass(frozen=True)
+class Row:
+    """One kind of figure. title: what it is; unit: of `value(sample)`; less_is_better: seconds and bytes."""
+
+    name: str
+    title: str
+    work: str
+    unit: str
+    value: Callable[[dict[str, Any]], float]
+    less_is_better: bool = False
+
+
+def _prefill_speed(work: Work) -> Callable[[dict[str, Any]], float]:
+    return lambda values: float(work.num_users * work.num_prompt / values["prefill_s"])
+
+
+def _decode_speed(values: dict[str, Any]) -> float:
+    return float(values["decode_tokens"] / values["decode_s"])
+
+
+ROWS = (
+    Row("prompt", f"prompt of {ANSWER.num_prompt}", "answer", "tokens/s", _prefill_speed(ANSWER)),
+    Row("long", f"prompt of {LONG.num_prompt}", "long", "tokens/s", _prefill_speed(LONG)),
+    Row("generate", f"generate {ANSWER.num_generate} after {ANSWER.num_prompt}", "answer", "tokens/s", _decode_speed),
+    Row("users", f"generate, {USERS.num_users} users", "users", "tokens/s", _decode_speed),
+    Row("start", "start to first token", START, "s", lambda values: float(values["seconds"]), True),
+    Row("compile", "compile", COMPILE, "s", lambda values: float(values["seconds"]), True),
+    Row("memory", "resident memory", "answer", "MB", lambda values: float(values["rss_bytes"]) / 1e6, True),
+)
+
+
+def make_report(found: Measured) -> dict[str, Any]:
+    """Everything as plain data: machine, ceilings, models, figures, samples."""
+    figures = [
+        figure for row in ROWS for format_name in found.plan.formats for figure in _figures(found, row, format_name)
+    ]
+    return {
+        "machine": found.machine,
+        "ceiling": _median_ceiling(found),
+        "model": {**dataclasses.asdict(found.shape), "num_weights": found.shape.num_weights},
+        "plan": found.plan.to_dict(),
+        "works": {name: dataclasses.asdict(work) for name, work in WORKS.items() if name in found.plan.works},
+        "versions": found.versions,
+        "skipped": found.skipped,
+        "models": [
+            {"format": f, "contender": c, **_model(found, compiled.weight_bytes), "note": compiled.note}
+            for f, models in found.models.items()
+            for c, compiled in models.items()
+        ],
+        "figures": figures,
+        "agreement": _agreement(found),
+        "ceilings": [
+            {"format": f, "work": w, "round": r, **dataclasses.asdict(c)} for (f, w, r), c in found.ceilings.items()
+        ],
+        "profiles": found.profiles,
+        "samples": [dataclasses.asdict(sample) for sample in found.samples],
+    }
+
+
+def _model(found: Measured, weight_bytes: int) -> dict[str, float]:
+    return {"weight_bytes": weight_bytes, "bits_per_weight": 8 * weight_bytes / found.shape.num_weights}
+
+
+def _figures(found: Measured, row: Row, format_name: str) -> list[dict[str, Any]]:
+    """One figure for each contender that did the row's work in this format."""
+    by_contender = {
+        name: {s.round_number: s.values for s in found.samples if _is_of(s, row, format_name, name)}
+        for name in found.plan.contenders
+    }
+    ours = {number: row.value(values) for number, values in by_contender.get(OURS, {}).items()}
+    figures = []
+    for name, rounds in by_contender.items():
+        if not rounds:
+            continue
+        values = {number: row.value(sample) for number, sample in rounds.items()}
+        limits = {n: limit for n in values if (limit := _limit(found, row, format_name, name, n)) is not None}
+        shared = [n for n in values if n in ours]
+        ahead = [values[n] / ours[n] if row.less_is_better else ours[n] / values[n] for n in shared]
+        share = [limits[n] / values[n] if row.less_is_better else values[n] / limits[n] for n in limits]
+        figures.append({
+            "row": row.name, "title": row.title, "unit": row.unit, "less_is_better": row.less_is_better,
+            "format": format_name, "contender": name, "num_rounds": len(values),
+            "median": statistics.median(values.values()), "min": min(values.values()), "max": max(values.values()),
+            "ceiling": _median(list(limits.values())), "share_of_ceiling": _median(share),
+            "qwench_ahead": _median(ahead) if name != OURS else None,
+            **_memory_parts(found, row, format_name, name, rounds),
+        })  # fmt: skip
+    return figures
+
+
+def _is_of(sample: Sample, row: Row, format_name: str, contender: str) -> bool:
+    of_work = (sample.format_name, sample.work, sample.contender) == (format_name, row.work, contender)
+    return of_work and (row.name != "memory" or "rss_bytes" in sample.values)
+
+
+def _limit(found: Measured, row: Row, format_name: str, contender: str, number: int) -> float | None:
+    """The ceiling of a figure in that round: tokens/s or seconds; None where there is none."""
+    if row.name == "compile":
+        return found.copy_s.get((format_name, number))
+    ceiling = found.ceilings.get((format_name, row.work, number))
+    if ceiling is None or row.less_is_better:
+        return None
+    work, weight_bytes = WORKS[row.work], found.models[format_name][contender].weight_bytes
+    cost: Cost
+    if row.value is _decode_speed:
+        cost, tokens = decode_cost(found.shape, work, weight_bytes), work.num_users
+    else:
+        cost = prefill_cost(found.shape, work, weight_bytes, MAX_STEP_TOKENS)
+        tokens = work.num_users * work.num_prompt
+    return tokens / ceiling.seconds(cost, format_name)
+
+
+def _memory_parts(
+    found: Measured, row: Row, format_name: str, contender: str, rounds: dict[int, dict[str, Any]]
+) -> dict[str, Any]:
+    """Beside resident bytes: what of them must be, the weights and the cache."""
+    if row.name != "memory":
+        return {}
+    values = next(iter(rounds.values()))
+    weights = found.models[format_name][contender].weight_bytes
+    parts = {key: values[key] for key in ("rss_bytes", "pss_bytes", "peak_rss_bytes", "cache_bytes")}
+    return {**parts, "weight_bytes": weights}
+
+
+def _median_ceiling(found: Measured) -> dict[str, Any]:
+    ceilings = list(found.ceilings.values())
+    if not ceilings:
+        return {}
+    kinds = ceilings[0].peak_gops
+    return {
+        "read_gbps": statistics.median(c.read_gbps for c in ceilings),
+        "peak_gops": {kind: statistics.median(c.peak_gops[kind] for c in ceilings) for kind in kinds},
+    }
+
+
+def _agreement(found: Measured) -> list[dict[str, Any]]:
+    """How many first tokens of the first answer are qwench's own: contenders that differ at once run another model."""
+    answers = {
+        (s.format_name, s.contender): s.values["tokens"]
+        for s in found.samples
+        if s.work == "answer" and s.round_number == 0
+    }
+    return [
+        {"format": f, "contender": c, "num_tokens": len(tokens), "num_agreeing": _common(tokens, answers[f, OURS])}
+        for (f, c), tokens in answers.items()
+        if c != OURS and (f, OURS) in answers
+    ]
+
+
+def _common(one: Sequence[int], other: Sequence[int]) -> int:
+    return next((i for i, (a, b) in enumerate(zip(one, other)) if a != b), min(len(one), len(other)))
+
+
+def _median(values: list[float]) -> float | None:
+    return statistics.median(values) if values else None

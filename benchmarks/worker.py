@@ -1,0 +1,108 @@
+"""One contender in a process of its own: `python -m benchmarks.worker NAME`, JSON lines on stdin and stdout.
+
+Runs under the contender's interpreter, which may have neither qwench nor any other contender, so it imports nothing but
+the standard library before it is asked to. A request names a verb of this module; the reply has the verb's result, or
+`error`, with `is_absent` when a library isn't installed. Holds the clock for every contender alike.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+from benchmarks.contenders import make_contender
+from benchmarks.contenders.contender import Contender
+
+
+def describe(contender: Contender) -> dict[str, Any]:
+    return {"version": contender.version(), "python": sys.version.split()[0], "formats": contender.formats}
+
+
+def compile(
+    contender: Contender, checkpoint: str, format_name: str, out: str, max_positions: int, threads: int
+) -> dict[str, Any]:
+    """work_s: without the start of the process and imports that describe() did not need."""
+    start = time.perf_counter()
+    compiled = contender.compile(Path(checkpoint), format_name, Path(out), max_positions, threads)
+    return {
+        "work_s": time.perf_counter() - start,
+        "path": compiled.path,
+        "weight_bytes": compiled.weight_bytes,
+        "note": compiled.note,
+    }
+
+
+def load(contender: Contender, path: str, threads: int, positions: int, users: int) -> dict[str, Any]:
+    start = time.perf_counter()
+    contender.load(Path(path), threads, positions, users)
+    return {"load_s": time.perf_counter() - start}
+
+
+def answer(contender: Contender, prompts: list[list[int]], num_generate: int) -> dict[str, Any]:
+    """decode_tokens: those that were generated in `decode_s`, all users together."""
+    contender.answers = [[] for _ in prompts]
+    contender.prepare(len(prompts), max(map(len, prompts)) + num_generate)
+    start = time.perf_counter()
+    contender.prefill(prompts, num_generate)
+    first = time.perf_counter()
+    num_first = sum(map(len, contender.answers))
+    contender.decode()
+    end = time.perf_counter()
+    assert all(len(tokens) == num_generate for tokens in contender.answers)
+    return {
+        "prefill_s": first - start,
+        "decode_s": end - first,
+        "decode_tokens": sum(map(len, contender.answers)) - num_first,
+        "tokens": contender.answers[0],
+    }
+
+
+def memory(contender: Contender) -> dict[str, Any]:
+    """Of this process: resident and peak bytes, and its share where pages are shared; and the KV cache taken."""
+    status = _kilobytes("/proc/self/status")
+    rollup = _kilobytes("/proc/self/smaps_rollup")
+    return {
+        "rss_bytes": status["VmRSS"] * 1024,
+        "peak_rss_bytes": status["VmHWM"] * 1024,
+        "pss_bytes": rollup.get("Pss", 0) * 1024,
+        "cache_bytes": contender.cache_bytes(),
+    }
+
+
+def _kilobytes(path: str) -> dict[str, int]:
+    lines = Path(path).read_text().splitlines()
+    return {line.split(":")[0]: int(line.split()[1]) for line in lines if line.endswith(" kB")}
+
+
+def _one_line(error: Exception) -> str:
+    """Its kind and the beginning of its first line; the log has all of it."""
+    first, *_ = str(error).strip().splitlines() or [""]
+    return f"{type(error).__name__}: {first[:200]}"
+
+
+VERBS = {verb.__name__: verb for verb in (describe, compile, load, answer, memory)}
+
+
+def main() -> int:
+    """Serves requests until stdin ends."""
+    replies = os.fdopen(os.dup(1), "w", buffering=1, encoding="utf-8")
+    os.dup2(2, 1)  # what libraries print goes to the log, not between the replies
+    contender = make_contender(sys.argv[1])
+    for line in sys.stdin:
+        request = json.loads(line)
+        try:
+            reply = VERBS[request.pop("verb")](contender, **request)
+        except Exception as error:
+            traceback.print_exc()
+            reply = {"error": _one_line(error), "is_absent": isinstance(error, ImportError)}
+        print(json.dumps(reply), file=replies)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
