@@ -145,6 +145,28 @@ def test_prompt_lookup_changes_no_text(tokenizer: Tokenizer, logprobs: int | Non
     assert llm.metrics.finished_abort == 0
 
 
+@pytest.mark.parametrize("beyond", range(1, 12))
+def test_a_stop_string_and_the_length_in_one_step(tokenizer: Tokenizer, beyond: int) -> None:
+    """A model that says the alphabet to "g" over and over: the stop string comes first, so it is what ended it."""
+    circle = tokenizer.encode("abcdefg")
+
+    def logits_of(tokens: np.ndarray, vocab_size: int) -> np.ndarray:
+        following = circle[(circle.index(tokens[-1]) + 1) % 7]
+        return np.eye(1, vocab_size, following, dtype=np.float32)[0]
+
+    llm = make(tokenizer, logits_of=logits_of)
+    params = SamplingParams(
+        temperature=0, stop="def", min_tokens=40, max_tokens=48 + beyond, prompt_lookup_num_tokens=20
+    )  # fmt: skip
+    for n in (1, 3):
+        [output] = llm.generate("abcdefg" * 3, dataclasses.replace(params, n=n))
+        for answer in output.outputs:
+            assert answer.text == "abcdefg" * 6 + "abc"
+            assert (len(answer.token_ids), answer.finish_reason, answer.stop_reason) == (48, "stop", "def")
+            assert answer.timings.finished_s is not None
+    assert not llm.engine.has_unfinished()
+
+
 def test_stop_tokens_are_not_shown(tokenizer: Tokenizer) -> None:
     llm = make(tokenizer)
     tokens = llm.generate("Hello", GREEDY)[0].outputs[0].token_ids

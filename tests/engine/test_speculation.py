@@ -318,7 +318,7 @@ def test_random_traffic(seed: int, num_blocks: int, max_num_seqs: int, max_step_
     assert engine.scheduler.pool.num_free == num_blocks
     assert metrics.preemptions > 1
     assert metrics.accepted_tokens > 40
-    assert metrics.drafted_tokens > metrics.accepted_tokens + 40
+    assert metrics.drafted_tokens > metrics.accepted_tokens + 20
     assert (metrics.cached_prompt_tokens > 200) == reuse
     assert 0 < len(aborted) < len(requests) // 2
     for name, (_, params, expected) in requests.items():
