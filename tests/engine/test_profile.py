@@ -12,8 +12,9 @@ from engine_models import load_model
 
 from qwench.errors import ConfigError, TargetError
 from qwench.evaluate.cost import CostModel, Limits, StepShape
+from qwench.evaluate.machine import Machine
 from qwench.evaluate.profile import Profile, measure_profile
-from qwench.evaluate.throughput import Machine, Workload
+from qwench.evaluate.throughput import Workload
 from qwench.runtime.engine import Engine
 from qwench.targets.target import Executor, Float32, StepBatch, TimedExecutor
 

@@ -7,7 +7,8 @@ import pytest
 from test_cost import cost_model, program
 
 from qwench.errors import ConfigError
-from qwench.evaluate.throughput import Machine, Workload, measure_throughput, median, run_round
+from qwench.evaluate.machine import Machine
+from qwench.evaluate.throughput import Workload, measure_throughput, median, run_round
 from qwench.runtime.engine import Engine
 from qwench.targets.target import CacheConfig, StepBatch
 

@@ -16,7 +16,8 @@ from qwench.cli import options
 if TYPE_CHECKING:
     from qwench.artifact import Artifact
     from qwench.evaluate.cost import CostModel
-    from qwench.evaluate.throughput import Machine, Round, Workload
+    from qwench.evaluate.machine import Machine
+    from qwench.evaluate.throughput import Round, Workload
     from qwench.runtime.engine import Engine
 
 
@@ -35,6 +36,8 @@ def add_arguments(parser: ArgumentParser) -> None:
 def execute(args: Namespace) -> None:
     """Measure speed beside what this machine could reach at most."""
     from qwench.cli.progress import ProgressDisplay
+    from qwench.evaluate.cost import CostModel
+    from qwench.evaluate.machine import this_machine
     from qwench.host import num_cpus
     from qwench.load import resolve_model
     from qwench.runtime.loading import load_engine
@@ -44,10 +47,13 @@ def execute(args: Namespace) -> None:
     threads = num_cpus() if args.threads is None else args.threads
     engine = load_engine(artifact, num_threads=threads, enable_prefix_caching=False)
     try:
-        workload, machine = _workload(args, engine), _machine(artifact, threads)
+        workload = _workload(args, engine)
+        assert artifact.config.target is not None, "an artifact's config is resolved"
+        machine = this_machine(artifact.config.target, threads)
+        costs = CostModel.for_target(artifact.program, artifact.get_target(), engine.cache)
         measure = _profile if args.profile else _throughput
         report = _header(args.model, artifact, engine, threads, workload)
-        report |= measure(engine, _costs(artifact, engine), machine, workload)
+        report |= measure(engine, costs, machine, workload)
     finally:
         engine.close()
     if args.json:
@@ -63,33 +69,6 @@ def _workload(args: Namespace, engine: Engine) -> Workload:
     generate = min(64, engine.max_seq_len // 4) if args.generate is None else args.generate
     prompt = max(1, min(512, engine.max_seq_len - generate)) if args.prompt is None else args.prompt
     return Workload(prompt, generate, args.users, args.rounds, args.seed)
-
-
-def _costs(artifact: Artifact, engine: Engine) -> CostModel:
-    """The model's costs: weights as packed, the cache as the engine laid it out."""
-    from qwench.evaluate.cost import CostModel
-
-    target, program = artifact.get_target(), artifact.program
-    weight_bytes = {
-        name: sum(tensor.num_bytes for tensor in target.packed_tensors(weight))
-        for name, weight in program.weights.items()
-    }
-    return CostModel(program, weight_bytes, engine.cache.block_bytes(program) / engine.cache.block_size)
-
-
-def _machine(artifact: Artifact, threads: int) -> Machine:
-    """This machine, measured with the instructions that the artifact's target uses (the best ones for reference)."""
-    from qwench.evaluate.throughput import Machine
-    from qwench.targets.cpu import _native
-    from qwench.targets.cpu.host import variant_for
-
-    target = artifact.config.target
-    assert target is not None, "an artifact's config is resolved"
-    variant = variant_for("cpu" if target == "reference" else target)
-    return Machine(
-        lambda megabytes: _native.measure_read_gbps(threads, megabytes),
-        lambda kind: _native.measure_peak_gops(variant, kind, threads),
-    )
 
 
 def _header(model: str, artifact: Artifact, engine: Engine, threads: int, workload: Workload) -> dict[str, Any]:

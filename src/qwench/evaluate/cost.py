@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 from qwench.program.memory import buffer_bytes
 from qwench.program.ops import Op, Program
+from qwench.targets.target import CacheConfig, Target
 
 ATTENTION = "attention"
 # What multiplies: by weight format for matrices, and for attention.
@@ -98,6 +99,15 @@ class CostModel:
     weight_bytes: Mapping[str, int]
     position_bytes: float
     arithmetic: Mapping[str, str] = field(default_factory=lambda: ARITHMETIC)
+
+    @classmethod
+    def for_target(cls, program: Program, target: Target, cache: CacheConfig) -> CostModel:
+        """Weights as `target` packs them, the KV cache as `cache` says."""
+        weight_bytes = {
+            name: sum(tensor.num_bytes for tensor in target.packed_tensors(weight))
+            for name, weight in program.weights.items()
+        }
+        return cls(program, weight_bytes, cache.block_bytes(program) / cache.block_size)
 
     def of_step(self, step: StepShape) -> Cost:
         """All ops together."""

@@ -18,7 +18,8 @@ import numpy as np
 
 from qwench.errors import TargetError
 from qwench.evaluate.cost import Cost, CostModel, Limits, StepShape
-from qwench.evaluate.throughput import Machine, Workload, longest_answer, read_megabytes
+from qwench.evaluate.machine import Machine
+from qwench.evaluate.throughput import Workload, longest_answer, read_megabytes
 from qwench.program.ops import Op
 from qwench.runtime.engine import Engine
 from qwench.targets.target import Int32, StepBatch, TimedExecutor

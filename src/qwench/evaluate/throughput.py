@@ -17,6 +17,7 @@ import numpy as np
 
 from qwench.errors import ConfigError
 from qwench.evaluate.cost import CostModel, Limits, StepShape
+from qwench.evaluate.machine import Machine
 from qwench.runtime.engine import Engine
 from qwench.runtime.request import SamplingParams
 from qwench.targets.target import Int32
@@ -66,17 +67,6 @@ class Round:
 
     ceiling: Ceiling
     speed: Speed
-
-
-@dataclass(frozen=True)
-class Machine:
-    """How to measure this machine with as many threads as the model uses.
-
-    read_gbps(megabytes): reading a buffer of that size. peak_gops(kind): multiply and add count as two.
-    """
-
-    read_gbps: Callable[[int], float]
-    peak_gops: Callable[[str], float]
 
 
 def longest_answer(engine: Engine, workload: Workload) -> int:

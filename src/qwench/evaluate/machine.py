@@ -1,0 +1,32 @@
+"""How fast this machine is, measured: reading memory and computing, with the instructions that a target uses.
+
+Knows nothing of models; `throughput.py` and `profile.py` set what they measure beside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from qwench.targets.cpu import _native
+from qwench.targets.cpu.host import variant_for
+
+
+@dataclass(frozen=True)
+class Machine:
+    """How to measure this machine with as many threads as the model uses.
+
+    read_gbps(megabytes): reading a buffer of that size. peak_gops(kind): multiply and add count as two.
+    """
+
+    read_gbps: Callable[[int], float]
+    peak_gops: Callable[[str], float]
+
+
+def this_machine(target: str, num_threads: int) -> Machine:
+    """Measured with the instructions of `target`, the best there are for the reference."""
+    variant = variant_for("cpu" if target == "reference" else target)
+    return Machine(
+        lambda megabytes: _native.measure_read_gbps(num_threads, megabytes),
+        lambda kind: _native.measure_peak_gops(variant, kind, num_threads),
+    )
