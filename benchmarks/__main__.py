@@ -11,6 +11,7 @@ from typing import Any
 
 from benchmarks import plan as plans
 from benchmarks.contenders import CONTENDERS
+from benchmarks.picture import draw
 from benchmarks.process import ROOT
 from benchmarks.synthetic import SHAPES, write_checkpoint
 from benchmarks.table import render
@@ -105,6 +106,8 @@ def main() -> int:
     print(render(report))
     if args.json:
         args.json.write_text(json.dumps(report, indent=1) + "\n")
+    if args.plot:
+        draw(report, args.plot)
     return 0
 
 

@@ -1,7 +1,7 @@
 """The run itself: every contender does every work, round by round, one at a time; then the next format.
 
-Within a round the contenders follow each other, after the ceilings of that moment were measured, and each round starts
-with another one. Makes plain samples; what they mean is the business of `report.py`.
+Within a round the contenders follow each other, each right after the ceilings of that moment; each round starts with
+another one. Makes plain samples; what they mean is the business of `report.py`.
 """
 
 from __future__ import annotations
@@ -28,18 +28,22 @@ COMPILE_TIMEOUT_S = 3600.0
 
 @dataclass(frozen=True)
 class Sample:
-    """One contender's doing of one work in one round; `values` as the worker measured them, bytes and seconds."""
+    """One contender's doing of one work in one round; `values` as the worker measured them, bytes and seconds.
+
+    ceiling: measured right before; None where no arithmetic is compared.
+    """
 
     format_name: str
     work: str
     round_number: int
     contender: str
     values: dict[str, Any]
+    ceiling: Ceiling | None = None
 
 
 @dataclass
 class Measured:
-    """All that a run found. skipped: what was left out, and the word why. ceilings: (format, work, round) -> then.
+    """All that a run found. skipped: what was left out, and the word why.
 
     models: format -> contender -> what it made. copy_s: (format, round) -> seconds of copying as many bytes.
     profiles: format -> what `qwench bench --profile --json` said.
@@ -51,7 +55,6 @@ class Measured:
     versions: dict[str, str] = field(default_factory=dict)
     skipped: list[str] = field(default_factory=list)
     models: dict[str, dict[str, Compiled]] = field(default_factory=dict)
-    ceilings: dict[tuple[str, str, int], Ceiling] = field(default_factory=dict)
     copy_s: dict[tuple[str, int], float] = field(default_factory=dict)
     samples: list[Sample] = field(default_factory=list)
     profiles: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -192,16 +195,14 @@ class Run:
         worker.pause()
 
     def _round(self, format_name: str, work: Work, number: int, workers: dict[str, Worker]) -> None:
-        due = self._due(format_name, work.name, list(workers), number)
-        if due:
-            self._found.ceilings[format_name, work.name, number] = self._machine.measure()
-        for name in due:
+        for name in self._due(format_name, work.name, list(workers), number):
+            ceiling = self._machine.measure()
             with self._attempt(format_name, name):
                 values = self._ask_answer(workers[name], work, number)
                 if number == 0 and work is self.plan.answers(format_name)[0]:
                     values = workers[name].ask("memory") | values
                 workers[name].pause()
-                self._record(format_name, work.name, number, name, values)
+                self._record(format_name, work.name, number, name, values, ceiling)
 
     def _ask_answer(self, worker: Worker, work: Work, number: int) -> dict[str, Any]:
         prompts = work.prompts(self._found.shape.vocab_size, self.plan.seed + number)
@@ -255,8 +256,16 @@ class Run:
         self._found.skipped.append(f"{what}: {why}")
         self.say(f"skipped {what}: {why}")
 
-    def _record(self, format_name: str, work: str, number: int, name: str, values: dict[str, Any]) -> None:
-        self._found.samples.append(Sample(format_name, work, number, name, values))
+    def _record(
+        self,
+        format_name: str,
+        work: str,
+        number: int,
+        name: str,
+        values: dict[str, Any],
+        ceiling: Ceiling | None = None,
+    ) -> None:
+        self._found.samples.append(Sample(format_name, work, number, name, values, ceiling))
         seconds = values["seconds"] if "seconds" in values else values["prefill_s"] + values["decode_s"]
         if seconds > self.plan.patience_s:
             self._slow.add((format_name, work, name))

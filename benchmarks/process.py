@@ -47,6 +47,10 @@ class Worker:
         self._received = b""
         self.load = LoadWatch(self._process.pid)
 
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
     def ask(self, verb: str, timeout_s: float = 600, **arguments: Any) -> dict[str, Any]:
         """The reply to one request, with `others_cpus` meanwhile; it runs on until `pause`. Raises WorkerError."""
         assert self._process.stdin is not None

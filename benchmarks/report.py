@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.cost import Cost, decode_cost, prefill_cost
+from benchmarks.cost import decode_cost, prefill_cost
 from benchmarks.measure import Measured, Sample
 from benchmarks.plan import ANSWER, COMPILE, LONG, MAX_STEP_TOKENS, OURS, START, USERS, WORKS, Work
 
@@ -67,9 +67,6 @@ def make_report(found: Measured) -> dict[str, Any]:
         ],
         "figures": figures,
         "agreement": _agreement(found),
-        "ceilings": [
-            {"format": f, "work": w, "round": r, **dataclasses.asdict(c)} for (f, w, r), c in found.ceilings.items()
-        ],
         "profiles": found.profiles,
         "samples": [dataclasses.asdict(sample) for sample in found.samples],
     }
@@ -82,16 +79,16 @@ def _model(found: Measured, weight_bytes: int) -> dict[str, float]:
 def _figures(found: Measured, row: Row, format_name: str) -> list[dict[str, Any]]:
     """One figure for each contender that did the row's work in this format."""
     by_contender = {
-        name: {s.round_number: s.values for s in found.samples if _is_of(s, row, format_name, name)}
+        name: {s.round_number: s for s in found.samples if _is_of(s, row, format_name, name)}
         for name in found.plan.contenders
     }
-    ours = {number: row.value(values) for number, values in by_contender.get(OURS, {}).items()}
+    ours = {number: row.value(sample.values) for number, sample in by_contender.get(OURS, {}).items()}
     figures = []
     for name, rounds in by_contender.items():
         if not rounds:
             continue
-        values = {number: row.value(sample) for number, sample in rounds.items()}
-        limits = {n: limit for n in values if (limit := _limit(found, row, format_name, name, n)) is not None}
+        values = {number: row.value(sample.values) for number, sample in rounds.items()}
+        limits = {n: limit for n, sample in rounds.items() if (limit := _limit(found, row, sample)) is not None}
         shared = [n for n in values if n in ours]
         ahead = [values[n] / ours[n] if row.less_is_better else ours[n] / values[n] for n in shared]
         share = [limits[n] / values[n] if row.less_is_better else values[n] / limits[n] for n in limits]
@@ -101,7 +98,7 @@ def _figures(found: Measured, row: Row, format_name: str) -> list[dict[str, Any]
             "median": statistics.median(values.values()), "min": min(values.values()), "max": max(values.values()),
             "ceiling": _median(list(limits.values())), "share_of_ceiling": _median(share),
             "qwench_ahead": _median(ahead) if name != OURS else None,
-            **_memory_parts(found, row, format_name, name, rounds),
+            **(_memory_parts(found, next(iter(rounds.values()))) if row.name == "memory" else {}),
         })  # fmt: skip
     return figures
 
@@ -111,37 +108,29 @@ def _is_of(sample: Sample, row: Row, format_name: str, contender: str) -> bool:
     return of_work and (row.name != "memory" or "rss_bytes" in sample.values)
 
 
-def _limit(found: Measured, row: Row, format_name: str, contender: str, number: int) -> float | None:
-    """The ceiling of a figure in that round: tokens/s or seconds; None where there is none."""
+def _limit(found: Measured, row: Row, sample: Sample) -> float | None:
+    """The ceiling of a figure at that moment: tokens/s or seconds; None where there is none."""
     if row.name == "compile":
-        return found.copy_s.get((format_name, number))
-    ceiling = found.ceilings.get((format_name, row.work, number))
-    if ceiling is None or row.less_is_better:
+        return found.copy_s.get((sample.format_name, sample.round_number))
+    if sample.ceiling is None or row.less_is_better:
         return None
-    work, weight_bytes = WORKS[row.work], found.models[format_name][contender].weight_bytes
-    cost: Cost
+    work, weight_bytes = WORKS[row.work], found.models[sample.format_name][sample.contender].weight_bytes
     if row.value is _decode_speed:
         cost, tokens = decode_cost(found.shape, work, weight_bytes), work.num_users
     else:
         cost = prefill_cost(found.shape, work, weight_bytes, MAX_STEP_TOKENS)
         tokens = work.num_users * work.num_prompt
-    return tokens / ceiling.seconds(cost, format_name)
+    return tokens / sample.ceiling.seconds(cost, sample.format_name)
 
 
-def _memory_parts(
-    found: Measured, row: Row, format_name: str, contender: str, rounds: dict[int, dict[str, Any]]
-) -> dict[str, Any]:
+def _memory_parts(found: Measured, sample: Sample) -> dict[str, Any]:
     """Beside resident bytes: what of them must be, the weights and the cache."""
-    if row.name != "memory":
-        return {}
-    values = next(iter(rounds.values()))
-    weights = found.models[format_name][contender].weight_bytes
-    parts = {key: values[key] for key in ("rss_bytes", "pss_bytes", "peak_rss_bytes", "cache_bytes")}
-    return {**parts, "weight_bytes": weights}
+    parts = {key: sample.values[key] for key in ("rss_bytes", "pss_bytes", "peak_rss_bytes", "cache_bytes")}
+    return parts | {"weight_bytes": found.models[sample.format_name][sample.contender].weight_bytes}
 
 
 def _median_ceiling(found: Measured) -> dict[str, Any]:
-    ceilings = list(found.ceilings.values())
+    ceilings = [sample.ceiling for sample in found.samples if sample.ceiling is not None]
     if not ceilings:
         return {}
     kinds = ceilings[0].peak_gops

@@ -33,7 +33,7 @@ class OpenVinoContender(Contender):
     def version(self) -> str:
         import openvino_genai
 
-        return f"openvino-genai {openvino_genai.__version__}"
+        return f"openvino-genai {openvino_genai.__version__.partition('-')[0]}"
 
     def compile(self, checkpoint: Path, format_name: str, out: Path, max_positions: int, threads: int) -> Compiled:
         import torch
