@@ -116,7 +116,9 @@ def test_run_prints_one_object(artifact: Path) -> None:
     stdout, stderr = qwench(*arguments)
     report = one_object(stdout)
     assert stderr == ""
-    assert set(report) == {"text", "token_ids", "prompt_tokens", "finish_reason", "timings"}
+    counts = {"prompt_tokens", "drafted_tokens", "accepted_tokens"}
+    assert set(report) == {"text", "token_ids", "finish_reason", "timings"} | counts
+    assert report["drafted_tokens"] == report["accepted_tokens"] == 0
     assert report["prompt_tokens"] == len("Hello") + len("user\nassistant\n") + 4  # a byte is a token, four are special
     assert 1 <= len(report["token_ids"]) <= 8
     assert report["finish_reason"] in ("length", "stop")
@@ -126,6 +128,18 @@ def test_run_prints_one_object(artifact: Path) -> None:
     assert times["prefill_tokens_per_s"] > 0
     again, _ = qwench(*arguments)
     assert one_object(again)["token_ids"] == report["token_ids"]
+
+
+def test_run_with_prompt_lookup_says_the_same(artifact: Path) -> None:
+    options = ["--raw", "-p", "abcabcabcabcabc", "--max-new-tokens", "60", "--seed", "1", "--temperature", "0.5"]
+    plain = one_object(qwench("run", artifact, *options, "--json")[0])
+    for lookup in (["--prompt-lookup"], ["--prompt-lookup", "4"]):
+        report = one_object(qwench("run", artifact, *options, *lookup, "--json")[0])
+        assert (report["text"], report["token_ids"]) == (plain["text"], plain["token_ids"])
+        assert report["drafted_tokens"] > 0
+    _, stderr = qwench("run", artifact, *options, "--prompt-lookup")
+    assert stderr.endswith("guesses right]\n")
+    assert "guesses" not in qwench("run", artifact, *options)[1]
 
 
 def test_run_agrees_with_the_python_interface(artifact: Path) -> None:

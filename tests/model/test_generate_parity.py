@@ -267,6 +267,28 @@ def test_prompt_lookup(pair: tuple[Any, Any], single: dict[str, torch.Tensor], k
     assert torch.equal(ours, theirs)
 
 
+@pytest.mark.parametrize("kwargs", [{}, {"repetition_penalty": 1.1}, {"eos_token_id": [17, 33], "pad_token_id": 0}])
+def test_prompt_lookup_in_the_engine(pair_folder: Path, best_target: str, kwargs: dict[str, Any]) -> None:
+    """Greedy prompt lookup never enters transformers' loop: fewer steps, transformers' tokens, batches too."""
+    model = QwenchForCausalLM.from_pretrained(pair_folder, qwench_target=best_target)
+    truth = load_truth(pair_folder)
+    asked = {"logits_processor": LogitsProcessorList(), "max_new_tokens": 60, "do_sample": False, **kwargs}
+    prompts = [p.repeat(3) for p in random_prompts(12, 300, [9, 20])]
+    for prompt in prompts:
+        inputs = left_padded([prompt])
+        ours = model.generate(**inputs, prompt_lookup_num_tokens=10, **asked)
+        assert torch.equal(ours, truth.generate(**inputs, prompt_lookup_num_tokens=10, **asked))
+    metrics = model.engine.metrics
+    assert metrics.requests == 2 and metrics.drafted_tokens > 0
+    batch = left_padded(prompts)
+    assert torch.equal(
+        model.generate(**batch, prompt_lookup_num_tokens=10, **asked), truth.generate(**batch, **asked)
+    )  # which transformers itself refuses
+    for refused in ({"prompt_lookup_num_tokens": 0}, {"prompt_lookup_num_tokens": 3, "use_cache": False}):
+        with pytest.raises(ValueError):
+            model.generate(**left_padded(prompts[:1]), **asked, **refused)
+
+
 @pytest.mark.parametrize("kwargs", [{}, {"do_sample": True}])
 def test_assistant_model(
     pair: tuple[Any, Any], single: dict[str, torch.Tensor], tmp_path: Path, kwargs: dict[str, Any]
@@ -380,6 +402,9 @@ def test_streamers(
     recorders = [Recorder(), Recorder()]
     for model, recorder in zip(pair, recorders, strict=True):
         _generate(model, inputs, {"streamer": recorder, **kwargs})
+    if "prompt_lookup_num_tokens" in kwargs:  # transformers puts accepted tokens together, the engine each alone
+        for recorder in recorders:
+            recorder.values = [[token] for value in recorder.values for token in value]
     assert recorders[0] == recorders[1] and recorders[0].ended == 1
     texts = []
     for model in pair:

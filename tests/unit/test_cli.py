@@ -66,6 +66,7 @@ USER_ERRORS = {
     "missing argument": ["run"],
     "missing output": ["compile", "config-only"],
     "not a number": ["run", "config-only", "-p", "x", "--max-new-tokens", "many"],
+    "bad number of guesses": ["run", "config-only", "-p", "x", "--prompt-lookup", "many"],
     "missing model to run": ["run", "./nowhere", "-p", "x"],
     "missing model to chat with": ["chat", "./nowhere"],
     "missing model to bench": ["bench", "./nowhere"],

@@ -75,11 +75,14 @@ def _decode_s(answer: CompletionOutput) -> float | None:
 
 
 def speed_line(output: RequestOutput) -> str:
-    """ "prompt 24 tokens at 810 tokens/s, answer 118 tokens at 240 tokens/s" """
+    """ "prompt 24 tokens at 810 tokens/s, answer 118 tokens at 240 tokens/s", and how often prompt lookup was right."""
     speeds: dict[str, Any] = timings(output)
     counts = {"prompt": len(output.prompt_token_ids), "answer": len(output.outputs[0].token_ids)}
     parts = []
     for (name, count), speed in zip(counts.items(), speeds.values()):
         part = f"{name} {count} token{'s' * (count != 1)}"
         parts.append(part if speed is None else f"{part} at {speed:.0f} tokens/s")
+    times = output.outputs[0].timings
+    if times.num_drafted_tokens:
+        parts.append(f"{times.num_accepted_tokens} of {times.num_drafted_tokens} guesses right")
     return ", ".join(parts)

@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     from qwench.runtime.request import SamplingParams
 
 DEFAULT_MAX_NEW_TOKENS = 512
-SAMPLING = ("temperature", "top_k", "top_p", "seed")
+DEFAULT_GUESSES = 16  # where more stop paying, text that is copied whole included
+SAMPLING = ("temperature", "top_k", "top_p", "seed", "prompt_lookup_num_tokens")
 
 
 def add_model(parser: ArgumentParser) -> None:
@@ -40,6 +41,11 @@ def add_sampling(parser: ArgumentParser) -> None:
     add("--top-k", type=int, metavar="K", help="sample among the K likeliest tokens; 0: all")
     add("--top-p", type=float, metavar="P", help="sample among the likeliest that together reach P; 1: all")
     add("--seed", type=int, metavar="S", help="same seed, same answer")
+    add(
+        "--prompt-lookup", dest="prompt_lookup_num_tokens", type=int, nargs="?", const=DEFAULT_GUESSES, metavar="N",
+        help="check up to N tokens a step that followed the last ones earlier in the text: the same answer, sooner "
+        f"where it repeats the prompt or itself; N is {DEFAULT_GUESSES} unless given",
+    )  # fmt: skip
 
 
 def load_config(args: Namespace) -> QwenchConfig:

@@ -50,6 +50,8 @@ def execute(args: Namespace) -> None:
             "prompt_tokens": len(output.prompt_token_ids),
             "finish_reason": answer.finish_reason,
             "timings": {"load_s": llm.load_s, "ttft_s": ttft_s, **timings(output)},
+            "drafted_tokens": answer.timings.num_drafted_tokens,
+            "accepted_tokens": answer.timings.num_accepted_tokens,
         }
         print(json.dumps(report))
     else:

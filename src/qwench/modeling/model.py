@@ -1,8 +1,9 @@
 """QwenchForCausalLM: a compiled Qwen2 that generates as transformers' own model does.
 
 `generate` is transformers': its argument handling, processors and criteria. Two seams are ours. `_sample`, the loop
-behind greedy decoding and sampling, hands plain greedy requests to the engine; every other mode runs transformers'
-loop over `forward`, whose `past_key_values` are pages of the same KV cache. Knows nothing of compiling or packing.
+behind greedy decoding and sampling, and `_assisted_decoding`, where it looks guesses up in the prompt, hand plain
+greedy requests to the engine; every other mode runs transformers' loop over `forward`, whose `past_key_values` are
+pages of the same KV cache. Knows nothing of compiling or packing.
 """
 
 from __future__ import annotations
@@ -270,11 +271,20 @@ class QwenchForCausalLM(GenerationMixin):  # type: ignore[misc]
 
     def _assisted_decoding(
         self, input_ids: torch.Tensor, logits_processor: Any, stopping_criteria: Any,
-        generation_config: GenerationConfig, *args: Any, **kwargs: Any,
+        generation_config: GenerationConfig, synced_gpus: bool = False, streamer: Any = None, *args: Any, **kwargs: Any,
     ) -> Any:  # fmt: skip
+        """transformers' loop for drafts of another model; greedy prompt lookup is the engine's."""
         self._check_request(input_ids, generation_config, kwargs)
+        request = None
+        if native.is_prompt_lookup(generation_config, kwargs):
+            request = native.plain_greedy(
+                input_ids, logits_processor, stopping_criteria, generation_config, streamer, kwargs
+            )
+        if request is not None:
+            with self._pages.lock:
+                return native.run(self.engine, self._pages, request, streamer)
         return super()._assisted_decoding(
-            input_ids, logits_processor, stopping_criteria, generation_config, *args, **kwargs
+            input_ids, logits_processor, stopping_criteria, generation_config, synced_gpus, streamer, *args, **kwargs
         )
 
     def _check_request(

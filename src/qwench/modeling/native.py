@@ -1,7 +1,9 @@
-"""Plain greedy generation through the engine: continuous batching, prefix reuse, the same tokens in the same tensor.
+"""Plain greedy generation through the engine: continuous batching, prefix reuse, prompt lookup, the same tokens in the
+same tensor.
 
 Decides whether a prepared `generate` call is one that the engine answers exactly as transformers' loop would, and
-runs it. Called by `QwenchForCausalLM._sample`, once transformers has prepared and checked all arguments.
+runs it. Called by `_sample` and `_assisted_decoding` of QwenchForCausalLM, once transformers has prepared and checked
+all arguments.
 """
 
 from __future__ import annotations
@@ -21,7 +23,8 @@ from qwench.runtime.request import SamplingParams
 
 @dataclass(frozen=True)
 class GreedyRequest:
-    """input_ids: [batch, length], of which `real` [batch, length] bool aren't padding. pad_token_id: after an end."""
+    """input_ids: [batch, length], of which `real` [batch, length] bool aren't padding. pad_token_id: after an end.
+    prompt_lookup_num_tokens: guesses per step at most; 0: none."""
 
     input_ids: torch.Tensor
     real: torch.Tensor
@@ -29,6 +32,7 @@ class GreedyRequest:
     eos_token_ids: tuple[int, ...]
     pad_token_id: int | None
     repetition_penalty: float
+    prompt_lookup_num_tokens: int
 
 
 def plain_greedy(
@@ -61,7 +65,18 @@ def plain_greedy(
         return None
     eos = {int(token) for criterion in ends for token in criterion.eos_token_id}
     return GreedyRequest(
-        input_ids, real, min(lengths) - shape[1], tuple(sorted(eos)), None if pad is None else int(pad), penalty
+        input_ids, real, min(lengths) - shape[1], tuple(sorted(eos)), None if pad is None else int(pad), penalty,
+        generation_config.prompt_lookup_num_tokens or 0,
+    )  # fmt: skip
+
+
+def is_prompt_lookup(generation_config: Any, model_kwargs: dict[str, Any]) -> bool:
+    """Whether this assisted decoding is one that looks guesses up in the prompt and that transformers would accept."""
+    others = ("assistant_early_exit", "assistant_ensemble_weight")
+    return (
+        (generation_config.prompt_lookup_num_tokens or 0) > 0
+        and all(getattr(generation_config, name, None) is None for name in others)
+        and bool(model_kwargs.get("use_cache"))
     )
 
 
@@ -91,6 +106,7 @@ def run(engine: Engine, pages: Pages, request: GreedyRequest, streamer: Any = No
         repetition_penalty=request.repetition_penalty,
         ignore_eos=True,
         stop_token_ids=[token for token in request.eos_token_ids if 0 <= token < engine.vocab_size],
+        prompt_lookup_num_tokens=request.prompt_lookup_num_tokens,
     )
     # The engine counts on the blocks that its requests may need; caches that live on hold some of the pool's.
     longest = int(request.real.sum(dim=1).max()) + request.max_new_tokens - 1
