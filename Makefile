@@ -11,10 +11,10 @@ DEMO := build/demo
 MODEL ?= $(DEMO)
 
 .DEFAULT_GOAL := help
-.PHONY: help install dev demo test test-slow lint sanitize bench clean
+.PHONY: help install dev demo test test-slow lint sanitize bench bench-peers clean
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 # ---- set-up: each step leaves a stamp in .venv, so it runs again only when what it depends on changes
 
@@ -55,6 +55,22 @@ demo: install ## Compile the small default model and stream an answer with its s
 bench: install ## Measure this machine's limit and how close MODEL (default: the demo's) comes to it
 	@test -d $(MODEL) || $(BIN)/qwench compile models/qwench-tiny -o $(DEMO) --weights int8
 	$(BIN)/qwench bench $(MODEL)
+
+# The peers' own environment; what can't be installed is left out, and benchmarks/ skips it with a word.
+PEERS := .venv-peers
+REPORT := build/benchmarks/report
+$(PEERS)/.stamp: benchmarks/peers.txt
+	@echo "==> llama.cpp, OpenVINO and transformers in $(PEERS) (llama.cpp is built here, half an hour on two cores)"
+	@$(PYTHON) -m venv $(PEERS)
+	@grep -v '^#' benchmarks/peers.txt | while read -r peer; do \
+		$(PEERS)/bin/python -m pip --disable-pip-version-check -qq install $$peer || \
+			echo "not installed, and so skipped: $$peer" >&2; done
+	@touch $@
+
+bench-peers: install $(PEERS)/.stamp ## Compare with llama.cpp, OpenVINO and transformers: CHECKPOINT, BENCH_OPTIONS="--quick"
+	@$(PIP) install "matplotlib>=3.8"
+	$(BIN)/python -m benchmarks $(CHECKPOINT) --peer-python $(PEERS)/bin/python --json $(REPORT).json \
+		--plot $(REPORT).png $(BENCH_OPTIONS)
 
 test: dev ## The tests, without the slow ones
 	$(BIN)/python -m pytest -m "not slow"

@@ -35,7 +35,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--works", type=plans.names(plans.WORK_NAMES), metavar="A,B", help=f"of {', '.join(plans.WORK_NAMES)}")
     add("--rounds", type=int, help="default 3")
     add("--compile-rounds", type=int, default=1, metavar="N", help="default 1")
-    add("--patience", type=float, default=20.0, metavar="S", help="what takes longer isn't repeated; default 20 s")
+    add("--patience", type=float, default=15.0, metavar="S", help="what takes longer isn't repeated; default 15 s")
     add("--threads", type=int, metavar="N", help="default: the processors that this process may use")
     add("--seed", type=int, default=0, help="of the random prompts; default 0")
     add("--quick", action="store_true", help="about three minutes: 8 and 4 bits, one round, no long prompt")

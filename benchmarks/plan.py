@@ -65,7 +65,7 @@ WORKS = {
     w.name: w
     for w in (
         Work("answer", 1, 512, 64),
-        Work("users", 16, 64, 16),
+        Work("users", 16, 32, 16),
         Work("long", 1, 8192, 1, is_slow=True),
     )
 }
@@ -92,7 +92,7 @@ class Plan:
     works: tuple[str, ...] = WORK_NAMES
     rounds: int = 3
     compile_rounds: int = 1
-    patience_s: float = 20.0
+    patience_s: float = 15.0
     threads: int = 1
     seed: int = 0
     is_explicit: bool = False

@@ -15,7 +15,7 @@ from benchmarks.contenders.contender import Compiled, Contender
 from benchmarks.plan import MAX_STEP_TOKENS
 
 QUANTS = {"bf16": "BF16", "int8": "Q8_0", "int4": "Q4_0", "int4-head8": "Q4_0"}
-TRIAL_TOKENS = 256  # of the prompt that chooses the kind of attention
+TRIAL_TOKENS = 128  # of the prompt that chooses the kind of attention
 
 
 class LlamaCppContender(Contender):

@@ -14,6 +14,7 @@ from benchmarks.plan import MAX_STEP_TOKENS
 
 # Format -> options of OVWeightQuantizationConfig; what optimum-intel recommends, but symmetric.
 OPTIONS: dict[str, dict[str, Any]] = {
+    "bf16": {},
     "int8": {"bits": 8},
     "int4": {"bits": 4, "group_size": 128, "sym": True, "ratio": 1.0, "all_layers": True},
     "int4-head8": {"bits": 4, "group_size": 128, "sym": True, "ratio": 1.0},
@@ -40,10 +41,10 @@ class OpenVinoContender(Contender):
         from optimum.intel import OVModelForCausalLM, OVWeightQuantizationConfig
 
         torch.set_num_threads(threads)
-        config = OVWeightQuantizationConfig(**OPTIONS[format_name])
-        model = OVModelForCausalLM.from_pretrained(
-            str(checkpoint), export=True, compile=False, quantization_config=config
-        )
+        options: dict[str, Any] = {"load_in_8bit": False}  # which it would do by default from a billion weights on
+        if OPTIONS[format_name]:
+            options = {"quantization_config": OVWeightQuantizationConfig(**OPTIONS[format_name])}
+        model = OVModelForCausalLM.from_pretrained(str(checkpoint), export=True, compile=False, **options)
         model.save_pretrained(str(out))
         return Compiled(str(out), (out / "openvino_model.bin").stat().st_size, NOTES[format_name])
 
