@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import sys
 import time
@@ -24,12 +25,9 @@ def make_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("checkpoint", nargs="?", type=Path, help="folder of a Qwen2 checkpoint; default: random weights of --shape")
     add("--shape", choices=tuple(SHAPES), default="0.5b", help="of the random checkpoint; default 0.5b")
+    everybody = tuple(CONTENDERS)
     add(
-        "--contenders",
-        type=plans.names(tuple(CONTENDERS)),
-        default=tuple(CONTENDERS),
-        metavar="A,B",
-        help="default: all",
+        "--contenders", type=plans.names(everybody), default=everybody, metavar="A,B", help=f"of {', '.join(everybody)}"
     )
     add("--formats", type=plans.names(tuple(plans.FORMATS)), metavar="A,B", help=f"of {', '.join(plans.FORMATS)}")
     add("--works", type=plans.names(plans.WORK_NAMES), metavar="A,B", help=f"of {', '.join(plans.WORK_NAMES)}")
@@ -38,7 +36,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--patience", type=float, default=15.0, metavar="S", help="what takes longer isn't repeated; default 15 s")
     add("--threads", type=int, metavar="N", help="default: the processors that this process may use")
     add("--seed", type=int, default=0, help="of the random prompts; default 0")
-    add("--quick", action="store_true", help="about three minutes: 8 and 4 bits, one round, no long prompt")
+    add("--quick", action="store_true", help="about three minutes: 4 bits, one round, no long prompt")
     add(
         "--peer-python", action="append", default=[], metavar="[NAME=]PATH",
         help="interpreter of one peer, or of all; default: this one",
@@ -94,14 +92,14 @@ def measure(parser: argparse.ArgumentParser, args: argparse.Namespace) -> dict[s
     run = Run(
         make_plan(args), checkpoint, folder / checkpoint.name, interpreters(parser, args.peer_python), args.keep, say
     )
-    report = make_report(run.measure())
-    report["seconds"] = time.perf_counter() - start_s
-    return report
+    return make_report(run.measure())
 
 
 def main() -> int:
     parser = make_parser()
     args = parser.parse_args()
+    if args.plot and importlib.util.find_spec("matplotlib") is None:
+        parser.error("--plot needs matplotlib: pip install matplotlib")
     report = json.loads(args.replay.read_text()) if args.replay else measure(parser, args)
     print(render(report))
     if args.json:

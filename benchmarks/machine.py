@@ -56,12 +56,12 @@ class Machine:
         return Ceiling(read, {k: _native.measure_peak_gops(self._variant, k, self.threads) for k in self._kinds})
 
     def _has_peak(self, kind: str) -> bool:
-        """Whether there is a peak of that kind here; qwench says no with a ValueError."""
+        """Whether there is a peak of that kind here; qwench says no with an exception."""
         from qwench.targets.cpu import _native
 
         try:
             return bool(_native.measure_peak_gops(self._variant, kind, 1) > 0)
-        except ValueError:
+        except (ValueError, RuntimeError):
             return False
 
     def describe(self) -> dict[str, Any]:

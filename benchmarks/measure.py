@@ -23,8 +23,6 @@ from benchmarks.machine import TOLERATED_CPUS, Ceiling, Machine, measure_copy_s
 from benchmarks.plan import ANSWER, COMPILE, OURS, PROFILE, START, START_WORK, WARM_UP, Plan, Work
 from benchmarks.process import Worker, WorkerError
 
-COMPILE_TIMEOUT_S = 3600.0
-
 
 @dataclass(frozen=True)
 class Sample:
@@ -46,7 +44,7 @@ class Measured:
     """All that a run found. skipped: what was left out, and the word why.
 
     models: format -> contender -> what it made. copy_s: (format, round) -> seconds of copying as many bytes.
-    profiles: format -> what `qwench bench --profile --json` said.
+    profiles: format -> what `qwench bench --profile --json` said. seconds: of the whole run.
     """
 
     machine: dict[str, Any]
@@ -58,6 +56,7 @@ class Measured:
     copy_s: dict[tuple[str, int], float] = field(default_factory=dict)
     samples: list[Sample] = field(default_factory=list)
     profiles: dict[str, dict[str, Any]] = field(default_factory=dict)
+    seconds: float = 0.0
 
 
 class Run:
@@ -67,14 +66,9 @@ class Run:
     """
 
     def __init__(
-        self,
-        plan: Plan,
-        checkpoint: Path,
-        folder: Path,
-        pythons: dict[str, str],
-        keep: bool,
+        self, plan: Plan, checkpoint: Path, folder: Path, pythons: dict[str, str], keep: bool,
         say: Callable[[str], None],
-    ) -> None:
+    ) -> None:  # fmt: skip
         self.plan, self.checkpoint, self.folder, self.pythons = plan, checkpoint, folder, pythons
         self.keep, self.say = keep, say
         self._machine = Machine(plan.threads)
@@ -85,12 +79,14 @@ class Run:
     def measure(self) -> Measured:
         """Runs the plan. What a contender can't do is skipped with a word; Ctrl-C ends the run with what there is."""
         self.folder.mkdir(parents=True, exist_ok=True)
+        start_s = time.perf_counter()
         try:
             offered = self._describe()
             for format_name in self.plan.formats:
                 self._measure_format(format_name, offered)
         except KeyboardInterrupt:
             self._skip("everything after that", "interrupted")
+        self._found.seconds = time.perf_counter() - start_s
         return self._found
 
     def _describe(self) -> dict[str, list[str]]:
@@ -107,7 +103,7 @@ class Run:
         names = [name for name in offered if format_name in offered[name]]
         for name in offered:
             if name not in names:
-                self._skip(f"{name} {format_name}", "it offers none, or none that is measured here")
+                self._skip(f"{name} {format_name}", "not one of its formats here")
         self._compile(format_name, names)
         if self.plan.answers(format_name):
             self._answer(format_name, names)
@@ -139,19 +135,24 @@ class Run:
         folder.mkdir(parents=True)
         with self._worker(name) as worker:
             reply = worker.ask(
-                "compile", COMPILE_TIMEOUT_S, checkpoint=str(self.checkpoint), format_name=format_name,
+                "compile", checkpoint=str(self.checkpoint), format_name=format_name,
                 out=str(folder / "model"), max_positions=self.plan.max_positions, threads=self.plan.threads,
             )  # fmt: skip
             values = self._life(worker) | {"work_s": reply["work_s"]}
         compiled = Compiled(reply["path"], reply["weight_bytes"], reply["note"])
         if compiled.path != str(self.checkpoint):
             self._record(format_name, COMPILE, number, name, values)
-        (folder / "model.json").write_text(json.dumps(dataclasses.asdict(compiled)))
+        kept = {"max_positions": self.plan.max_positions, "compiled": dataclasses.asdict(compiled)}
+        (folder / "model.json").write_text(json.dumps(kept))
         return compiled
 
     def _kept(self, format_name: str, name: str) -> Compiled | None:
+        """What an earlier run made, if it is to be used and holds sequences that are long enough."""
         path = self._model_folder(format_name, name) / "model.json"
-        return Compiled(**json.loads(path.read_text())) if self.keep and path.is_file() else None
+        if not self.keep or not path.is_file():
+            return None
+        kept = json.loads(path.read_text())
+        return Compiled(**kept["compiled"]) if kept["max_positions"] >= self.plan.max_positions else None
 
     def _model_folder(self, format_name: str, name: str) -> Path:
         return self.folder / f"{name}-{format_name}"
@@ -183,7 +184,7 @@ class Run:
         for name in self._due(format_name, work.name, list(workers), number):
             with self._attempt(format_name, name):
                 values, ceiling = self._least_disturbed(workers[name], work, number)
-                if number == 0 and work is self.plan.answers(format_name)[0]:
+                if number == 0 and work is ANSWER:
                     values = workers[name].ask("memory") | values
                 workers[name].pause()
                 self._record(format_name, work.name, number, name, values, ceiling)
@@ -228,7 +229,7 @@ class Run:
         options = f"--profile --json --prompt {ANSWER.num_prompt} --generate 16 --threads {self.plan.threads}"
         code = "import sys; from qwench.cli.main import main; sys.exit(main(sys.argv[1:]))"
         command = [self.pythons[OURS], "-c", code, "bench", path, *options.split(), "--rounds", str(self.plan.rounds)]
-        done = subprocess.run(command, capture_output=True, text=True, cwd=self.folder)
+        done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode == 0:
             self._found.profiles[format_name] = json.loads(done.stdout)
             self.say(f"{format_name} {PROFILE}")
@@ -269,22 +270,15 @@ class Run:
         self.say(f"skipped {what}: {why}")
 
     def _record(
-        self,
-        format_name: str,
-        work: str,
-        number: int,
-        name: str,
-        values: dict[str, Any],
+        self, format_name: str, work: str, number: int, name: str, values: dict[str, Any],
         ceiling: Ceiling | None = None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         self._found.samples.append(Sample(format_name, work, number, name, values, ceiling))
-        seconds = _seconds(values)
+        seconds, others = _seconds(values), values["others_cpus"]
         if seconds > self.plan.patience_s:
             self._slow.add((format_name, work, name))
-        others = (
-            f", others used {values['others_cpus']:.1f} processors" if values["others_cpus"] > TOLERATED_CPUS else ""
-        )
-        self.say(f"{format_name} {work}, round {number + 1}: {name} {seconds:.2f} s{others}")
+        disturbed = f", others used {others:.1f} processors" if others > TOLERATED_CPUS else ""
+        self.say(f"{format_name} {work}, round {number + 1}: {name} {seconds:.2f} s{disturbed}")
 
 
 def _seconds(values: dict[str, Any]) -> float:

@@ -35,7 +35,8 @@ class Worker:
     def __init__(self, contender: str, python: str, log: Path) -> None:
         self.contender, self.log = contender, log
         self.started_s = time.perf_counter()
-        environment = {**os.environ, "PYTHONPATH": str(ROOT), "TOKENIZERS_PARALLELISM": "false"}
+        paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
         command = [python, "-m", "benchmarks.worker", contender]
         try:
             with log.open("ab") as stderr:
@@ -51,7 +52,7 @@ class Worker:
     def pid(self) -> int:
         return self._process.pid
 
-    def ask(self, verb: str, timeout_s: float = 600, **arguments: Any) -> dict[str, Any]:
+    def ask(self, verb: str, timeout_s: float = 3600, **arguments: Any) -> dict[str, Any]:
         """The reply to one request, with `others_cpus` meanwhile; it runs on until `pause`. Raises WorkerError."""
         assert self._process.stdin is not None
         load = LoadWatch(self._process.pid)

@@ -54,6 +54,7 @@ def make_report(found: Measured) -> dict[str, Any]:
     ]
     return {
         "machine": found.machine,
+        "seconds": found.seconds,
         "ceiling": _median_ceiling(found),
         "model": {**dataclasses.asdict(found.shape), "num_weights": found.shape.num_weights},
         "plan": found.plan.to_dict(),

@@ -26,8 +26,11 @@ def _head(report: dict[str, Any]) -> str:
     if ceiling:
         peaks = ", ".join(f"{gops:.0f} GOPS {kind}" for kind, gops in ceiling["peak_gops"].items())
         lines.append(f"ceiling   memory read {ceiling['read_gbps']:.1f} GB/s, arithmetic {peaks} (medians of the run)")
-    lines.append(f"rounds    up to {plan['rounds']}, contenders in turns, ceiling measured in each; medians")
-    lines += [f"{name:9} {version}" for name, version in report["versions"].items()]
+    lines.append(
+        f"run       {report['seconds'] / 60:.1f} minutes, up to {plan['rounds']} rounds, contenders in turns, each "
+        "right after its ceilings; medians"
+    )
+    lines += [f"          {version}" for version in report["versions"].values()]
     return "\n".join(lines)
 
 

@@ -20,9 +20,10 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "int4-head8": {"bits": 4, "group_size": 128, "sym": True, "ratio": 1.0},
 }
 NOTES = {
+    "bf16": "as in the checkpoint",
     "int8": "per channel",
     "int4": "groups of 128, embedding and head too",
-    "int4-head8": "embedding and head int8",
+    "int4-head8": "groups of 128, embedding and head int8",
 }
 
 
