@@ -24,27 +24,40 @@ def of(text: list[int]) -> PromptLookup:
     return PromptLookup(np.array(text, np.int32))
 
 
-def latest(text: list[int]) -> int | None:
-    """Where the last four tokens, or else the last two, went on the last time that they occurred before."""
+def latest(text: list[int]) -> tuple[int | None, int]:
+    """Where the last four tokens, or else the last two, went on the last time that they occurred before, and how many
+    tokens are alike there, up to 16."""
     for size in (4, 2):
         for at in range(len(text) - 1, size - 1, -1):
             if text[at - size : at] == text[-size:]:
-                return at
-    return None
+                return at, next(n for n in range(16, 0, -1) if n <= at and text[at - n : at] == text[-n:])
+    return None, 0
+
+
+def next_source(text: list[int], source: int | None, length: int) -> tuple[int | None, int]:
+    """The same once the last token of `text`, guessed to be text[source], is known."""
+    if source is not None and text[source] == text[-1]:
+        return source + 1, length + 1
+    found, alike = latest(text)
+    if found is None and source is not None and length >= 8:
+        return source + 1, 0
+    return found, alike
 
 
 @pytest.mark.parametrize("vocab_size", [2, 4, 12, 100])
 def test_sources_are_those_of_a_search(vocab_size: int) -> None:
-    """A guess is followed while it is right; a new one is where a search through all tokens finds it."""
+    """A guess is followed while it is right; a new one is where a search through all tokens finds it, or, after many
+    right ones, where the old one would have gone on."""
     rng = random.Random(vocab_size)
-    text = [rng.randrange(vocab_size) for _ in range(300)]
+    words = [rng.randrange(vocab_size) for _ in range(100)]
+    text = words * 2 + [rng.randrange(vocab_size) if rng.random() < 0.05 else word for word in words]
     for first in (1, 2, 3, 40):
         lookup = of(text)
-        source = latest(text[:first])
+        source, length = latest(text[:first])
         for end in range(first, len(text)):
             expected = [] if source is None else _continued(text[:end], source, 8)
             assert guesses(lookup, end) == expected
-            source = source + 1 if source is not None and text[source] == text[end] else latest(text[: end + 1])
+            source, length = next_source(text[: end + 1], source, length)
 
 
 def _continued(text: list[int], source: int, count: int) -> list[int]:
@@ -72,6 +85,17 @@ def test_no_guess_without_a_match() -> None:
     text = list(range(50))
     lookup = of(text)
     assert [guesses(lookup, end) for end in range(1, 50)] == [[]] * 49
+
+
+def test_a_replaced_token() -> None:
+    """Where a copy differs in one token, it is guessed to go on after it."""
+    words = list(range(20))
+    lookup = of([*words, *words[:10], 99, *words[11:]])
+    assert guesses(lookup, 30, 3) == [10, 11, 12]
+    assert guesses(lookup, 31, 3) == [11, 12, 13]
+    short = of([*words, *words[:3], 99])
+    assert guesses(short, 23, 1) == [3]
+    assert guesses(short, 24, 3) == []
 
 
 def test_circles_go_on() -> None:

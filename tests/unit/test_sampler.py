@@ -35,6 +35,7 @@ def make(
         {"seed": "a"}, {"stop": ""}, {"stop": ["a", 3]}, {"stop_token_ids": [-1]}, {"logit_bias": {-1: 0.0}},
         {"logit_bias": {1: float("inf")}}, {"min_tokens": -1}, {"min_tokens": 5, "max_tokens": 4}, {"n": True},
         {"presence_penalty": float("inf")}, {"stop": 5}, {"logit_bias": [1]}, {"stop_token_ids": 5},
+        {"prompt_lookup_num_tokens": -1}, {"prompt_lookup_num_tokens": None},
     ],
 )  # fmt: skip
 def test_impossible_parameters(bad: dict[str, Any]) -> None:

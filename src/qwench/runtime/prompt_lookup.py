@@ -15,8 +15,10 @@ from qwench.targets.target import Int32
 # won 5 % on code and lost 2 % on prose (replayed texts, further tokens at 0.05 to 0.15 of a step each).
 _NGRAM_SIZES = (4, 2)
 _LONGEST_MATCH = 16  # how far back a match is measured
-# How often a guess is right, by bit_length of the match: 2 or 3 tokens, 4 to 7, 8 to 15, more. What replayed texts had.
-_FIRST_ODDS = (0.0, 0.0, 0.2, 0.4, 0.7, 0.9)
+_RESUMED_MATCH = 8  # one this long goes on after a wrong guess: an edit may have replaced just that token
+# How often a guess is right, by bit_length of the match: 0 (resumed), 1, 2 or 3 tokens, 4 to 7, 8 to 15, more. About
+# what replayed texts had.
+_FIRST_ODDS = (0.3, 0.5, 0.2, 0.4, 0.7, 0.9)
 _LEARNING_RATE = 0.1
 _TOKEN_BYTES = 4
 
@@ -53,23 +55,28 @@ class PromptLookup:
             self._find_match(num_tokens)
         else:
             for at in range(self._num_seen, num_tokens):
-                self._judge(at)
+                resumed = self._judge(at)
                 self._remember(at, at + 1)
                 if self._source is None:
                     self._find_match(at + 1)
+                if self._source is None:
+                    self._source, self._match_len = resumed, 0
         self._num_seen = num_tokens
 
-    def _judge(self, at: int) -> None:
-        """Was the guess for position `at` right? A match goes on as long as it is."""
+    def _judge(self, at: int) -> int | None:
+        """Was the guess for position `at` right? A match goes on as long as it is. Returns where a long one that ended
+        here could be resumed."""
         if self._source is None:
-            return
+            return None
         is_right = bool(self._tokens[self._source] == self._tokens[at])
         index = _odds_index(self._match_len)
         self._odds[index] += _LEARNING_RATE * (is_right - self._odds[index])
+        following = self._source + 1
         if is_right:
-            self._source, self._match_len = self._source + 1, self._match_len + 1
-        else:
-            self._source = None
+            self._source, self._match_len = following, self._match_len + 1
+            return None
+        self._source = None
+        return following if self._match_len >= _RESUMED_MATCH else None
 
     def _remember(self, start: int, stop: int) -> None:
         """The n-grams that end just before positions [start, stop)."""
