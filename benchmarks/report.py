@@ -79,29 +79,36 @@ def _model(found: Measured, weight_bytes: int) -> dict[str, float]:
 
 def _figures(found: Measured, row: Row, format_name: str) -> list[dict[str, Any]]:
     """One figure for each contender that did the row's work in this format."""
-    by_contender = {
-        name: {s.round_number: s for s in found.samples if _is_of(s, row, format_name, name)}
-        for name in found.plan.contenders
-    }
-    ours = {number: row.value(sample.values) for number, sample in by_contender.get(OURS, {}).items()}
-    figures = []
-    for name, rounds in by_contender.items():
-        if not rounds:
-            continue
-        values = {number: row.value(sample.values) for number, sample in rounds.items()}
-        limits = {n: limit for n, sample in rounds.items() if (limit := _limit(found, row, sample)) is not None}
-        shared = [n for n in values if n in ours]
-        ahead = [values[n] / ours[n] if row.less_is_better else ours[n] / values[n] for n in shared]
-        share = [limits[n] / values[n] if row.less_is_better else values[n] / limits[n] for n in limits]
-        figures.append({
-            "row": row.name, "title": row.title, "unit": row.unit, "less_is_better": row.less_is_better,
-            "format": format_name, "contender": name, "num_rounds": len(values),
-            "median": statistics.median(values.values()), "min": min(values.values()), "max": max(values.values()),
-            "ceiling": _median(list(limits.values())), "share_of_ceiling": _median(share),
-            "qwench_ahead": _median(ahead) if name != OURS else None,
-            **(_memory_parts(found, next(iter(rounds.values()))) if row.name == "memory" else {}),
-        })  # fmt: skip
-    return figures
+    by_contender = {name: _trusted_rounds(found, row, format_name, name) for name in found.plan.contenders}
+    return [_figure(found, row, rounds, by_contender.get(OURS, {})) for rounds in by_contender.values() if rounds]
+
+
+def _trusted_rounds(found: Measured, row: Row, format_name: str, contender: str) -> dict[int, Sample]:
+    """Round -> sample, of those that nobody disturbed; all of them if there is no such round."""
+    rounds = {s.round_number: s for s in found.samples if _is_of(s, row, format_name, contender)}
+    return {n: s for n, s in rounds.items() if not s.is_disturbed} or rounds
+
+
+def _figure(found: Measured, row: Row, rounds: dict[int, Sample], our_rounds: dict[int, Sample]) -> dict[str, Any]:
+    """Medians; the ratio to qwench is that of rounds which both have, or of the medians if there is none."""
+    some = next(iter(rounds.values()))
+    values = {n: row.value(sample.values) for n, sample in rounds.items()}
+    ours = {n: row.value(sample.values) for n, sample in our_rounds.items()}
+    limits = {n: limit for n, sample in rounds.items() if (limit := _limit(found, row, sample)) is not None}
+    pairs = [(ours[n], values[n]) for n in values if n in ours]
+    if ours and not pairs:
+        pairs = [(statistics.median(ours.values()), statistics.median(values.values()))]
+    ahead = [theirs / our if row.less_is_better else our / theirs for our, theirs in pairs]
+    share = [limits[n] / values[n] if row.less_is_better else values[n] / limits[n] for n in limits]
+    return {
+        "row": row.name, "title": row.title, "unit": row.unit, "less_is_better": row.less_is_better,
+        "format": some.format_name, "contender": some.contender, "num_rounds": len(values),
+        "is_disturbed": some.is_disturbed and row.name != "memory",
+        "median": statistics.median(values.values()), "min": min(values.values()), "max": max(values.values()),
+        "ceiling": _median(list(limits.values())), "share_of_ceiling": _median(share),
+        "qwench_ahead": _median(ahead) if some.contender != OURS else None,
+        **(_memory_parts(found, some) if row.name == "memory" else {}),
+    }  # fmt: skip
 
 
 def _is_of(sample: Sample, row: Row, format_name: str, contender: str) -> bool:

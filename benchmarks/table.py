@@ -77,11 +77,12 @@ def _cells(figure: dict[str, Any] | None) -> tuple[str, str]:
     """A figure, and beside qwench's the share of the ceiling, beside a peer's how far qwench is ahead."""
     if figure is None:
         return "-", ""
+    value = _number(figure["median"]) + ("?" if figure["is_disturbed"] else "")
     if figure["contender"] == OURS:
         share = figure["share_of_ceiling"]
-        return _number(figure["median"]), "" if share is None else f"{share:.0%}"
+        return value, "" if share is None else f"{share:.0%}"
     ahead = figure["qwench_ahead"]
-    return _number(figure["median"]), "" if ahead is None else f"{ahead:.2f}x"
+    return value, "" if ahead is None else f"{ahead:.2f}x"
 
 
 def _notes(report: dict[str, Any]) -> str:
@@ -95,12 +96,11 @@ def _note_lines(report: dict[str, Any]) -> Iterator[str]:
             f"greedy tokens, {FORMATS[a['format']].title}, {a['contender']}: the first {a['num_agreeing']} of "
             f"{a['num_tokens']} are qwench's"
         )
-    disturbed = [s for s in report["samples"] if s["values"]["others_cpus"] > TOLERATED_CPUS]
+    disturbed = [cpus for s in report["samples"] if (cpus := s["values"]["others_cpus"]) > TOLERATED_CPUS]
     if disturbed:
-        worst = max(s["values"]["others_cpus"] for s in disturbed)
         yield (
-            f"disturbed: during {len(disturbed)} of {len(report['samples'])} measurements other processes or the host "
-            f"used more than {TOLERATED_CPUS} processors, up to {worst:.1f}"
+            f"disturbed: during {len(disturbed)} of {len(report['samples'])} measurements others used more than "
+            f"{TOLERATED_CPUS} processors, up to {max(disturbed):.1f}; these count only where there is nothing else (?)"
         )
     for skipped in report["skipped"]:
         yield f"skipped: {skipped}"

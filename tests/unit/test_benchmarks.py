@@ -132,6 +132,17 @@ def test_ratios_are_taken_within_rounds() -> None:
     assert json.loads(json.dumps(report))["figures"] == report["figures"]
 
 
+def test_disturbed_rounds_count_only_alone() -> None:
+    samples = [Sample("int8", "start", n, "qwench", {"seconds": 1.0, "others_cpus": 0.0}) for n in (0, 1)]
+    theirs = ((0, 9.0, 1.0), (1, 2.0, 0.1), (2, 8.0, 1.0))
+    samples += [Sample("int8", "start", n, "llama.cpp", {"seconds": s, "others_cpus": o}) for n, s, o in theirs]
+    figure = make_report(measured(samples))["figures"][-1]
+    assert (figure["contender"], figure["median"], figure["qwench_ahead"]) == ("llama.cpp", 2.0, 2.0)
+    assert not figure["is_disturbed"]
+    alone = make_report(measured([*samples[:2], samples[-1]]))["figures"][-1]  # round 2: qwench has none to compare
+    assert alone["is_disturbed"] and alone["qwench_ahead"] == 8.0
+
+
 def test_fewer_seconds_are_ahead_too() -> None:
     both = [("qwench", 2.0), ("llama.cpp", 5.0)]
     samples = [Sample("int8", "start", 0, name, {"seconds": s, "others_cpus": 0.9}) for name, s in both]
@@ -139,7 +150,7 @@ def test_fewer_seconds_are_ahead_too() -> None:
     (theirs,) = [f for f in report["figures"] if f["contender"] == "llama.cpp"]
     assert theirs["qwench_ahead"] == 2.5
     text = render(report)
-    assert "2.50x" in text and "disturbed: during 2 of 2" in text
+    assert "2.50x" in text and "5.00?" in text and "disturbed: during 2 of 2" in text
 
 
 # ---- files
