@@ -52,3 +52,34 @@ def test_bits_are_those_of_the_request_alone(variant: str, fmt: Format, cache_dt
     ]:
         got = run(chunks, threads, neighbours, block_size, first_block)
         np.testing.assert_array_equal(got, alone, err_msg=f"{chunks} threads={threads} neighbours={neighbours}")
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("cache_dtype", ["fp32", "bf16"])
+@pytest.mark.parametrize("window", [None, 700])
+def test_a_long_context_is_split_over_threads_without_a_trace(
+    variant: str, cache_dtype: str, window: int | None
+) -> None:
+    """Beyond 512 positions, the partitions of a lone sequence are computed by whoever is free."""
+    rng = np.random.default_rng(11)
+    spec = random_spec(
+        rng, vocab_size=50, hidden_size=32, head_dim=16, num_heads=4, num_kv_heads=1, num_layers=2,
+        sliding_windows=(window, None), max_position_embeddings=2048,
+    )  # fmt: skip
+    program = model_program(spec, BF16)
+    tensors = random_tensors(program, rng, std=0.3)
+    ids = rng.integers(0, 50, 1300).astype(np.int32)
+
+    def run(target: str, chunks: list[int], threads: int) -> np.ndarray:
+        executor = load(target, program, tensors, CacheConfig(41, 32, cache_dtype), threads, tokens=1300)
+        done = 0
+        for size in chunks:
+            done += size
+            logits = executor.step(batch([ids[done - size : done]], [done], [list(range(41))]))
+        return logits[-1].copy()
+
+    alone = run(variant, [1300], 1)
+    for chunks, threads in [([1299, 1], 2), ([1298, 2], 3), ([1000, 299, 1], 2)]:
+        np.testing.assert_array_equal(run(variant, chunks, threads), alone, err_msg=f"{chunks} threads={threads}")
+    if cache_dtype == "fp32":
+        np.testing.assert_allclose(alone, run("reference", [1300], 1), rtol=1e-3, atol=1e-3)

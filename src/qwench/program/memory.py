@@ -57,9 +57,9 @@ def plan_memory(program: Program, max_step_tokens: int) -> MemoryPlan:
 
 
 def work_width(program: Program) -> int:
-    """Values per token that a fused op holds between its halves: q, k and v before RoPE, or rows before quantising."""
+    """Values per token that a fused op holds between its halves: q, k and v before RoPE, attention before quantising."""
     spec = program.spec
-    return max(spec.hidden_size, spec.q_size + 2 * spec.kv_size, spec.intermediate_size)
+    return spec.q_size + 2 * spec.kv_size
 
 
 def _in_place(program: Program) -> dict[str, str]:

@@ -25,26 +25,32 @@ Executor::Executor(const ExecutorConfig& config, const KVCache::Shape& cache)
     : config_(config), kernels_(kernels_for(config.variant)), cache_(cache), pool_(config.num_threads) {
   arena_.reset(static_cast<uint8_t*>(allocate(config.arena_bytes)));
   scratch_.reset(static_cast<float*>(allocate(size_t(config.scratch_width) * config.max_tokens * sizeof(float))));
-  thread_scratch_floats_ = (attention_scratch_floats(cache.padded_dim()) + 31) / 32 * 32;
-  thread_scratch_.reset(static_cast<float*>(allocate(thread_scratch_floats_ * sizeof(float) * config.num_threads)));
+  reserve_thread_scratch(attention_scratch_floats(cache.head_dim, cache.padded_dim()));
   step_.positions.resize(config.max_tokens);
   step_.sequence.resize(config.max_tokens);
 }
 
-QuantizedRow Executor::quantized_row(const Buffer& b, int row) const {
+void Executor::reserve_thread_scratch(size_t num_floats) {
+  if (num_floats <= thread_scratch_floats_) return;
+  thread_scratch_floats_ = (num_floats + 31) / 32 * 32;
+  thread_scratch_.reset(static_cast<float*>(allocate(thread_scratch_floats_ * sizeof(float) * num_threads())));
+}
+
+QuantizedRows Executor::quantized_rows(const Buffer& b) const {
   const int padded = (b.width + b.group_size - 1) / b.group_size * b.group_size, groups = padded / b.group_size;
+  const size_t rows = config_.max_tokens;
   uint8_t* base = arena_.get() + b.offset;
-  auto* scales = reinterpret_cast<float*>(base + size_t(config_.max_tokens) * padded);
-  auto* sums = reinterpret_cast<int32_t*>(scales + size_t(config_.max_tokens) * groups);
-  return {reinterpret_cast<int8_t*>(base) + size_t(row) * padded, scales + size_t(row) * groups,
-          sums + size_t(row) * groups};
+  auto* scales = reinterpret_cast<float*>(base + rows * padded);
+  auto* starts = reinterpret_cast<int32_t*>(scales + rows * groups);
+  return {{reinterpret_cast<int8_t*>(base), scales, starts, rows}, padded, b.group_size};
 }
 
 Activation Executor::activation(const Buffer& b) const {
-  if (b.group_size == 0) return {values(b), nullptr, nullptr, nullptr, b.width};
-  const QuantizedRow first = quantized_row(b, 0);
-  return {nullptr, first.codes, first.scales, first.sums, b.width};
+  if (b.group_size == 0) return {values(b), nullptr, nullptr, nullptr, 0, b.width};
+  const QuantizedRow first = quantized_rows(b).first;
+  return {nullptr, first.codes, first.scales, first.starts, first.group_stride, b.width};
 }
+
 void Executor::check(const Batch& b) const {
   auto require = [](bool ok, const char* what) {
     if (!ok) throw std::invalid_argument(std::string("batch: ") + what);
@@ -85,9 +91,54 @@ void Executor::plan(const Batch& b) {
     // The last tokens of a prompt see the most positions: they go first, so that no thread ends with a long one.
     for (int i = (count - 1) / tokens_per_item * tokens_per_item; i >= 0; i -= tokens_per_item)
       for (int kv = 0; kv < cache_.shape().num_kv_heads; ++kv)
-        for (int h = 0; h < share; h += heads_per_item)
-          step_.attention.push_back({s, kv * share + h, std::min(heads_per_item, share - h), first + i, start + i,
-                                     std::min(tokens_per_item, count - i)});
+        for (int h = 0; h < share; h += heads_per_item) {
+          AttentionItem item{kv * share + h,
+                             std::min(heads_per_item, share - h),
+                             first + i,
+                             start + i,
+                             std::min(tokens_per_item, count - i),
+                             0,
+                             0,
+                             nullptr};
+          item.last_partition = (start + i + item.num_tokens + kPartition - 1) / kPartition;
+          step_.attention.push_back({s, item, -1});
+        }
+  }
+  split_attention();
+}
+
+// When there are too few items to keep the threads busy, as when one user's answer is generated after a long prompt,
+// the partitions of an item become items. The result is the same to the bit.
+void Executor::split_attention() {
+  constexpr size_t kItemsPerThread = 4;
+  step_.num_groups = 0;
+  if (num_threads() == 1 || step_.attention.size() >= kItemsPerThread * num_threads()) return;
+  const std::vector<StepContext::SequenceItem> whole(step_.attention);
+  auto state_floats = [&](const AttentionItem& item) {
+    return attention_state_floats(item.num_tokens * item.num_heads, cache_.shape().padded_dim());
+  };
+  size_t num_floats = 0;
+  for (const auto& w : whole) num_floats += w.item.last_partition * state_floats(w.item);
+  if (partials_.size() < num_floats) partials_.resize(2 * num_floats);
+  step_.attention.clear();
+  float* partial = partials_.data();
+  for (const auto& w : whole) {
+    const int count = w.item.last_partition;
+    if (count == 1) {
+      step_.attention.push_back(w);
+      continue;
+    }
+    const int group = step_.num_groups++;
+    if (int(step_.groups.size()) == group) step_.groups.push_back({{}, nullptr, std::make_unique<std::atomic<int>>()});
+    step_.groups[group].whole = w.item;
+    step_.groups[group].partials = partial;
+    step_.groups[group].num_left->store(count, std::memory_order_relaxed);
+    for (int p = 0; p < count; ++p) {
+      AttentionItem item = w.item;
+      item.first_partition = p, item.last_partition = p + 1, item.partial = partial;
+      step_.attention.push_back({w.seq, item, group});
+      partial += state_floats(item);
+    }
   }
 }
 

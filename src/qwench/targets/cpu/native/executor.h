@@ -29,13 +29,22 @@ struct Batch {
 
 // What one step's ops share; made once per step.
 struct StepContext {
-  struct AttentionItem {
-    int seq, first_head, num_heads, first_row, first_position, num_tokens;
+  struct SequenceItem {
+    int seq;
+    AttentionItem item;
+    int group;  // of the items that share an output, each with one partition; -1: alone
+  };
+  struct PartitionGroup {
+    AttentionItem whole;
+    const float* partials;
+    std::unique_ptr<std::atomic<int>> num_left;
   };
   Batch batch;
   std::vector<int32_t> positions;  // [num_tokens]
   std::vector<int32_t> sequence;   // [num_tokens] index of the token's sequence
-  std::vector<AttentionItem> attention;
+  std::vector<SequenceItem> attention;
+  std::vector<PartitionGroup> groups;  // the first num_groups of them
+  int num_groups;
   float* logits;
 };
 
@@ -65,7 +74,7 @@ class Executor {
 
   void add_embed(PackedMatrix weight, Buffer out);
   void add_norm(Buffer in, const float* gain, float eps, Buffer out);
-  // Into `out`; if out is int8 by way of the scratch. `residual` for kAdd. `is_logits`: into the caller's logits.
+  // Into `out`, int8 for kSiluMul alone. `residual` for kAdd. `is_logits`: into the caller's logits.
   void add_linear(Buffer in, PackedMatrix weight, const float* bias, Epilogue epilogue, Buffer residual, Buffer out,
                   bool is_logits);
   void add_qkv_rope_write(Buffer in, PackedMatrix weight, const float* bias, int layer, Buffer q);
@@ -94,9 +103,10 @@ class Executor {
   }
   float* values(const Buffer& b) const { return reinterpret_cast<float*>(arena_.get() + b.offset); }
   float* work() const { return scratch_.get(); }
-  QuantizedRow quantized_row(const Buffer& b, int row) const;
+  QuantizedRows quantized_rows(const Buffer& b) const;
   Activation activation(const Buffer& b) const;
   float* thread_scratch(int thread) const { return thread_scratch_.get() + thread * thread_scratch_floats_; }
+  int max_tokens() const { return config_.max_tokens; }
 
  private:
   struct Free {
@@ -107,7 +117,9 @@ class Executor {
 
   void check(const Batch& batch) const;
   void check_layer(int layer) const;
+  void reserve_thread_scratch(size_t num_floats);
   void plan(const Batch& batch);
+  void split_attention();
   void add(std::unique_ptr<Phase> phase) { phases_.push_back(std::move(phase)); }
 
   const ExecutorConfig config_;
@@ -121,6 +133,7 @@ class Executor {
   const float* rope_table_ = nullptr;
   int rope_positions_ = 0;
   std::vector<std::unique_ptr<Phase>> phases_;
+  std::vector<float> partials_;  // states of partitions computed apart
   StepContext step_;
   std::atomic_flag busy_;
 };

@@ -1,4 +1,5 @@
 // The lowered ops: what each one does with its share of a step, and how a Program's ops become them.
+#include <algorithm>
 #include <cstring>
 #include <stdexcept>
 
@@ -36,10 +37,9 @@ struct Norm final : Phase {
         e.kernels().rms_norm(x, gain, eps, in.width, e.values(out) + size_t(row) * out.width);
         return;
       }
-      float* normed = e.work() + size_t(row) * in.width;
+      float* normed = e.thread_scratch(thread);
       e.kernels().rms_norm(x, gain, eps, in.width, normed);
-      const PackedMatrix reader{nullptr, WeightKind::kInt8, 0, out.width, out.group_size};
-      e.kernels().quantize(normed, in.width, reader.padded_k(), out.group_size, e.quantized_row(out, row));
+      e.kernels().quantize(normed, in.width, out.group_size, e.quantized_rows(out).row(row));
     });
   }
   bool is_logit_rows() const override { return out.is_logit_rows; }
@@ -53,7 +53,7 @@ struct Linear final : Phase {
   Epilogue epilogue;
   const float* bias;
   Buffer residual, out;
-  enum class Destination { kBuffer, kWork, kLogits } destination;
+  enum class Destination { kBuffer, kCodes, kWork, kLogits } destination;
   void run(Executor& e, const StepContext& step, int thread) override {
     LinearArgs args;
     args.x = e.activation(in);
@@ -63,11 +63,19 @@ struct Linear final : Phase {
     args.y = destination == Destination::kLogits ? step.logits
              : destination == Destination::kWork ? e.work()
                                                  : e.values(out);
+    args.gathered = nullptr;
+    int panels_per_item = 1;  // panels whose outputs share a group stay with one thread
+    if (destination == Destination::kCodes) {
+      args.gathered = e.thread_scratch(thread);
+      args.quantized = e.quantized_rows(out);
+      panels_per_item = out.group_size / (kPanelColumns / 2);
+    }
     args.epilogue = epilogue;
     args.bias = bias;
     args.residual = epilogue == Epilogue::kAdd ? e.values(residual) : nullptr;
-    const Range share = static_share(weight.num_panels(), thread, e.num_threads());
-    e.kernels().linear(args, share.begin, share.end);
+    const int num_panels = weight.num_panels(), num_items = (num_panels + panels_per_item - 1) / panels_per_item;
+    const Range share = static_share(num_items, thread, e.num_threads());
+    e.kernels().linear(args, share.begin * panels_per_item, std::min(share.end * panels_per_item, num_panels));
   }
   bool is_logit_rows() const override { return in.is_logit_rows; }
 };
@@ -77,10 +85,9 @@ struct Quantize final : Phase {
   const char* kind() const override { return "quantize"; }
   Buffer out;
   void run(Executor& e, const StepContext& step, int thread) override {
-    const PackedMatrix reader{nullptr, WeightKind::kInt8, 0, out.width, out.group_size};
     for_rows(e, e.num_rows(step, out), thread, [&](int row) {
-      e.kernels().quantize(e.work() + size_t(row) * out.width, out.width, reader.padded_k(), out.group_size,
-                           e.quantized_row(out, row));
+      e.kernels().quantize(e.work() + size_t(row) * out.width, out.width, out.group_size,
+                           e.quantized_rows(out).row(row));
     });
   }
   bool is_logit_rows() const override { return out.is_logit_rows; }
@@ -139,10 +146,15 @@ struct Attention final : Phase {
     args.scale = scale;
     args.scratch = e.thread_scratch(thread);
     for (int i; (i = next_item.fetch_add(1, std::memory_order_relaxed)) < int(step.attention.size());) {
-      const auto& item = step.attention[i];
-      args.block_table = step.batch.block_tables + size_t(item.seq) * step.batch.max_blocks;
-      e.kernels().attention(args, item.first_head, item.num_heads, item.first_row, item.first_position,
-                            item.num_tokens);
+      const auto& [seq, item, group] = step.attention[i];
+      args.block_table = step.batch.block_tables + size_t(seq) * step.batch.max_blocks;
+      e.kernels().attention(args, item);
+      if (group < 0) continue;
+      const auto& whole = step.groups[group];
+      if (whole.num_left->fetch_sub(1, std::memory_order_acq_rel) > 1) continue;
+      const int num_partitions = whole.whole.last_partition;
+      whole.num_left->store(num_partitions, std::memory_order_relaxed);  // for the next layer
+      e.kernels().merge_attention(args, whole.whole, whole.partials, num_partitions);
     }
   }
 };
@@ -174,6 +186,7 @@ void Executor::add_norm(Buffer in, const float* gain, float eps, Buffer out) {
   phase->out = out;
   phase->gain = gain;
   phase->eps = eps;
+  if (out.group_size) reserve_thread_scratch(in.width);
   add(std::move(phase));
 }
 
@@ -187,15 +200,13 @@ void Executor::add_linear(Buffer in, PackedMatrix weight, const float* bias, Epi
   phase->bias = bias;
   phase->residual = residual;
   phase->out = out;
-  phase->destination = is_logits        ? Linear::Destination::kLogits
-                       : out.group_size ? Linear::Destination::kWork
-                                        : Linear::Destination::kBuffer;
+  const bool is_quantized = !is_logits && out.group_size;
+  if (is_quantized && epilogue != Epilogue::kSiluMul) throw std::invalid_argument("only silu_mul makes integers");
+  if (is_quantized) reserve_thread_scratch(size_t(max_tokens()) * out.group_size);
+  phase->destination = is_logits      ? Linear::Destination::kLogits
+                       : is_quantized ? Linear::Destination::kCodes
+                                      : Linear::Destination::kBuffer;
   add(std::move(phase));
-  if (!is_logits && out.group_size) {
-    auto quantize = std::make_unique<Quantize>();
-    quantize->out = out;
-    add(std::move(quantize));
-  }
 }
 
 void Executor::add_qkv_rope_write(Buffer in, PackedMatrix weight, const float* bias, int layer, Buffer q) {

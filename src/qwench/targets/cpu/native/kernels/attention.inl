@@ -1,225 +1,230 @@
 // Paged causal attention of some tokens over one kv head. Included inside the namespace of one simd header.
 //
 // The query heads that share the kv head are folded into rows. Keys are visited in tiles of 64 absolute positions with
-// an online softmax (arXiv:1805.02867); every row takes the same steps at the same positions whatever rows are beside
-// it, so the result does not depend on how a prompt is cut. A tile that a row can't see leaves it as it was.
+// an online softmax (arXiv:1805.02867); a tile's keys and values are laid out once as panels, so that both products are
+// those of the linears. Tiles of 512 absolute positions make a partition, begun afresh and merged into what came before
+// (as in arXiv:2311.01282), so that partitions can be computed apart. Every row takes the same steps at the same
+// positions whatever rows are beside it: the result depends neither on how a prompt is cut nor on who computes what. A
+// tile or partition that a row can't see leaves it as it was, to the bit.
 
-constexpr int kScoreVecs = kKeyGroup / kLanes;  // vectors of one group of 16 positions
-constexpr int kTileVecs = tile_vecs(kFloatRows);
-constexpr int kScoreGroups = kTileVecs / kScoreVecs > 0 ? kTileVecs / kScoreVecs : 1;
 constexpr float kMasked = -__builtin_inff();
 constexpr float kNoScore = -1e30f;  // finite, so that a row that has seen nothing yet stays clear of inf - inf
 
-template <CacheKind C>
-constexpr size_t cache_item = C == CacheKind::kFp32 ? 4 : 2;
+// The state of an item's rows over some positions: sums of values as panels of 64 dimensions [panels][rows][64], and
+// per row the highest score and the sum of probabilities relative to it.
+struct Gathered {
+  float *values, *peak, *total;
+  int num_rows, num_panels;
 
-// Elements index... of the first (kOdd: second) of two neighbouring vectors: bf16 has them interleaved in dwords, fp32
-// `stride` items apart.
-template <CacheKind C, bool kOdd>
-QWENCH_INLINE Float load_of_pair(const uint8_t* base, int index, int stride) {
-  if constexpr (C == CacheKind::kBf16) {
-    const Int raw = load_int(base + size_t(index) * 4);
-    return kOdd ? bf16_high(raw) : bf16_low(raw);
-  } else {
-    return load(reinterpret_cast<const float*>(base) + index + (kOdd ? stride : 0));
+  QWENCH_INLINE static size_t num_floats(int rows, int panels) { return size_t(rows) * (panels * kPanelColumns + 2); }
+  QWENCH_INLINE Gathered(float* memory, int rows, int panels)
+      : values(memory),
+        peak(memory + size_t(rows) * panels * kPanelColumns),
+        total(peak + rows),
+        num_rows(rows),
+        num_panels(panels) {}
+  QWENCH_INLINE float* row(int panel, int r) const { return values + (size_t(panel) * num_rows + r) * kPanelColumns; }
+
+  void clear() const {
+    for (int i = 0; i < num_rows * num_panels * kPanelColumns; i += kLanes) store(values + i, set(0.0f));
+    for (int r = 0; r < num_rows; ++r) peak[r] = kNoScore, total[r] = 0.0f;
+  }
+  void scale_row(int r, float factor) const {
+    for (int panel = 0; panel < num_panels; ++panel)
+      for (int i = 0; i < kPanelColumns; i += kLanes)
+        store(row(panel, r) + i, mul(load(row(panel, r) + i), set(factor)));
+  }
+};
+
+inline float exp_of(float x) {
+  float lanes[kLanes];
+  store(lanes, exp(set(x)));
+  return lanes[0];
+}
+
+// `all` with `part`, which lies behind it.
+inline void merge(const Gathered& all, const Gathered& part) {
+  for (int r = 0; r < all.num_rows; ++r) {
+    const float peak = part.peak[r] > all.peak[r] ? part.peak[r] : all.peak[r];
+    const float old_factor = exp_of(all.peak[r] - peak), factor = exp_of(part.peak[r] - peak);
+    for (int panel = 0; panel < all.num_panels; ++panel)
+      for (int i = 0; i < kPanelColumns; i += kLanes) {
+        float* at = all.row(panel, r) + i;
+        store(at, fma(load(part.row(panel, r) + i), set(factor), mul(load(at), set(old_factor))));
+      }
+    all.peak[r] = peak;
+    all.total[r] = all.total[r] * old_factor + part.total[r] * factor;
   }
 }
 
-// One dimension of the scores. Its keys are held in registers only here: 24 accumulators leave room for no more.
-template <CacheKind C, int R, int G, bool kOdd>
-QWENCH_INLINE void score_step(const float* const* q, int d, const uint8_t* const* keys,
-                              Float (&acc)[R][G * kScoreVecs]) {
-  Float key[G * kScoreVecs];
-  for (int v = 0; v < G * kScoreVecs; ++v)
-    key[v] = load_of_pair<C, kOdd>(keys[v / kScoreVecs] + size_t(d) * kKeyGroup * cache_item<C>,
-                                   v % kScoreVecs * kLanes, kKeyGroup);
-  for (int r = 0; r < R; ++r) {
-    const Float x = set(q[r][d + kOdd]);
-    for (int v = 0; v < G * kScoreVecs; ++v) fma_to(acc[r][v], key[v], x);
+// Where the keys or values of 16 positions from `at` on lie.
+inline const uint8_t* cached(const AttentionArgs& a, const uint8_t* layer, int kv_head, int at, int row_bytes) {
+  return layer + a.block_table[at / a.block_size] * a.block_stride + kv_head * a.head_stride +
+         size_t(at % a.block_size) * row_bytes;
+}
+
+// Keys of positions [tile, tile + count) to fp32 [head_dim][64]; columns beyond hold anything.
+inline void lay_out_keys(const AttentionArgs& a, int kv_head, int tile, int count, float* keys) {
+  const int item = a.cache == CacheKind::kFp32 ? 4 : 2;
+  for (int g = 0; g < count; g += kKeyGroup) {
+    const uint8_t* from = cached(a, a.keys, kv_head, tile + g, a.head_dim * item);
+    float* to = keys + g;
+    if (a.cache == CacheKind::kFp32) {
+      for (int d = 0; d < a.head_dim; ++d, to += kPanelColumns, from += kKeyGroup * 4)
+        for (int i = 0; i < kKeyGroup; i += kLanes) store(to + i, load(reinterpret_cast<const float*>(from) + i));
+    } else {
+      for (int d = 0; d < a.head_dim; d += 2, to += 2 * kPanelColumns, from += kKeyGroup * 4)
+        for (int i = 0; i < kKeyGroup; i += kLanes) {
+          const Int raw = load_int(from + i * 4);
+          store(to + i, bf16_low(raw));
+          store(to + kPanelColumns + i, bf16_high(raw));
+        }
+    }
   }
 }
 
-// scores[r][64] for R rows and G groups of 16 positions from `group` on.
-template <CacheKind C, int R, int G>
-inline void score_tile(const float* const* q, int head_dim, const uint8_t* const* keys, float* scores) {
-  Float acc[R][G * kScoreVecs];
-  for (int r = 0; r < R; ++r)
-    for (int v = 0; v < G * kScoreVecs; ++v) acc[r][v] = set(0.0f);
-  for (int d = 0; d < head_dim; d += 2) {
-    score_step<C, R, G, false>(q, d, keys, acc);
-    score_step<C, R, G, true>(q, d, keys, acc);
-  }
-  for (int r = 0; r < R; ++r)
-    for (int v = 0; v < G * kScoreVecs; ++v) store(scores + r * kScoreTile + v * kLanes, acc[r][v]);
-}
-
-// One position's values times the rows' probabilities p[r][0].
-template <CacheKind C, int R, int V, bool kOdd>
-QWENCH_INLINE void value_step(const float* p, const uint8_t* pair, int dim, int padded_dim, Float (&acc)[R][V]) {
-  Float value[V];
-  for (int v = 0; v < V; ++v) value[v] = load_of_pair<C, kOdd>(pair, dim + v * kLanes, padded_dim);
-  for (int r = 0; r < R; ++r) {
-    const Float x = set(p[r * kScoreTile]);
-    for (int v = 0; v < V; ++v) fma_to(acc[r][v], value[v], x);
-  }
-}
-
-// out[r][V vectors of dimensions] += sum over `count` positions of p[r][position] * value.
-template <CacheKind C, int R, int V>
-inline void value_tile(const float* p, const uint8_t* const* values, int count, int padded_dim, int dim, float* out) {
-  Float acc[R][V];
-  for (int r = 0; r < R; ++r)
-    for (int v = 0; v < V; ++v) acc[r][v] = load(out + size_t(r) * padded_dim + dim + v * kLanes);
+// Values of positions [tile, tile + count) to fp32 panels [dim / 64][64 positions][64].
+inline void lay_out_values(const AttentionArgs& a, int kv_head, int tile, int count, float* values) {
+  const bool is_wide = a.cache == CacheKind::kFp32;
   for (int i = 0; i < count; i += 2) {
-    const uint8_t* pair = values[i / kKeyGroup] + size_t(i % kKeyGroup) * padded_dim * cache_item<C>;
-    value_step<C, R, V, false>(p + i, pair, dim, padded_dim, acc);
-    if (i + 1 == count) break;  // the odd half of the last pair may never have been written
-    value_step<C, R, V, true>(p + i + 1, pair, dim, padded_dim, acc);
+    const int at = tile + i / kKeyGroup * kKeyGroup;
+    const uint8_t* from = cached(a, a.values, kv_head, at, a.padded_dim * (is_wide ? 4 : 2)) +
+                          size_t(i % kKeyGroup) * a.padded_dim * (is_wide ? 4 : 2);
+    for (int d = 0; d < a.padded_dim; d += kLanes) {
+      float* to = values + (size_t(d / kPanelColumns) * kScoreTile + i) * kPanelColumns + d % kPanelColumns;
+      if (is_wide) {
+        const float* row = reinterpret_cast<const float*>(from) + d;
+        store(to, load(row));
+        store(to + kPanelColumns, load(row + a.padded_dim));
+      } else {
+        const Int raw = load_int(from + size_t(d) * 4);
+        store(to, bf16_low(raw));
+        store(to + kPanelColumns, bf16_high(raw));
+      }
+    }
   }
-  for (int r = 0; r < R; ++r)
-    for (int v = 0; v < V; ++v) store(out + size_t(r) * padded_dim + dim + v * kLanes, acc[r][v]);
 }
 
-template <CacheKind C, int R>
-inline void scores_of_rows(const float* const* q, int head_dim, const uint8_t* const* keys, int num_groups,
-                           float* scores) {
-  int g = 0;
-  for (; g + kScoreGroups <= num_groups; g += kScoreGroups)
-    score_tile<C, R, kScoreGroups>(q, head_dim, keys + g, scores + g * kKeyGroup);
-  for (; g < num_groups; ++g) score_tile<C, R, 1>(q, head_dim, keys + g, scores + g * kKeyGroup);
-}
+inline int clamp(int v, int low, int high) { return v < low ? low : v > high ? high : v; }
 
-template <CacheKind C, int R>
-inline void values_of_rows(const float* p, const uint8_t* const* values, int count, int padded_dim, float* out) {
-  int dim = 0;
-  for (; dim + kTileVecs * kLanes <= padded_dim; dim += kTileVecs * kLanes)
-    value_tile<C, R, kTileVecs>(p, values, count, padded_dim, dim, out);
-  for (; dim < padded_dim; dim += kLanes) value_tile<C, R, 1>(p, values, count, padded_dim, dim, out);
-}
-
-// Turns one row of scores into probabilities relative to the row's running maximum; rescales what it gathered.
-inline void softmax_step(float* scores, int low, int high, float scale, float& peak, float& total, float* out,
-                         int padded_dim) {
+// Hides what row r may not see and returns its highest score, times `scale`.
+inline float mask_row(const AttentionArgs& a, const AttentionItem& item, int tile, int r, float* scores) {
+  const int position = item.first_position + r / item.num_heads;
+  const int low = a.window ? clamp(position + 1 - a.window - tile, 0, kScoreTile) : 0;
   for (int i = 0; i < low; ++i) scores[i] = kMasked;
-  for (int i = high; i < kScoreTile; ++i) scores[i] = kMasked;
-  Float best = set(kNoScore);
-  for (int i = 0; i < kScoreTile; i += kLanes) {
-    const Float s = mul(load(scores + i), set(scale));
-    store(scores + i, s);
-    best = max(best, s);
-  }
-  const float tile_peak = reduce_max(best);
-  const float new_peak = tile_peak > peak ? tile_peak : peak;
-  Float sum = set(0.0f);
-  for (int i = 0; i < kScoreTile; i += kLanes) {
-    const Float e = exp(sub(load(scores + i), set(new_peak)));
-    store(scores + i, e);
-    sum = add(sum, e);
-  }
-  if (new_peak != peak) {
-    float lane[kLanes];
-    store(lane, exp(set(peak - new_peak)));
-    total *= lane[0];
-    for (int d = 0; d < padded_dim; d += kLanes) store(out + d, mul(load(out + d), set(lane[0])));
-    peak = new_peak;
-  }
-  total += reduce_add(sum);
+  for (int i = clamp(position + 1 - tile, 0, kScoreTile); i < kScoreTile; ++i) scores[i] = kMasked;
+  Float best = load(scores);
+  for (int i = kLanes; i < kScoreTile; i += kLanes) best = max(best, load(scores + i));
+  return reduce_max(best) * a.scale;
 }
 
-template <CacheKind C>
-inline void attend(const AttentionArgs& a, int first_head, int num_heads, int first_row, int first_position,
-                   int num_tokens) {
-  const int kv_head = first_head / (a.num_heads / a.num_kv_heads), num_rows = num_tokens * num_heads;
-  float* out = a.scratch;                                          // [rows, padded_dim]
-  float* scores = out + size_t(kMaxAttentionRows) * a.padded_dim;  // [rows, 64]
-  float* peak = scores + size_t(kMaxAttentionRows) * kScoreTile;
-  float* total = peak + kMaxAttentionRows;
-  const float* q[kMaxAttentionRows];
-  for (int r = 0; r < num_rows; ++r) {
-    q[r] = a.q + (size_t(first_row + r / num_heads) * a.num_heads + first_head + r % num_heads) * a.head_dim;
-    peak[r] = kNoScore;
-    total[r] = 0.0f;
+// Turns scores [rows][64] into probabilities relative to the rows' running peaks; rescales what the rows gathered.
+inline void softmax_tile(const AttentionArgs& a, const AttentionItem& item, int tile, float* scores,
+                         const Gathered& state) {
+  alignas(64) float peaks[kMaxAttentionRows], factors[kMaxAttentionRows];
+  for (int r = 0; r < state.num_rows; ++r) {
+    const float tile_peak = mask_row(a, item, tile, r, scores + r * kScoreTile);
+    peaks[r] = tile_peak > state.peak[r] ? tile_peak : state.peak[r];
+    factors[r] = state.peak[r] - peaks[r];
+    state.peak[r] = peaks[r];
   }
-  for (int i = 0; i < num_rows * a.padded_dim; ++i) out[i] = 0.0f;
-
-  const int end = first_position + num_tokens;
-  const int begin = a.window && first_position + 1 > a.window ? first_position + 1 - a.window : 0;
-  for (int tile = begin / kScoreTile * kScoreTile; tile < end; tile += kScoreTile) {
-    const int count = end - tile < kScoreTile ? end - tile : kScoreTile;
-    const int num_groups = (count + kKeyGroup - 1) / kKeyGroup;
-    const uint8_t *keys[kScoreTile / kKeyGroup], *values[kScoreTile / kKeyGroup];
-    for (int g = 0; g < num_groups; ++g) {
-      const int at = tile + g * kKeyGroup;
-      const size_t block = a.block_table[at / a.block_size] * a.block_stride + kv_head * a.head_stride;
-      keys[g] = a.keys + block + size_t(at % a.block_size) * a.head_dim * cache_item<C>;
-      values[g] = a.values + block + size_t(at % a.block_size) * a.padded_dim * cache_item<C>;
+  for (int r = 0; r < state.num_rows; r += kLanes) store(factors + r, exp(load(factors + r)));
+  for (int r = 0; r < state.num_rows; ++r) {
+    float* row = scores + r * kScoreTile;
+    Float sum = set(0.0f);
+    for (int i = 0; i < kScoreTile; i += kLanes) {
+      const Float e = exp(fma(load(row + i), set(a.scale), set(-peaks[r])));
+      store(row + i, e);
+      sum = add(sum, e);
     }
-    for (int r = 0; r < num_rows; r += kFloatRows) {
-      const int rows = num_rows - r < kFloatRows ? num_rows - r : kFloatRows;
-      float* s = scores + size_t(r) * kScoreTile;
-      switch (rows) {
-        case 1:
-          scores_of_rows<C, 1>(q + r, a.head_dim, keys, num_groups, s);
-          break;
-        case 2:
-          scores_of_rows<C, 2>(q + r, a.head_dim, keys, num_groups, s);
-          break;
-        case 3:
-          scores_of_rows<C, 3>(q + r, a.head_dim, keys, num_groups, s);
-          break;
-        case 4:
-          scores_of_rows<C, 4>(q + r, a.head_dim, keys, num_groups, s);
-          break;
-        case 5:
-          scores_of_rows<C, 5>(q + r, a.head_dim, keys, num_groups, s);
-          break;
-        default:
-          scores_of_rows<C, kFloatRows>(q + r, a.head_dim, keys, num_groups, s);
-          break;
-      }
-      for (int i = r; i < r + rows; ++i) {
-        const int position = first_position + i / num_heads;
-        const int low = a.window && position + 1 - a.window > tile ? position + 1 - a.window - tile : 0;
-        const int high = position + 1 - tile;
-        softmax_step(scores + size_t(i) * kScoreTile, low < kScoreTile ? low : kScoreTile,
-                     high < 0            ? 0
-                     : high < kScoreTile ? high
-                                         : kScoreTile,
-                     a.scale, peak[i], total[i], out + size_t(i) * a.padded_dim, a.padded_dim);
-      }
-      float* o = out + size_t(r) * a.padded_dim;
-      switch (rows) {
-        case 1:
-          values_of_rows<C, 1>(s, values, count, a.padded_dim, o);
-          break;
-        case 2:
-          values_of_rows<C, 2>(s, values, count, a.padded_dim, o);
-          break;
-        case 3:
-          values_of_rows<C, 3>(s, values, count, a.padded_dim, o);
-          break;
-        case 4:
-          values_of_rows<C, 4>(s, values, count, a.padded_dim, o);
-          break;
-        case 5:
-          values_of_rows<C, 5>(s, values, count, a.padded_dim, o);
-          break;
-        default:
-          values_of_rows<C, kFloatRows>(s, values, count, a.padded_dim, o);
-          break;
-      }
-    }
-  }
-  for (int r = 0; r < num_rows; ++r) {
-    float* y = a.out + (q[r] - a.q);
-    for (int d = 0; d < a.head_dim; ++d) y[d] = out[size_t(r) * a.padded_dim + d] / total[r];
+    if (factors[r] != 1.0f) state.scale_row(r, factors[r]);
+    state.total[r] = state.total[r] * factors[r] + reduce_add(sum);
   }
 }
 
-void attention(const AttentionArgs& a, int first_head, int num_heads, int first_row, int first_position,
-               int num_tokens) {
-  if (a.cache == CacheKind::kFp32)
-    attend<CacheKind::kFp32>(a, first_head, num_heads, first_row, first_position, num_tokens);
-  else
-    attend<CacheKind::kBf16>(a, first_head, num_heads, first_row, first_position, num_tokens);
+struct AttentionScratch {
+  float *q, *keys, *values, *scores, *running, *part;
+  AttentionScratch(float* memory, int head_dim, int num_panels) {
+    q = memory;
+    keys = q + size_t(kMaxAttentionRows) * head_dim;
+    values = keys + size_t(head_dim) * kScoreTile;
+    scores = values + size_t(num_panels) * kScoreTile * kPanelColumns;
+    running = scores + size_t(kMaxAttentionRows) * kScoreTile;
+    part = running + Gathered::num_floats(kMaxAttentionRows, num_panels);
+  }
+};
+
+// Adds the tile at position `tile` to `state`.
+inline void attend_tile(const AttentionArgs& a, const AttentionItem& item, const AttentionScratch& s, int tile,
+                        const Gathered& state) {
+  const int kv_head = item.first_head / (a.num_heads / a.num_kv_heads), end = item.first_position + item.num_tokens;
+  const int count = end - tile < kScoreTile ? end - tile : kScoreTile;
+  lay_out_keys(a, kv_head, tile, count, s.keys);
+  for (int i = 0; i < state.num_rows * kScoreTile; i += kLanes) store(s.scores + i, set(0.0f));
+  float_rows<Values::kFp32>({s.q, a.head_dim * sizeof(float), reinterpret_cast<const uint8_t*>(s.keys), a.head_dim,
+                             s.scores, reinterpret_cast<const uint8_t*>(s.values)},
+                            state.num_rows);
+  softmax_tile(a, item, tile, s.scores, state);
+  lay_out_values(a, kv_head, tile, count, s.values);
+  for (int panel = 0; panel < state.num_panels; ++panel) {
+    const auto* values = reinterpret_cast<const uint8_t*>(s.values + size_t(panel) * kScoreTile * kPanelColumns);
+    float_rows<Values::kFp32>({s.scores, kScoreTile * sizeof(float), values, count, state.row(panel, 0), values},
+                              state.num_rows);
+  }
+}
+
+// The rows' output: what they gathered over the sum of their probabilities.
+inline void write_output(const AttentionArgs& a, const AttentionItem& item, const Gathered& state) {
+  for (int r = 0; r < state.num_rows; ++r) {
+    const int token = item.first_row + r / item.num_heads, head = item.first_head + r % item.num_heads;
+    float* y = a.out + (size_t(token) * a.num_heads + head) * a.head_dim;
+    for (int d = 0; d < a.head_dim; d += kPanelColumns) {
+      const float* values = state.row(d / kPanelColumns, r);
+      const int count = a.head_dim - d < kPanelColumns ? a.head_dim - d : kPanelColumns;
+      int i = 0;
+      for (; i + kLanes <= count; i += kLanes) store(y + d + i, div(load(values + i), set(state.total[r])));
+      for (; i < count; ++i) y[d + i] = values[i] / state.total[r];
+    }
+  }
+}
+
+inline int dim_panels(const AttentionArgs& a) { return (a.padded_dim + kPanelColumns - 1) / kPanelColumns; }
+
+void attention(const AttentionArgs& a, const AttentionItem& item) {
+  const int num_rows = item.num_tokens * item.num_heads, num_panels = dim_panels(a);
+  const AttentionScratch s(a.scratch, a.head_dim, num_panels);
+  for (int r = 0; r < num_rows; ++r) {
+    const int token = item.first_row + r / item.num_heads, head = item.first_head + r % item.num_heads;
+    __builtin_memcpy(s.q + size_t(r) * a.head_dim, a.q + (size_t(token) * a.num_heads + head) * a.head_dim,
+                     a.head_dim * sizeof(float));
+  }
+  if (num_panels * kPanelColumns > a.padded_dim)  // columns that lay_out_values leaves alone
+    for (int i = 0; i < num_panels * kScoreTile * kPanelColumns; i += kLanes) store(s.values + i, set(0.0f));
+
+  const int end = item.first_position + item.num_tokens;
+  const int begin = a.window && item.first_position + 1 > a.window ? item.first_position + 1 - a.window : 0;
+  const Gathered running(s.running, num_rows, num_panels),
+      part(item.partial ? item.partial : s.part, num_rows, num_panels);
+  running.clear();
+  for (int p = item.first_partition; p < item.last_partition; ++p) {
+    const int first = p * kPartition, last = first + kPartition < end ? first + kPartition : end;
+    if (begin >= last && !item.partial) continue;
+    part.clear();
+    for (int tile = (begin > first ? begin : first) / kScoreTile * kScoreTile; tile < last; tile += kScoreTile)
+      attend_tile(a, item, s, tile, part);
+    if (!item.partial) merge(running, part);
+  }
+  if (!item.partial) write_output(a, item, running);
+}
+
+void merge_attention(const AttentionArgs& a, const AttentionItem& item, const float* partials, int num_partials) {
+  const int num_rows = item.num_tokens * item.num_heads, num_panels = dim_panels(a);
+  const AttentionScratch s(a.scratch, a.head_dim, num_panels);
+  const Gathered running(s.running, num_rows, num_panels);
+  running.clear();
+  for (int i = 0; i < num_partials; ++i) {
+    const size_t at = i * Gathered::num_floats(num_rows, num_panels);
+    merge(running, Gathered(const_cast<float*>(partials) + at, num_rows, num_panels));
+  }
+  write_output(a, item, running);
 }

@@ -2,17 +2,20 @@
 #include "simd/generic.h"
 
 #include "kernels/kernel_table.h"
+#include "kernels/tile.h"
 
 namespace qwench::generic {
 
 #include "kernels/math.inl"
-#include "kernels/linear.inl"
+#include "kernels/tile.inl"
+#include "kernels/tile_rows.inl"
 #include "kernels/rows.inl"
+#include "kernels/linear.inl"
 #include "kernels/attention.inl"
 #include "kernels/pack.inl"
 #include "kernels/peak.inl"
 
-const KernelTable kTable = {"generic",  linear,       attention, rms_norm,   quantize, rope,
+const KernelTable kTable = {"generic",  linear,       attention, merge_attention, rms_norm,   quantize, rope,
                             write_keys, write_values, embed,     pack_panel, peak};
 
 }  // namespace qwench::generic

@@ -14,6 +14,7 @@ namespace qwench {
 constexpr int kPanelColumns = 64;  // output columns of a packed weight panel
 constexpr int kKeyGroup = 16;      // cache positions whose keys are interleaved
 constexpr int kScoreTile = 64;     // cache positions per step of the online softmax, at absolute multiples
+constexpr int kPartition = 512;    // cache positions whose attention may be computed apart, at absolute multiples
 // A group whose largest magnitude is no more than this counts as zeros: the inverse of its scale would overflow.
 constexpr float kNoMagnitude = 1e-30f;
 constexpr int kMaxAttentionRows = 48;
@@ -49,20 +50,30 @@ struct PackedMatrix {
   QWENCH_INLINE const uint8_t* panel(int p) const { return data + p * panel_bytes(); }
 };
 
-// Rows of activations: fp32 `values` [rows, width], or int8 `codes` [rows, padded_k] with a scale and a sum of codes
-// per group, `scales` and `sums` [rows, num_groups].
+// Rows of activations: fp32 `values` [rows, width], or int8 `codes` [rows, padded_k] with a scale and minus the sum of
+// the codes per group, `scales` and `starts` [num_groups, group_stride], rows side by side.
 struct Activation {
   const float* values;
   const int8_t* codes;
   const float* scales;
-  const int32_t* sums;
+  const int32_t* starts;
+  size_t group_stride;
   int width;
 };
 
-struct QuantizedRow {  // where one row's codes go
+struct QuantizedRow {  // where one row's codes go; group g's scale at scales[g * group_stride]
   int8_t* codes;
   float* scales;
-  int32_t* sums;
+  int32_t* starts;
+  size_t group_stride;
+};
+struct QuantizedRows {
+  QuantizedRow first;
+  int padded_k, group_size;
+
+  QWENCH_INLINE QuantizedRow row(int r) const {
+    return {first.codes + size_t(r) * padded_k, first.scales + r, first.starts + r, first.group_stride};
+  }
 };
 
 // y [rows, width] = epilogue(x @ weight.T). kStore adds `bias` if given; kAdd adds `residual` [rows, width]; kSiluMul
@@ -76,6 +87,9 @@ struct LinearArgs {
   Epilogue epilogue;
   const float* bias;
   const float* residual;
+  // Where y goes as integers instead, by way of this thread's `gathered` [rows, group_size]; null: y.
+  float* gathered;
+  QuantizedRows quantized;
 };
 
 // One sequence's view of one layer of the paged cache. Of a block and head, fp32: keys [block_size / 16][head_dim][16],
@@ -93,24 +107,39 @@ struct AttentionArgs {
   int block_size, num_heads, num_kv_heads, head_dim, padded_dim;
   int window;  // positions seen, 0 for all
   float scale;
-  float* scratch;  // this thread's, attention_scratch_floats(padded_dim)
+  float* scratch;  // this thread's, attention_scratch_floats
 };
 
-QWENCH_INLINE size_t attention_scratch_floats(int padded_dim) {
-  return size_t(kMaxAttentionRows) * (2 * padded_dim + kScoreTile + 4);
+// The state of attention over some positions: `rows` of values, a highest score and a sum each.
+QWENCH_INLINE size_t attention_state_floats(int num_rows, int padded_dim) {
+  return size_t(num_rows) * ((padded_dim + kPanelColumns - 1) / kPanelColumns * kPanelColumns + 2);
 }
+QWENCH_INLINE size_t attention_scratch_floats(int head_dim, int padded_dim) {
+  const int panels = (padded_dim + kPanelColumns - 1) / kPanelColumns;
+  return size_t(kMaxAttentionRows) * (head_dim + kScoreTile) + size_t(head_dim) * kScoreTile +
+         size_t(panels) * kScoreTile * kPanelColumns + 2 * attention_state_floats(kMaxAttentionRows, padded_dim);
+}
+
+// Heads [first_head, first_head + num_heads), which share a kv head, of `num_tokens` tokens: rows first_row... of the
+// step, at cache positions first_position... At most kMaxAttentionRows heads times tokens. Over the positions of
+// partitions [first_partition, last_partition), all there are unless `partial` takes the state of a single one.
+struct AttentionItem {
+  int first_head, num_heads, first_row, first_position, num_tokens;
+  int first_partition, last_partition;
+  float* partial;
+};
 
 struct KernelTable {
   const char* name;
-  // Columns [first_panel, last_panel) of a linear.
+  // Panels [first_panel, last_panel) of a linear; whole groups of panels if the outputs are quantised.
   void (*linear)(const LinearArgs& args, int first_panel, int last_panel);
-  // Heads [first_head, first_head + num_heads), which share a kv head, of `num_tokens` tokens: rows first_row... of the
-  // step, at cache positions first_position... At most kMaxAttentionRows heads times tokens.
-  void (*attention)(const AttentionArgs& args, int first_head, int num_heads, int first_row, int first_position,
-                    int num_tokens);
+  void (*attention)(const AttentionArgs& args, const AttentionItem& item);
+  // Ends what items with partials began: those of all partitions, in order.
+  void (*merge_attention)(const AttentionArgs& args, const AttentionItem& item, const float* partials,
+                          int num_partials);
   // y = x / rms(x) * gain.
   void (*rms_norm)(const float* x, const float* gain, float eps, int width, float* y);
-  void (*quantize)(const float* x, int width, int padded_k, int group_size, QuantizedRow row);
+  void (*quantize)(const float* x, int width, int group_size, QuantizedRow row);
   // Rotates one row of `num_heads` heads; table row: head_dim / 2 cosines, then sines.
   void (*rope)(const float* x, const float* table_row, int num_heads, int head_dim, float* y);
   void (*write_keys)(const float* k, int head_dim, int offset_in_block, CacheKind cache, uint8_t* block_head);

@@ -18,31 +18,33 @@ void rms_norm(const float* x, const float* gain, float eps, int width, float* y)
   for (; i < width; ++i) y[i] = x[i] * inverse * gain[i];
 }
 
-void quantize(const float* x, int width, int padded_k, int group_size, QuantizedRow row) {
-  for (int k = 0, g = 0; k < padded_k; k += group_size, ++g) {
-    alignas(64) float padded[256];
-    const float* group = x + k;
-    if (k + group_size > width) {
-      for (int i = 0; i < group_size; ++i) padded[i] = k + i < width ? x[k + i] : 0.0f;
-      group = padded;
-    }
-    Float peak = set(0.0f), check = set(0.0f);
-    for (int i = 0; i < group_size; i += kLanes) {
-      const Float v = load(group + i);
-      peak = max(peak, abs(v));
-      check = add(check, sub(v, v));  // 0, or NaN for NaN - NaN and inf - inf
-    }
-    const float amax = reduce_max(peak), broken = reduce_add(check);
-    // Integers can't carry a NaN; the scale can, so that broken activations reach the logits and are noticed there.
-    const float inverse = broken == 0.0f && amax > kNoMagnitude ? 127.0f / amax : 0.0f;
-    Int sums = set_int(0);
-    for (int i = 0; i < group_size; i += kLanes) {
-      const Float scaled = mul(load(group + i), set(inverse));
-      sums = add_int(sums, store_codes(row.codes + k + i, broken == 0.0f ? scaled : set(0.0f)));
-    }
-    row.sums[g] = reduce_add_int(sums);
-    row.scales[g] = amax * (1.0f / 127.0f) + broken;
+// One group of an activation row, fp32 [group_size], to codes with a scale and minus their sum.
+inline void quantize_group(const float* x, int group_size, const QuantizedRow& row, int group) {
+  Float peak = set(0.0f), check = set(0.0f);
+  for (int i = 0; i < group_size; i += kLanes) {
+    const Float v = load(x + i);
+    peak = max(peak, abs(v));
+    check = add(check, sub(v, v));  // 0, or NaN for NaN - NaN and inf - inf
   }
+  const float amax = reduce_max(peak), broken = reduce_add(check);
+  // Integers can't carry a NaN; the scale can, so that broken activations reach the logits and are noticed there.
+  const float inverse = broken == 0.0f && amax > kNoMagnitude ? 127.0f / amax : 0.0f;
+  Int sums = set_int(0);
+  for (int i = 0; i < group_size; i += kLanes) {
+    const Float scaled = mul(load(x + i), set(inverse));
+    sums = add_int(sums, store_codes(row.codes + group * group_size + i, broken == 0.0f ? scaled : set(0.0f)));
+  }
+  row.starts[group * row.group_stride] = -reduce_add_int(sums);
+  row.scales[group * row.group_stride] = amax * (1.0f / 127.0f) + broken;
+}
+
+void quantize(const float* x, int width, int group_size, QuantizedRow row) {
+  int k = 0;
+  for (; k + group_size <= width; k += group_size) quantize_group(x + k, group_size, row, k / group_size);
+  if (k == width) return;
+  alignas(64) float padded[256];
+  for (int i = 0; i < group_size; ++i) padded[i] = k + i < width ? x[k + i] : 0.0f;
+  quantize_group(padded, group_size, row, k / group_size);
 }
 
 void rope(const float* x, const float* table_row, int num_heads, int head_dim, float* y) {

@@ -13,6 +13,9 @@ constexpr int kFloatRows = 6;
 constexpr int kIntRows = 4;
 constexpr int tile_vecs(int rows) { return rows == 1 ? 8 : rows == 2 ? 4 : 2; }
 
+// Weights that a tile prefetches.
+constexpr int kPrefetchBytes = 0;
+
 using Float = __m256;
 using Int = __m256i;
 
@@ -30,15 +33,17 @@ inline Float round_even(Float a) { return _mm256_round_ps(a, _MM_FROUND_TO_NEARE
 inline Float zero_below(Float a, float bound, Float value) {  // value where a >= bound or NaN, 0 elsewhere
   return _mm256_and_ps(_mm256_cmp_ps(a, _mm256_set1_ps(bound), _CMP_NLT_UQ), value);
 }
-inline Float pow2(Float n) {  // 2^n for integral n in [-126, 127]
-  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23));
+inline Float add_to_exponent(Float v, Float n) {  // v * 2^n, n in the low bits
+  return _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(v), _mm256_slli_epi32(_mm256_castps_si256(n), 23)));
 }
+inline Float reciprocal(Float v) { return _mm256_div_ps(_mm256_set1_ps(1.0f), v); }
 inline Float fma(Float a, Float b, Float c) { return _mm256_fmadd_ps(a, b, c); }
 // As asm, because g++ 12 spills accumulators around the intrinsics.
 inline void fma_to(Float& acc, Float a, Float b) { asm("vfmadd231ps %2, %1, %0" : "+x"(acc) : "x"(a), "x"(b)); }
 
 inline Int load_int(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
 inline Int set_int(int32_t v) { return _mm256_set1_epi32(v); }
+inline Float bits_of_floats(Int v) { return _mm256_castsi256_ps(v); }
 inline Int add_int(Int a, Int b) { return _mm256_add_epi32(a, b); }
 inline Float to_float(Int v) { return _mm256_cvtepi32_ps(v); }
 inline Int low_nibbles(Int v) { return _mm256_and_si256(v, _mm256_set1_epi8(0x0f)); }

@@ -12,6 +12,9 @@ constexpr int kFloatRows = 6;
 constexpr int kIntRows = 6;
 constexpr int tile_vecs(int) { return 4; }
 
+// Weights that a tile prefetches.
+constexpr int kPrefetchBytes = 16 * 64;
+
 using Float = __m512;
 using Int = __m512i;
 
@@ -29,8 +32,12 @@ inline Float round_even(Float a) { return _mm512_roundscale_ps(a, 0); }
 inline Float zero_below(Float a, float bound, Float value) {  // value where a >= bound or NaN, 0 elsewhere
   return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(a, _mm512_set1_ps(bound), _CMP_NLT_UQ), value);
 }
-inline Float pow2(Float n) {  // 2^n for integral n in [-126, 127]
-  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_add_epi32(_mm512_cvtps_epi32(n), _mm512_set1_epi32(127)), 23));
+inline Float add_to_exponent(Float v, Float n) {  // v * 2^n, n in the low bits
+  return _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(v), _mm512_slli_epi32(_mm512_castps_si512(n), 23)));
+}
+inline Float reciprocal(Float v) {  // of 1 to 2^126, to the last bit or two: an estimate of 14 bits and a Newton step
+  const Float r = _mm512_rcp14_ps(v);
+  return _mm512_fmadd_ps(_mm512_fnmadd_ps(v, r, _mm512_set1_ps(1.0f)), r, r);
 }
 
 // g++ 12 spills accumulators around the intrinsics below; as asm they stay in registers, which is worth a factor of
@@ -52,6 +59,7 @@ inline Float fma(Float a, Float b, Float c) { return _mm512_fmadd_ps(a, b, c); }
 
 inline Int load_int(const void* p) { return _mm512_loadu_si512(p); }
 inline Int set_int(int32_t v) { return _mm512_set1_epi32(v); }
+inline Float bits_of_floats(Int v) { return _mm512_castsi512_ps(v); }
 inline Int add_int(Int a, Int b) { return _mm512_add_epi32(a, b); }
 inline Float to_float(Int v) { return _mm512_cvtepi32_ps(v); }
 inline Int low_nibbles(Int v) { return _mm512_and_si512(v, _mm512_set1_epi8(0x0f)); }

@@ -11,6 +11,8 @@ constexpr int kFloatRows = 4;
 constexpr int kIntRows = 4;
 constexpr int tile_vecs(int rows) { return rows == 1 ? 8 : 2; }
 
+constexpr int kPrefetchBytes = 0;
+
 typedef float Float __attribute__((vector_size(16)));
 typedef int32_t Int __attribute__((vector_size(16)));
 typedef uint32_t Uint __attribute__((vector_size(16)));
@@ -45,7 +47,10 @@ inline Float zero_below(Float a, float bound, Float value) {
   return bits<Float>(bits<Int>(value) & ~Int(a < set(bound)));
 }
 inline Int to_int(Float v) { return __builtin_convertvector(v, Int); }
-inline Float pow2(Float n) { return bits<Float>((to_int(n) + 127) << 23); }
+inline Float add_to_exponent(Float v, Float n) {  // v * 2^n, n in the low bits
+  return bits<Float>(bits<Uint>(v) + (bits<Uint>(n) << 23));
+}
+inline Float reciprocal(Float v) { return set(1.0f) / v; }
 inline Float fma(Float a, Float b, Float c) { return a * b + c; }
 inline void fma_to(Float& acc, Float a, Float b) { acc = a * b + acc; }
 
@@ -55,6 +60,7 @@ inline Int load_int(const void* p) {
   return v;
 }
 inline Int set_int(int32_t v) { return Int{v, v, v, v}; }
+inline Float bits_of_floats(Int v) { return bits<Float>(v); }
 inline Int add_int(Int a, Int b) { return a + b; }
 inline Float to_float(Int v) { return __builtin_convertvector(v, Float); }
 inline Int low_nibbles(Int v) { return v & 0x0f0f0f0f; }

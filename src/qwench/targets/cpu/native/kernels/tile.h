@@ -1,0 +1,54 @@
+// What a tile is given: up to 6 rows of activations times a chunk of K of one panel of 64 columns, added to sums in
+// memory. kernels/tile.inl and kernels/tile_avx512.inl define `int_tile<Codes, R>` and `float_tile<Values, R>` on it.
+//
+// A sum takes its products in the order of k, whatever the tile and the chunk: no bit depends on them.
+#pragma once
+#include "kernels/kernel_table.h"
+
+namespace qwench {
+
+constexpr int kColumnBytes = 4;  // a column of a panel row: 4 codes, 8 nibbles, 2 bf16 or 1 fp32
+constexpr int kPanelRowBytes = kPanelColumns * kColumnBytes;
+
+// How the codes of a group lie: bytes (+128), two nibbles (+8) a byte, or nibbles (+8) unpacked to bytes.
+enum class Codes { kBytes, kNibbles, kUnpacked };
+// How weights of a float tile lie: [k][64] fp32, or [k / 2][64][2] bf16.
+enum class Values { kFp32, kBf16 };
+
+// One group: sums[r] += x_scales[r] * w_scales * (x[r] @ codes), the product in exact integers. Codes carry an offset
+// that makes them unsigned; integer sums start at offset * starts[r], which takes it off.
+struct IntTile {
+  const int8_t* x;  // row r at r * x_stride bytes
+  size_t x_stride;
+  const int32_t* starts;  // [rows] minus the sum of the row's codes
+  const float* x_scales;  // [rows]
+  const uint8_t* codes;
+  const float* w_scales;  // [64]
+  int group_size;
+  float* sums;          // [rows][64]
+  const uint8_t* next;  // memory to prefetch, soon to be read; need not be valid
+
+  QWENCH_INLINE const int8_t* row(int r) const { return x + r * x_stride; }
+  QWENCH_INLINE void advance(int rows, size_t next_bytes) {
+    x += rows * x_stride, starts += rows, x_scales += rows, sums += rows * kPanelColumns, next += next_bytes;
+  }
+};
+
+// sums[r] += x[r] @ w over num_k values.
+struct FloatTile {
+  const float* x;  // row r at r * x_stride bytes
+  size_t x_stride;
+  const uint8_t* w;
+  int num_k;
+  float* sums;  // [rows][64]
+  const uint8_t* next;
+
+  QWENCH_INLINE const float* row(int r) const {
+    return reinterpret_cast<const float*>(reinterpret_cast<const uint8_t*>(x) + r * x_stride);
+  }
+  QWENCH_INLINE void advance(int rows, size_t next_bytes) {
+    x = row(rows), sums += rows * kPanelColumns, next += next_bytes;
+  }
+};
+
+}  // namespace qwench
