@@ -16,11 +16,12 @@ import pytest
 from safetensors.numpy import load_file
 
 from benchmarks import plan as plans
+from benchmarks.contenders import CONTENDERS
 from benchmarks.contenders.contender import Compiled
 from benchmarks.cost import Shape, decode_cost, prefill_cost
 from benchmarks.machine import Ceiling, LoadWatch
 from benchmarks.measure import Measured, Run, Sample
-from benchmarks.plan import ANSWER, Plan, Work
+from benchmarks.plan import ANSWER, OURS, Plan, Work
 from benchmarks.process import Worker, WorkerError
 from benchmarks.report import make_report
 from benchmarks.safetensors_folder import read_tensors
@@ -230,3 +231,20 @@ def test_a_run_from_checkpoint_to_report(checkpoint: Path, tmp_path: Path) -> No
     assert report["profiles"]["int8"]["decode"]["ops"]
     assert "prompt of 512" in render(report)
     assert not list((tmp_path / "run").glob("*-int8"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("peer", [name for name in CONTENDERS if name != OURS])
+def test_peers_run_the_same_model(peer: str, checkpoint: Path, tmp_path: Path) -> None:
+    """Beside bf16 weights greedy answers begin alike: what each contender made of the checkpoint is that model."""
+    with Worker(peer, sys.executable, tmp_path / "log") as worker:
+        try:
+            worker.ask("describe")
+        except WorkerError as error:
+            pytest.skip(f"{peer} isn't installed: {error}")
+    plan = Plan((OURS, peer), ("bf16",), ("answer",), rounds=1)
+    pythons = dict.fromkeys(plan.contenders, sys.executable)
+    report = make_report(Run(plan, checkpoint, tmp_path / "run", pythons, keep=False, say=lambda text: None).measure())
+    assert not report["skipped"]
+    (agreement,) = report["agreement"]
+    assert agreement["contender"] == peer and agreement["num_agreeing"] >= 8
