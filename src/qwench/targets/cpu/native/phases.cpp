@@ -73,9 +73,10 @@ struct Linear final : Phase {
     args.epilogue = epilogue;
     args.bias = bias;
     args.residual = epilogue == Epilogue::kAdd ? e.values(residual) : nullptr;
-    const int num_panels = weight.num_panels(), num_items = (num_panels + panels_per_item - 1) / panels_per_item;
-    const Range share = static_share(num_items, thread, e.num_threads());
-    e.kernels().linear(args, share.begin * panels_per_item, std::min(share.end * panels_per_item, num_panels));
+    // Handed out one by one: on a shared machine one of the processors is often slower than the others.
+    const int num_panels = weight.num_panels();
+    for (int first; (first = next_item.fetch_add(panels_per_item, std::memory_order_relaxed)) < num_panels;)
+      e.kernels().linear(args, first, std::min(first + panels_per_item, num_panels));
   }
   bool is_logit_rows() const override { return in.is_logit_rows; }
 };

@@ -163,13 +163,13 @@ inline void attend_tile(const AttentionArgs& a, const AttentionItem& item, const
   for (int i = 0; i < state.num_rows * kScoreTile; i += kLanes) store(s.scores + i, set(0.0f));
   float_rows<Values::kFp32>({s.q, a.head_dim * sizeof(float), reinterpret_cast<const uint8_t*>(s.keys), a.head_dim,
                              s.scores, reinterpret_cast<const uint8_t*>(s.values)},
-                            state.num_rows);
+                            state.num_rows, 0);
   softmax_tile(a, item, tile, s.scores, state);
   lay_out_values(a, kv_head, tile, count, s.values);
   for (int panel = 0; panel < state.num_panels; ++panel) {
     const auto* values = reinterpret_cast<const uint8_t*>(s.values + size_t(panel) * kScoreTile * kPanelColumns);
     float_rows<Values::kFp32>({s.scores, kScoreTile * sizeof(float), values, count, state.row(panel, 0), values},
-                              state.num_rows);
+                              state.num_rows, 0);
   }
 }
 

@@ -15,7 +15,8 @@ struct Chunk {
   const float* scales;  // integers only
   bool is_unpacked;
   int index, k_begin, num_k;
-  const uint8_t* next;  // where the next chunk's weights begin
+  const uint8_t* next;  // where the next chunk's weights begin, as packed
+  size_t next_bytes;
 };
 
 // Nibbles to bytes, or bf16 to fp32: each vector row becomes two.
@@ -48,14 +49,16 @@ inline Chunk chunk_of(const PackedMatrix& w, const uint8_t* panel, int index, bo
     c.k_begin = index * kFloatChunk;
     c.num_k = w.k - c.k_begin < kFloatChunk ? w.k - c.k_begin : kFloatChunk;
     c.weights = panel + size_t(c.k_begin) / 2 * kPanelRowBytes;
-    c.next = c.weights + kFloatChunk / 2 * kPanelRowBytes;
+    c.next_bytes = kFloatChunk / 2 * kPanelRowBytes;
+    c.next = c.weights + c.next_bytes;
   } else {
     const uint8_t* group = panel + index * w.group_bytes();
     c.k_begin = index * w.group_size;
     c.num_k = w.group_size;
     c.scales = reinterpret_cast<const float*>(group);
     c.weights = group + kPanelColumns * sizeof(float);
-    c.next = c.weights + w.group_bytes();
+    c.next_bytes = w.group_bytes();
+    c.next = c.weights + c.next_bytes;
   }
   if (index + 1 == num_chunks(w)) c.next = after;
   if (c.is_unpacked) {
@@ -101,9 +104,9 @@ inline void tile_block(const LinearArgs& a, const Chunk& c, int first_row, int n
                          sums,
                          c.next};
     if (c.is_unpacked)
-      float_rows<Values::kFp32>(tile, num_rows);
+      float_rows<Values::kFp32>(tile, num_rows, c.next_bytes);
     else
-      float_rows<Values::kBf16>(tile, num_rows);
+      float_rows<Values::kBf16>(tile, num_rows, c.next_bytes);
     return;
   }
   const size_t k = a.weight.padded_k(), at = c.index * a.x.group_stride + first_row;
@@ -117,11 +120,11 @@ inline void tile_block(const LinearArgs& a, const Chunk& c, int first_row, int n
                      sums,
                      c.next};
   if (a.weight.kind == WeightKind::kInt8)
-    int_rows<Codes::kBytes>(tile, num_rows);
+    int_rows<Codes::kBytes>(tile, num_rows, c.next_bytes);
   else if (c.is_unpacked)
-    int_rows<Codes::kUnpacked>(tile, num_rows);
+    int_rows<Codes::kUnpacked>(tile, num_rows, c.next_bytes);
   else
-    int_rows<Codes::kNibbles>(tile, num_rows);
+    int_rows<Codes::kNibbles>(tile, num_rows, c.next_bytes);
 }
 
 inline void linear_panel(const LinearArgs& a, int p, const Destination& to) {

@@ -1,5 +1,6 @@
 // What a tile is given: up to 6 rows of activations times a chunk of K of one panel of 64 columns, added to sums in
-// memory. kernels/tile.inl and kernels/tile_avx512.inl define `int_tile<Codes, R>` and `float_tile<Values, R>` on it.
+// memory. kernels/tile.inl and kernels/tile_avx512.inl define `int_tile<Codes, R, Lines>` and `float_tile<Values, R,
+// Lines>` on it; for every two dwords of activations they prefetch `Lines` lines of 64 bytes of what comes next.
 //
 // A sum takes its products in the order of k, whatever the tile and the chunk: no bit depends on them.
 #pragma once
@@ -29,8 +30,9 @@ struct IntTile {
   const uint8_t* next;  // memory to prefetch, soon to be read; need not be valid
 
   QWENCH_INLINE const int8_t* row(int r) const { return x + r * x_stride; }
-  QWENCH_INLINE void advance(int rows, size_t next_bytes) {
-    x += rows * x_stride, starts += rows, x_scales += rows, sums += rows * kPanelColumns, next += next_bytes;
+  QWENCH_INLINE void advance(int rows, int lines) {
+    x += rows * x_stride, starts += rows, x_scales += rows, sums += rows * kPanelColumns;
+    next += group_size / 8 * lines * 64;
   }
 };
 
@@ -46,8 +48,8 @@ struct FloatTile {
   QWENCH_INLINE const float* row(int r) const {
     return reinterpret_cast<const float*>(reinterpret_cast<const uint8_t*>(x) + r * x_stride);
   }
-  QWENCH_INLINE void advance(int rows, size_t next_bytes) {
-    x = row(rows), sums += rows * kPanelColumns, next += next_bytes;
+  QWENCH_INLINE void advance(int rows, int lines) {
+    x = row(rows), sums += rows * kPanelColumns, next += num_k / 2 * lines * 64;
   }
 };
 

@@ -42,7 +42,7 @@ QWENCH_INLINE void int_columns(const IntTile& t, int column) {
   }
 }
 
-template <Codes C, int R>
+template <Codes C, int R, int>
 QWENCH_INLINE void int_tile(const IntTile& t) {
   constexpr int V = tile_vecs(R);
   for (int column = 0; column < kPanelColumns; column += V * kLanes) int_columns<C, R, V>(t, column);
@@ -79,7 +79,7 @@ QWENCH_INLINE void float_columns(const FloatTile& t, int column) {
     for (int v = 0; v < V; ++v) store(t.sums + r * kPanelColumns + column + v * kLanes, acc[r][v]);
 }
 
-template <Values W, int R>
+template <Values W, int R, int>
 QWENCH_INLINE void float_tile(const FloatTile& t) {
   constexpr int V = tile_vecs(R);
   for (int column = 0; column < kPanelColumns; column += V * kLanes) float_columns<W, R, V>(t, column);

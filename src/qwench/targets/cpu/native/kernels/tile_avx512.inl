@@ -57,12 +57,20 @@
   "vpandd %%zmm3, %%zmm7, %%zmm3\n"
 #define TILE_LOAD_MASK "vpbroadcastd %[mask], %%zmm7\n"
 
+// Lines of the next chunk's weights: as many in each turn as bring all of it in while this chunk is used.
+#define TILE_PREFETCH                                                                                        \
+  "prefetcht0 (%[next])\n"                                                                                   \
+  ".if %c[lines] > 1\n prefetcht0 64(%[next])\n .endif\n"                                                   \
+  ".if %c[lines] > 2\n prefetcht0 128(%[next])\n prefetcht0 192(%[next])\n .endif\n"                        \
+  ".if %c[lines] > 4\n prefetcht0 256(%[next])\n prefetcht0 320(%[next])\n prefetcht0 384(%[next])\n"       \
+  "prefetcht0 448(%[next])\n .endif\n"                                                                       \
+  "add $64*%c[lines], %[next]\n"
 #define TILE_LOOP(first_weights, first_step, second_weights, second_step, w_bytes) \
   ".p2align 6\n1:\n"                                                                \
   first_weights TILE_ROWS(first_step)                                               \
-  "prefetcht0 (%[next])\n"                                                          \
+  TILE_PREFETCH                                                                     \
   second_weights TILE_ROWS(second_step)                                             \
-  "add $" #w_bytes ", %[w]\n add $64, %[next]\n"                                    \
+  "add $" #w_bytes ", %[w]\n"                                                       \
   "add $8, %[x3]\n add $8, %[x]\n cmp %[x_end], %[x]\n jb 1b\n"
 
 // Integers start at offset * starts and end as floats: sums += (x_scale * integer) * w_scale.
@@ -111,16 +119,17 @@
                : [x] "+r"(x), [x3] "+r"(x3), [w] "+r"(w), [next] "+r"(next)                                       \
                : [x_end] "r"(x_end), [stride] "r"(t.x_stride), [sums] "r"(t.sums), [starts] "r"(t.starts),        \
                  [x_scales] "r"(t.x_scales), [w_scales] "r"(t.w_scales), [mask] "m"(mask), [shift] "i"(shift),    \
-                 [rows] "i"(R)                                                                                    \
+                 [rows] "i"(R), [lines] "i"(Lines)                                                                                    \
                : TILE_CLOBBERS)
 #define TILE_FLOAT(loop)                                                                                          \
   asm volatile(TILE_ROWS(TILE_LOAD_SUMS) loop TILE_ROWS(TILE_STORE_SUMS)                                          \
                : [x] "+r"(x), [x3] "+r"(x3), [w] "+r"(w), [next] "+r"(next)                                       \
-               : [x_end] "r"(x_end), [stride] "r"(t.x_stride), [sums] "r"(t.sums), [mask] "m"(mask), [rows] "i"(R) \
+               : [x_end] "r"(x_end), [stride] "r"(t.x_stride), [sums] "r"(t.sums), [mask] "m"(mask), [rows] "i"(R), \
+                 [lines] "i"(Lines)                                                                               \
                : TILE_CLOBBERS)
 // clang-format on
 
-template <Codes C, int R>
+template <Codes C, int R, int Lines>
 QWENCH_INLINE void int_tile(const IntTile& t) {
   const uint8_t *x = reinterpret_cast<const uint8_t*>(t.x), *x3 = x + 3 * t.x_stride, *x_end = x + t.group_size;
   const uint8_t *w = t.codes, *next = t.next;
@@ -133,7 +142,7 @@ QWENCH_INLINE void int_tile(const IntTile& t) {
     TILE_INT(TILE_LOOP(TILE_WHOLE(0), TILE_DOT_0, TILE_WHOLE(256), TILE_DOT_4, 512));
 }
 
-template <Values W, int R>
+template <Values W, int R, int Lines>
 QWENCH_INLINE void float_tile(const FloatTile& t) {
   const int even_k = t.num_k / 2 * 2;
   const uint8_t *x = reinterpret_cast<const uint8_t*>(t.x), *x3 = x + 3 * t.x_stride, *x_end = x + 4 * even_k;

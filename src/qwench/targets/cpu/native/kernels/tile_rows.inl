@@ -1,39 +1,71 @@
 // Any number of rows as tiles of kIntRows or kFloatRows and one smaller tile. Included inside a simd namespace, after
-// its tiles. One call of each kernel, inlined: g++ 12 spills the sums of copies out of line.
+// its tiles. Each kernel is inlined into its one call site: g++ 12 spills the sums of copies out of line.
 
 static_assert(kFloatRows <= 6 && kIntRows <= 6);
 
-template <Codes C>
-inline void int_rows(IntTile t, int num_rows) {
-  for (; num_rows >= kIntRows; num_rows -= kIntRows, t.advance(kIntRows, kPrefetchBytes)) int_tile<C, kIntRows>(t);
+template <Codes C, int Lines>
+inline void int_tiles(IntTile t, int num_rows) {
+  for (; num_rows >= kIntRows; num_rows -= kIntRows, t.advance(kIntRows, Lines)) int_tile<C, kIntRows, Lines>(t);
   switch (num_rows) {
     case 5:
-      return int_tile<C, 5>(t);
+      return int_tile<C, 5, Lines>(t);
     case 4:
-      return int_tile<C, 4>(t);
+      return int_tile<C, 4, Lines>(t);
     case 3:
-      return int_tile<C, 3>(t);
+      return int_tile<C, 3, Lines>(t);
     case 2:
-      return int_tile<C, 2>(t);
+      return int_tile<C, 2, Lines>(t);
     case 1:
-      return int_tile<C, 1>(t);
+      return int_tile<C, 1, Lines>(t);
   }
 }
 
-template <Values W>
-inline void float_rows(FloatTile t, int num_rows) {
-  for (; num_rows >= kFloatRows; num_rows -= kFloatRows, t.advance(kFloatRows, kPrefetchBytes))
-    float_tile<W, kFloatRows>(t);
+template <Values W, int Lines>
+inline void float_tiles(FloatTile t, int num_rows) {
+  for (; num_rows >= kFloatRows; num_rows -= kFloatRows, t.advance(kFloatRows, Lines))
+    float_tile<W, kFloatRows, Lines>(t);
   switch (num_rows) {
     case 5:
-      return float_tile<W, 5>(t);
+      return float_tile<W, 5, Lines>(t);
     case 4:
-      return float_tile<W, 4>(t);
+      return float_tile<W, 4, Lines>(t);
     case 3:
-      return float_tile<W, 3>(t);
+      return float_tile<W, 3, Lines>(t);
     case 2:
-      return float_tile<W, 2>(t);
+      return float_tile<W, 2, Lines>(t);
     case 1:
-      return float_tile<W, 1>(t);
+      return float_tile<W, 1, Lines>(t);
   }
+}
+
+// Lines to prefetch in each turn of each tile so that all of the next chunk is there when it is wanted: with few rows,
+// memory is what a product waits for. More than that costs as much as it gives.
+inline int lines_per_turn(size_t next_bytes, int num_rows, int height, int num_turns) {
+  const int tiles = (num_rows + height - 1) / height;
+  return kPrefetches ? int(next_bytes / 64) / (tiles * (num_turns > 0 ? num_turns : 1)) : 1;
+}
+
+template <Codes C>
+inline void int_rows(const IntTile& t, int num_rows, size_t next_bytes) {
+  const int lines = lines_per_turn(next_bytes, num_rows, kIntRows, t.group_size / 8);
+  if (lines <= 1)
+    int_tiles<C, 1>(t, num_rows);
+  else if (lines <= 3)
+    int_tiles<C, 2>(t, num_rows);
+  else if (lines <= 7)
+    int_tiles<C, 4>(t, num_rows);
+  else
+    int_tiles<C, 8>(t, num_rows);
+}
+template <Values W>
+inline void float_rows(const FloatTile& t, int num_rows, size_t next_bytes) {
+  const int lines = lines_per_turn(next_bytes, num_rows, kFloatRows, t.num_k / 2);
+  if (lines <= 1)
+    float_tiles<W, 1>(t, num_rows);
+  else if (lines <= 3)
+    float_tiles<W, 2>(t, num_rows);
+  else if (lines <= 7)
+    float_tiles<W, 4>(t, num_rows);
+  else
+    float_tiles<W, 8>(t, num_rows);
 }

@@ -13,8 +13,7 @@ constexpr int kFloatRows = 6;
 constexpr int kIntRows = 4;
 constexpr int tile_vecs(int rows) { return rows == 1 ? 8 : rows == 2 ? 4 : 2; }
 
-// Weights that a tile prefetches.
-constexpr int kPrefetchBytes = 0;
+constexpr bool kPrefetches = false;  // whether tiles prefetch what they are told to
 
 using Float = __m256;
 using Int = __m256i;

@@ -12,8 +12,7 @@ constexpr int kFloatRows = 6;
 constexpr int kIntRows = 6;
 constexpr int tile_vecs(int) { return 4; }
 
-// Weights that a tile prefetches.
-constexpr int kPrefetchBytes = 16 * 64;
+constexpr bool kPrefetches = true;  // whether tiles prefetch what they are told to
 
 using Float = __m512;
 using Int = __m512i;

@@ -11,7 +11,7 @@ constexpr int kFloatRows = 4;
 constexpr int kIntRows = 4;
 constexpr int tile_vecs(int rows) { return rows == 1 ? 8 : 2; }
 
-constexpr int kPrefetchBytes = 0;
+constexpr bool kPrefetches = false;  // whether tiles prefetch what they are told to
 
 typedef float Float __attribute__((vector_size(16)));
 typedef int32_t Int __attribute__((vector_size(16)));
