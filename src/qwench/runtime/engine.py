@@ -151,9 +151,13 @@ class Engine:
         outputs: list[TokenOutput] = []
         first = 0
         for request in sampled:
-            end = first + request.num_drafts + 1
-            outputs += self._sample_run(request, logits[first:end], now)
-            first = end
+            if not request.num_drafts:
+                outputs.append(self._sample(request, logits[first], now))
+                first += 1
+            else:
+                end = first + 1 + request.num_drafts
+                outputs += self._sample_run(request, logits[first:end], now)
+                first = end
         metrics.num_running, metrics.num_waiting = len(self.scheduler.running), len(self.scheduler.waiting)
         metrics.blocks_used = metrics.blocks_total - self.scheduler.pool.num_free
         return outputs
@@ -250,9 +254,9 @@ class _BatchArrays:
             self.seq_lens[s] = done + count
             self.block_tables[s, : request.num_blocks] = request.block_table[: request.num_blocks]
             if done + count >= request.num_tokens:
-                rows = request.num_drafts + 1
-                self.logit_rows[num_logits : num_logits + rows] = np.arange(end - rows, end)
-                num_logits += rows
+                for row in range(end - 1 - request.num_drafts, end):
+                    self.logit_rows[num_logits] = row
+                    num_logits += 1
                 sampled.append(request)
         n = len(plan)
         batch = StepBatch(

@@ -11,16 +11,17 @@ from collections.abc import Iterator
 
 from qwench.targets.target import Int32
 
-# Lengths that are looked up, longest first. With 3 or 5 beside them nothing changed by more than 1 %; single tokens
-# won 5 % on code and lost 2 % on prose (replayed texts, further tokens at 0.05 to 0.15 of a step each).
-_NGRAM_SIZES = (4, 2)
+# The last four tokens are looked up, else two. With three or five beside them nothing changed by more than 1 %; single
+# tokens won 5 % on code and lost 2 % on prose (replayed texts, further tokens at 0.05 to 0.15 of a step each).
+_LONG, _SHORT = 4, 2
+_TOKEN_BITS = 32
+_LONG_MASK, _SHORT_MASK = (1 << _LONG * _TOKEN_BITS) - 1, (1 << _SHORT * _TOKEN_BITS) - 1
 _LONGEST_MATCH = 16  # how far back a match is measured
 _RESUMED_MATCH = 8  # one this long goes on after a wrong guess: an edit may have replaced just that token
 # How often a guess is right, by bit_length of the match: 0 (resumed), 1, 2 or 3 tokens, 4 to 7, 8 to 15, more. About
 # what replayed texts had.
 _FIRST_ODDS = (0.3, 0.5, 0.2, 0.4, 0.7, 0.9)
 _LEARNING_RATE = 0.1
-_TOKEN_BYTES = 4
 
 
 class PromptLookup:
@@ -29,7 +30,9 @@ class PromptLookup:
     def __init__(self, tokens: Int32) -> None:
         self._tokens = tokens
         self._num_seen = 0
-        self._next_of: dict[bytes, int] = {}  # n-gram -> the position after its latest occurrence but the very last
+        self._last = 0  # the last four tokens as one number
+        self._after_long: dict[int, int] = {}  # four tokens -> the position after their latest occurrence but the last
+        self._after_short: dict[int, int] = {}
         self._source: int | None = None  # where the guess for the next token is
         self._match_len = 0  # tokens before `_source` that equal the last ones
         self._odds = list(_FIRST_ODDS)
@@ -50,25 +53,26 @@ class PromptLookup:
             yield guesses[-1], probability
 
     def _catch_up(self, num_tokens: int) -> None:
+        new = self._tokens[self._num_seen : num_tokens].tolist()
         if self._num_seen == 0:
-            self._remember(0, num_tokens)
-            self._find_match(num_tokens)
+            for token in new:
+                self._remember(token)
+            self._find_match()
         else:
-            for at in range(self._num_seen, num_tokens):
-                resumed = self._judge(at)
-                self._remember(at, at + 1)
+            for token in new:
+                resumed = self._judge(token)
+                self._remember(token)
                 if self._source is None:
-                    self._find_match(at + 1)
+                    self._find_match()
                 if self._source is None:
                     self._source, self._match_len = resumed, 0
-        self._num_seen = num_tokens
 
-    def _judge(self, at: int) -> int | None:
-        """Was the guess for position `at` right? A match goes on as long as it is. Returns where a long one that ended
+    def _judge(self, token: int) -> int | None:
+        """Was the next token guessed right? A match goes on as long as it is. Returns where a long one that ended
         here could be resumed."""
         if self._source is None:
             return None
-        is_right = bool(self._tokens[self._source] == self._tokens[at])
+        is_right = bool(self._tokens[self._source] == token)
         index = _odds_index(self._match_len)
         self._odds[index] += _LEARNING_RATE * (is_right - self._odds[index])
         following = self._source + 1
@@ -78,28 +82,27 @@ class PromptLookup:
         self._source = None
         return following if self._match_len >= _RESUMED_MATCH else None
 
-    def _remember(self, start: int, stop: int) -> None:
-        """The n-grams that end just before positions [start, stop)."""
-        first = max(start - _NGRAM_SIZES[0], 0)
-        raw = self._tokens[first:stop].tobytes()
-        for at in range(max(start, 1), stop):
-            end = (at - first) * _TOKEN_BYTES
-            for size in _NGRAM_SIZES:
-                if size <= at:
-                    self._next_of[raw[end - size * _TOKEN_BYTES : end]] = at
+    def _remember(self, token: int) -> None:
+        """The tokens so far are followed by `token`."""
+        at = self._num_seen
+        if at >= _SHORT:
+            self._after_short[self._last & _SHORT_MASK] = at
+            if at >= _LONG:
+                self._after_long[self._last] = at
+        self._last = (self._last << _TOKEN_BITS | token) & _LONG_MASK
+        self._num_seen = at + 1
 
-    def _find_match(self, end: int) -> None:
-        """Where the last tokens before `end` occurred before, by the longest n-gram known."""
-        tail = self._tokens[max(end - _NGRAM_SIZES[0], 0) : end].tobytes()
-        for size in _NGRAM_SIZES:
-            source = self._next_of.get(tail[-size * _TOKEN_BYTES :]) if size <= end else None
-            if source is not None:
-                self._source, self._match_len = source, self._measure(source, end, size)
-                return
+    def _find_match(self) -> None:
+        """Where the last tokens occurred before: the last four, or else the last two."""
+        source, known = self._after_long.get(self._last), _LONG
+        if source is None:
+            source, known = self._after_short.get(self._last & _SHORT_MASK), _SHORT
+        if source is not None:
+            self._source, self._match_len = source, self._measure(source, known)
 
-    def _measure(self, source: int, end: int, known: int) -> int:
-        """How many tokens before `source` equal those before `end`, up to `_LONGEST_MATCH`; `known` are known to."""
-        tokens, length = self._tokens, known
+    def _measure(self, source: int, known: int) -> int:
+        """How many tokens before `source` equal the last ones, up to `_LONGEST_MATCH`; `known` are known to."""
+        tokens, end, length = self._tokens, self._num_seen, known
         while length < min(source, _LONGEST_MATCH) and tokens[source - 1 - length] == tokens[end - 1 - length]:
             length += 1
         return length

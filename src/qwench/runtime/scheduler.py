@@ -44,7 +44,8 @@ class Scheduler:
         """Request -> how many of its tokens the next step computes, at least 1, the last `num_drafts` of them guesses;
         blocks for them are held."""
         for request in self.running:
-            self.withdraw_drafts(request)  # there are some if the last step was interrupted
+            if request.num_drafts:  # the last step was interrupted
+                self.withdraw_drafts(request)
         plan: dict[Request, int] = {}
         budget, preempted = self.max_step_tokens, False
         for decodes in (True, False):
@@ -67,7 +68,7 @@ class Scheduler:
                     budget -= count
         if not preempted:
             budget = self._admit(plan, budget)
-        if any(request.lookup for request in plan):
+        if any(request.lookup is not None for request in plan):
             self._draft(plan, budget)
         return plan
 
@@ -111,17 +112,18 @@ class Scheduler:
                     break
                 request.tokens[end + num_drafts] = token
                 expected, cost, num_drafts = expected + probability, cost + _TOKEN_COST, num_drafts + 1
-            self._grow(request, self._blocks_for(end + num_drafts) - request.num_blocks)
-            request.num_drafts = num_drafts
-            plan[request] = count + num_drafts
-            budget -= num_drafts
+            if num_drafts:
+                self._grow(request, self._blocks_for(end + num_drafts) - request.num_blocks)
+                request.num_drafts = num_drafts
+                plan[request] = count + num_drafts
+                budget -= num_drafts
 
     def withdraw_drafts(self, request: Request) -> None:
         """What is left of the guesses is forgotten; blocks that only they needed are free again."""
-        if request.num_drafts:
-            request.num_drafts, kept = 0, self._blocks_for(request.num_tokens)
+        request.num_drafts, kept = 0, self._blocks_for(request.num_tokens)
+        if kept < request.num_blocks:
             self.pool.release(request.block_table[kept : request.num_blocks].tolist())
-            request.num_blocks = min(request.num_blocks, kept)
+            request.num_blocks = kept
 
     def advance(self, request: Request, count: int) -> None:
         """`count` more known tokens of the request are in the cache; its full blocks can be found again."""
