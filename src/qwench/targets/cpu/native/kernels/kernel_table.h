@@ -17,7 +17,7 @@ constexpr int kScoreTile = 64;     // cache positions per step of the online sof
 constexpr int kPartition = 512;    // cache positions whose attention may be computed apart, at absolute multiples
 // A group whose largest magnitude is no more than this counts as zeros: the inverse of its scale would overflow.
 constexpr float kNoMagnitude = 1e-30f;
-constexpr int kMaxAttentionRows = 48;
+constexpr int kMaxAttentionRows = 84;
 
 enum class WeightKind : int { kBf16 = 0, kInt8 = 1, kInt4 = 2 };
 enum class SourceKind : int { kBf16 = 0, kFp16 = 1, kFp32 = 2 };
