@@ -10,6 +10,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import mmap
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +34,7 @@ from qwench.targets.cpu._native import crc32c
 from qwench.targets.target import Target, get_target
 
 FORMAT_NAME = "qwench-artifact"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 MANIFEST, PROGRAM, WEIGHTS = "manifest.json", "program.json", "weights.safetensors"
 OWN_FILES = (MANIFEST, PROGRAM, WEIGHTS)
 _NO_HASH = "0" * 64  # stands in the manifest where its own sha256 goes
@@ -41,10 +43,12 @@ _AGAIN = "compile it again: qwench compile CHECKPOINT -o {path} --overwrite"
 
 @dataclass(frozen=True)
 class FileRecord:
-    """What one file of the artifact must be: sha256 as hex, and size."""
+    """What one file of the artifact must be: sha256 as hex, size, and crc32c; the last is None for the weights, whose
+    tensors each have theirs."""
 
     sha256: str
     num_bytes: int
+    crc32c: int | None = None
 
 
 @dataclass(frozen=True)
@@ -97,6 +101,7 @@ class Manifest:
             and isinstance(self.config, dict)
             and isinstance(self.crc32c, dict)
             and all(type(r.num_bytes) is int and isinstance(r.sha256, str) for r in self.files.values())
+            and all(type(r.crc32c) is int for name, r in self.files.items() if name != WEIGHTS)
         )
         if not sound:
             raise ValueError("a field has the wrong type")
@@ -159,8 +164,8 @@ def is_artifact(path: Path) -> bool:
 def open_artifact(path: str | Path, verify: Literal["fast", "full"] = "fast") -> Artifact:
     """Opens and verifies the artifact in folder `path`.
 
-    fast: version, presence and size of every file, sha256 of all but the weights, crc32c of every packed tensor.
-    full: also sha256 of the weights. Raises ArtifactError, which says what is wrong and what to do.
+    fast: version, presence and size of every file, crc32c of all of them, that of the weights tensor by tensor.
+    full: also sha256 of every file. Raises ArtifactError, which says what is wrong and what to do.
     """
     path = Path(path)
     if not path.is_dir():
@@ -170,7 +175,7 @@ def open_artifact(path: str | Path, verify: Literal["fast", "full"] = "fast") ->
     except ValueError as error:
         raise _error(path, f"{MANIFEST} can't be used: {error}") from None
     for name, record in manifest.files.items():
-        _check_file(path, name, record, with_hash=name != WEIGHTS or verify == "full")
+        _check_file(path, name, record, with_hash=verify == "full")
     config = _parse(path, MANIFEST, lambda: QwenchConfig.from_dict(manifest.config))
     program, plan = _read_program(path, config)
     return Artifact(path, manifest, config, program, plan, _open_weights(path, manifest.crc32c))
@@ -222,8 +227,19 @@ def _check_file(path: Path, name: str, record: FileRecord, with_hash: bool) -> N
         raise _error(path, f"{name} is missing")
     if (size := file.stat().st_size) != record.num_bytes:
         raise _error(path, f"{name} has {size} bytes instead of {record.num_bytes}")
+    if record.crc32c is not None and file_crc32c(file) != record.crc32c:
+        raise _error(path, f"{name} was changed: its crc32c differs")
     if with_hash and file_sha256(file) != record.sha256:
         raise _error(path, f"{name} was changed: its sha256 differs")
+
+
+def file_crc32c(path: Path) -> int:
+    """The native checksum of a file: a tenth of the time that sha256 takes, or less."""
+    with path.open("rb") as file:
+        if os.fstat(file.fileno()).st_size == 0:
+            return int(crc32c(np.empty(0, np.uint8), 1))
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+            return int(crc32c(np.frombuffer(mapped, np.uint8), num_cpus()))
 
 
 def file_sha256(path: Path) -> str:

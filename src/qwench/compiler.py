@@ -23,6 +23,7 @@ from qwench.artifact import (
     FileRecord,
     Manifest,
     derive_program,
+    file_crc32c,
     file_sha256,
     open_artifact,
     program_json,
@@ -99,7 +100,12 @@ def _manifest(
     work: _Plan, folder: Path, source_name: str, source_digest: str, packed_crcs: dict[str, int], weights_sha256: str
 ) -> Manifest:
     """The manifest of the files in `folder`; the weights were hashed while they were written."""
-    hashes = {p.name: weights_sha256 if p.name == WEIGHTS else file_sha256(p) for p in sorted(folder.iterdir())}
+    files = {
+        path.name: FileRecord(weights_sha256, path.stat().st_size)
+        if path.name == WEIGHTS
+        else FileRecord(file_sha256(path), path.stat().st_size, file_crc32c(path))
+        for path in sorted(folder.iterdir())
+    }
     return Manifest(
         qwench_version=qwench.__version__,
         created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
@@ -107,7 +113,7 @@ def _manifest(
         source_digest=source_digest,
         config=work.config.to_dict(),
         layout=work.target.layout,
-        files={name: FileRecord(sha256, (folder / name).stat().st_size) for name, sha256 in hashes.items()},
+        files=files,
         crc32c=packed_crcs,
     )
 

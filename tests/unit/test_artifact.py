@@ -19,6 +19,7 @@ from qwench.artifact import MANIFEST, PROGRAM, WEIGHTS, Manifest, is_artifact, o
 from qwench.compiler import compile_checkpoint
 from qwench.config import QwenchConfig
 from qwench.errors import ArtifactError
+from qwench.targets.cpu._native import crc32c
 
 CONFIG = QwenchConfig(target="reference", weights="int4", group_size=32, prefill_chunk_size=64)
 
@@ -48,7 +49,8 @@ def resign(folder: Path, edit: Callable[[dict[str, Any]], Any]) -> None:
 def replace_file(folder: Path, name: str, content: bytes) -> None:
     """Changes a file and its record in the manifest."""
     (folder / name).write_bytes(content)
-    record = {"sha256": hashlib.sha256(content).hexdigest(), "num_bytes": len(content)}
+    crc = crc32c(np.frombuffer(content, np.uint8), 1)
+    record = {"sha256": hashlib.sha256(content).hexdigest(), "num_bytes": len(content), "crc32c": crc}
     resign(folder, lambda data: data["files"].update({name: record}))
 
 
@@ -78,7 +80,7 @@ def test_manifest_survives_json() -> None:
 def _record() -> Any:
     from qwench.artifact import FileRecord
 
-    return FileRecord("ab", 3)
+    return FileRecord("ab", 3, 4)
 
 
 @pytest.mark.parametrize("name", [MANIFEST, PROGRAM, "config.json", "tokenizer.json"])
@@ -91,6 +93,17 @@ def test_every_flipped_bit_of_small_files(copy: Path, name: str) -> None:
         (copy / name).write_bytes(changed)
         with pytest.raises(ArtifactError, match="compile it again: qwench compile"):
             open_artifact(copy)
+
+
+def test_full_verification_finds_what_the_checksum_does_not(copy: Path) -> None:
+    """Somebody changed a file and its crc32c, but not its sha256."""
+    name = "generation_config.json"
+    sha256 = json.loads((copy / MANIFEST).read_text())["files"][name]["sha256"]
+    replace_file(copy, name, (copy / name).read_bytes().swapcase())
+    resign(copy, lambda data: data["files"][name].update(sha256=sha256))
+    open_artifact(copy)
+    with pytest.raises(ArtifactError, match=f"{name} was changed: its sha256 differs"):
+        open_artifact(copy, verify="full")
 
 
 def test_every_tensor_is_checked_for_a_flipped_bit(copy: Path) -> None:
@@ -135,11 +148,11 @@ def test_damaged_files_are_named(copy: Path, name: str, damage: str) -> None:
     assert is_artifact(copy)  # still recognised, so that it can be replaced
 
 
-@pytest.mark.parametrize("version", [0, 2, None, "1"])
+@pytest.mark.parametrize("version", [0, 1, None, "2"])
 def test_other_schema_version(copy: Path, version: Any) -> None:
     resign(copy, lambda data: data.update(schema_version=version))
     with pytest.raises(
-        ArtifactError, match=f"schema version {version!r}; this qwench reads version 1; compile it again"
+        ArtifactError, match=f"schema version {version!r}; this qwench reads version 2; compile it again"
     ):
         open_artifact(copy)
 
@@ -153,7 +166,7 @@ def test_other_layout(copy: Path) -> None:
 
 @pytest.mark.parametrize("name", ["../secret", "/etc/passwd", "a/b", "", "..", ".hidden", MANIFEST, "a\0b"])
 def test_paths_in_the_manifest_stay_in_the_folder(copy: Path, name: str) -> None:
-    resign(copy, lambda data: data["files"].update({name: {"sha256": "00", "num_bytes": 0}}))
+    resign(copy, lambda data: data["files"].update({name: {"sha256": "00", "num_bytes": 0, "crc32c": 0}}))
     with pytest.raises(ArtifactError, match="can't be part of an artifact"):
         open_artifact(copy)
 
@@ -168,6 +181,7 @@ def test_paths_in_the_manifest_stay_in_the_folder(copy: Path, name: str) -> None
         lambda data: data.update(created=5),
         lambda data: data.update(config=None),
         lambda data: data["files"][PROGRAM].update(num_bytes="9"),
+        lambda data: data["files"][PROGRAM].update(crc32c=None),
         lambda data: data["config"].update(weights="int3"),
         lambda data: data["config"].update(surprise=1),
         lambda data: data["config"].update(prefill_chunk_size=None),

@@ -17,8 +17,8 @@ ROOT = Path(qwench.__file__).parent
 # From the top of the house to the bottom. A module belongs to its first part below qwench.
 ORDER = [
     "errors", "host", "file_lock", "progress", "safetensors_file", "checkpoint", "program", "targets", "config",
-    "artifact", "artifact_folder", "compiler", "load", "runtime", "text", "llm", "modeling", "rbln", "evaluate",
-    "serve", "cli",
+    "artifact", "artifact_folder", "compiler", "compile_cache", "load", "runtime", "text", "llm", "modeling", "rbln",
+    "evaluate", "serve", "cli",
 ]  # fmt: skip
 NATIVE = "qwench.targets.cpu._native"  # machine code that imports nothing: the whole house may use it
 HUGGING_FACE = {"torch", "transformers", "optimum", "accelerate"}
@@ -83,8 +83,14 @@ def test_serving_needs_no_compiler() -> None:
             reached.add(module)
             todo += imports(module, at_load=True)
     assert "qwench.targets.target" in reached  # the walk does walk
-    forbidden = {"qwench.compiler", "qwench.load", "qwench.checkpoint.weights", "qwench.checkpoint.hub"}
-    assert not reached & forbidden
+    forbidden = {
+        "qwench.compiler",
+        "qwench.compile_cache",
+        "qwench.load",
+        "qwench.checkpoint.weights",
+        "qwench.checkpoint.hub",
+    }
+    assert not reached & {f"qwench.{name}" for name in forbidden}
 
 
 @pytest.mark.parametrize("modules", ["qwench", "qwench.llm", "qwench.artifact", "qwench.load, qwench.compiler"])

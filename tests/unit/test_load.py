@@ -14,7 +14,7 @@ import pytest
 from loopback_hub import running_hub
 from tiny_checkpoint import tiny_tensors, write_checkpoint
 
-import qwench.load
+import qwench.compile_cache
 from qwench.artifact import WEIGHTS
 from qwench.checkpoint.weights import Checkpoint
 from qwench.compiler import compile_checkpoint
@@ -45,7 +45,7 @@ def compilations(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
         folders.append(args[1])
         return compile_checkpoint(*args, **kwargs)
 
-    monkeypatch.setattr(qwench.load, "compile_checkpoint", count)
+    monkeypatch.setattr(qwench.compile_cache, "compile_checkpoint", count)
     return folders
 
 
@@ -83,20 +83,20 @@ def test_a_changed_checkpoint_is_compiled_again(source: Path, compilations: list
 
 
 def test_the_digest_is_read_once(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    digest = qwench.load.source_digest(source)
+    digest = qwench.compile_cache.source_digest(source)
     assert digest == Checkpoint(source).content_digest()
     monkeypatch.setattr(Checkpoint, "content_digest", lambda self, report=None: "read again")
-    assert qwench.load.source_digest(source) == digest
+    assert qwench.compile_cache.source_digest(source) == digest
     os.utime(source / "model.safetensors", ns=(1, 1))
-    assert qwench.load.source_digest(source) == "read again"
+    assert qwench.compile_cache.source_digest(source) == "read again"
 
 
 def test_a_damaged_memo_is_only_a_memo(source: Path, cache: Path) -> None:
-    digest = qwench.load.source_digest(source)
+    digest = qwench.compile_cache.source_digest(source)
     (memo,) = (cache / "digests").iterdir()
     for content in ("", "[]", "{}", '{"files": 1}', json.dumps({"files": [], "digest": digest})):
         memo.write_text(content)
-        assert qwench.load.source_digest(source) == digest
+        assert qwench.compile_cache.source_digest(source) == digest
 
 
 @pytest.mark.parametrize("name", [WEIGHTS, "manifest.json", "program.json", "everything"])

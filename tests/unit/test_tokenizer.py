@@ -125,9 +125,17 @@ def test_tables_of_a_tiny_and_of_a_foreign_tokenizer(tmp_path: Path) -> None:
     tabled = Tokenizer(tmp_path)
     for text in ("hello hellohello 🦙 llll<|im_end|>", "", "he<|im_end|><|im_end|>llo"):
         assert tabled.encode(text) == plain.encode(text)
-    (tmp_path / TABLES).write_bytes(b"PK damaged")
-    with pytest.raises(ArtifactError, match="compile the model again"):
-        Tokenizer(tmp_path)
+    sound = (tmp_path / TABLES).read_bytes()
+    for damaged in (
+        b"",
+        b"PK damaged",
+        sound[:-1],
+        sound.replace(b"pair_ids", b"pair_idx"),
+        sound.replace(b"I64", b"F64"),
+    ):
+        (tmp_path / TABLES).write_bytes(damaged)
+        with pytest.raises(ArtifactError, match="compile the model again"):
+            Tokenizer(tmp_path)
     (tmp_path / TABLES).unlink()
     data = json.loads((tmp_path / "tokenizer.json").read_text())
     for change in ({"decoder": None}, {"model": {**data["model"], "dropout": 0.1}}, {"model": {"type": "Unigram"}}):

@@ -16,8 +16,10 @@ import numpy as np
 import numpy.typing as npt
 
 from qwench.errors import ArtifactError
+from qwench.safetensors_file import ContainerError, SafetensorsFile
 
-TABLES = "tokenizer_tables.npz"
+TABLES = "tokenizer_tables.safetensors"
+_DTYPES = {"U8": np.uint8, "I32": np.int32, "I64": np.int64}
 _PLAIN = ("dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback", "ignore_merges")
 
 
@@ -68,23 +70,22 @@ def write_tokenizer_tables(folder: Path) -> None:
     except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError):
         return  # missing or malformed: that is said when somebody needs the tokenizer
     if tables is not None:
-        np.savez(
-            folder / TABLES, skeleton=np.frombuffer(tables.skeleton.encode(), np.uint8), byte_ids=tables.byte_ids,
-            pair_keys=tables.pair_keys, pair_ranks=tables.pair_ranks, pair_ids=tables.pair_ids,
-            token_ends=tables.token_ends, token_bytes=tables.token_bytes,
-        )  # fmt: skip
+        from safetensors.numpy import save_file  # only who compiles needs it
+
+        skeleton = np.frombuffer(tables.skeleton.encode(), np.uint8)
+        save_file({**vars(tables), "skeleton": skeleton}, folder / TABLES)
 
 
 def read_tokenizer_tables(folder: Path) -> TokenizerTables | None:
-    """The tables in `folder`, or None if there are none. Raises ArtifactError when they are damaged."""
+    """The tables in `folder`, mapped, or None if there are none. Raises ArtifactError when they are damaged."""
     path = folder / TABLES
     if not path.exists():
         return None
     try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = dict(file)
-        return TokenizerTables(**{**arrays, "skeleton": arrays["skeleton"].tobytes().decode()})
-    except Exception as error:  # zipfile, NumPy and the dataclass each have their own
+        file = SafetensorsFile(path)
+        arrays: dict[str, Any] = {n: file.raw(n).view(_DTYPES[entry.dtype]) for n, entry in file.entries.items()}
+        return TokenizerTables(**arrays | {"skeleton": arrays["skeleton"].tobytes().decode()})
+    except (OSError, ContainerError, KeyError, TypeError, UnicodeDecodeError) as error:
         raise ArtifactError(f"{path} can't be read ({error}); compile the model again") from None
 
 

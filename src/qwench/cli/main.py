@@ -1,11 +1,12 @@
 """The `qwench` program: one small module per command, one place where errors become exit codes.
 
-Knows nothing of models. argparse rather than a larger library, and no command imports more than it needs: what is
-imported here, everybody waits for before the first token.
+Knows nothing of models. argparse rather than a larger library; only the command that was asked for is imported, and it
+imports no more than it needs: everybody waits for that before the first token.
 """
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
 from argparse import ArgumentParser
@@ -13,12 +14,11 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 import qwench
-from qwench.cli import bench, chat, compile, inspect, pull, run
 from qwench.cli.failure import INTERRUPTED, OUR_FAULT, USER_ERROR, UsageError, explain, log_in_one_line_each
 from qwench.errors import QwenchError
 from qwench.host import wants_traceback
 
-COMMANDS = {"compile": compile, "run": run, "chat": chat, "bench": bench, "inspect": inspect, "pull": pull}
+COMMANDS = ("compile", "run", "chat", "bench", "inspect", "pull")  # each a module of this package
 
 
 class _Parser(ArgumentParser):
@@ -28,7 +28,8 @@ class _Parser(ArgumentParser):
         raise UsageError(f"{message}; see {self.prog} --help")
 
 
-def _parser() -> ArgumentParser:
+def _parser(asked: str) -> ArgumentParser:
+    """The parser of the command that was `asked` for; if there's no such command, of all, for help and errors."""
     parser = _Parser(
         prog="qwench",
         description="Compile a Qwen2 checkpoint once for this machine, then run it.",
@@ -37,7 +38,8 @@ def _parser() -> ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"qwench {qwench.__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for name, module in COMMANDS.items():
+    for name in (asked,) if asked in COMMANDS else COMMANDS:
+        module = importlib.import_module(f"qwench.cli.{name}")
         description = (module.execute.__doc__ or "").strip()
         command = commands.add_parser(
             name, help=description.splitlines()[0], description=description, allow_abbrev=False
@@ -73,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _execute(arguments: list[str]) -> int:
     try:
-        args = _parser().parse_args(arguments)
+        args = _parser(arguments[0]).parse_args(arguments)
     except SystemExit as done:  # --help and --version
         return int(done.code or 0)
     args.execute(args)

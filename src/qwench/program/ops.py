@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal
 
 from qwench.checkpoint.spec import ModelSpec
@@ -87,7 +88,17 @@ class Program:
     ops: tuple[Op, ...]
 
     def consumers(self, buffer: str) -> list[Op]:
-        return [op for op in self.ops if buffer in op.inputs]
+        """The ops that read `buffer`, in order."""
+        return self._readers.get(buffer, [])
+
+    @cached_property
+    def _readers(self) -> dict[str, list[Op]]:
+        """Found once: passes ask for each buffer, and opening an artifact runs the passes."""
+        readers: dict[str, list[Op]] = {}
+        for op in self.ops:
+            for name in dict.fromkeys(op.inputs):
+                readers.setdefault(name, []).append(op)
+        return readers
 
     def to_dict(self) -> dict[str, Any]:
         def plain(item: Weight | Buffer | Op) -> dict[str, Any]:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import ml_dtypes
 import numpy as np
 
 from qwench.errors import CapacityError
@@ -19,7 +18,7 @@ from qwench.targets.cpu.executor import CpuExecutor
 from qwench.targets.cpu.host import variant_for
 from qwench.targets.target import Array, CacheConfig, Executor, PackedTensor
 
-_DTYPE_NAMES = {np.dtype(ml_dtypes.bfloat16): "bf16", np.dtype(np.float16): "fp16", np.dtype(np.float32): "fp32"}
+_DTYPE_NAMES = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
 
 
 class CpuTarget:
@@ -50,7 +49,7 @@ class CpuTarget:
             sources = [s.astype(np.float32) for s in sources]
         _native.pack(
             sources=[np.ascontiguousarray(s).view(np.uint8).reshape(-1) for s in sources],
-            dtype=_DTYPE_NAMES[sources[0].dtype],
+            dtype=_DTYPE_NAMES[sources[0].dtype.name],
             rows=[len(s) for s in sources],
             k=weight.shape[1],
             kind=weight.format.kind,

@@ -1,0 +1,80 @@
+"""Checkpoint -> Artifact by way of a cache: compiled once, and again only when something it was made of has changed.
+
+Knows where compiled models are kept and when they are stale. Called by `load.py`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import json
+import logging
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import qwench
+from qwench.artifact import SCHEMA_VERSION, Artifact, open_artifact
+from qwench.checkpoint.hub import find_checkpoint
+from qwench.checkpoint.spec import ModelSpec
+from qwench.checkpoint.weights import Checkpoint
+from qwench.compiler import compile_checkpoint
+from qwench.config import QwenchConfig
+from qwench.errors import ArtifactError
+from qwench.file_lock import lock_file
+from qwench.host import cache_dir, num_cpus
+from qwench.progress import ProgressCallback, Reporter
+from qwench.targets.target import get_target
+
+log = logging.getLogger("qwench")
+
+
+def open_compiled(model: str | Path, config: QwenchConfig, progress: ProgressCallback | None = None) -> Artifact:
+    """The compiled form of a checkpoint folder or hub id, from the cache if a sound one is there.
+
+    Raises CheckpointError or HubError when there's no such model, and what compiling and opening raise.
+    """
+    folder, name = find_checkpoint(model, progress)
+    resolved = config.resolve(ModelSpec.from_folder(folder))
+    assert resolved.target is not None
+    layout = get_target(resolved.target).layout
+    options = {key: value for key, value in resolved.to_dict().items() if key != "target"}
+    key = _hash([source_digest(folder, progress), options, layout, SCHEMA_VERSION, qwench.__version__])
+    out = cache_dir() / "compiled" / f"{name.replace('/', '--')}-{resolved.weights}-{key[:16]}"
+    with lock_file(out.with_name(f".{out.name}.lock")):
+        if out.exists():
+            try:
+                artifact = open_artifact(out)
+                # Targets that read one layout share the cached artifact; each gets the target it asked for.
+                return dataclasses.replace(
+                    artifact, config=dataclasses.replace(artifact.config, target=resolved.target)
+                )
+            except ArtifactError as error:
+                log.warning("the cached model can't be used and is compiled again: %s", error)
+                shutil.rmtree(out)
+        return compile_checkpoint(folder, out, config, progress=progress, source_name=name)
+
+
+def source_digest(folder: Path, progress: ProgressCallback | None = None) -> str:
+    """`Checkpoint.content_digest`, remembered as long as no file of the checkpoint changes size, time or inode."""
+    checkpoint = Checkpoint(folder, num_cpus())
+    state = [[p.name, (s := p.stat()).st_size, s.st_mtime_ns, s.st_ino] for p in checkpoint.files()]
+    memo = cache_dir() / "digests" / f"{_hash(str(folder.resolve()))[:24]}.json"
+    try:
+        known = json.loads(memo.read_text())
+        if known["files"] == state and isinstance(known["digest"], str):
+            return str(known["digest"])
+    except (OSError, ValueError, KeyError, TypeError):
+        pass  # absent or damaged: it is only a memo, the digest is computed anew
+    digest = checkpoint.content_digest(report=functools.partial(Reporter(progress), "check"))
+    memo.parent.mkdir(parents=True, exist_ok=True)
+    written = memo.with_suffix(f".{os.getpid()}")
+    written.write_text(json.dumps({"files": state, "digest": digest}))
+    os.replace(written, memo)
+    return digest
+
+
+def _hash(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
