@@ -26,6 +26,7 @@ OPS = {
 }
 OTHER_COLOUR = "#868e96"
 BAR_COLUMNS = 4
+BAR_WIDTH = 0.21  # of a format's place, for up to four contenders
 STYLE = {
     "font.family": "sans-serif", "font.size": 9.5, "axes.edgecolor": ROOF, "axes.labelcolor": INK, "text.color": INK,
     "xtick.color": ROOF, "ytick.color": ROOF, "axes.titlesize": 10.5, "axes.titleweight": "bold",
@@ -53,7 +54,7 @@ def draw(report: dict[str, Any], path: Path) -> None:
 
     profiles, rows = report["profiles"], _bar_rows(report)
     num_bar_lines = -(-len(rows) // BAR_COLUMNS)
-    heights = [4.4] * bool(profiles) + [2.9 * num_bar_lines] * bool(rows)
+    heights = [4.4] * bool(profiles) + [3.1 * num_bar_lines] * bool(rows)
     with pyplot.rc_context(STYLE):
         figure = pyplot.figure(figsize=(15, sum(heights) + 0.8), layout="constrained")
         parts = figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False, hspace=0.05)[:, 0]
@@ -155,10 +156,10 @@ def _draw_bars(part: Any, report: dict[str, Any], rows: list[str], num_lines: in
     axes = part.subplots(num_lines, BAR_COLUMNS, squeeze=False).ravel()
     num_formats = len(report["plan"]["formats"])
     for axis, row in zip(axes, rows):
-        _draw_row(axis, [f for f in report["figures"] if f["row"] == row], names, num_formats)
+        _draw_row(axis, [f for f in report["figures"] if f["row"] == row], num_formats)
     handles: list[Any] = [Patch(color=COLOURS[name], label=report["versions"][name]) for name in names]
     handles.append(Line2D([], [], color=INK, lw=1.6, label="ceiling for qwench"))
-    options = {"handles": handles, "title": "2.0x: qwench is ahead twofold", "alignment": "left"}
+    options = {"handles": handles, "title": "(2.0x): qwench is ahead twofold", "alignment": "left"}
     for axis in axes[len(rows) :]:
         axis.set_axis_off()
     if len(axes) > len(rows):
@@ -167,31 +168,37 @@ def _draw_bars(part: Any, report: dict[str, Any], rows: list[str], num_lines: in
         part.legend(loc="outside right center", **options)
 
 
-def _draw_row(axis: Any, figures: list[dict[str, Any]], names: list[str], num_formats: int) -> None:
+def _draw_row(axis: Any, figures: list[dict[str, Any]], num_formats: int) -> None:
     """One panel: a group of bars for each format; a peer's bar says how far qwench is ahead."""
     formats = list(dict.fromkeys(f["format"] for f in figures))
-    width = 0.8 / len(names)
-    highest = max(f["median"] for f in figures)
-    for figure in figures:
-        at = formats.index(figure["format"]) + (names.index(figure["contender"]) - (len(names) - 1) / 2) * width
-        axis.bar(at, figure["median"], width * 0.92, color=COLOURS[figure["contender"]])
-        ahead = figure["qwench_ahead"]
-        label = _short(figure["median"]) + ("" if ahead is None else f"\n{ahead:.1f}x")
-        axis.text(
-            at, figure["median"] + highest * 0.015, label, ha="center", va="bottom", fontsize=7.5, linespacing=0.95
-        )
-        if figure["contender"] == OURS and figure["ceiling"] and not figure["less_is_better"]:
-            axis.plot([at - width * 0.46, at + width * 0.46], [figure["ceiling"]] * 2, color=INK, lw=1.6)
-            highest = max(highest, figure["ceiling"])
+    highest = max(max(f["median"], _drawn_ceiling(f)) for f in figures)
+    for place, format_name in enumerate(formats):
+        group = [f for f in figures if f["format"] == format_name]
+        for i, figure in enumerate(group):
+            at = place + (i - (len(group) - 1) / 2) * BAR_WIDTH
+            axis.bar(at, figure["median"], BAR_WIDTH * 0.9, color=COLOURS[figure["contender"]])
+            ahead = figure["qwench_ahead"]
+            label = f" {_short(figure['median'])}" + ("" if ahead is None else f"  ({ahead:.1f}x)")
+            limit, top = _drawn_ceiling(figure), figure["median"]
+            if limit:
+                axis.plot([at - BAR_WIDTH * 0.45, at + BAR_WIDTH * 0.45], [limit, limit], color=INK, lw=1.8)
+                top = limit if top < limit < top + 0.2 * highest else top  # beside the line, not through it
+            axis.text(at, top + 0.01 * highest, label, ha="center", va="bottom", rotation=90, fontsize=8)
     some = figures[0]
     axis.set_title(some["title"])
     axis.set_xticks(range(len(formats)), [FORMATS[name].title for name in formats])
     axis.set_ylabel(f"{some['unit']}, {'less' if some['less_is_better'] else 'more'} is better")
-    axis.set_ylim(0, highest * 1.2)
+    axis.set_ylim(0, highest * 1.4)
     middle = (len(formats) - 1) / 2
     axis.set_xlim(middle - num_formats / 2, middle + num_formats / 2)  # bars as wide in every panel
     axis.tick_params(axis="x", length=0)
     axis.grid(True, axis="y", color=FAINT, lw=0.6)
+
+
+def _drawn_ceiling(figure: dict[str, Any]) -> float:
+    """Only qwench's, and only of speeds; 0.0 if there is none to draw."""
+    is_drawn = figure["contender"] == OURS and not figure["less_is_better"] and figure["ceiling"]
+    return float(figure["ceiling"]) if is_drawn else 0.0
 
 
 def _short(value: float) -> str:
