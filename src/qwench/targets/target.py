@@ -21,7 +21,7 @@ Array = npt.NDArray[np.generic]
 Float32 = npt.NDArray[np.float32]
 Int32 = npt.NDArray[np.int32]
 
-TARGETS = ("cpu", "cpu-avx512", "cpu-avx2", "cpu-generic", "reference")
+TARGETS = ("cpu", "cpu-avx512bf16", "cpu-avx512", "cpu-avx2", "cpu-generic", "cpu-generic-bf16", "reference")
 
 
 @dataclass(frozen=True)

@@ -106,7 +106,10 @@ NB_MODULE(_native, m) {
         nb::call_guard<nb::gil_scoped_release>(), "Measured memory read bandwidth in GB/s.");
   m.def("measure_peak_gops", &qwench::measure_peak_gops, "variant"_a, "kind"_a, "num_threads"_a,
         nb::call_guard<nb::gil_scoped_release>(),
-        "Measured arithmetic peak in 10^9 operations/s; kind is fp32 or int8.");
+        "Measured arithmetic peak in 10^9 operations/s; kind is fp32, int8 or, where the variant has it, bf16.");
+  m.def(
+      "multiplies_bf16", [](const std::string& variant) { return qwench::kernels_for(variant).bf16_dots; }, "variant"_a,
+      "Whether the variant rounds to bf16 what it multiplies with bf16 weights and caches.");
 
   m.def(
       "packed_bytes",

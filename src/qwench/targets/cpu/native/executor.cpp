@@ -46,9 +46,9 @@ QuantizedRows Executor::quantized_rows(const Buffer& b) const {
 }
 
 Activation Executor::activation(const Buffer& b) const {
-  if (b.group_size == 0) return {values(b), nullptr, nullptr, nullptr, 0, b.width};
+  if (b.group_size == 0) return {values(b), pairs(b, 0), nullptr, nullptr, nullptr, 0, b.width};
   const QuantizedRow first = quantized_rows(b).first;
-  return {nullptr, first.codes, first.scales, first.starts, first.group_stride, b.width};
+  return {nullptr, nullptr, first.codes, first.scales, first.starts, first.group_stride, b.width};
 }
 
 void Executor::check(const Batch& b) const {

@@ -13,7 +13,8 @@
 
 namespace qwench {
 
-// An activation buffer in the arena: fp32 [rows, width], or int8 codes, scales and sums (kernels/kernel_table.h).
+// An activation buffer in the arena: fp32 [rows, width], or int8 codes, scales and starts (kernels/kernel_table.h). What
+// bf16 weights are multiplied with is stored as bf16 by kernels that multiply bf16, in the place planned for fp32.
 struct Buffer {
   size_t offset;
   int width;
@@ -102,6 +103,11 @@ class Executor {
     return b.is_logit_rows ? step.batch.num_logits : step.batch.num_tokens;
   }
   float* values(const Buffer& b) const { return reinterpret_cast<float*>(arena_.get() + b.offset); }
+  uint16_t* pairs(const Buffer& b, int row) const {
+    return reinterpret_cast<uint16_t*>(arena_.get() + b.offset) + size_t(row) * ((b.width + 1) / 2 * 2);
+  }
+  // Whether a product's fp32 operand is to be written as bf16.
+  bool is_pairs(const Buffer& operand) const { return operand.group_size == 0 && kernels_.bf16_dots; }
   float* work() const { return scratch_.get(); }
   QuantizedRows quantized_rows(const Buffer& b) const;
   Activation activation(const Buffer& b) const;

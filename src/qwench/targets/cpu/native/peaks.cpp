@@ -59,13 +59,16 @@ double measure_read_gbps(int num_threads, int megabytes) {
 double measure_peak_gops(const std::string& variant, const std::string& kind, int num_threads) {
   const KernelTable& kernels = kernels_for(variant);
   if (num_threads < 1) throw std::invalid_argument("num_threads must be positive");
-  if (kind != "fp32" && kind != "int8") throw std::invalid_argument("kind must be 'fp32' or 'int8'");
+  if (kind != "fp32" && kind != "bf16" && kind != "int8")
+    throw std::invalid_argument("kind must be 'fp32', 'bf16' or 'int8'");
+  if (kind == "bf16" && !kernels.bf16_dots) throw std::invalid_argument("these kernels have no bf16 arithmetic");
+  const PeakKind peak_kind = kind == "int8" ? PeakKind::kInt8 : kind == "bf16" ? PeakKind::kBf16 : PeakKind::kFp32;
   ThreadPool pool(num_threads);
   double best = 0;
   for (int pass = 0; pass < 5; ++pass) {
     std::vector<double> ops(num_threads * 8);
     const double start = now_s();
-    pool.run([&](int t) { ops[t * 8] = kernels.peak(kind == "int8", 2000000); });
+    pool.run([&](int t) { ops[t * 8] = kernels.peak(peak_kind, 2000000); });
     double total = 0;
     for (double o : ops) total += o;
     best = std::max(best, total / (now_s() - start) / 1e9);

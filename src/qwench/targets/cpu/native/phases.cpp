@@ -14,6 +14,16 @@ void for_rows(Executor& e, int num_rows, int thread, Work work) {
   for (int row = share.begin; row < share.end; ++row) work(row);
 }
 
+// What a product reads: fp32 as it is, or a row encoded as bf16 or integers.
+bool is_plain(const Executor& e, const Buffer& operand) { return operand.group_size == 0 && !e.is_pairs(operand); }
+
+void encode(const Executor& e, const float* x, const Buffer& operand, int row) {
+  if (e.is_pairs(operand))
+    e.kernels().to_bf16(x, operand.width, e.pairs(operand, row));
+  else
+    e.kernels().quantize(x, operand.width, operand.group_size, e.quantized_rows(operand).row(row));
+}
+
 struct Embed final : Phase {
   const char* kind() const override { return "embed"; }
   PackedMatrix weight;
@@ -33,13 +43,13 @@ struct Norm final : Phase {
   void run(Executor& e, const StepContext& step, int thread) override {
     for_rows(e, e.num_rows(step, out), thread, [&](int row) {
       const float* x = e.values(in) + size_t(row) * in.width;
-      if (out.group_size == 0) {
+      if (is_plain(e, out)) {
         e.kernels().rms_norm(x, gain, eps, in.width, e.values(out) + size_t(row) * out.width);
         return;
       }
       float* normed = e.thread_scratch(thread);
       e.kernels().rms_norm(x, gain, eps, in.width, normed);
-      e.kernels().quantize(normed, in.width, out.group_size, e.quantized_rows(out).row(row));
+      encode(e, normed, out, row);
     });
   }
   bool is_logit_rows() const override { return out.is_logit_rows; }
@@ -53,7 +63,7 @@ struct Linear final : Phase {
   Epilogue epilogue;
   const float* bias;
   Buffer residual, out;
-  enum class Destination { kBuffer, kCodes, kWork, kLogits } destination;
+  enum class Destination { kBuffer, kPairs, kCodes, kWork, kLogits } destination;
   void run(Executor& e, const StepContext& step, int thread) override {
     LinearArgs args;
     args.x = e.activation(in);
@@ -64,6 +74,7 @@ struct Linear final : Phase {
              : destination == Destination::kWork ? e.work()
                                                  : e.values(out);
     args.gathered = nullptr;
+    args.y_pairs = destination == Destination::kPairs ? e.pairs(out, 0) : nullptr;
     int panels_per_item = 1;  // panels whose outputs share a group stay with one thread
     if (destination == Destination::kCodes) {
       args.gathered = e.thread_scratch(thread);
@@ -81,15 +92,13 @@ struct Linear final : Phase {
   bool is_logit_rows() const override { return in.is_logit_rows; }
 };
 
-// From the working space, fp32, to int8 in the arena.
-struct Quantize final : Phase {
+// From the working space, fp32, to int8 or bf16 in the arena.
+struct Encode final : Phase {
   const char* kind() const override { return "quantize"; }
   Buffer out;
   void run(Executor& e, const StepContext& step, int thread) override {
-    for_rows(e, e.num_rows(step, out), thread, [&](int row) {
-      e.kernels().quantize(e.work() + size_t(row) * out.width, out.width, out.group_size,
-                           e.quantized_rows(out).row(row));
-    });
+    for_rows(e, e.num_rows(step, out), thread,
+             [&](int row) { encode(e, e.work() + size_t(row) * out.width, out, row); });
   }
   bool is_logit_rows() const override { return out.is_logit_rows; }
 };
@@ -132,7 +141,7 @@ struct Attention final : Phase {
     const KVCache::Shape& shape = cache.shape();
     AttentionArgs args;
     args.q = e.values(q);
-    args.out = out.group_size ? e.work() : e.values(out);
+    args.out = is_plain(e, out) ? e.values(out) : e.work();
     args.keys = cache.keys(layer);
     args.values = cache.values(layer);
     args.block_stride = cache.block_stride();
@@ -187,7 +196,7 @@ void Executor::add_norm(Buffer in, const float* gain, float eps, Buffer out) {
   phase->out = out;
   phase->gain = gain;
   phase->eps = eps;
-  if (out.group_size) reserve_thread_scratch(in.width);
+  if (!is_plain(*this, out)) reserve_thread_scratch(in.width);
   add(std::move(phase));
 }
 
@@ -206,6 +215,7 @@ void Executor::add_linear(Buffer in, PackedMatrix weight, const float* bias, Epi
   if (is_quantized) reserve_thread_scratch(size_t(max_tokens()) * out.group_size);
   phase->destination = is_logits      ? Linear::Destination::kLogits
                        : is_quantized ? Linear::Destination::kCodes
+                       : epilogue == Epilogue::kSiluMul && is_pairs(out) ? Linear::Destination::kPairs
                                       : Linear::Destination::kBuffer;
   add(std::move(phase));
 }
@@ -236,11 +246,10 @@ void Executor::add_attention(Buffer q, int layer, int window, float scale, Buffe
   phase->window = window;
   phase->scale = scale;
   add(std::move(phase));
-  if (out.group_size) {
-    auto quantize = std::make_unique<Quantize>();
-    quantize->out = out;
-    add(std::move(quantize));
-  }
+  if (is_plain(*this, out)) return;
+  auto encode = std::make_unique<Encode>();
+  encode->out = out;
+  add(std::move(encode));
 }
 
 void Executor::check_layer(int layer) const {

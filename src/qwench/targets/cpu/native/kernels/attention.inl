@@ -118,6 +118,30 @@ inline float mask_row(const AttentionArgs& a, const AttentionItem& item, int til
   return reduce_max(best) * a.scale;
 }
 
+// The same as bf16 pairs, as they are in the cache: keys [head_dim / 2][64][2], values [panels][32 pairs][64][2]. Of the
+// last pair, the position that may never have been written becomes zero.
+inline void lay_out_key_pairs(const AttentionArgs& a, int kv_head, int tile, int count, uint8_t* keys) {
+  for (int g = 0; g < count; g += kKeyGroup) {
+    const uint8_t* from = cached(a, a.keys, kv_head, tile + g, a.head_dim * 2);
+    uint8_t* to = keys + g * kColumnBytes;
+    for (int d = 0; d < a.head_dim; d += 2, to += kPanelRowBytes, from += kKeyGroup * 4)
+      __builtin_memcpy(to, from, kKeyGroup * 4);
+  }
+}
+
+inline void lay_out_value_pairs(const AttentionArgs& a, int kv_head, int tile, int count, uint8_t* values) {
+  for (int i = 0; i < count; i += 2) {
+    const uint8_t* from = cached(a, a.values, kv_head, tile + i / kKeyGroup * kKeyGroup, a.padded_dim * 2) +
+                          size_t(i % kKeyGroup) * a.padded_dim * 2;
+    for (int d = 0; d < a.padded_dim; d += kLanes) {
+      uint8_t* to = values + (size_t(d / kPanelColumns) * kScoreTile / 2 + i / 2) * kPanelRowBytes +
+                    d % kPanelColumns * kColumnBytes;
+      const Int raw = load_int(from + size_t(d) * 4);
+      store_int(to, i + 1 < count ? raw : low_halves(raw));
+    }
+  }
+}
+
 // Turns scores [rows][64] into probabilities relative to the rows' running peaks; rescales what the rows gathered.
 inline void softmax_tile(const AttentionArgs& a, const AttentionItem& item, int tile, float* scores,
                          const Gathered& state) {
@@ -144,6 +168,7 @@ inline void softmax_tile(const AttentionArgs& a, const AttentionItem& item, int 
 
 struct AttentionScratch {
   float *q, *keys, *values, *scores, *running, *part;
+  uint16_t* pairs;  // probabilities as bf16
   AttentionScratch(float* memory, int head_dim, int num_panels) {
     q = memory;
     keys = q + size_t(kMaxAttentionRows) * head_dim;
@@ -151,26 +176,38 @@ struct AttentionScratch {
     scores = values + size_t(num_panels) * kScoreTile * kPanelColumns;
     running = scores + size_t(kMaxAttentionRows) * kScoreTile;
     part = running + Gathered::num_floats(kMaxAttentionRows, num_panels);
+    pairs = reinterpret_cast<uint16_t*>(part + Gathered::num_floats(kMaxAttentionRows, num_panels));
   }
 };
 
-// Adds the tile at position `tile` to `state`.
+// Adds the tile at position `tile` to `state`. With kPairs, queries, probabilities and the cache are multiplied as bf16.
+template <bool kPairs>
 inline void attend_tile(const AttentionArgs& a, const AttentionItem& item, const AttentionScratch& s, int tile,
                         const Gathered& state) {
+  constexpr Values kValues = kPairs ? Values::kBf16Pairs : Values::kFp32;
   const int kv_head = item.first_head / (a.num_heads / a.num_kv_heads), end = item.first_position + item.num_tokens;
   const int count = end - tile < kScoreTile ? end - tile : kScoreTile;
-  lay_out_keys(a, kv_head, tile, count, s.keys);
+  auto *keys = reinterpret_cast<uint8_t*>(s.keys), *values = reinterpret_cast<uint8_t*>(s.values);
+  if constexpr (kPairs)
+    lay_out_key_pairs(a, kv_head, tile, count, keys);
+  else
+    lay_out_keys(a, kv_head, tile, count, s.keys);
   for (int i = 0; i < state.num_rows * kScoreTile; i += kLanes) store(s.scores + i, set(0.0f));
-  float_rows<Values::kFp32>({s.q, a.head_dim * sizeof(float), reinterpret_cast<const uint8_t*>(s.keys), a.head_dim,
-                             s.scores, reinterpret_cast<const uint8_t*>(s.values)},
-                            state.num_rows, 0);
+  constexpr size_t item_bytes = kPairs ? sizeof(uint16_t) : sizeof(float);
+  float_rows<kValues>({s.q, a.head_dim * item_bytes, keys, a.head_dim, s.scores, values}, state.num_rows, 0);
   softmax_tile(a, item, tile, s.scores, state);
-  lay_out_values(a, kv_head, tile, count, s.values);
-  for (int panel = 0; panel < state.num_panels; ++panel) {
-    const auto* values = reinterpret_cast<const uint8_t*>(s.values + size_t(panel) * kScoreTile * kPanelColumns);
-    float_rows<Values::kFp32>({s.scores, kScoreTile * sizeof(float), values, count, state.row(panel, 0), values},
-                              state.num_rows, 0);
+  if constexpr (kPairs) {
+    for (int r = 0; r < state.num_rows; ++r)
+      to_bf16(s.scores + size_t(r) * kScoreTile, kScoreTile, s.pairs + size_t(r) * kScoreTile);
+    lay_out_value_pairs(a, kv_head, tile, count, values);
+  } else {
+    lay_out_values(a, kv_head, tile, count, s.values);
   }
+  constexpr size_t panel_bytes = size_t(kScoreTile) * kPanelColumns * item_bytes;
+  for (int panel = 0; panel < state.num_panels; ++panel)
+    float_rows<kValues>({kPairs ? static_cast<const void*>(s.pairs) : s.scores, kScoreTile * item_bytes,
+                         values + panel * panel_bytes, kPairs ? (count + 1) / 2 * 2 : count, state.row(panel, 0), values},
+                        state.num_rows, 0);
 }
 
 // The rows' output: what they gathered over the sum of their probabilities.
@@ -193,10 +230,14 @@ inline int dim_panels(const AttentionArgs& a) { return (a.padded_dim + kPanelCol
 void attention(const AttentionArgs& a, const AttentionItem& item) {
   const int num_rows = item.num_tokens * item.num_heads, num_panels = dim_panels(a);
   const AttentionScratch s(a.scratch, a.head_dim, num_panels);
+  const bool pairs = kBf16Dots && a.cache == CacheKind::kBf16;
   for (int r = 0; r < num_rows; ++r) {
     const int token = item.first_row + r / item.num_heads, head = item.first_head + r % item.num_heads;
-    __builtin_memcpy(s.q + size_t(r) * a.head_dim, a.q + (size_t(token) * a.num_heads + head) * a.head_dim,
-                     a.head_dim * sizeof(float));
+    const float* q = a.q + (size_t(token) * a.num_heads + head) * a.head_dim;
+    if (pairs)
+      to_bf16(q, a.head_dim, reinterpret_cast<uint16_t*>(s.q) + size_t(r) * a.head_dim);
+    else
+      __builtin_memcpy(s.q + size_t(r) * a.head_dim, q, a.head_dim * sizeof(float));
   }
   if (num_panels * kPanelColumns > a.padded_dim)  // columns that lay_out_values leaves alone
     for (int i = 0; i < num_panels * kScoreTile * kPanelColumns; i += kLanes) store(s.values + i, set(0.0f));
@@ -211,7 +252,11 @@ void attention(const AttentionArgs& a, const AttentionItem& item) {
     if (begin >= last && !item.partial) continue;
     part.clear();
     for (int tile = (begin > first ? begin : first) / kScoreTile * kScoreTile; tile < last; tile += kScoreTile)
-      attend_tile(a, item, s, tile, part);
+      if constexpr (kBf16Dots) {
+        pairs ? attend_tile<true>(a, item, s, tile, part) : attend_tile<false>(a, item, s, tile, part);
+      } else {
+        attend_tile<false>(a, item, s, tile, part);
+      }
     if (!item.partial) merge(running, part);
   }
   if (!item.partial) write_output(a, item, running);

@@ -22,6 +22,7 @@ constexpr int kMaxAttentionRows = 84;
 enum class WeightKind : int { kBf16 = 0, kInt8 = 1, kInt4 = 2 };
 enum class SourceKind : int { kBf16 = 0, kFp16 = 1, kFp32 = 2 };
 enum class CacheKind : int { kFp32 = 0, kBf16 = 1 };
+enum class PeakKind : int { kFp32 = 0, kBf16 = 1, kInt8 = 2 };
 enum class Epilogue : int { kStore = 0, kAdd = 1, kSiluMul = 2 };
 
 // A matrix [n, k] in panels of 64 columns (rows of the checkpoint's matrix); beyond n and k it is zero. A panel is
@@ -50,10 +51,11 @@ struct PackedMatrix {
   QWENCH_INLINE const uint8_t* panel(int p) const { return data + p * panel_bytes(); }
 };
 
-// Rows of activations: fp32 `values` [rows, width], or int8 `codes` [rows, padded_k] with a scale and minus the sum of
+// Rows of activations: fp32 `values` [rows, width], bf16 `pairs` [rows, width rounded up to even], or int8 `codes` [rows, padded_k] with a scale and minus the sum of
 // the codes per group, `scales` and `starts` [num_groups, group_stride], rows side by side.
 struct Activation {
   const float* values;
+  const uint16_t* pairs;
   const int8_t* codes;
   const float* scales;
   const int32_t* starts;
@@ -87,6 +89,8 @@ struct LinearArgs {
   Epilogue epilogue;
   const float* bias;
   const float* residual;
+  // Where y goes as bf16 instead, [rows, width rounded up to even]; null: y.
+  uint16_t* y_pairs;
   // Where y goes as integers instead, by way of this thread's `gathered` [rows, group_size]; null: y.
   float* gathered;
   QuantizedRows quantized;
@@ -116,7 +120,7 @@ QWENCH_INLINE size_t attention_state_floats(int num_rows, int padded_dim) {
 }
 QWENCH_INLINE size_t attention_scratch_floats(int head_dim, int padded_dim) {
   const int panels = (padded_dim + kPanelColumns - 1) / kPanelColumns;
-  return size_t(kMaxAttentionRows) * (head_dim + kScoreTile) + size_t(head_dim) * kScoreTile +
+  return size_t(kMaxAttentionRows) * (head_dim + kScoreTile + kScoreTile / 2) + size_t(head_dim) * kScoreTile +
          size_t(panels) * kScoreTile * kPanelColumns + 2 * attention_state_floats(kMaxAttentionRows, padded_dim);
 }
 
@@ -130,7 +134,8 @@ struct AttentionItem {
 };
 
 struct KernelTable {
-  const char* name;
+  // Whether what bf16 weights are multiplied with is bf16, and attention over a bf16 cache likewise; else it is fp32.
+  bool bf16_dots;
   // Panels [first_panel, last_panel) of a linear; whole groups of panels if the outputs are quantised.
   void (*linear)(const LinearArgs& args, int first_panel, int last_panel);
   void (*attention)(const AttentionArgs& args, const AttentionItem& item);
@@ -140,6 +145,8 @@ struct KernelTable {
   // y = x / rms(x) * gain.
   void (*rms_norm)(const float* x, const float* gain, float eps, int width, float* y);
   void (*quantize)(const float* x, int width, int group_size, QuantizedRow row);
+  // Rounds to nearest even; an odd width is followed by a zero.
+  void (*to_bf16)(const float* x, int width, uint16_t* y);
   // Rotates one row of `num_heads` heads; table row: head_dim / 2 cosines, then sines.
   void (*rope)(const float* x, const float* table_row, int num_heads, int head_dim, float* y);
   void (*write_keys)(const float* k, int head_dim, int offset_in_block, CacheKind cache, uint8_t* block_head);
@@ -149,14 +156,16 @@ struct KernelTable {
   void (*embed)(const PackedMatrix& weight, int row, float* y);
   // Quantises and packs 64 rows of a checkpoint matrix, each [k] or null for zeros, into one panel.
   void (*pack_panel)(const void* const* rows, SourceKind kind, const PackedMatrix& weight, uint8_t* panel);
-  // Multiply-adds on registers, for the measured ceiling: int8 dots or fp32; returns operations done.
-  double (*peak)(bool is_int8, int iterations);
+  // Multiply-adds on registers, for the measured ceiling; returns operations done, 0 for kBf16 without bf16_dots.
+  double (*peak)(PeakKind kind, int iterations);
 };
 
 const KernelTable& generic_kernels();
+const KernelTable& generic_bf16_kernels();
 #ifdef QWENCH_X86
 const KernelTable& avx2_kernels();
 const KernelTable& avx512_kernels();
+const KernelTable& avx512bf16_kernels();
 #endif
 
 }  // namespace qwench

@@ -5,7 +5,7 @@
 // in memory, which changes nothing: neither tile nor block nor chunk shows in the bits.
 
 constexpr int kBlockRows = 48;
-constexpr int kFloatChunk = 32;  // values of K per chunk of a bf16 panel
+constexpr int kFloatChunk = kBf16Dots ? 64 : 32;  // values of K per chunk of a bf16 panel
 constexpr int kUnpackRows = 12;  // from this many rows on, unpacking a chunk once beats doing it per tile
 constexpr int kScratchBytes = kPanelColumns * 256;  // a group of up to 256 bytes a column, or 32 fp32 values
 
@@ -44,7 +44,7 @@ inline Chunk chunk_of(const PackedMatrix& w, const uint8_t* panel, int index, bo
   Chunk c;
   c.index = index;
   c.scales = nullptr;
-  c.is_unpacked = unpack_it && w.kind != WeightKind::kInt8;
+  c.is_unpacked = unpack_it && (w.kind == WeightKind::kInt4 || (w.kind == WeightKind::kBf16 && !kBf16Dots));
   if (w.kind == WeightKind::kBf16) {
     c.k_begin = index * kFloatChunk;
     c.num_k = w.k - c.k_begin < kFloatChunk ? w.k - c.k_begin : kFloatChunk;
@@ -88,6 +88,10 @@ inline void finish_block(const LinearArgs& a, const Destination& to, int row, in
     const float* addend = a.epilogue == Epilogue::kAdd ? a.residual + size_t(row + r) * a.width + to.first
                           : a.bias                     ? a.bias + to.first
                                                        : nullptr;
+    if (a.y_pairs) {
+      to_bf16(t, to.count, a.y_pairs + (row + r) * size_t((a.width + 1) / 2 * 2) + to.first);
+      continue;
+    }
     int j = 0;
     for (; j + kLanes <= to.count; j += kLanes) store(y + j, addend ? add(load(t + j), load(addend + j)) : load(t + j));
     for (; j < to.count; ++j) y[j] = addend ? t[j] + addend[j] : t[j];
@@ -96,6 +100,12 @@ inline void finish_block(const LinearArgs& a, const Destination& to, int row, in
 
 // Adds a chunk's products to a block's sums [num_rows, 64].
 inline void tile_block(const LinearArgs& a, const Chunk& c, int first_row, int num_rows, float* sums) {
+  if (a.weight.kind == WeightKind::kBf16 && kBf16Dots) {
+    const size_t k = a.weight.padded_k();
+    const FloatTile tile{a.x.pairs + first_row * k + c.k_begin, k * 2, c.weights, (c.num_k + 1) / 2 * 2, sums, c.next};
+    float_rows<Values::kBf16Pairs>(tile, num_rows, c.next_bytes);
+    return;
+  }
   if (a.weight.kind == WeightKind::kBf16) {
     const FloatTile tile{a.x.values + size_t(first_row) * a.x.width + c.k_begin,
                          a.x.width * sizeof(float),

@@ -33,3 +33,8 @@ inline uint16_t float_to_bf16(float f) {
   if (f != f) return uint16_t((wide >> 16) | 0x40);
   return uint16_t((wide + 0x7fff + ((wide >> 16) & 1)) >> 16);
 }
+
+void to_bf16(const float* x, int width, uint16_t* y) {
+  for (int i = 0; i < width; ++i) y[i] = float_to_bf16(x[i]);
+  if (width % 2) y[width] = 0;
+}

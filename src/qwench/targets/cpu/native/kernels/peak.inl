@@ -20,13 +20,21 @@ inline void run_chains(Vector start, int iterations, Step step) {
 }
 
 // Runs `iterations` rounds of ten independent multiply-adds; returns the number of operations done.
-double peak(bool is_int8, int iterations) {
-  if (is_int8) {
+double peak(PeakKind kind, int iterations) {
+  if (kind == PeakKind::kInt8) {
     const int8_t ones[4] = {1, 1, 1, 1};
     const Broadcast x = broadcast_codes(ones);
     const Int w = set_int(0x01020304);
     run_chains(set_int(0), iterations, [&](Int& acc) { dot4_to(acc, w, x); });
     return double(iterations) * 10 * kLanes * 8;
+  }
+  if (kind == PeakKind::kBf16) {
+    if constexpr (kBf16Dots) {
+      const Int ones = set_int(0x3f803f80);
+      run_chains(set(0.0f), iterations, [&](Float& acc) { dot2_to(acc, ones, ones); });
+      return double(iterations) * 10 * kLanes * 4;
+    }
+    return 0;
   }
   const Float w = set(0.999f), x = set(1.001f);
   run_chains(set(0.0f), iterations, [&](Float& acc) { fma_to(acc, w, x); });

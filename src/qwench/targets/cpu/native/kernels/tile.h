@@ -13,8 +13,8 @@ constexpr int kPanelRowBytes = kPanelColumns * kColumnBytes;
 
 // How the codes of a group lie: bytes (+128), two nibbles (+8) a byte, or nibbles (+8) unpacked to bytes.
 enum class Codes { kBytes, kNibbles, kUnpacked };
-// How weights of a float tile lie: [k][64] fp32, or [k / 2][64][2] bf16.
-enum class Values { kFp32, kBf16 };
+// How weights of a float tile lie: [k][64] fp32, or [k / 2][64][2] bf16; kBf16Pairs: x is bf16 as well, and num_k even.
+enum class Values { kFp32, kBf16, kBf16Pairs };
 
 // One group: sums[r] += x_scales[r] * w_scales * (x[r] @ codes), the product in exact integers. Codes carry an offset
 // that makes them unsigned; integer sums start at offset * starts[r], which takes it off.
@@ -38,15 +38,19 @@ struct IntTile {
 
 // sums[r] += x[r] @ w over num_k values.
 struct FloatTile {
-  const float* x;  // row r at r * x_stride bytes
+  const void* x;  // row r at r * x_stride bytes
   size_t x_stride;
   const uint8_t* w;
   int num_k;
   float* sums;  // [rows][64]
   const uint8_t* next;
 
-  QWENCH_INLINE const float* row(int r) const {
-    return reinterpret_cast<const float*>(reinterpret_cast<const uint8_t*>(x) + r * x_stride);
+  QWENCH_INLINE const uint8_t* row(int r) const { return static_cast<const uint8_t*>(x) + r * x_stride; }
+  QWENCH_INLINE float value(int r, int k) const { return reinterpret_cast<const float*>(row(r))[k]; }
+  QWENCH_INLINE int32_t pair(int r, int k) const {
+    int32_t dword;
+    __builtin_memcpy(&dword, row(r) + k * 2, 4);
+    return dword;
   }
   QWENCH_INLINE void advance(int rows, int lines) {
     x = row(rows), sums += rows * kPanelColumns, next += num_k / 2 * lines * 64;

@@ -57,9 +57,20 @@ QWENCH_INLINE void fma_step(const FloatTile& t, int k, const uint8_t* w, Float (
     values[v] = W == Values::kFp32 ? bits_of_floats(raw) : kOdd ? bf16_high(raw) : bf16_low(raw);
   }
   for (int r = 0; r < R; ++r) {
-    const Float x = set(t.row(r)[k]);
+    const Float x = set(t.value(r, k));
     for (int v = 0; v < V; ++v) fma_to(acc[r][v], values[v], x);
   }
+}
+
+template <Values W, int R, int V>
+QWENCH_INLINE void add_values(const FloatTile& t, const uint8_t* w, Float (&acc)[R][V]) {
+  constexpr int kSecond = W == Values::kFp32 ? kPanelRowBytes : 0;  // from a pair's first to its second value
+  const int even_k = t.num_k / 2 * 2;
+  for (int k = 0; k < even_k; k += 2, w += kPanelRowBytes + kSecond) {
+    fma_step<W, false, R, V>(t, k, w, acc);
+    fma_step<W, true, R, V>(t, k + 1, w + kSecond, acc);
+  }
+  if (t.num_k > even_k) fma_step<W, false, R, V>(t, even_k, w, acc);
 }
 
 template <Values W, int R, int V>
@@ -68,13 +79,14 @@ QWENCH_INLINE void float_columns(const FloatTile& t, int column) {
   for (int r = 0; r < R; ++r)
     for (int v = 0; v < V; ++v) acc[r][v] = load(t.sums + r * kPanelColumns + column + v * kLanes);
   const uint8_t* w = t.w + column * kColumnBytes;
-  constexpr int kSecond = W == Values::kFp32 ? kPanelRowBytes : 0;  // from a pair's first to its second value
-  const int even_k = t.num_k / 2 * 2;
-  for (int k = 0; k < even_k; k += 2, w += kPanelRowBytes + kSecond) {
-    fma_step<W, false, R, V>(t, k, w, acc);
-    fma_step<W, true, R, V>(t, k + 1, w + kSecond, acc);
+  if constexpr (W == Values::kBf16Pairs) {
+    for (int k = 0; k < t.num_k; k += 2, w += kPanelRowBytes)
+      for (int r = 0; r < R; ++r)
+        for (int v = 0; v < V; ++v)
+          dot2_to(acc[r][v], load_int(w + v * kLanes * kColumnBytes), set_int(t.pair(r, k)));
+  } else {
+    add_values<W, R, V>(t, w, acc);
   }
-  if (t.num_k > even_k) fma_step<W, false, R, V>(t, even_k, w, acc);
   for (int r = 0; r < R; ++r)
     for (int v = 0; v < V; ++v) store(t.sums + r * kPanelColumns + column + v * kLanes, acc[r][v]);
 }

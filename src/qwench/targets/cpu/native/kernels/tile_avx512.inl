@@ -2,7 +2,8 @@
 // Included inside namespace avx512, where it takes the place of kernels/tile.inl: same functions, same bits.
 //
 // Assembly, because g++ 12 keeps such sums in registers or in memory as it pleases, which is a factor of two. A step
-// multiplies four vectors of weights, 16 columns each, by one dword of activations per row: four codes or one fp32. It
+// multiplies four vectors of weights, 16 columns each, by one dword of activations per row: four codes, two bf16 or
+// one fp32. It
 // has 24 multiply-adds for two ports, so it takes 12 cycles; its 4 loads and 6 broadcasts hide behind them. Each turn
 // of the loop is two steps and prefetches a line of the weights that come next: without it a fifth of the time goes
 // into waiting for the second-level cache.
@@ -33,6 +34,8 @@
 #define TILE_DOT_4(...) TILE_MULTIPLY("vpdpbusd", "4", __VA_ARGS__)
 #define TILE_FMA_0(...) TILE_MULTIPLY("vfmadd231ps", "", __VA_ARGS__)
 #define TILE_FMA_4(...) TILE_MULTIPLY("vfmadd231ps", "4", __VA_ARGS__)
+#define TILE_PAIRS_0(...) TILE_MULTIPLY("vdpbf16ps", "", __VA_ARGS__)
+#define TILE_PAIRS_4(...) TILE_MULTIPLY("vdpbf16ps", "4", __VA_ARGS__)
 
 // A vector row of weights: as it lies in memory, or the low or high part of each of its dwords.
 #define TILE_WHOLE(offset)                        \
@@ -144,22 +147,28 @@ QWENCH_INLINE void int_tile(const IntTile& t) {
 
 template <Values W, int R, int Lines>
 QWENCH_INLINE void float_tile(const FloatTile& t) {
-  const int even_k = t.num_k / 2 * 2;
-  const uint8_t *x = reinterpret_cast<const uint8_t*>(t.x), *x3 = x + 3 * t.x_stride, *x_end = x + 4 * even_k;
+  const int num_steps = W == Values::kBf16Pairs ? t.num_k / 2 : t.num_k, even = num_steps / 2 * 2;
+  const uint8_t *x = t.row(0), *x3 = t.row(3), *x_end = x + 4 * even;
   const uint8_t *w = t.w, *next = t.next;
   const uint32_t mask = 0xffff0000;
-  if (even_k > 0) {
-    if constexpr (W == Values::kBf16)
+  if (even > 0) {
+    if constexpr (W == Values::kBf16Pairs)
+      TILE_FLOAT(TILE_LOOP(TILE_WHOLE(0), TILE_PAIRS_0, TILE_WHOLE(256), TILE_PAIRS_4, 512));
+    else if constexpr (W == Values::kBf16)
       TILE_FLOAT(TILE_LOAD_MASK TILE_LOOP(TILE_SHIFTED("vpslld $16"), TILE_FMA_0, TILE_MASKED, TILE_FMA_4, 256));
     else
       TILE_FLOAT(TILE_LOOP(TILE_WHOLE(0), TILE_FMA_0, TILE_WHOLE(256), TILE_FMA_4, 512));
   }
-  if (t.num_k == even_k) return;
-  for (int r = 0; r < R; ++r)
+  if (num_steps == even) return;
+  for (int r = 0; r < R; ++r)  // the odd step
     for (int v = 0; v < kPanelColumns; v += kLanes) {
       const Int raw = load_int(w + v * kColumnBytes);
-      float* sum = t.sums + r * kPanelColumns + v;
-      store(sum, fma(W == Values::kBf16 ? bf16_low(raw) : bits_of_floats(raw), set(t.row(r)[even_k]), load(sum)));
+      Float sum = load(t.sums + r * kPanelColumns + v);
+      if constexpr (W == Values::kBf16Pairs)
+        dot2_to(sum, raw, set_int(t.pair(r, 2 * even)));
+      else
+        fma_to(sum, W == Values::kBf16 ? bf16_low(raw) : bits_of_floats(raw), set(t.value(r, even)));
+      store(t.sums + r * kPanelColumns + v, sum);
     }
 }
 
@@ -176,6 +185,8 @@ QWENCH_INLINE void float_tile(const FloatTile& t) {
 #undef TILE_DOT_4
 #undef TILE_FMA_0
 #undef TILE_FMA_4
+#undef TILE_PAIRS_0
+#undef TILE_PAIRS_4
 #undef TILE_WHOLE
 #undef TILE_MASKED
 #undef TILE_SHIFTED

@@ -4,7 +4,11 @@
 
 #include <cstdint>
 
-namespace qwench::avx2 {
+#define QWENCH_SIMD avx2
+
+namespace qwench::QWENCH_SIMD {
+
+constexpr bool kBf16Dots = false;
 
 constexpr int kLanes = 8;
 // Of 16 registers: 6 x 2 accumulators of floats, 2 weights, 1 broadcast; 4 x 2 of integers, whose dot needs five more.
@@ -93,10 +97,13 @@ inline int32_t reduce_add_int(Int v) {
   return _mm_cvtsi128_si32(_mm_add_epi32(s, _mm_shuffle_epi32(s, 0xb1)));
 }
 
+inline Int low_halves(Int v) { return _mm256_and_si256(v, _mm256_set1_epi32(0xffff)); }
 inline Float bf16_low(Int v) { return _mm256_castsi256_ps(_mm256_slli_epi32(v, 16)); }
 inline Float bf16_high(Int v) {
   return _mm256_castsi256_ps(_mm256_and_si256(v, _mm256_set1_epi32(static_cast<int32_t>(0xffff0000))));
 }
+
+inline void dot2_to(Float&, Int, Int) {}  // never called: no instruction for it
 
 inline Int store_codes(int8_t* p, Float v) {
   const Int codes = _mm256_cvtps_epi32(v);
@@ -105,4 +112,4 @@ inline Int store_codes(int8_t* p, Float v) {
   return codes;
 }
 
-}  // namespace qwench::avx2
+}  // namespace qwench::QWENCH_SIMD

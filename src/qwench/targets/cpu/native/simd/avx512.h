@@ -4,7 +4,20 @@
 
 #include <cstdint>
 
-namespace qwench::avx512 {
+// Built twice: kernels/avx512bf16.cpp adds products of bf16 pairs.
+#ifdef QWENCH_BF16_DOTS
+#define QWENCH_SIMD avx512bf16
+#else
+#define QWENCH_SIMD avx512
+#endif
+
+namespace qwench::QWENCH_SIMD {
+
+#ifdef QWENCH_BF16_DOTS
+constexpr bool kBf16Dots = true;
+#else
+constexpr bool kBf16Dots = false;
+#endif
 
 constexpr int kLanes = 16;
 // A tile of 6 rows x 4 vectors takes 24 accumulators, 4 weights and 1 broadcast of 32 registers.
@@ -54,6 +67,10 @@ inline Int byte_weights(Int packed) { return packed; }
 inline void dot4_to(Int& acc, Int weights, Broadcast x) {
   asm("vpdpbusd %2, %1, %0" : "+v"(acc) : "v"(weights), "v"(x));
 }
+// acc += the products of two bf16 each; how it rounds in between is the processor's.
+inline void dot2_to(Float& acc, Int weights, Int x) {
+  asm("vdpbf16ps %2, %1, %0" : "+v"(acc) : "v"(weights), "v"(x));
+}
 inline Float fma(Float a, Float b, Float c) { return _mm512_fmadd_ps(a, b, c); }
 
 inline Int load_int(const void* p) { return _mm512_loadu_si512(p); }
@@ -73,6 +90,7 @@ inline float reduce_max(Float v) { return _mm512_reduce_max_ps(v); }
 inline int32_t reduce_add_int(Int v) { return _mm512_reduce_add_epi32(v); }
 
 // Of 16 dwords that each hold two bf16: the low ones and the high ones as floats.
+inline Int low_halves(Int v) { return _mm512_and_si512(v, _mm512_set1_epi32(0xffff)); }
 inline Float bf16_low(Int v) { return _mm512_castsi512_ps(_mm512_slli_epi32(v, 16)); }
 inline Float bf16_high(Int v) { return _mm512_castsi512_ps(_mm512_and_si512(v, _mm512_set1_epi32(0xffff0000))); }
 
@@ -83,4 +101,4 @@ inline Int store_codes(int8_t* p, Float v) {
   return codes;
 }
 
-}  // namespace qwench::avx512
+}  // namespace qwench::QWENCH_SIMD

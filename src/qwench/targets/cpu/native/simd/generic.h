@@ -4,7 +4,20 @@
 #include <cstdint>
 #include <cstring>
 
-namespace qwench::generic {
+// Built twice: kernels/generic_bf16.cpp multiplies bf16 pairs, as a specification of the instruction sets that do.
+#ifdef QWENCH_BF16_DOTS
+#define QWENCH_SIMD generic_bf16
+#else
+#define QWENCH_SIMD generic
+#endif
+
+namespace qwench::QWENCH_SIMD {
+
+#ifdef QWENCH_BF16_DOTS
+constexpr bool kBf16Dots = true;
+#else
+constexpr bool kBf16Dots = false;
+#endif
 
 constexpr int kLanes = 4;
 constexpr int kFloatRows = 4;
@@ -91,8 +104,14 @@ inline float reduce_max(Float v) {
 }
 inline int32_t reduce_add_int(Int v) { return v[0] + v[1] + v[2] + v[3]; }
 
+inline Int low_halves(Int v) { return v & 0xffff; }
 inline Float bf16_low(Int v) { return bits<Float>(bits<Uint>(v) << 16); }
 inline Float bf16_high(Int v) { return bits<Float>(bits<Uint>(v) & 0xffff0000u); }
+
+inline void dot2_to(Float& acc, Int weights, Int x) {  // acc += the products of two bf16 each
+  fma_to(acc, bf16_low(weights), bf16_low(x));
+  fma_to(acc, bf16_high(weights), bf16_high(x));
+}
 
 inline Int store_codes(int8_t* p, Float v) {
   const Int codes = to_int(round_even(v));
@@ -100,4 +119,4 @@ inline Int store_codes(int8_t* p, Float v) {
   return codes;
 }
 
-}  // namespace qwench::generic
+}  // namespace qwench::QWENCH_SIMD

@@ -1,0 +1,19 @@
+// Everything that an instruction set's unit holds, and its table. Included after the simd header and its tiles' name.
+#include "kernels/kernel_table.h"
+#include "kernels/tile.h"
+
+namespace qwench::QWENCH_SIMD {
+
+#include "kernels/math.inl"
+#include QWENCH_TILE
+#include "kernels/tile_rows.inl"
+#include "kernels/rows.inl"
+#include "kernels/linear.inl"
+#include "kernels/attention.inl"
+#include "kernels/pack.inl"
+#include "kernels/peak.inl"
+
+const KernelTable kTable = {kBf16Dots, linear, attention,  merge_attention, rms_norm, quantize,   to_bf16,
+                            rope,      write_keys, write_values,    embed,    pack_panel, peak};
+
+}  // namespace qwench::QWENCH_SIMD
