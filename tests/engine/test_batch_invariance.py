@@ -46,7 +46,7 @@ def test_same_bits(weights: str) -> None:
     assert answer(weights=weights, crowd=31, prefill_chunk_size=48, kvcache_num_blocks=42) == alone
 
 
-@pytest.mark.parametrize("target", ["cpu-generic", "cpu-avx2", "cpu-avx512"])
+@pytest.mark.parametrize("target", ["cpu-generic-bf16", "cpu-generic", "cpu-avx2", "cpu-avx512", "cpu-avx512bf16"])
 @pytest.mark.parametrize("kv_cache", ["fp32", "bf16"])
 def test_every_variant(target: str, kv_cache: str) -> None:
     try:

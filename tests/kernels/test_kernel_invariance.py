@@ -82,4 +82,5 @@ def test_a_long_context_is_split_over_threads_without_a_trace(
     for chunks, threads in [([1299, 1], 2), ([1298, 2], 3), ([1000, 299, 1], 2)]:
         np.testing.assert_array_equal(run(variant, chunks, threads), alone, err_msg=f"{chunks} threads={threads}")
     if cache_dtype == "fp32":
-        np.testing.assert_allclose(alone, run("reference", [1300], 1), rtol=1e-3, atol=1e-3)
+        rounded = _native.multiplies_bf16(variant.removeprefix("cpu-"))
+        np.testing.assert_allclose(alone, run("reference", [1300], 1), rtol=1e-3, atol=0.05 if rounded else 1e-3)

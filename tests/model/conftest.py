@@ -45,8 +45,16 @@ def _cpu_runs() -> bool:
 
 @pytest.fixture(scope="session")
 def best_target() -> str:
-    """The native target where it runs, else the reference."""
-    return "cpu" if _cpu_runs() else "reference"
+    """The fastest target that multiplies bf16 weights by fp32, so that transformers' fp32 tokens are expected of it."""
+    if not _cpu_runs():
+        return "reference"
+    from qwench.targets.target import get_target
+
+    if not get_target("cpu").multiplies_bf16:
+        return "cpu"
+    from qwench.targets.cpu import _native
+
+    return next(f"cpu-{v}" for v in _native.supported_variants() if not _native.multiplies_bf16(v))
 
 
 @pytest.fixture(scope="session")

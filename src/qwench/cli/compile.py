@@ -20,7 +20,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     add("--batch-size", type=int, metavar="N", help="sequences that generate at once; default 32")
     add("--prefill-chunk-size", type=int, metavar="N", help="tokens in one step; default 512")
     add("--memory", metavar="SIZE", help="what the loaded model may use, such as 8GiB or 800MB; default: what is free")
-    add("--target", metavar="T", help="cpu (default), cpu-avx512, cpu-avx2, cpu-generic or reference")
+    add("--target", metavar="T", help="cpu (default), cpu-avx512bf16, cpu-avx512, cpu-avx2, cpu-generic or reference")
     add("--overwrite", action="store_true", help="replace an artifact in OUT")
     add("--json", action="store_true", help="print one JSON object instead of a sentence")
 

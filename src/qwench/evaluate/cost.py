@@ -107,7 +107,10 @@ class CostModel:
             name: sum(tensor.num_bytes for tensor in target.packed_tensors(weight))
             for name, weight in program.weights.items()
         }
-        return cls(program, weight_bytes, cache.block_bytes(program) / cache.block_size)
+        arithmetic = dict(ARITHMETIC)
+        if target.multiplies_bf16:
+            arithmetic |= {"bf16": "bf16"} | ({ATTENTION: "bf16"} if cache.dtype == "bf16" else {})
+        return cls(program, weight_bytes, cache.block_bytes(program) / cache.block_size, arithmetic)
 
     def of_step(self, step: StepShape) -> Cost:
         """All ops together."""

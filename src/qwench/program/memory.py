@@ -57,7 +57,7 @@ def plan_memory(program: Program, max_step_tokens: int) -> MemoryPlan:
 
 
 def work_width(program: Program) -> int:
-    """Values per token that a fused op holds between its halves: q, k and v before RoPE, attention before quantising."""
+    """Values per token that a fused op holds between its halves: q, k, v before RoPE; attention before quantising."""
     spec = program.spec
     return spec.q_size + 2 * spec.kv_size
 

@@ -112,6 +112,7 @@ class Target(Protocol):
 
     name: str
     layout: str  # name and version of the packed layout; an artifact loads only where its layout is known
+    multiplies_bf16: bool  # rounds to bf16 what it multiplies with bf16 weights and a bf16 KV cache; else fp32
 
     def packed_tensors(self, weight: Weight) -> list[PackedTensor]:
         """The tensors that `pack` fills for this weight."""

@@ -125,7 +125,8 @@ class CpuExecutor:
 
     def _matmul_name(self, op: Op) -> str:
         kind = self.program.weights[op.weights[0]].format
-        inner = {"bf16": "fp32_x_bf16", "int8": "int8_x_int8", "int4": "int8_x_int4"}[kind.kind]
+        bf16 = "bf16_x_bf16" if _native.multiplies_bf16(self.variant) else "fp32_x_bf16"
+        inner = {"bf16": bf16, "int8": "int8_x_int8", "int4": "int8_x_int4"}[kind.kind]
         return f"{op.kind}.{inner}"
 
     def _embed(self, op: Op) -> str:

@@ -22,13 +22,14 @@ _DTYPE_NAMES = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
 
 
 class CpuTarget:
-    """`name` is cpu (the best variant here) or cpu-avx512, cpu-avx2, cpu-generic."""
+    """`name` is cpu (the best variant here) or cpu- and a variant: avx512bf16, avx512, avx2, generic, generic-bf16."""
 
     layout = "cpu-panel64-v1"
 
     def __init__(self, name: str = "cpu") -> None:
         self.name = name
         self.variant = variant_for(name)
+        self.multiplies_bf16 = bool(_native.multiplies_bf16(self.variant))
 
     def packed_tensors(self, weight: Weight) -> list[PackedTensor]:
         if weight.is_vector:

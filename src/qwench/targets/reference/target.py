@@ -24,6 +24,7 @@ class ReferenceTarget:
 
     name = "reference"
     layout = "reference-v1"
+    multiplies_bf16 = False
 
     def packed_tensors(self, weight: Weight) -> list[PackedTensor]:
         rows, fmt = weight.shape[0], weight.format

@@ -13,8 +13,8 @@
 
 namespace qwench {
 
-// An activation buffer in the arena: fp32 [rows, width], or int8 codes, scales and starts (kernels/kernel_table.h). What
-// bf16 weights are multiplied with is stored as bf16 by kernels that multiply bf16, in the place planned for fp32.
+// An activation buffer in the arena: fp32 [rows, width], or int8 codes, scales and starts (kernels/kernel_table.h).
+// What bf16 weights are multiplied with is stored as bf16 by kernels that multiply bf16, in the place planned for fp32.
 struct Buffer {
   size_t offset;
   int width;

@@ -213,10 +213,10 @@ void Executor::add_linear(Buffer in, PackedMatrix weight, const float* bias, Epi
   const bool is_quantized = !is_logits && out.group_size;
   if (is_quantized && epilogue != Epilogue::kSiluMul) throw std::invalid_argument("only silu_mul makes integers");
   if (is_quantized) reserve_thread_scratch(size_t(max_tokens()) * out.group_size);
-  phase->destination = is_logits      ? Linear::Destination::kLogits
-                       : is_quantized ? Linear::Destination::kCodes
+  phase->destination = is_logits                                         ? Linear::Destination::kLogits
+                       : is_quantized                                    ? Linear::Destination::kCodes
                        : epilogue == Epilogue::kSiluMul && is_pairs(out) ? Linear::Destination::kPairs
-                                      : Linear::Destination::kBuffer;
+                                                                         : Linear::Destination::kBuffer;
   add(std::move(phase));
 }
 

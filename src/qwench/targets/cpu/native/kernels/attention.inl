@@ -118,8 +118,8 @@ inline float mask_row(const AttentionArgs& a, const AttentionItem& item, int til
   return reduce_max(best) * a.scale;
 }
 
-// The same as bf16 pairs, as they are in the cache: keys [head_dim / 2][64][2], values [panels][32 pairs][64][2]. Of the
-// last pair, the position that may never have been written becomes zero.
+// The same as bf16 pairs, as they are in the cache: keys [head_dim / 2][64][2], values [panels][32 pairs][64][2]. Of
+// the last pair, the position that may never have been written becomes zero.
 inline void lay_out_key_pairs(const AttentionArgs& a, int kv_head, int tile, int count, uint8_t* keys) {
   for (int g = 0; g < count; g += kKeyGroup) {
     const uint8_t* from = cached(a, a.keys, kv_head, tile + g, a.head_dim * 2);
@@ -180,7 +180,8 @@ struct AttentionScratch {
   }
 };
 
-// Adds the tile at position `tile` to `state`. With kPairs, queries, probabilities and the cache are multiplied as bf16.
+// Adds the tile at position `tile` to `state`. With kPairs, queries, probabilities and the cache are multiplied as
+// bf16.
 template <bool kPairs>
 inline void attend_tile(const AttentionArgs& a, const AttentionItem& item, const AttentionScratch& s, int tile,
                         const Gathered& state) {
@@ -205,9 +206,10 @@ inline void attend_tile(const AttentionArgs& a, const AttentionItem& item, const
   }
   constexpr size_t panel_bytes = size_t(kScoreTile) * kPanelColumns * item_bytes;
   for (int panel = 0; panel < state.num_panels; ++panel)
-    float_rows<kValues>({kPairs ? static_cast<const void*>(s.pairs) : s.scores, kScoreTile * item_bytes,
-                         values + panel * panel_bytes, kPairs ? (count + 1) / 2 * 2 : count, state.row(panel, 0), values},
-                        state.num_rows, 0);
+    float_rows<kValues>(
+        {kPairs ? static_cast<const void*>(s.pairs) : s.scores, kScoreTile * item_bytes, values + panel * panel_bytes,
+         kPairs ? (count + 1) / 2 * 2 : count, state.row(panel, 0), values},
+        state.num_rows, 0);
 }
 
 // The rows' output: what they gathered over the sum of their probabilities.

@@ -1,4 +1,5 @@
-// The kernels for any processor, multiplying bf16 pairs: slow, but the specification of those that are fast: the shared sources on this set's vectors.
+// The kernels for any processor, multiplying bf16 pairs: slow, but the specification of those that are fast: the shared
+// sources on this set's vectors.
 #define QWENCH_BF16_DOTS
 #include "simd/generic.h"
 

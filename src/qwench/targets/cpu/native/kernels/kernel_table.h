@@ -51,8 +51,9 @@ struct PackedMatrix {
   QWENCH_INLINE const uint8_t* panel(int p) const { return data + p * panel_bytes(); }
 };
 
-// Rows of activations: fp32 `values` [rows, width], bf16 `pairs` [rows, width rounded up to even], or int8 `codes` [rows, padded_k] with a scale and minus the sum of
-// the codes per group, `scales` and `starts` [num_groups, group_stride], rows side by side.
+// Rows of activations: fp32 `values` [rows, width], bf16 `pairs` [rows, width rounded up to even], or int8 `codes`
+// [rows, padded_k] with a scale and minus the sum of the codes per group, `scales` and `starts` [num_groups,
+// group_stride], rows side by side.
 struct Activation {
   const float* values;
   const uint16_t* pairs;

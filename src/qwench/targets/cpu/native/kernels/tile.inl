@@ -82,8 +82,7 @@ QWENCH_INLINE void float_columns(const FloatTile& t, int column) {
   if constexpr (W == Values::kBf16Pairs) {
     for (int k = 0; k < t.num_k; k += 2, w += kPanelRowBytes)
       for (int r = 0; r < R; ++r)
-        for (int v = 0; v < V; ++v)
-          dot2_to(acc[r][v], load_int(w + v * kLanes * kColumnBytes), set_int(t.pair(r, k)));
+        for (int v = 0; v < V; ++v) dot2_to(acc[r][v], load_int(w + v * kLanes * kColumnBytes), set_int(t.pair(r, k)));
   } else {
     add_values<W, R, V>(t, w, acc);
   }

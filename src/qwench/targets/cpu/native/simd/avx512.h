@@ -68,9 +68,7 @@ inline void dot4_to(Int& acc, Int weights, Broadcast x) {
   asm("vpdpbusd %2, %1, %0" : "+v"(acc) : "v"(weights), "v"(x));
 }
 // acc += the products of two bf16 each; how it rounds in between is the processor's.
-inline void dot2_to(Float& acc, Int weights, Int x) {
-  asm("vdpbf16ps %2, %1, %0" : "+v"(acc) : "v"(weights), "v"(x));
-}
+inline void dot2_to(Float& acc, Int weights, Int x) { asm("vdpbf16ps %2, %1, %0" : "+v"(acc) : "v"(weights), "v"(x)); }
 inline Float fma(Float a, Float b, Float c) { return _mm512_fmadd_ps(a, b, c); }
 
 inline Int load_int(const void* p) { return _mm512_loadu_si512(p); }
