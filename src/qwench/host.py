@@ -6,7 +6,6 @@ The one place that reads environment variables for the core. Knows nothing of mo
 from __future__ import annotations
 
 import os
-import platform
 from pathlib import Path
 
 
@@ -22,6 +21,8 @@ def wants_traceback() -> bool:
 
 def cpu_name() -> str:
     """What the processor calls itself."""
+    import platform  # slow to import, and rarely needed
+
     lines = [line for line in _read("/proc/cpuinfo").splitlines() if line.startswith("model name")]
     return lines[0].partition(":")[2].strip() if lines else platform.processor() or platform.machine()
 

@@ -59,9 +59,9 @@ class BytePairs:
             places = np.flatnonzero((tables.pair_keys[at] == keys) & (words[:-1] == words[1:]))
             if len(places) == 0:
                 break
-            order = np.lexsort((places, tables.pair_ranks[at[places]], words[places]))
-            _, first = np.unique(words[places][order], return_index=True)
-            chosen = places[order[first]]
+            places = places[np.lexsort((places, tables.pair_ranks[at[places]], words[places]))]
+            is_first = np.diff(words[places], prepend=-1) != 0  # of its word; np.unique would import numpy.ma
+            chosen = places[is_first]
             ids[chosen] = tables.pair_ids[at[chosen]]
             ids, words = np.delete(ids, chosen + 1), np.delete(words, chosen + 1)
         return ids
