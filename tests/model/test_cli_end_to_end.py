@@ -194,6 +194,19 @@ def test_inspect_shows_every_op(artifact: Path) -> None:
         assert word in text
 
 
+def test_run_imports_only_what_it_needs(artifact: Path) -> None:
+    """Everybody waits for imports before the first token: each of these takes from 5 to 300 ms."""
+    unneeded = ("qwench.compiler", "qwench.checkpoint.hub", "qwench.cli.bench", "ml_dtypes", "numpy.ma", "rich",
+                "safetensors", "huggingface_hub", "torch", "asyncio")  # fmt: skip
+    code = (
+        "import sys; from qwench.cli.main import main;"
+        f"main(['run', {str(artifact)!r}, '-p', 'hi', '--max-new-tokens', '2', '--temperature', '1', '--json']);"
+        f"print([name for name in {unneeded} if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
 def test_bench_prints_ceiling_and_speed(artifact: Path) -> None:
     sizes = ["--prompt", "16", "--generate", "8", "--users", "2", "--rounds", "1", "--threads", "1"]
     report = one_object(qwench("bench", artifact, *sizes, "--json")[0])

@@ -94,7 +94,7 @@ class _History:
         self.presence, self.frequency = np.float32(params.presence_penalty), np.float32(params.frequency_penalty)
         self.is_used = bool(self.repetition != 1 or self.presence or self.frequency)
         if self.is_used:
-            seen = np.unique(prompt).astype(np.int64)
+            seen = np.flatnonzero(np.bincount(prompt))  # np.unique would import numpy.ma before the first token
             self.num_ids = len(seen)
             self.ids, self.counts = np.zeros(2 * len(seen) + 64, np.int64), np.zeros(2 * len(seen) + 64, np.float32)
             self.ids[: len(seen)] = seen
