@@ -63,7 +63,7 @@ def linear_program(n: int, k: int, fmt: Format) -> Program:
     }
     ops = (
         Op("embed", "x", (), "x", ("table",)),
-        Op("take_rows", "rows", ("x",), "rows"),
+        Op("take_rows", "rows", ("x",), "rows", (), {"rows": "logits"}),
         Op("rms_norm", "h", ("rows",), "h", ("gain",), {"eps": 1e-6}),
         Op("linear", "y", ("h",), "y", ("w",)),
     )

@@ -44,15 +44,15 @@ def lines(program: Program, plan: MemoryPlan, name: str) -> slice:
 @given(programs(), st.integers(1, 70))
 def test_nobody_reads_what_another_has_overwritten(program: Program, tokens: int) -> None:
     plan = plan_memory(program, tokens)
-    logits = program.ops[-1].output
-    assert set(plan.offsets) == set(program.buffers) - {logits}
+    assert program.results[-1] == program.ops[-1].output
+    assert set(plan.offsets) == set(program.buffers) - set(program.results)
     assert all(offset % ALIGNMENT == 0 for offset in plan.offsets.values())
     owner = np.full(plan.arena_bytes // ALIGNMENT, "", dtype=object)
     for op in program.ops:
         for name in op.inputs:
             held = owner[lines(program, plan, name)]
             assert len(held) and (held == name).all(), f"{op.name} reads {name}, overwritten by {set(held)}"
-        if op.output in ("", logits):
+        if op.output in ("", *program.results):
             continue
         place = lines(program, plan, op.output)
         assert place.stop <= len(owner)

@@ -58,7 +58,7 @@ def test_fusion_changes_nothing(config: dict[str, object], fmt: Format) -> None:
 def test_ops_of_a_fused_layer() -> None:
     program = fuse(plain())
     assert [op.kind for op in program.ops if op.name.startswith("layers.1.")] == [
-        "rms_norm", "qkv_rope_write", "attention", "linear_add", "rms_norm", "gate_up_silu", "linear_add",
+        "take_rows", "rms_norm", "qkv_rope_write", "attention", "linear_add", "rms_norm", "gate_up_silu", "linear_add",
     ]  # fmt: skip
     assert {op.kind for op in program.ops} <= set(OP_KINDS)
     assert Counter(op.kind for op in program.ops)["linear"] == 1  # the head

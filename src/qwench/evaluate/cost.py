@@ -117,7 +117,7 @@ class CostModel:
         return sum((self.of_op(op, step) for op in self.program.ops), Cost())
 
     def of_op(self, op: Op, step: StepShape) -> Cost:
-        """One op; nothing for the head's when no logits are asked for."""
+        """One op; nothing for the head's when no logits are asked for, nor for hidden states, which nobody asks for."""
         num_rows = self._num_rows(op, step)
         if num_rows == 0:
             return Cost()
@@ -146,8 +146,8 @@ class CostModel:
         return operations
 
     def _num_rows(self, op: Op, step: StepShape) -> int:
-        is_logits = bool(op.output) and self.program.buffers[op.output].rows == "logits"
-        return step.num_logits if is_logits else step.num_tokens
+        rows = self.program.buffers[op.output].rows if op.output else "tokens"
+        return {"tokens": step.num_tokens, "logits": step.num_logits, "hidden": 0}[rows]
 
 
 def _visible_positions(new: int, context: int, window: int | None) -> int:

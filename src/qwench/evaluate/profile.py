@@ -118,7 +118,9 @@ class _Stretch:
 
     def __init__(self, costs: CostModel, batches: Sequence[StepBatch], parts: int) -> None:
         shapes = [_shape(batch) for batch in batches]
-        self.ops, self.parts = costs.program.ops, parts
+        buffers = costs.program.buffers  # nobody asks for hidden states here, so their ops have nothing to do
+        self.ops = [op for op in costs.program.ops if not op.output or buffers[op.output].rows != "hidden"]
+        self.parts = parts
         self.num_tokens, self.num_steps = sum(shape.num_tokens for shape in shapes) // parts, len(batches) // parts
         self.costs = [sum((costs.of_op(op, shape) for shape in shapes), Cost()).per(parts) for op in self.ops]
         self.rounds: list[_Round] = []

@@ -36,7 +36,7 @@ def buffer_bytes(buffer: Buffer, num_rows: int) -> int:
 
 
 def plan_memory(program: Program, max_step_tokens: int) -> MemoryPlan:
-    """First-fit by time of birth. The logits are the caller's and not part of the arena."""
+    """First-fit by time of birth. Results are the caller's and not part of the arena."""
     alias = _in_place(program)
     lives = _lifetimes(program, alias)
     offsets: dict[str, int] = {}
@@ -76,12 +76,11 @@ def _in_place(program: Program) -> dict[str, str]:
 
 def _lifetimes(program: Program, alias: dict[str, str]) -> dict[str, tuple[int, int]]:
     """Buffer -> (index of the op that writes it, index of the last op that reads it), aliases merged."""
-    logits = program.ops[-1].output
     lives: dict[str, tuple[int, int]] = {}
     for i, op in enumerate(program.ops):
         for name in (*op.inputs, op.output):
             name = alias.get(name, name)
-            if name and name != logits:
+            if name and name not in program.results:
                 birth, _ = lives.get(name, (i, i))
                 lives[name] = (birth, i)
     return lives

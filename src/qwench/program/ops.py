@@ -4,7 +4,7 @@ A Program is data: JSON that can be read, compared and stored, the same for ever
 target lays out weights or computes an op; `targets/reference/ops.py` says what each kind means.
 
 Kinds as the builder writes them:
-    embed          token ids -> rows of the embedding matrix
+    embed          token ids -> rows of the embedding matrix, or of the embeddings that the caller gives
     rms_norm       x / rms(x) * gain
     linear         x @ weight.T + bias
     rope           rotary position embedding of each head
@@ -12,7 +12,7 @@ Kinds as the builder writes them:
     attention      causal attention of q over the cache, within `window` if given
     silu_mul       silu(gate) * up
     add            elementwise sum
-    take_rows      the rows whose logits were asked for
+    take_rows      the rows whose logits, or whose hidden states, were asked for: attrs["rows"]
 Kinds that `passes.py` makes of them:
     qkv_rope_write three linears with bias, RoPE of q and k, cache write; gives the rotated q
     gate_up_silu   two linears and their silu_mul
@@ -24,7 +24,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 from qwench.checkpoint.spec import ModelSpec
 from qwench.program.formats import BF16, FP32, Format
@@ -33,6 +33,9 @@ OP_KINDS = (
     "embed", "rms_norm", "linear", "rope", "cache_write", "attention", "silu_mul", "add", "take_rows",
     "qkv_rope_write", "gate_up_silu", "linear_add",
 )  # fmt: skip
+
+
+Rows: TypeAlias = Literal["tokens", "logits", "hidden"]
 
 
 @dataclass(frozen=True)
@@ -55,14 +58,15 @@ class Weight:
 
 @dataclass(frozen=True)
 class Buffer:
-    """An activation [rows, width]: `rows` is "tokens" (all of a step) or "logits" (the rows asked for).
+    """An activation [rows, width]: `rows` is "tokens" (all of a step), "logits" (the rows whose logits were asked for)
+    or "hidden" (the rows whose hidden states were).
 
     `format` is fp32, or int8 with a group size when its readers are quantised matmuls.
     """
 
     name: str
     width: int
-    rows: Literal["tokens", "logits"] = "tokens"
+    rows: Rows = "tokens"
     format: Format = FP32
 
 
@@ -80,7 +84,10 @@ class Op:
 
 @dataclass(frozen=True)
 class Program:
-    """Ops in execution order. The last op's output is the logits; `token_ids` is the only outside input."""
+    """Ops in execution order. Tokens and embeddings come from outside, results go there.
+
+    Results are the buffers that no op reads: the hidden states, in order, and the logits, which are the last op's.
+    """
 
     spec: ModelSpec
     buffers: dict[str, Buffer]
@@ -90,6 +97,16 @@ class Program:
     def consumers(self, buffer: str) -> list[Op]:
         """The ops that read `buffer`, in order."""
         return self._readers.get(buffer, [])
+
+    @cached_property
+    def hidden_states(self) -> tuple[str, ...]:
+        """The residual stream before each layer, and after the last one's final norm: num_layers + 1 results."""
+        return tuple(name for name in self.results if self.buffers[name].rows == "hidden")
+
+    @cached_property
+    def results(self) -> tuple[str, ...]:
+        """The buffers that no op reads, in the order in which they are written."""
+        return tuple(op.output for op in self.ops if op.output and not self.consumers(op.output))
 
     @cached_property
     def _readers(self) -> dict[str, list[Op]]:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 from qwench.checkpoint.spec import ModelSpec
 from qwench.program.formats import FP32
-from qwench.program.ops import Buffer, Op, Program, Weight
+from qwench.program.ops import Buffer, Op, Program, Rows, Weight
 
 
 class _Builder:
@@ -18,10 +18,15 @@ class _Builder:
         self.ops: list[Op] = []
 
     def op(self, kind: str, name: str, inputs: tuple[str, ...], width: int, weights: tuple[str, ...] = (),
-           rows: Literal["tokens", "logits"] = "tokens", **attrs: Any) -> str:  # fmt: skip
+           rows: Rows = "tokens", **attrs: Any) -> str:  # fmt: skip
         if width:
             self.buffers[name] = Buffer(name, width, rows)
         self.ops.append(Op(kind, name, inputs, name if width else "", weights, attrs))
+        return name
+
+    def take_rows(self, name: str, x: str, width: int, rows: Rows) -> str:
+        self.buffers[name] = Buffer(name, width, rows)
+        self.ops.append(Op("take_rows", name, (x,), name, (), {"rows": rows}))
         return name
 
     def matrix(self, source: str, n: int, k: int) -> str:
@@ -41,12 +46,13 @@ class _Builder:
 
 
 def build_qwen2(spec: ModelSpec) -> Program:
-    """The forward pass of a Qwen2 decoder for one step: token ids in, logits of the asked rows out."""
+    """The forward pass of a Qwen2 decoder for one step: tokens in, logits and hidden states of the asked rows out."""
     b, hidden, inter = _Builder(), spec.hidden_size, spec.intermediate_size
     embedding = b.matrix("model.embed_tokens.weight", spec.vocab_size, hidden)
     x = b.op("embed", "embed", (), hidden, (embedding,))
     for i, window in enumerate(spec.sliding_windows):
         at, src = f"layers.{i}", f"model.layers.{i}"
+        b.take_rows(f"{at}.hidden", x, hidden, "hidden")
         h = b.norm(f"{at}.attn_norm", x, f"{src}.input_layernorm", hidden, spec.rms_norm_eps)
         q = b.linear(f"{at}.q", h, f"{src}.self_attn.q_proj", spec.q_size, hidden, bias=True)
         k = b.linear(f"{at}.k", h, f"{src}.self_attn.k_proj", spec.kv_size, hidden, bias=True)
@@ -63,7 +69,9 @@ def build_qwen2(spec: ModelSpec) -> Program:
         m = b.op("silu_mul", f"{at}.silu_mul", (gate, up), inter)
         d = b.linear(f"{at}.down", m, f"{src}.mlp.down_proj", hidden, inter)
         x = b.op("add", f"{at}.mlp_add", (d, x), hidden)
-    x = b.op("take_rows", "take_rows", (x,), hidden, rows="logits")
+    h = b.take_rows("hidden_rows", x, hidden, "hidden")
+    b.norm("final_hidden", h, "model.norm", hidden, spec.rms_norm_eps, rows="hidden")
+    x = b.take_rows("take_rows", x, hidden, "logits")
     h = b.norm("final_norm", x, "model.norm", hidden, spec.rms_norm_eps, rows="logits")
     head = embedding if spec.tie_word_embeddings else b.matrix("lm_head.weight", spec.vocab_size, hidden)
     b.op("linear", "lm_head", (h,), spec.vocab_size, (head,), rows="logits")

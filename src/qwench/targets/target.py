@@ -28,12 +28,14 @@ TARGETS = ("cpu", "cpu-avx512bf16", "cpu-avx512", "cpu-avx2", "cpu-generic", "cp
 class StepBatch:
     """One step's work for `num_seqs` sequences; the tokens of sequence s are rows query_start[s]:query_start[s+1].
 
-    token_ids: [num_tokens] int32.
+    token_ids: [num_tokens] int32; ~i stands for row i of `embeddings`, to be read in place of a token's own.
     query_start: [num_seqs + 1] int32.
     seq_lens: [num_seqs] int32, tokens in the cache once this step is done (those of the step included), so that the
         first token of sequence s has position seq_lens[s] - (query_start[s + 1] - query_start[s]).
     block_tables: [num_seqs, max_blocks] int32, the cache block of positions [i * block_size, (i + 1) * block_size).
     logit_rows: [num_logits] int32, increasing token rows whose logits are wanted; may be empty.
+    embeddings: [num_embeddings, hidden_size] fp32, or None where all tokens have ids.
+    hidden_rows: [num_hidden] int32, increasing token rows whose hidden states are wanted, or None.
     """
 
     token_ids: Int32
@@ -41,6 +43,8 @@ class StepBatch:
     seq_lens: Int32
     block_tables: Int32
     logit_rows: Int32
+    embeddings: Float32 | None = None
+    hidden_rows: Int32 | None = None
 
 
 @dataclass(frozen=True)
@@ -75,11 +79,18 @@ class CacheConfig:
 class Executor(Protocol):
     """Runs steps. Not thread-safe: one step at a time."""
 
-    def step(self, batch: StepBatch, logits: Float32 | None = None) -> Float32:
+    def step(self, batch: StepBatch, logits: Float32 | None = None, hidden: Float32 | None = None) -> Float32:
         """Computes one step: [num_logits, vocab_size] fp32, in `logits` if given.
 
         The step holds at most `max_step_tokens` tokens. Without `logits` the result is valid until the next step.
+        hidden: [num_states, at least num_hidden, hidden_size] fp32, which takes the last `num_states` hidden states of
+        `batch.hidden_rows`: of the num_layers + 1 that transformers calls so, the residual stream before each layer
+        and, the last, after the final norm. Rows must be contiguous, states needn't lie next to each other.
         """
+        ...
+
+    def embed(self, token_ids: Int32) -> Float32:
+        """The embeddings of tokens [n] int32: [n, hidden_size] fp32, a new array."""
         ...
 
     def copy_blocks(self, source: Sequence[int], destination: Sequence[int]) -> None:

@@ -15,10 +15,14 @@ from qwench.program.memory import MemoryPlan, work_width
 from qwench.program.ops import Op, Program
 from qwench.program.rope import cos_sin, inverse_frequencies
 from qwench.targets.cpu import _native
-from qwench.targets.target import Array, CacheConfig, Float32, StepBatch
+from qwench.targets.target import Array, CacheConfig, Float32, Int32, StepBatch
 
-BufferTuple = tuple[int, int, int, bool]  # offset in the arena, width, group size (0: fp32), logit rows only
-_NO_BUFFER: BufferTuple = (0, 0, 0, False)
+# Offset in the arena, width, group size (0: fp32), which rows, and whether it is a result: then the caller's, and the
+# offset of a hidden state says how many come after it.
+BufferTuple = tuple[int, int, int, str, bool]
+_NO_BUFFER: BufferTuple = (0, 0, 0, "tokens", False)
+_NO_EMBEDDINGS, _NO_ROWS = np.empty((0, 0), np.float32), np.empty(0, np.int32)
+_NO_STATES = np.empty((0, 0, 0), np.float32)
 _FIRST_ROPE_POSITIONS = 4096
 
 
@@ -65,7 +69,7 @@ class CpuExecutor:
         self._rope_table = np.empty((0, spec.head_dim), np.float32)
         self._logits = np.empty((0, spec.vocab_size), np.float32)
 
-    def step(self, batch: StepBatch, logits: Float32 | None = None) -> Float32:
+    def step(self, batch: StepBatch, logits: Float32 | None = None, hidden: Float32 | None = None) -> Float32:
         num_logits = len(batch.logit_rows)
         if logits is None:
             if len(self._logits) < num_logits:
@@ -75,9 +79,22 @@ class CpuExecutor:
         if longest > len(self._rope_table):
             self._grow_rope_table(longest)
         self._native.step(
-            batch.token_ids, batch.query_start, batch.seq_lens, batch.block_tables, batch.logit_rows, logits
+            batch.token_ids,
+            batch.query_start,
+            batch.seq_lens,
+            batch.block_tables,
+            batch.logit_rows,
+            _NO_EMBEDDINGS if batch.embeddings is None else batch.embeddings,
+            _NO_ROWS if batch.hidden_rows is None else batch.hidden_rows,
+            logits,
+            _NO_STATES if hidden is None else hidden,
         )
         return logits[:num_logits]
+
+    def embed(self, token_ids: Int32) -> Float32:
+        rows = np.empty((len(token_ids), self.program.spec.hidden_size), np.float32)
+        self._native.embed(token_ids, rows)
+        return rows
 
     def copy_blocks(self, source: Sequence[int], destination: Sequence[int]) -> None:
         for old, new in zip(source, destination, strict=True):
@@ -109,8 +126,12 @@ class CpuExecutor:
         self._native.set_rope_table(self._rope_table)
 
     def _buffer(self, name: str) -> BufferTuple:
-        buffer = self.program.buffers[name]
-        return self._plan.offsets[name], buffer.width, buffer.format.group_size, buffer.rows == "logits"
+        buffer, program = self.program.buffers[name], self.program
+        if name in program.hidden_states:
+            offset = len(program.hidden_states) - 1 - program.hidden_states.index(name)
+        else:
+            offset = self._plan.offsets.get(name, 0)  # the logits have none
+        return offset, buffer.width, buffer.format.group_size, buffer.rows, name in program.results
 
     def _vector(self, name: str) -> Float32:
         return self._tensors[name].view(np.float32)
@@ -141,12 +162,14 @@ class CpuExecutor:
         return "rms_norm_quantize" if out.format.is_quantized else "rms_norm"
 
     def _linear(self, op: Op) -> str:
-        is_logits = op is self.program.ops[-1]
-        width = self.program.buffers[op.output].width
-        out = (0, width, 0, True) if is_logits else self._buffer(op.output)
         bias = self._vector(op.weights[1]) if len(op.weights) > 1 else None
         self._native.add_linear(
-            self._buffer(op.inputs[0]), *self._matrix(op.weights[0]), bias, "store", _NO_BUFFER, out, is_logits
+            self._buffer(op.inputs[0]),
+            *self._matrix(op.weights[0]),
+            bias,
+            "store",
+            _NO_BUFFER,
+            self._buffer(op.output),
         )
         return self._matmul_name(op)
 
@@ -158,7 +181,6 @@ class CpuExecutor:
             "add",
             self._buffer(op.inputs[1]),
             self._buffer(op.output),
-            False,
         )
         return self._matmul_name(op)
 
@@ -170,7 +192,6 @@ class CpuExecutor:
             "silu_mul",
             _NO_BUFFER,
             self._buffer(op.output),
-            False,
         )
         return self._matmul_name(op)
 

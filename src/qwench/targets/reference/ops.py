@@ -43,17 +43,20 @@ class StepState:
 
     spec: ModelSpec
     token_ids: npt.NDArray[np.int32]
+    embeddings: Float32
     positions: npt.NDArray[np.int64]
     slots: npt.NDArray[np.int64]
     context: list[tuple[slice, npt.NDArray[np.int64]]]  # per sequence: its token rows, its cache slots by position
-    logit_rows: npt.NDArray[np.int32]
+    rows: dict[str, npt.NDArray[np.int32]]  # whose logits and whose hidden states were asked for
     cos_sin: Float32  # [num_tokens, head_dim]
     keys: list[npt.NDArray[Any]]
     values: list[npt.NDArray[Any]]
 
 
 def embed(s: StepState, attrs: dict[str, Any], weight: Matrix) -> Float32:
-    return weight.rows(s.token_ids, s.spec.hidden_size)
+    x, given = weight.rows(np.maximum(s.token_ids, 0), s.spec.hidden_size), s.token_ids < 0
+    x[given] = s.embeddings[~s.token_ids[given]]
+    return x
 
 
 def rms_norm(s: StepState, attrs: dict[str, Any], x: Float32, gain: Float32) -> Float32:
@@ -120,7 +123,7 @@ def add(s: StepState, attrs: dict[str, Any], y: Float32, x: Float32) -> Float32:
 
 
 def take_rows(s: StepState, attrs: dict[str, Any], x: Float32) -> Float32:
-    return x[s.logit_rows]
+    return x[s.rows[attrs["rows"]]]
 
 
 def qkv_rope_write(s: StepState, attrs: dict[str, Any], x: Float32, weight: Matrix, bias: Float32) -> Float32:

@@ -12,7 +12,7 @@ from qwench.program.memory import MemoryPlan
 from qwench.program.ops import Program, Weight
 from qwench.program.rope import cos_sin, inverse_frequencies
 from qwench.targets.reference.ops import OPS, Float32, Matrix, StepState
-from qwench.targets.target import Array, CacheConfig, Executor, PackedTensor, StepBatch
+from qwench.targets.target import Array, CacheConfig, Executor, Int32, PackedTensor, StepBatch
 
 
 def _padded_bytes(num_bytes: int) -> int:
@@ -81,19 +81,27 @@ class ReferenceExecutor:
         self.keys = [np.zeros(shape, dtype) for _ in range(spec.num_layers)]
         self.values = [np.zeros(shape, dtype) for _ in range(spec.num_layers)]
 
-    def step(self, batch: StepBatch, logits: Float32 | None = None) -> Float32:
+    def step(self, batch: StepBatch, logits: Float32 | None = None, hidden: Float32 | None = None) -> Float32:
         state = self._state(batch)
         buffers: dict[str, Float32 | None] = {}
         for op in self.program.ops:
             inputs = [buffers[name] for name in op.inputs]
             weights = [self.weights[name] for name in op.weights]
             buffers[op.output] = OPS[op.kind](state, op.attrs, *inputs, *weights)
+        if hidden is not None and batch.hidden_rows is not None:
+            for out, name in zip(hidden, self.program.hidden_states[-len(hidden) :], strict=True):
+                out[: len(batch.hidden_rows)] = buffers[name]
         result = buffers[self.program.ops[-1].output]
         assert result is not None
         if logits is None:
             return result
         logits[: len(result)] = result
         return logits[: len(result)]
+
+    def embed(self, token_ids: Int32) -> Float32:
+        table = self.weights[next(op for op in self.program.ops if op.kind == "embed").weights[0]]
+        assert isinstance(table, Matrix)
+        return table.rows(token_ids, self.program.spec.hidden_size)
 
     def _state(self, batch: StepBatch) -> StepState:
         size = self.cache.block_size
@@ -108,9 +116,12 @@ class ReferenceExecutor:
             context.append((rows, seq_slots))
         at_tokens = np.concatenate(positions)
         table = cos_sin(self.inv_freq, self.rope_factor, 0, int(at_tokens.max()) + 1)[at_tokens]
+        nothing = np.empty((0, self.program.spec.hidden_size), np.float32)
+        wanted = np.empty(0, np.int32) if batch.hidden_rows is None else batch.hidden_rows
         return StepState(
-            self.program.spec, batch.token_ids, at_tokens, np.concatenate(slots), context,
-            batch.logit_rows, table, self.keys, self.values,
+            self.program.spec, batch.token_ids, nothing if batch.embeddings is None else batch.embeddings, at_tokens,
+            np.concatenate(slots), context, {"logits": batch.logit_rows, "hidden": wanted}, table, self.keys,
+            self.values,
         )  # fmt: skip
 
     def copy_blocks(self, source: Sequence[int], destination: Sequence[int]) -> None:

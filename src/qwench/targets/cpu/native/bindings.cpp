@@ -28,6 +28,7 @@ using Bytes = nb::ndarray<const uint8_t, nb::ndim<1>, nb::c_contig, nb::device::
 using MutableBytes = nb::ndarray<uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Floats = nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using FloatRows = nb::ndarray<float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using FloatStates = nb::ndarray<float, nb::ndim<3>, nb::device::cpu>;  // any strides
 using ConstFloatRows = nb::ndarray<const float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 using Ints = nb::ndarray<const int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using IntRows = nb::ndarray<const int32_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
@@ -64,10 +65,16 @@ PackedMatrix checked_matrix(const std::string& kind, int n, int k, int group_siz
   return w;
 }
 
-Buffer buffer(const std::tuple<size_t, int, int, bool>& t) {
-  return {std::get<0>(t), std::get<1>(t), std::get<2>(t), std::get<3>(t)};
+using BufferTuple = std::tuple<size_t, int, int, std::string, bool>;
+Buffer buffer(const BufferTuple& t) {
+  const auto& [offset, width, group_size, rows, is_result] = t;
+  require(rows == "tokens" || rows == "logits" || rows == "hidden", "rows must be tokens, logits or hidden");
+  return {offset, width, group_size,
+          rows == "tokens"   ? qwench::Rows::kTokens
+          : rows == "logits" ? qwench::Rows::kLogits
+                             : qwench::Rows::kHidden,
+          is_result};
 }
-using BufferTuple = std::tuple<size_t, int, int, bool>;
 
 const float* vector_of(const std::optional<Floats>& v, int n) {
   if (!v) return nullptr;
@@ -181,16 +188,15 @@ NB_MODULE(_native, m) {
       .def(
           "add_linear",
           [](qwench::Executor& e, BufferTuple in, const std::string& kind, int n, int k, int group, const Bytes& w,
-             std::optional<Floats> bias, const std::string& epilogue, BufferTuple residual, BufferTuple out,
-             bool is_logits) {
+             std::optional<Floats> bias, const std::string& epilogue, BufferTuple residual, BufferTuple out) {
             const auto mode = epilogue == "add"        ? qwench::Epilogue::kAdd
                               : epilogue == "silu_mul" ? qwench::Epilogue::kSiluMul
                                                        : qwench::Epilogue::kStore;
             e.add_linear(buffer(in), checked_matrix(kind, n, k, group, w), vector_of(bias, n), mode, buffer(residual),
-                         buffer(out), is_logits);
+                         buffer(out));
           },
           "input"_a, "kind"_a, "n"_a, "k"_a, "group_size"_a, "weight"_a.noconvert(), "bias"_a.noconvert().none(),
-          "epilogue"_a, "residual"_a, "out"_a, "is_logits"_a)
+          "epilogue"_a, "residual"_a, "out"_a)
       .def(
           "add_qkv_rope_write",
           [](qwench::Executor& e, BufferTuple in, const std::string& kind, int n, int k, int group, const Bytes& w,
@@ -214,23 +220,58 @@ NB_MODULE(_native, m) {
       .def(
           "step",
           [](qwench::Executor& e, const Ints& token_ids, const Ints& query_start, const Ints& seq_lens,
-             const IntRows& block_tables, const Ints& logit_rows, FloatRows logits) {
+             const IntRows& block_tables, const Ints& logit_rows, const ConstFloatRows& embeddings,
+             const Ints& hidden_rows, FloatRows logits, FloatStates hidden) {
             const int num_seqs = int(seq_lens.size());
             require(num_seqs >= 1 && int(query_start.size()) == num_seqs + 1,
                     "query_start must have num_seqs + 1 entries");
             require(int(block_tables.shape(0)) == num_seqs, "one block table per sequence");
             require(logits.shape(0) >= logit_rows.size() && int(logits.shape(1)) == e.vocab_size(),
                     "logits have the wrong shape");
-            const qwench::Batch batch{
-                int(token_ids.size()), num_seqs,           int(logit_rows.size()), int(block_tables.shape(1)),
-                token_ids.data(),      query_start.data(), seq_lens.data(),        block_tables.data(),
-                logit_rows.data()};
-            float* out = logits.data();
+            const size_t width = e.hidden_width();
+            require(embeddings.shape(0) == 0 || embeddings.shape(1) == width, "embeddings have the wrong width");
+            const qwench::Batch batch{int(token_ids.size()),
+                                      num_seqs,
+                                      int(logit_rows.size()),
+                                      int(hidden_rows.size()),
+                                      int(embeddings.shape(0)),
+                                      int(block_tables.shape(1)),
+                                      token_ids.data(),
+                                      query_start.data(),
+                                      seq_lens.data(),
+                                      block_tables.data(),
+                                      logit_rows.data(),
+                                      hidden_rows.data(),
+                                      embeddings.data()};
+            qwench::Results results{logits.data(), hidden.data(), int(hidden.shape(0)), 0};
+            if (hidden_rows.size() > 0) {
+              require(results.num_states >= 1 && results.num_states <= e.num_states(),
+                      "hidden rows need an array for at least one of the hidden states, and no more than there are");
+              require(hidden.shape(1) >= hidden_rows.size() && hidden.shape(2) == width,
+                      "hidden states have the wrong shape");
+              require((width == 1 || hidden.stride(2) == 1) &&
+                          (hidden.shape(1) == 1 || hidden.stride(1) == int64_t(width)),
+                      "the rows of hidden states must be contiguous");
+              results.state_stride = hidden.shape(0) == 1 ? 0 : hidden.stride(0);
+            }
             nb::gil_scoped_release release;
-            e.step(batch, out);
+            e.step(batch, results);
           },
           "token_ids"_a.noconvert(), "query_start"_a.noconvert(), "seq_lens"_a.noconvert(),
-          "block_tables"_a.noconvert(), "logit_rows"_a.noconvert(), "logits"_a.noconvert())
+          "block_tables"_a.noconvert(), "logit_rows"_a.noconvert(), "embeddings"_a.noconvert(),
+          "hidden_rows"_a.noconvert(), "logits"_a.noconvert(), "hidden"_a.noconvert())
+      .def(
+          "embed",
+          [](const qwench::Executor& e, const Ints& token_ids, FloatRows rows) {
+            require(rows.shape(0) == token_ids.size() && int(rows.shape(1)) == e.hidden_width(),
+                    "rows have the wrong shape");
+            const int32_t* ids = token_ids.data();
+            const int count = int(token_ids.size());
+            float* out = rows.data();
+            nb::gil_scoped_release release;
+            e.embed(ids, count, out);
+          },
+          "token_ids"_a.noconvert(), "rows"_a.noconvert())
       .def("phase_seconds", &qwench::Executor::phase_seconds)
       .def("copy_block", &qwench::Executor::copy_block);
 }

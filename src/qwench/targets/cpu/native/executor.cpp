@@ -58,11 +58,15 @@ void Executor::check(const Batch& b) const {
   const KVCache::Shape& shape = cache_.shape();
   require(b.num_tokens >= 1 && b.num_tokens <= config_.max_tokens, "the number of tokens is out of bounds");
   require(b.num_logits <= b.num_tokens, "more logit rows than tokens");
+  require(b.num_hidden <= b.num_tokens, "more hidden rows than tokens");
   require(b.query_start[0] == 0 && b.query_start[b.num_seqs] == b.num_tokens, "query_start doesn't span the tokens");
   for (int t = 0; t < b.num_tokens; ++t)
-    require(b.token_ids[t] >= 0 && b.token_ids[t] < config_.vocab_size, "a token id is outside the vocabulary");
+    require(b.token_ids[t] >= -b.num_embeddings && b.token_ids[t] < config_.vocab_size,
+            "a token id is outside the vocabulary and the embeddings");
   for (int i = 0; i < b.num_logits; ++i)
     require(b.logit_rows[i] >= 0 && b.logit_rows[i] < b.num_tokens, "a logit row is out of bounds");
+  for (int i = 0; i < b.num_hidden; ++i)
+    require(b.hidden_rows[i] >= 0 && b.hidden_rows[i] < b.num_tokens, "a hidden row is out of bounds");
   for (int s = 0; s < b.num_seqs; ++s) {
     const int count = b.query_start[s + 1] - b.query_start[s], length = b.seq_lens[s];
     require(count >= 1 && length >= count, "a sequence is shorter than its tokens");
@@ -142,7 +146,15 @@ void Executor::split_attention() {
   }
 }
 
-void Executor::step(const Batch& batch, float* logits) {
+void Executor::embed(const int32_t* token_ids, int num_tokens, float* rows) const {
+  for (int t = 0; t < num_tokens; ++t) {
+    if (token_ids[t] < 0 || token_ids[t] >= config_.vocab_size)
+      throw std::invalid_argument("embed: a token id is outside the vocabulary");
+    kernels_.embed(embedding_, token_ids[t], rows + size_t(t) * hidden_width_);
+  }
+}
+
+void Executor::step(const Batch& batch, const Results& results) {
   if (busy_.test_and_set(std::memory_order_acquire))
     throw std::runtime_error("two threads run one executor at the same time; take turns");
   struct Release {
@@ -151,11 +163,11 @@ void Executor::step(const Batch& batch, float* logits) {
   } release{busy_};
   check(batch);
   plan(batch);
-  step_.logits = logits;
+  step_.results = results;
   for (auto& phase : phases_) phase->next_item.store(0, std::memory_order_relaxed);
   pool_.run([this](int thread) {
     for (auto& phase : phases_) {
-      if (phase->is_logit_rows() && step_.batch.num_logits == 0) continue;
+      if (phase->is_idle(*this, step_)) continue;
       const auto start = std::chrono::steady_clock::now();
       phase->run(*this, step_, thread);
       pool_.barrier();

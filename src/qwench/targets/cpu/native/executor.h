@@ -13,19 +13,33 @@
 
 namespace qwench {
 
+enum class Rows : int { kTokens, kLogits, kHidden };  // all of a step, or those asked for
+
 // An activation buffer in the arena: fp32 [rows, width], or int8 codes, scales and starts (kernels/kernel_table.h).
+// A result lies in the caller's memory: the logits, or the hidden state that `offset` others come after.
 // What bf16 weights are multiplied with is stored as bf16 by kernels that multiply bf16, in the place planned for fp32.
 struct Buffer {
   size_t offset;
   int width;
   int group_size;  // 0: fp32
-  bool is_logit_rows;
+  Rows rows;
+  bool is_result;
 };
 
 // One step's work; the arrays are those of targets/target.py's StepBatch.
 struct Batch {
-  int num_tokens, num_seqs, num_logits, max_blocks;
-  const int32_t *token_ids, *query_start, *seq_lens, *block_tables, *logit_rows;
+  int num_tokens, num_seqs, num_logits, num_hidden, num_embeddings, max_blocks;
+  const int32_t *token_ids, *query_start, *seq_lens, *block_tables, *logit_rows, *hidden_rows;
+  const float* embeddings;
+};
+
+// Where the caller wants a step's results: logits [num_logits, vocab_size], and the last `num_states` hidden states,
+// each [num_hidden, width] and `state_stride` floats after the one before.
+struct Results {
+  float* logits;
+  float* states;
+  int num_states;
+  size_t state_stride;
 };
 
 // What one step's ops share; made once per step.
@@ -46,7 +60,7 @@ struct StepContext {
   std::vector<SequenceItem> attention;
   std::vector<PartitionGroup> groups;  // the first num_groups of them
   int num_groups;
-  float* logits;
+  Results results;
 };
 
 class Executor;
@@ -56,7 +70,7 @@ class Phase {
  public:
   virtual ~Phase() = default;
   virtual void run(Executor& e, const StepContext& step, int thread) = 0;
-  virtual bool is_logit_rows() const { return false; }
+  virtual bool is_idle(const Executor&, const StepContext&) const { return false; }  // nobody asked for its rows
   virtual const char* kind() const = 0;
   std::atomic<int> next_item{0};  // for phases whose items are handed out one by one; zeroed before each step
   double seconds = 0;             // spent so far, the barrier included, as thread 0 sees it
@@ -75,9 +89,8 @@ class Executor {
 
   void add_embed(PackedMatrix weight, Buffer out);
   void add_norm(Buffer in, const float* gain, float eps, Buffer out);
-  // Into `out`, int8 for kSiluMul alone. `residual` for kAdd. `is_logits`: into the caller's logits.
-  void add_linear(Buffer in, PackedMatrix weight, const float* bias, Epilogue epilogue, Buffer residual, Buffer out,
-                  bool is_logits);
+  // Into `out`, int8 for kSiluMul alone. `residual` for kAdd.
+  void add_linear(Buffer in, PackedMatrix weight, const float* bias, Epilogue epilogue, Buffer residual, Buffer out);
   void add_qkv_rope_write(Buffer in, PackedMatrix weight, const float* bias, int layer, Buffer q);
   void add_attention(Buffer q, int layer, int window, float scale, Buffer out);
   void add_take_rows(Buffer in, Buffer out);
@@ -85,9 +98,11 @@ class Executor {
   // cos and sin by position, [positions, head_dim] fp32; must outlive the executor or the next call.
   void set_rope_table(const float* table, int num_positions) { rope_table_ = table, rope_positions_ = num_positions; }
 
-  // Computes one step into logits [num_logits, vocab_size]. Throws std::invalid_argument for a batch out of bounds, and
-  // std::runtime_error when another thread is in a step.
-  void step(const Batch& batch, float* logits);
+  // Computes one step. Throws std::invalid_argument for a batch out of bounds, and std::runtime_error when another
+  // thread is in a step.
+  void step(const Batch& batch, const Results& results);
+  // Rows of the embedding matrix, [num_tokens, hidden_width()]. Throws std::invalid_argument for an unknown token.
+  void embed(const int32_t* token_ids, int num_tokens, float* rows) const;
   void copy_block(int source, int destination);
   // Kind and seconds of every phase since the executor was made, in order.
   std::vector<std::pair<std::string, double>> phase_seconds() const;
@@ -99,15 +114,27 @@ class Executor {
   int num_threads() const { return pool_.num_threads(); }
   int num_heads() const { return config_.num_heads; }
   int vocab_size() const { return config_.vocab_size; }
+  int hidden_width() const { return hidden_width_; }
+  int num_states() const { return num_states_; }
   int num_rows(const StepContext& step, const Buffer& b) const {
-    return b.is_logit_rows ? step.batch.num_logits : step.batch.num_tokens;
+    if (b.rows == Rows::kTokens) return step.batch.num_tokens;
+    if (b.rows == Rows::kLogits) return step.batch.num_logits;
+    return b.is_result && int(b.offset) >= step.results.num_states ? 0 : step.batch.num_hidden;
   }
   float* values(const Buffer& b) const { return reinterpret_cast<float*>(arena_.get() + b.offset); }
+  // Where an op writes its fp32 output.
+  float* output(const StepContext& step, const Buffer& b) const {
+    if (!b.is_result) return values(b);
+    if (b.rows == Rows::kLogits) return step.results.logits;
+    return step.results.states + (step.results.num_states - 1 - b.offset) * step.results.state_stride;
+  }
   uint16_t* pairs(const Buffer& b, int row) const {
     return reinterpret_cast<uint16_t*>(arena_.get() + b.offset) + size_t(row) * ((b.width + 1) / 2 * 2);
   }
   // Whether a product's fp32 operand is to be written as bf16.
-  bool is_pairs(const Buffer& operand) const { return operand.group_size == 0 && kernels_.bf16_dots; }
+  bool is_pairs(const Buffer& operand) const {
+    return operand.group_size == 0 && !operand.is_result && kernels_.bf16_dots;
+  }
   float* work() const { return scratch_.get(); }
   QuantizedRows quantized_rows(const Buffer& b) const;
   Activation activation(const Buffer& b) const;
@@ -127,6 +154,7 @@ class Executor {
   void plan(const Batch& batch);
   void split_attention();
   void add(std::unique_ptr<Phase> phase) { phases_.push_back(std::move(phase)); }
+  void count_state(const Buffer& out) { num_states_ += out.is_result && out.rows == Rows::kHidden; }
 
   const ExecutorConfig config_;
   const KernelTable& kernels_;
@@ -136,6 +164,8 @@ class Executor {
   Memory<float> scratch_;
   Memory<float> thread_scratch_;
   size_t thread_scratch_floats_ = 0;
+  PackedMatrix embedding_{};
+  int hidden_width_ = 0, num_states_ = 0;
   const float* rope_table_ = nullptr;
   int rope_positions_ = 0;
   std::vector<std::unique_ptr<Phase>> phases_;

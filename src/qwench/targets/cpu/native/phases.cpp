@@ -30,7 +30,12 @@ struct Embed final : Phase {
   Buffer out;
   void run(Executor& e, const StepContext& step, int thread) override {
     for_rows(e, step.batch.num_tokens, thread, [&](int row) {
-      e.kernels().embed(weight, step.batch.token_ids[row], e.values(out) + size_t(row) * out.width);
+      const int32_t token = step.batch.token_ids[row];
+      float* x = e.values(out) + size_t(row) * out.width;
+      if (token >= 0)
+        e.kernels().embed(weight, token, x);
+      else
+        std::memcpy(x, step.batch.embeddings + size_t(~token) * out.width, size_t(out.width) * sizeof(float));
     });
   }
 };
@@ -44,7 +49,7 @@ struct Norm final : Phase {
     for_rows(e, e.num_rows(step, out), thread, [&](int row) {
       const float* x = e.values(in) + size_t(row) * in.width;
       if (is_plain(e, out)) {
-        e.kernels().rms_norm(x, gain, eps, in.width, e.values(out) + size_t(row) * out.width);
+        e.kernels().rms_norm(x, gain, eps, in.width, e.output(step, out) + size_t(row) * out.width);
         return;
       }
       float* normed = e.thread_scratch(thread);
@@ -52,7 +57,7 @@ struct Norm final : Phase {
       encode(e, normed, out, row);
     });
   }
-  bool is_logit_rows() const override { return out.is_logit_rows; }
+  bool is_idle(const Executor& e, const StepContext& step) const override { return e.num_rows(step, out) == 0; }
 };
 
 struct Linear final : Phase {
@@ -63,16 +68,14 @@ struct Linear final : Phase {
   Epilogue epilogue;
   const float* bias;
   Buffer residual, out;
-  enum class Destination { kBuffer, kPairs, kCodes, kWork, kLogits } destination;
+  enum class Destination { kBuffer, kPairs, kCodes, kWork } destination;
   void run(Executor& e, const StepContext& step, int thread) override {
     LinearArgs args;
     args.x = e.activation(in);
     args.weight = weight;
     args.num_rows = e.num_rows(step, in);
     args.width = width;
-    args.y = destination == Destination::kLogits ? step.logits
-             : destination == Destination::kWork ? e.work()
-                                                 : e.values(out);
+    args.y = destination == Destination::kWork ? e.work() : e.output(step, out);
     args.gathered = nullptr;
     args.y_pairs = destination == Destination::kPairs ? e.pairs(out, 0) : nullptr;
     int panels_per_item = 1;  // panels whose outputs share a group stay with one thread
@@ -89,7 +92,7 @@ struct Linear final : Phase {
     for (int first; (first = next_item.fetch_add(panels_per_item, std::memory_order_relaxed)) < num_panels;)
       e.kernels().linear(args, first, std::min(first + panels_per_item, num_panels));
   }
-  bool is_logit_rows() const override { return in.is_logit_rows; }
+  bool is_idle(const Executor& e, const StepContext& step) const override { return e.num_rows(step, in) == 0; }
 };
 
 // From the working space, fp32, to int8 or bf16 in the arena.
@@ -100,7 +103,6 @@ struct Encode final : Phase {
     for_rows(e, e.num_rows(step, out), thread,
              [&](int row) { encode(e, e.work() + size_t(row) * out.width, out, row); });
   }
-  bool is_logit_rows() const override { return out.is_logit_rows; }
 };
 
 // Rows of [q, k, v] in the working space: rotates q into the arena, rotated k and v into the cache.
@@ -173,17 +175,20 @@ struct TakeRows final : Phase {
   const char* kind() const override { return "take_rows"; }
   Buffer in, out;
   void run(Executor& e, const StepContext& step, int thread) override {
-    for_rows(e, step.batch.num_logits, thread, [&](int row) {
-      std::memcpy(e.values(out) + size_t(row) * out.width, e.values(in) + size_t(step.batch.logit_rows[row]) * in.width,
+    const int32_t* taken = out.rows == Rows::kLogits ? step.batch.logit_rows : step.batch.hidden_rows;
+    float* y = e.output(step, out);
+    for_rows(e, e.num_rows(step, out), thread, [&](int row) {
+      std::memcpy(y + size_t(row) * out.width, e.values(in) + size_t(taken[row]) * in.width,
                   size_t(in.width) * sizeof(float));
     });
   }
-  bool is_logit_rows() const override { return true; }
+  bool is_idle(const Executor& e, const StepContext& step) const override { return e.num_rows(step, out) == 0; }
 };
 
 }  // namespace
 
 void Executor::add_embed(PackedMatrix weight, Buffer out) {
+  embedding_ = weight, hidden_width_ = out.width;
   auto phase = std::make_unique<Embed>();
   phase->weight = weight;
   phase->out = out;
@@ -197,11 +202,12 @@ void Executor::add_norm(Buffer in, const float* gain, float eps, Buffer out) {
   phase->gain = gain;
   phase->eps = eps;
   if (!is_plain(*this, out)) reserve_thread_scratch(in.width);
+  count_state(out);
   add(std::move(phase));
 }
 
 void Executor::add_linear(Buffer in, PackedMatrix weight, const float* bias, Epilogue epilogue, Buffer residual,
-                          Buffer out, bool is_logits) {
+                          Buffer out) {
   auto phase = std::make_unique<Linear>();
   phase->in = in;
   phase->weight = weight;
@@ -210,11 +216,10 @@ void Executor::add_linear(Buffer in, PackedMatrix weight, const float* bias, Epi
   phase->bias = bias;
   phase->residual = residual;
   phase->out = out;
-  const bool is_quantized = !is_logits && out.group_size;
+  const bool is_quantized = out.group_size;
   if (is_quantized && epilogue != Epilogue::kSiluMul) throw std::invalid_argument("only silu_mul makes integers");
   if (is_quantized) reserve_thread_scratch(size_t(max_tokens()) * out.group_size);
-  phase->destination = is_logits                                         ? Linear::Destination::kLogits
-                       : is_quantized                                    ? Linear::Destination::kCodes
+  phase->destination = is_quantized                                      ? Linear::Destination::kCodes
                        : epilogue == Epilogue::kSiluMul && is_pairs(out) ? Linear::Destination::kPairs
                                                                          : Linear::Destination::kBuffer;
   add(std::move(phase));
@@ -258,8 +263,10 @@ void Executor::check_layer(int layer) const {
 
 void Executor::add_take_rows(Buffer in, Buffer out) {
   auto phase = std::make_unique<TakeRows>();
+  if (out.rows == Rows::kTokens) throw std::invalid_argument("take_rows takes those asked for");
   phase->in = in;
   phase->out = out;
+  count_state(out);
   add(std::move(phase));
 }
 
