@@ -9,7 +9,7 @@ import numpy.typing as npt
 _Bytes = npt.NDArray[Any]
 _Floats = npt.NDArray[np.float32]
 _Ints = npt.NDArray[np.int32]
-_Buffer = tuple[int, int, int, bool]
+_Buffer = tuple[int, int, int, str, bool]
 
 def supported_variants() -> list[str]: ...
 def crc32c(data: _Bytes, num_threads: int) -> int: ...
@@ -62,7 +62,6 @@ class Executor:
         epilogue: str,
         residual: _Buffer,
         out: _Buffer,
-        is_logits: bool,
     ) -> None: ...
     def add_qkv_rope_write(
         self, input: _Buffer, kind: str, n: int, k: int, group_size: int, weight: _Bytes, bias: _Floats, layer: int,
@@ -73,7 +72,8 @@ class Executor:
     def set_rope_table(self, table: _Floats, /) -> None: ...
     def step(
         self, token_ids: _Ints, query_start: _Ints, seq_lens: _Ints, block_tables: _Ints, logit_rows: _Ints,
-        logits: _Floats, /,
+        embeddings: _Floats, hidden_rows: _Ints, logits: _Floats, hidden: _Floats, /,
     ) -> None: ...  # fmt: skip
+    def embed(self, token_ids: _Ints, rows: _Floats, /) -> None: ...
     def phase_seconds(self) -> list[tuple[str, float]]: ...
     def copy_block(self, source: int, destination: int, /) -> None: ...
