@@ -15,12 +15,13 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 import qwench
-from qwench.cli.failure import INTERRUPTED, OUR_FAULT, USER_ERROR, UsageError, explain, log_in_one_line_each
+from qwench.cli.failure import INTERRUPTED, OUR_FAULT, USER_ERROR, UsageError, explain
 from qwench.errors import QwenchError
 from qwench.host import wants_traceback
+from qwench.log_lines import log_in_one_line_each
 
 GC_THRESHOLD = 100_000  # objects between collections; with Python's 700 they took 5 % of the start, for no garbage
-COMMANDS = ("compile", "run", "chat", "bench", "inspect", "pull")  # each a module of this package
+COMMANDS = ("compile", "run", "chat", "serve", "bench", "inspect", "pull")  # each a module of this package
 
 
 class _Parser(ArgumentParser):

@@ -15,6 +15,7 @@ import numpy as np
 
 from qwench.errors import NumericalError, QwenchError, RequestError
 from qwench.runtime.block_pool import BlockPool
+from qwench.runtime.limits import RequestLimits
 from qwench.runtime.metrics import Metrics
 from qwench.runtime.request import (
     FinishReason,
@@ -44,6 +45,7 @@ class Engine:
     ) -> None:  # fmt: skip
         self.executor, self.vocab_size, self.cache = executor, vocab_size, cache
         self.max_seq_len, self.max_num_seqs = max_seq_len, max_num_seqs
+        self.limits = RequestLimits(vocab_size, max_seq_len, cache.block_size, cache.num_blocks)
         self.eos_token_ids = frozenset(eos_token_ids)
         self.metrics = Metrics(blocks_total=cache.num_blocks)
         self.scheduler = Scheduler(
@@ -88,29 +90,7 @@ class Engine:
 
     def check_request(self, prompt_token_ids: Sequence[int] | Int32, params: SamplingParams) -> tuple[Int32, int]:
         """The prompt as [n] int32, and the most tokens its sequence may have. Raises RequestError."""
-        ids = np.asarray(prompt_token_ids)
-        if ids.ndim != 1 or len(ids) == 0:
-            raise RequestError("the prompt is empty; give at least one token")
-        if ids.dtype.kind not in "iu" or int(ids.min()) < 0 or int(ids.max()) >= self.vocab_size:
-            raise RequestError(f"the prompt holds something that isn't a token id from 0 to {self.vocab_size - 1}")
-        for name, tokens in (("logit_bias", params.logit_bias), ("stop_token_ids", params.stop_token_ids)):
-            if any(token >= self.vocab_size for token in tokens):
-                raise RequestError(f"{name} names tokens beyond the vocabulary of {self.vocab_size}")
-        length, wanted = len(ids), params.max_tokens
-        if length + (wanted or 1) > self.max_seq_len:
-            answer = "the first new one" if wanted is None else f"max_tokens {wanted}"
-            raise RequestError(
-                f"the prompt has {length} tokens; with {answer} that is more than the {self.max_seq_len} the model "
-                "was compiled for; shorten the prompt, lower max_tokens or compile with a larger max_seq_len"
-            )
-        max_len = length + wanted if wanted else self.max_seq_len
-        needed = -(-(max_len - 1) // self.cache.block_size)  # the last token is never computed
-        if needed > self.cache.num_blocks:
-            raise RequestError(
-                f"up to {max_len} tokens need {needed} cache blocks and there are {self.cache.num_blocks}; lower "
-                "max_tokens, shorten the prompt or raise kvcache_num_blocks"
-            )
-        return ids.astype(np.int32), max_len
+        return self.limits.check(prompt_token_ids, params)
 
     def has_unfinished(self) -> bool:
         return bool(self._requests)

@@ -1,0 +1,92 @@
+"""`qwench serve`: a model behind OpenAI's HTTP API."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from qwench.cli import options
+from qwench.errors import ConfigError
+
+if TYPE_CHECKING:
+    from qwench.config import QwenchConfig
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    options.add_model(parser)
+    add = parser.add_argument
+    add("--host", default="127.0.0.1", help="address to listen at; default 127.0.0.1, so only this machine can connect")
+    add("--port", type=int, default=8000, metavar="N", help="default 8000; 0: any free one")
+    add("--name", action="append", metavar="NAME", help="what clients call the model; default: the end of MODEL")
+    add("--api-key-file", type=Path, metavar="FILE", help="a key per line; without it whoever connects is served")
+    add("--allowed-host", action="append", metavar="NAME", help="names that the Host header may have; default: any, "
+        "but only this machine's where only it can connect")  # fmt: skip
+    add("--max-queued", type=int, default=128, metavar="N", help="answers that may wait beside those that run; further "
+        "requests get status 429; default 128")  # fmt: skip
+    add("--max-seq-len", type=int, metavar="N", help="tokens of prompt and answer, for a MODEL still to be compiled")
+    add("--batch-size", type=int, metavar="N", help="answers that run at once, for a MODEL still to be compiled")
+    add("--kv-blocks", type=int, metavar="N", help="blocks of the KV cache; default: as many as memory allows")
+    add("--no-prefix-cache", action="store_true", help="compute each prompt anew")
+    add("--max-body-bytes", type=int, metavar="N", help="default: 262144 and 32 per token of the context")
+    add("--text-limit", type=float, default=5.0, metavar="S", help="seconds for the template and the tokens of one "
+        "request; default 5")  # fmt: skip
+    add(
+        "--drain",
+        type=float,
+        default=60.0,
+        metavar="S",
+        help="seconds that answers may go on after SIGTERM; default 60",
+    )
+
+
+def execute(args: Namespace) -> None:
+    """Serve a model to OpenAI's clients.
+
+    Ctrl-C and SIGTERM let the answers that are running end first.
+    """
+    try:
+        from qwench.serve.server import serve
+    except ModuleNotFoundError as error:
+        raise ConfigError(f'serving needs {error.name}, which isn\'t installed: pip install "qwench[serve]"') from None
+    from qwench.cli.clock import process_age_s
+    from qwench.serve.settings import ServeSettings
+
+    folder, config = _compiled(args)
+    settings = ServeSettings(
+        model=folder, names=tuple(args.name or [_name(args.model)]), host=args.host, port=args.port,
+        api_key_file=args.api_key_file, config=config, num_threads=args.threads,
+        enable_prefix_caching=not args.no_prefix_cache, max_queued=args.max_queued,
+        allowed_hosts=tuple(args.allowed_host or ()), max_body_bytes=args.max_body_bytes, drain_s=args.drain,
+        text_limit_s=args.text_limit,
+    )  # fmt: skip
+
+    def say(url: str) -> None:
+        print(f"qwench: serving {settings.names[0]} at {url}, ready after {process_age_s():.1f} s", file=sys.stderr)
+
+    serve(settings, say)
+
+
+def _name(model: str) -> str:
+    return model.rstrip("/").rpartition("/")[2] or "model"
+
+
+def _compiled(args: Namespace) -> tuple[Path, QwenchConfig]:
+    """The folder of the artifact, compiled first if need be, and the options that are left for loading it."""
+    from qwench.artifact import is_artifact
+    from qwench.load import LOAD_OPTIONS, resolve_model
+
+    config = dataclasses.replace(
+        options.load_config(args), max_seq_len=args.max_seq_len, batch_size=args.batch_size,
+        kvcache_num_blocks=args.kv_blocks,
+    )  # fmt: skip
+    path = Path(args.model).expanduser()
+    if is_artifact(path):
+        return path, config
+    from qwench.cli.progress import ProgressDisplay
+
+    with ProgressDisplay() as progress:
+        artifact = resolve_model(args.model, config, progress=progress)
+    return artifact.path, type(config)(**{name: getattr(config, name) for name in (*LOAD_OPTIONS, "target")})

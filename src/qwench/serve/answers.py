@@ -1,0 +1,104 @@
+"""Pieces of a Generation gathered into whole answers, with their usage and log-probabilities in OpenAI's shapes.
+
+Knows no endpoint; chat.py, completions.py and responses.py say what is around an answer.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from qwench.serve.engine_client import Generation, Piece
+
+
+@dataclass
+class Answer:
+    """One choice, as it grows. logprobs: Piece.logprobs of each token that isn't the end of the answer."""
+
+    texts: list[str] = field(default_factory=list)
+    num_tokens: int = 0
+    logprobs: list[list[Any]] = field(default_factory=list)
+    finish_reason: str | None = None
+    stop_reason: int | str | None = None
+
+    @property
+    def text(self) -> str:
+        return "".join(self.texts)
+
+
+class Answers:
+    """All choices of a request to prompts of `prompt_lengths` tokens, `n` for each."""
+
+    def __init__(self, prompt_lengths: list[int], n: int) -> None:
+        self.choices = [Answer() for _ in range(len(prompt_lengths) * n)]
+        self._prompt_lengths, self._n = prompt_lengths, n
+        self._num_cached = [0] * len(prompt_lengths)
+
+    def add(self, piece: Piece) -> None:
+        answer = self.choices[piece.choice]
+        if piece.text:
+            answer.texts.append(piece.text)
+        answer.num_tokens += len(piece.token_ids)
+        if piece.logprobs is not None:
+            answer.logprobs.append(piece.logprobs)
+        if piece.finish_reason is not None:
+            answer.finish_reason, answer.stop_reason = piece.finish_reason, piece.stop_reason
+            prompt = piece.choice // self._n
+            self._num_cached[prompt] = max(self._num_cached[prompt], piece.num_cached)
+
+    async def gather(self, generation: Generation) -> None:
+        """Takes all there is to come. Raises ApiError when the engine fails."""
+        while not generation.is_finished:
+            for piece in await generation.take():
+                self.add(piece)
+
+    @property
+    def num_generated(self) -> int:
+        return sum(answer.num_tokens for answer in self.choices)
+
+    def usage(self) -> dict[str, Any]:
+        """Each prompt counts once, however many answers it gets; each generated token counts, the last one too."""
+        num_prompt, num_generated = sum(self._prompt_lengths), self.num_generated
+        return {
+            "prompt_tokens": num_prompt,
+            "completion_tokens": num_generated,
+            "total_tokens": num_prompt + num_generated,
+            "prompt_tokens_details": {"cached_tokens": sum(self._num_cached)},
+        }
+
+
+def chat_logprobs(entries: list[list[Any]]) -> dict[str, Any]:
+    """Piece.logprobs of some tokens as a chat answer shows them."""
+    content = [
+        {**_token(*entry[:3]), "top_logprobs": [_token(*likely) for likely in entry[3]]} for entry in entries
+    ]  # fmt: skip
+    return {"content": content, "refusal": None}
+
+
+def _token(token_id: int, text: str, logprob: float) -> dict[str, Any]:
+    data = text.encode("latin-1")
+    return {"token": data.decode("utf-8", "replace"), "logprob": logprob, "bytes": list(data)}
+
+
+def completion_logprobs(entries: list[list[Any]], offset: int) -> dict[str, Any]:
+    """The same as a completion shows them; offset: characters of the text before the first of them."""
+    tokens = [_readable(entry[1]) for entry in entries]
+    offsets = []
+    for token in tokens:
+        offsets.append(offset)
+        offset += len(token)
+    return {
+        "tokens": tokens,
+        "token_logprobs": [entry[2] for entry in entries],
+        "top_logprobs": [{_readable(text): logprob for _, text, logprob in entry[3]} for entry in entries],
+        "text_offset": offsets,
+    }
+
+
+def _readable(text: str) -> str:
+    """A token's text; where its bytes aren't whole characters, as OpenAI writes them: bytes:\\xe2\\x98."""
+    data = text.encode("latin-1")
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in data)

@@ -1,0 +1,77 @@
+"""The routes, each a line or two; what they do is in the file named after them.
+
+Called by server.py, which puts guard.py around it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, Response
+from starlette.exceptions import HTTPException
+
+import qwench
+from qwench.errors import RequestError
+from qwench.serve import failures
+from qwench.serve.chat import answer_chat
+from qwench.serve.completions import answer_completion
+from qwench.serve.failures import ApiError
+from qwench.serve.protocol.chat import ChatRequest
+from qwench.serve.protocol.completions import CompletionRequest
+from qwench.serve.service import Service
+
+ANSWER_PATHS = frozenset(("/v1/chat/completions", "/v1/completions"))  # they need places in the queue
+
+
+def make_app(service: Service) -> FastAPI:
+    app = FastAPI(
+        title="qwench", version=qwench.__version__, docs_url=None, redoc_url=None, redirect_slashes=False,
+    )  # fmt: skip
+    app.add_exception_handler(HTTPException, failures.answer_http_exception)
+    app.add_exception_handler(RequestValidationError, failures.answer_invalid_body)
+    app.add_exception_handler(RequestError, failures.answer_user_error)
+    app.add_exception_handler(Exception, failures.answer_fault)
+    _add_answers(app, service)
+    _add_state(app, service)
+    return app
+
+
+def _add_answers(app: FastAPI, service: Service) -> None:
+    @app.post("/v1/chat/completions")
+    async def chat_completions(body: ChatRequest, request: Request) -> Response:
+        return await answer_chat(service, body, request)
+
+    @app.post("/v1/completions")
+    async def completions(body: CompletionRequest, request: Request) -> Response:
+        return await answer_completion(service, body, request)
+
+
+def _add_state(app: FastAPI, service: Service) -> None:
+    @app.get("/health")
+    async def health() -> Response:
+        """The server answers."""
+        return JSONResponse({"status": "ok"})
+
+    @app.get("/ready")
+    async def ready() -> Response:
+        """The model is loaded, so that a request would be served now."""
+        if not service.is_ready:
+            raise ApiError.unavailable("the model is being loaded; try again")
+        return JSONResponse({"status": "ready"})
+
+    @app.get("/v1/models")
+    async def models() -> Response:
+        return JSONResponse({"object": "list", "data": [_model(service, name) for name in service.settings.names]})
+
+    @app.get("/v1/models/{name:path}")
+    async def model(name: str) -> Response:
+        service.check_model(name)
+        return JSONResponse(_model(service, name))
+
+
+def _model(service: Service, name: str) -> dict[str, Any]:
+    entry = {"id": name, "object": "model", "created": service.created_s, "owned_by": "qwench"}
+    info = service.engine.info
+    return entry if info is None else entry | {"max_model_len": info.limits.max_seq_len}

@@ -1,0 +1,128 @@
+"""/v1/chat/completions: a conversation to tokens, and pieces of answers to OpenAI's chat objects and chunks.
+
+Called by app.py.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+from fastapi import Request
+from fastapi.responses import JSONResponse, Response
+
+from qwench.runtime.request import SamplingParams
+from qwench.serve.answers import Answers, chat_logprobs
+from qwench.serve.engine_client import EngineInfo, Generation, Piece
+from qwench.serve.failures import ApiError
+from qwench.serve.protocol.chat import ChatRequest
+from qwench.serve.service import Service, new_id
+from qwench.serve.streaming import DONE, EventStream, abort_when_gone, event
+
+
+async def answer_chat(service: Service, body: ChatRequest, request: Request) -> Response:
+    """Raises ApiError or RequestError."""
+    service.check_model(body.model)
+    info = service.engine_info()
+    params = _params(body, info)
+    template = _template_variables(body, service.settings.template_variables)
+    messages = [message.to_template() for message in body.messages]
+
+    async def make_prompts() -> list[list[int]]:
+        return [await service.text.chat(messages, template)]
+
+    generation, prompts = await service.submit(make_prompts, 1, params, body.cache_salt)
+    reply = _ChatReply(service.name, body, Answers([len(prompt) for prompt in prompts], params.n))
+    if body.stream:
+        return EventStream(reply.events(generation), generation)
+    async with abort_when_gone(request.receive, generation):
+        await reply.answers.gather(generation)
+    return JSONResponse(reply.whole())
+
+
+def _params(body: ChatRequest, info: EngineInfo) -> SamplingParams:
+    if body.top_logprobs is not None and not body.logprobs:
+        raise ApiError.bad_request("top_logprobs needs logprobs to be true", param="top_logprobs")
+    if body.stream_options is not None and not body.stream:
+        raise ApiError.bad_request("stream_options needs stream to be true", param="stream_options")
+    logprobs = (body.top_logprobs or 0) if body.logprobs else None
+    max_tokens = body.max_completion_tokens or body.max_tokens
+    params = body.sampling_params(info.defaults, max_tokens=max_tokens, logprobs=logprobs)
+    return params if params.ignore_eos else info.with_chat_ends(params)
+
+
+def _template_variables(body: ChatRequest, allowed: tuple[str, ...]) -> dict[str, Any]:
+    """Raises ApiError for a variable that requests may not set."""
+    given = body.chat_template_kwargs or {}
+    for name in given:
+        if name not in allowed:
+            listed = ", ".join(allowed) or "none"
+            raise ApiError.bad_request(
+                f"chat_template_kwargs may not set {name!r}; allowed: {listed}", param="chat_template_kwargs"
+            )
+    return dict(given)
+
+
+class _ChatReply:
+    """What is around the answers: a whole object, or a stream of chunks."""
+
+    def __init__(self, model: str, body: ChatRequest, answers: Answers) -> None:
+        self.answers = answers
+        self._has_logprobs = bool(body.logprobs)
+        self._stop_token_ids = body.stop_token_ids or []
+        self._include_usage = bool(body.stream_options and body.stream_options.include_usage)
+        self._head = {"id": new_id("chatcmpl"), "object": "chat.completion", "created": int(time.time())}
+        self._head["model"] = model
+
+    def whole(self) -> dict[str, Any]:
+        choices = [
+            {
+                "index": index,
+                "message": {"role": "assistant", "content": answer.text, "refusal": None},
+                "logprobs": chat_logprobs(answer.logprobs) if self._has_logprobs else None,
+                "finish_reason": answer.finish_reason,
+                "stop_reason": self._stop_reason(answer.stop_reason),
+            }
+            for index, answer in enumerate(self.answers.choices)
+        ]
+        return {**self._head, "choices": choices, "usage": self.answers.usage()}
+
+    async def events(self, generation: Generation) -> AsyncIterator[bytes]:
+        self._head["object"] = "chat.completion.chunk"
+        roles = range(len(self.answers.choices))
+        yield b"".join(self._chunk(index, {"role": "assistant", "content": ""}) for index in roles)
+        while not generation.is_finished:
+            pieces = await generation.take()
+            if data := b"".join(map(self._piece, pieces)):
+                yield data
+        if self._include_usage:
+            yield event({**self._head, "choices": [], "usage": self.answers.usage()})
+        yield DONE
+
+    def _piece(self, piece: Piece) -> bytes:
+        """Nothing while a piece holds no text that is certain, unless it has log-probabilities to show."""
+        self.answers.add(piece)
+        logprobs = chat_logprobs([piece.logprobs]) if piece.logprobs is not None else None
+        chunks = b""
+        if piece.text or logprobs is not None:
+            chunks = self._chunk(piece.choice, {"content": piece.text}, logprobs)
+        if piece.finish_reason is not None:
+            chunks += self._chunk(piece.choice, {}, None, piece.finish_reason, self._stop_reason(piece.stop_reason))
+        return chunks
+
+    def _stop_reason(self, reason: int | str | None) -> int | str | None:
+        """The stop string or the token that the client asked for; not the model's own ends of a turn."""
+        return reason if isinstance(reason, str) or reason in self._stop_token_ids else None
+
+    def _chunk(
+        self, index: int, delta: dict[str, Any], logprobs: dict[str, Any] | None = None,
+        finish_reason: str | None = None, stop_reason: int | str | None = None,
+    ) -> bytes:  # fmt: skip
+        choice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish_reason}
+        if finish_reason is not None:
+            choice["stop_reason"] = stop_reason
+        chunk = {**self._head, "choices": [choice]}
+        if self._include_usage:
+            chunk["usage"] = None
+        return event(chunk)

@@ -1,0 +1,132 @@
+"""/v1/completions: texts or tokens to go on with, several at once, or a gap to fill.
+
+Called by app.py.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+from fastapi import Request
+from fastapi.responses import JSONResponse, Response
+
+from qwench.runtime.request import SamplingParams
+from qwench.serve.answers import Answers, completion_logprobs
+from qwench.serve.engine_client import EngineInfo, Generation, Piece
+from qwench.serve.failures import ApiError
+from qwench.serve.protocol.completions import DEFAULT_MAX_TOKENS, CompletionRequest
+from qwench.serve.service import Service, new_id
+from qwench.serve.streaming import DONE, EventStream, abort_when_gone, event
+
+
+async def answer_completion(service: Service, body: CompletionRequest, request: Request) -> Response:
+    """Raises ApiError or RequestError."""
+    service.check_model(body.model)
+    params = _params(body, service.engine_info())
+    prompts = _as_list(body.prompt)
+    if body.suffix is not None and (len(prompts) > 1 or not isinstance(prompts[0], str)):
+        raise ApiError.bad_request("suffix goes with one prompt, given as text", param="suffix")
+
+    async def make_prompts() -> list[list[int]]:
+        if body.suffix is not None:
+            return [await service.text.fill(str(prompts[0]), body.suffix)]
+        texts = [prompt for prompt in prompts if isinstance(prompt, str)]
+        encoded = iter(await service.text.encode(texts)) if texts else iter(())
+        return [next(encoded) if isinstance(prompt, str) else prompt for prompt in prompts]
+
+    generation, token_ids = await service.submit(make_prompts, len(prompts), params, body.cache_salt)
+    try:
+        echoes = [await _text(service, prompt) if body.echo else "" for prompt in prompts]
+    except BaseException:
+        generation.abort()
+        raise
+    reply = _CompletionReply(service.name, body, Answers([len(ids) for ids in token_ids], params.n), echoes, params.n)
+    if body.stream:
+        return EventStream(reply.events(generation), generation)
+    async with abort_when_gone(request.receive, generation):
+        await reply.answers.gather(generation)
+    return JSONResponse(reply.whole())
+
+
+def _params(body: CompletionRequest, info: EngineInfo) -> SamplingParams:
+    if body.best_of is not None and body.best_of != (body.n or 1):
+        raise ApiError.bad_request("best_of must be n; ask for n answers and choose among them", param="best_of")
+    if body.stream_options is not None and not body.stream:
+        raise ApiError.bad_request("stream_options needs stream to be true", param="stream_options")
+    if body.echo and body.logprobs is not None:
+        raise ApiError.bad_request("echo can't be had with logprobs: those of a prompt aren't computed", param="echo")
+    max_tokens = DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens
+    if max_tokens == 0:
+        raise ApiError.bad_request("max_tokens must be 1 or more", param="max_tokens")
+    return body.sampling_params(info.defaults, max_tokens=max_tokens, logprobs=body.logprobs)
+
+
+def _as_list(prompt: str | list[str] | list[int] | list[list[int]]) -> list[str | list[int]]:
+    if isinstance(prompt, str) or isinstance(prompt[0], int):
+        return [prompt]
+    return list(prompt)
+
+
+async def _text(service: Service, prompt: str | list[int]) -> str:
+    return prompt if isinstance(prompt, str) else await service.text.decode(prompt)
+
+
+class _CompletionReply:
+    """What is around the answers: a whole object, or a stream of chunks. echoes: text before each prompt's answers."""
+
+    def __init__(self, model: str, body: CompletionRequest, answers: Answers, echoes: list[str], n: int) -> None:
+        self.answers = answers
+        self._echoes = [echo for echo in echoes for _ in range(n)]
+        self._has_logprobs = body.logprobs is not None
+        self._include_usage = bool(body.stream_options and body.stream_options.include_usage)
+        self._head = {"id": new_id("cmpl"), "object": "text_completion", "created": int(time.time()), "model": model}
+        self._offsets = [0] * len(answers.choices)  # characters of tokens whose log-probabilities were streamed
+
+    def whole(self) -> dict[str, Any]:
+        choices = [
+            {
+                "index": index,
+                "text": self._echoes[index] + answer.text,
+                "logprobs": completion_logprobs(answer.logprobs, 0) if self._has_logprobs else None,
+                "finish_reason": answer.finish_reason,
+                "stop_reason": answer.stop_reason,
+            }
+            for index, answer in enumerate(self.answers.choices)
+        ]
+        return {**self._head, "choices": choices, "usage": self.answers.usage()}
+
+    async def events(self, generation: Generation) -> AsyncIterator[bytes]:
+        if echoes := b"".join(self._chunk(i, echo) for i, echo in enumerate(self._echoes) if echo):
+            yield echoes
+        while not generation.is_finished:
+            pieces = await generation.take()
+            if data := b"".join(map(self._piece, pieces)):
+                yield data
+        if self._include_usage:
+            yield event({**self._head, "choices": [], "usage": self.answers.usage()})
+        yield DONE
+
+    def _piece(self, piece: Piece) -> bytes:
+        """Nothing while a piece holds no text that is certain, no log-probabilities and no end."""
+        self.answers.add(piece)
+        logprobs = None
+        if piece.logprobs is not None:
+            logprobs = completion_logprobs([piece.logprobs], self._offsets[piece.choice])
+            self._offsets[piece.choice] += len(logprobs["tokens"][0])
+        if not piece.text and logprobs is None and piece.finish_reason is None:
+            return b""
+        return self._chunk(piece.choice, piece.text, logprobs, piece.finish_reason, piece.stop_reason)
+
+    def _chunk(
+        self, index: int, text: str, logprobs: dict[str, Any] | None = None, finish_reason: str | None = None,
+        stop_reason: int | str | None = None,
+    ) -> bytes:  # fmt: skip
+        choice = {"index": index, "text": text, "logprobs": logprobs, "finish_reason": finish_reason}
+        if finish_reason is not None:
+            choice["stop_reason"] = stop_reason
+        chunk = {**self._head, "choices": [choice]}
+        if self._include_usage:
+            chunk["usage"] = None
+        return event(chunk)

@@ -1,0 +1,183 @@
+"""The engine process as the endpoints see it: submit prompts, take the pieces of the answers as they come.
+
+Messages to the process: {"add": name, "prompt": token ids, "params": ..., "salt": ...} and {"abort": name}. From it:
+{"ready": EngineInfo}, {"deltas": [[name, *Piece], ...], "metrics": {...}} and {"refused": name, "reason": ...}.
+Knows no HTTP and no JSON of OpenAI's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import itertools
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from qwench.runtime.limits import RequestLimits
+from qwench.runtime.request import FinishReason, SamplingParams
+from qwench.serve.failures import ApiError
+from qwench.serve.supervisor import Supervised
+from qwench.serve.wire import Message, params_from_json, params_to_json
+
+logger = logging.getLogger(__name__)
+
+
+class TokenInfo(NamedTuple):
+    """A token with its log-probability; `text` has its bytes as the characters of Latin-1."""
+
+    token_id: int
+    text: str
+    logprob: float
+
+
+class Piece(NamedTuple):
+    """What one token adds to an answer: the text that is now certain, and with finish_reason the end.
+
+    choice: prompt's place times n, plus the sample's index. logprobs: [token_id, text, logprob, [[token_id, text,
+    logprob], ...]], TokenInfo of the token and of the likeliest ones. num_cached: prompt tokens found in the KV cache,
+    known with the last piece of a prompt. error: why finish_reason is "error".
+    """
+
+    choice: int
+    text: str
+    token_ids: list[int]
+    logprobs: list[Any] | None
+    finish_reason: FinishReason | None
+    stop_reason: int | str | None
+    num_cached: int
+    error: str | None
+
+
+@dataclass(frozen=True)
+class EngineInfo:
+    """What the engine process says about its model. chat_end_token_ids: end a chat turn beside the model's own ends."""
+
+    limits: RequestLimits
+    max_num_seqs: int
+    defaults: SamplingParams
+    eos_token_ids: frozenset[int]
+    chat_end_token_ids: tuple[int, ...]
+    load_s: float
+
+    @classmethod
+    def from_message(cls, info: Message) -> EngineInfo:
+        return cls(
+            RequestLimits(**info["limits"]), info["max_num_seqs"], params_from_json(info["defaults"]),
+            frozenset(info["eos_token_ids"]), tuple(info["chat_end_token_ids"]), info["load_s"],
+        )  # fmt: skip
+
+    def with_chat_ends(self, params: SamplingParams) -> SamplingParams:
+        """For a chat turn, as text.generation.chat_params does it."""
+        return dataclasses.replace(params, stop_token_ids=(*params.stop_token_ids, *self.chat_end_token_ids))
+
+
+class Generation:
+    """The answers to one or several prompts, as they are made. Take from it until `is_finished`, or abort it."""
+
+    def __init__(self, client: EngineClient, num_choices: int, on_end: Callable[[], None]) -> None:
+        self._client, self._num_open, self._on_end = client, num_choices, on_end
+        self.names: list[str] = []
+        self._pieces: list[Piece] = []
+        self._failure: ApiError | None = None
+        self._wake = asyncio.Event()
+        self.is_over = False  # nothing more will come from the engine
+        self.submitted_s = time.monotonic()
+
+    @property
+    def is_finished(self) -> bool:
+        return self.is_over and not self._pieces and self._failure is None
+
+    async def take(self) -> list[Piece]:
+        """All pieces that have come since, at least one. Raises ApiError when the engine failed; empty when the
+        generation was aborted."""
+        while not self._pieces and not self.is_over:
+            self._wake.clear()
+            await self._wake.wait()
+        if not self._pieces and self._failure is not None:
+            raise self._failure
+        pieces, self._pieces = self._pieces, []
+        return pieces
+
+    def push(self, piece: Piece) -> None:
+        self._pieces.append(piece)
+        self._wake.set()
+        if piece.finish_reason is not None:
+            self._num_open -= 1
+            if piece.finish_reason == "error":
+                self.fail(ApiError.server_error(f"the engine failed: {piece.error or 'a step went wrong'}"))
+            elif self._num_open == 0:
+                self._end()
+
+    def fail(self, failure: ApiError) -> None:
+        if not self.is_over:
+            self._failure = failure
+            self.abort()
+
+    def abort(self) -> None:
+        """Ends what isn't finished; its cache blocks are free before the next step. Idempotent."""
+        if not self.is_over:
+            for name in self.names:
+                self._client.abort(name)
+            self._end()
+
+    def _end(self) -> None:
+        self.is_over = True
+        self._client.forget(self.names)
+        self._wake.set()
+        self._on_end()
+
+
+class EngineClient(Supervised):
+    """info: None while there is no engine that could work. metrics: runtime.metrics.Metrics, as last told."""
+
+    def __init__(self, options: Message) -> None:
+        super().__init__("qwench.serve.engine_process", options)
+        self.info: EngineInfo | None = None
+        self.metrics: dict[str, float] = {}
+        self._open: dict[str, tuple[Generation, int]] = {}  # name -> whose it is, and its first choice
+        self._names = itertools.count()
+
+    def submit(
+        self, prompts: Sequence[list[int]], params: SamplingParams, on_end: Callable[[], None], *, salt: str = ""
+    ) -> Generation:
+        """Queues the prompts, checked by `info.limits`, each with `params`. on_end: called once, when all is over."""
+        generation = Generation(self, len(prompts) * params.n, on_end)
+        plain = params_to_json(params)
+        for index, prompt in enumerate(prompts):
+            name = str(next(self._names))
+            generation.names.append(name)
+            self._open[name] = (generation, index * params.n)
+            self.send({"add": name, "prompt": prompt, "params": plain, "salt": salt})
+        return generation
+
+    def abort(self, name: str) -> None:
+        if self._open.pop(name, None) is not None:
+            self.send({"abort": name})
+
+    def forget(self, names: Sequence[str]) -> None:
+        """What the engine may still say about these is of no interest."""
+        for name in names:
+            self._open.pop(name, None)
+
+    def on_ready(self, info: Message) -> None:
+        self.info = EngineInfo.from_message(info)
+
+    def on_message(self, message: Message) -> None:
+        if "refused" in message:
+            generation, _ = self._open.pop(message["refused"], (None, 0))
+            if generation is not None:
+                generation.fail(ApiError.bad_request(message["reason"]))
+        for name, *fields in message.get("deltas", ()):
+            generation, first = self._open.get(name, (None, 0))
+            if generation is not None:  # else it was aborted while this was on its way
+                generation.push(Piece(first + fields[0], *fields[1:]))
+        self.metrics = message.get("metrics", self.metrics)
+
+    def on_down(self) -> None:
+        self.info = None
+        for generation in {generation for generation, _ in self._open.values()}:
+            generation.fail(ApiError.unavailable("the engine died while it worked on this; send the request again"))
+        self._open.clear()

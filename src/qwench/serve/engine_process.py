@@ -1,0 +1,158 @@
+"""The engine process: a model, its TextEngine, and a loop that steps as long as there is work.
+
+Its main thread only steps; one thread reads requests while a step runs, another writes what the steps gave, so that
+neither a long message nor a busy parent ever holds up a step. Knows no HTTP and no templates. Started by
+EngineClient, which documents the messages.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import queue
+import sys
+import threading
+import time
+from typing import Any
+
+from qwench.config import QwenchConfig
+from qwench.errors import QwenchError, RequestError
+from qwench.llm import LLM
+from qwench.runtime.request import TokenLogprobs
+from qwench.serve.child import open_link
+from qwench.serve.wire import Link, Message, params_from_json, params_to_json
+from qwench.text.generation import CHAT_END_TOKENS, Delta
+from qwench.text.tokenizer import special_ids
+
+METRICS_EVERY_S = 0.1
+
+
+def main() -> int:
+    link, options = open_link()
+    try:
+        llm = LLM(
+            options["model"], config=QwenchConfig.from_dict(options["config"]), num_threads=options["num_threads"],
+            enable_prefix_caching=options["enable_prefix_caching"],
+        )  # fmt: skip
+    except (QwenchError, OSError, MemoryError) as error:
+        link.send({"failed": str(error) or type(error).__name__})
+        return 2
+    EngineProcess(llm, link).run()
+    llm.close()
+    os._exit(0)  # the threads that read and write wait for ever; nothing is left to do
+
+
+class EngineProcess:
+    """The loop. Ends when the parent does."""
+
+    def __init__(self, llm: LLM, link: Link) -> None:
+        self._llm, self._link = llm, link
+        self._inbox: queue.SimpleQueue[Message | None] = queue.SimpleQueue()
+        self._outbox: queue.SimpleQueue[Message] = queue.SimpleQueue()
+        self._metrics_s = 0.0
+
+    def run(self) -> None:
+        self._outbox.put({"ready": self._description()})
+        for work in (self._read, self._write):
+            threading.Thread(target=work, daemon=True).start()
+        while self._take_in():
+            self._step()
+
+    def _read(self) -> None:
+        while (message := self._link.receive()) is not None:
+            self._inbox.put(message)
+        self._inbox.put(None)
+
+    def _write(self) -> None:
+        try:
+            while True:
+                self._link.send(self._outbox.get())
+        except OSError:
+            self._inbox.put(None)
+
+    def _take_in(self) -> bool:
+        """Handles all messages that are there, waiting for one if there's nothing to do; False when it's over."""
+        engine = self._llm.text_engine
+        while not (self._inbox.empty() and engine.has_unfinished()):
+            if self._inbox.empty():
+                self._outbox.put({"metrics": self._metrics()})
+            message = self._inbox.get()
+            if message is None:
+                return False
+            if "abort" in message:
+                engine.abort(message["abort"])
+            else:
+                self._add(message)
+        return True
+
+    def _add(self, message: Message) -> None:
+        try:
+            params = params_from_json(message["params"])
+            self._llm.text_engine.add(message["prompt"], params, request_id=message["add"], cache_salt=message["salt"])
+        except RequestError as error:
+            self._outbox.put({"refused": message["add"], "reason": str(error)})
+
+    def _step(self) -> None:
+        rows = [self._row(delta) for delta in self._llm.text_engine.step()]
+        message: Message = {}
+        if rows:
+            message["deltas"] = rows
+        now = time.monotonic()
+        if now - self._metrics_s > METRICS_EVERY_S:
+            self._metrics_s = now
+            message["metrics"] = self._metrics()
+        if message:
+            self._outbox.put(message)
+
+    def _row(self, delta: Delta) -> list[Any]:
+        """The fields of engine_client.Piece behind the request's name."""
+        error, num_cached, logprobs = None, 0, None
+        if delta.output is not None:
+            answer = delta.output.outputs[delta.index]
+            error = None if answer.error is None else str(answer.error)
+            num_cached = delta.output.outputs[0].timings.num_cached_tokens
+        if delta.logprobs is not None and not _is_end_token(delta):
+            logprobs = self._logprobs(delta.token_ids[0], delta.logprobs)
+        return [
+            delta.request_id, delta.index, delta.text, delta.token_ids, logprobs, delta.finish_reason,
+            delta.stop_reason, num_cached, error,
+        ]  # fmt: skip
+
+    def _logprobs(self, token_id: int, logprobs: TokenLogprobs) -> list[Any]:
+        return [*self._token(token_id, logprobs.logprob), [self._token(*entry) for entry in logprobs.top]]
+
+    def _token(self, token_id: int, logprob: float) -> list[Any]:
+        """Id, bytes (as the characters of Latin-1, for JSON) and log-probability."""
+        tokenizer = self._llm.tokenizer
+        text = b"" if tokenizer is None else tokenizer.token_bytes(token_id)
+        return [token_id, text.decode("latin-1"), logprob]
+
+    def _metrics(self) -> Message:
+        """As of now: the engine's own are as of its last step, and requests may have come or gone since."""
+        engine = self._llm.engine
+        metrics = engine.metrics
+        metrics.num_running, metrics.num_waiting = len(engine.scheduler.running), len(engine.scheduler.waiting)
+        metrics.blocks_used = metrics.blocks_total - engine.scheduler.pool.num_free
+        return metrics.to_dict()
+
+    def _description(self) -> Message:
+        """What engine_client.EngineInfo holds."""
+        llm = self._llm
+        chat_ends = () if llm.tokenizer is None else special_ids(llm.tokenizer, CHAT_END_TOKENS)
+        return {
+            "limits": dataclasses.asdict(llm.engine.limits),
+            "max_num_seqs": llm.engine.max_num_seqs,
+            "defaults": params_to_json(llm.defaults.params),
+            "eos_token_ids": sorted(llm.engine.eos_token_ids),
+            "chat_end_token_ids": [token for token in chat_ends if token not in llm.engine.eos_token_ids],
+            "load_s": llm.load_s,
+        }
+
+
+def _is_end_token(delta: Delta) -> bool:
+    """Whether the delta's token ended the answer and isn't part of it."""
+    return delta.finish_reason == "stop" and not isinstance(delta.stop_reason, str)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,82 @@
+"""What goes wrong, as OpenAI's error JSON: {"error": {"message", "type", "param", "code"}}.
+
+Knows no endpoint. Raised everywhere in the HTTP process; made into responses by the handlers that app.py installs.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from fastapi import Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from qwench.errors import QwenchError
+
+
+class ApiError(HTTPException):
+    """An answer other than 2xx. code: OpenAI's word for it, which clients test. param: the field that is wrong."""
+
+    def __init__(
+        self, status: int, message: str, type: str = "invalid_request_error", *, code: str | None = None,
+        param: str | None = None, headers: dict[str, str] | None = None,
+    ) -> None:  # fmt: skip
+        super().__init__(status, message, headers)
+        self.message, self.type, self.code, self.param = message, type, code, param
+
+    @classmethod
+    def bad_request(cls, message: str, *, param: str | None = None, code: str | None = None) -> ApiError:
+        return cls(400, message, param=param, code=code)
+
+    @classmethod
+    def server_error(cls, message: str) -> ApiError:
+        return cls(500, message, "server_error", code="server_error")
+
+    @classmethod
+    def unavailable(cls, message: str, *, retry_after_s: int = 1) -> ApiError:
+        return cls(503, message, "server_error", code="unavailable", headers={"retry-after": str(retry_after_s)})
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
+
+    def body(self) -> bytes:
+        return json.dumps(self.to_dict()).encode()
+
+    def response(self) -> JSONResponse:
+        return JSONResponse(self.to_dict(), self.status_code, headers=self.headers)
+
+
+async def answer_user_error(request: Request, error: Exception) -> JSONResponse:
+    """A QwenchError: the engine or the tokenizer refuses the request."""
+    assert isinstance(error, QwenchError)
+    return ApiError.bad_request(str(error)).response()
+
+
+async def answer_invalid_body(request: Request, error: Exception) -> JSONResponse:
+    """The first thing that the schema has against a body: the deepest, where a field may be of several kinds."""
+    assert isinstance(error, RequestValidationError)
+    first = max(error.errors()[:50], key=lambda entry: len(entry["loc"]))
+    place = [str(part) for part in first["loc"] if part != "body"]
+    if first["type"] == "json_invalid":
+        return ApiError.bad_request(f"the body isn't JSON: {first['ctx']['error']}").response()
+    if first["type"] == "extra_forbidden":
+        return ApiError.bad_request(f"unknown field {'.'.join(place)}", param=place[-1]).response()
+    where = ".".join(place) or "the body"
+    return ApiError.bad_request(f"{where}: {first['msg']}", param=place[0] if place else None).response()
+
+
+async def answer_http_exception(request: Request, error: Exception) -> JSONResponse:
+    """An ApiError, or what the router itself says: no such path, no such method, a body that can't be read."""
+    if isinstance(error, ApiError):
+        return error.response()
+    assert isinstance(error, HTTPException)
+    messages = {404: f"there is no {request.url.path} here", 405: f"{request.method} isn't allowed here"}
+    message = messages.get(error.status_code, str(error.detail))
+    return ApiError(error.status_code, message, headers=dict(error.headers or {})).response()
+
+
+async def answer_fault(request: Request, error: Exception) -> JSONResponse:
+    """A fault of ours: guard.py writes it to the log, the client learns no more than that."""
+    return ApiError.server_error("the server failed; its log says why").response()

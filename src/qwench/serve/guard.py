@@ -1,0 +1,131 @@
+"""What every request must pass before an endpoint sees it: the Host header, the key, room in the queue, and a body of
+the right kind, size and speed.
+
+Plain ASGI, because streams go through it. Knows which paths are open and which make answers, not what they do.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from qwench.serve.admission import Admission
+from qwench.serve.failures import ApiError
+from qwench.serve.keys import ApiKeys
+
+logger = logging.getLogger(__name__)
+
+OPEN_PATHS = frozenset(("/health", "/ready"))  # without a key
+BODY_S = 30.0  # from the end of the head to the end of the body
+SMALL_BODY_BYTES = 1 << 16  # of a refused request; a larger one isn't read, its connection closed instead
+MAX_BODIES_BYTES = 256 << 20  # of all requests together that are being read or answered
+
+
+class Guard:
+    """ASGI middleware. max_body_bytes: asked for each request, because it depends on a model that may not be loaded."""
+
+    def __init__(
+        self, app: ASGIApp, *, keys: ApiKeys | None, hosts: frozenset[str], admission: Admission,
+        answer_paths: frozenset[str], max_body_bytes: Callable[[], int],
+    ) -> None:  # fmt: skip
+        self._app, self._keys, self._hosts, self._admission = app, keys, hosts, admission
+        self._answer_paths, self._max_body_bytes = answer_paths, max_body_bytes
+        self._bodies_bytes = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        try:
+            self._check(scope, headers)
+        except ApiError as error:
+            length = headers.get("content-length", "0")
+            if "transfer-encoding" in headers or int(length) > SMALL_BODY_BYTES:
+                error.headers = {**(error.headers or {}), "connection": "close"}
+            await error.response()(scope, receive, send)
+            return
+        body = _Body(receive, self._max_body_bytes(), self)
+        try:
+            await self._app(scope, body.receive, send)
+        except Exception as error:  # the app has answered it with a 500 already
+            logger.error("%s %s failed", scope["method"], scope["path"], exc_info=error)
+        finally:
+            self._bodies_bytes -= body.num_bytes
+
+    def _check(self, scope: Scope, headers: Headers) -> None:
+        if self._hosts and _host_name(headers) not in self._hosts:
+            raise ApiError(421, "this server isn't meant for that Host; see --allowed-host", code="wrong_host")
+        if scope["path"] in OPEN_PATHS:
+            return
+        given = b",".join(value for name, value in scope["headers"] if name == b"authorization")
+        if self._keys is not None and not self._keys.accepts(given):
+            hint = {"www-authenticate": "Bearer"}
+            raise ApiError(
+                401, "give an API key of this server as Authorization: Bearer KEY", code="invalid_api_key",
+                headers=hint,
+            )  # fmt: skip
+        if scope["method"] == "POST":
+            self._check_body(headers)
+            if scope["path"] in self._answer_paths:
+                self._admission.check_room()
+
+    def _check_body(self, headers: Headers) -> None:
+        kind = headers.get("content-type", "").partition(";")[0].strip().lower()
+        if kind != "application/json":
+            raise ApiError(415, "the body must be JSON, with Content-Type: application/json")
+        if int(headers.get("content-length", "0")) > self._max_body_bytes():
+            raise body_too_large(self._max_body_bytes())
+
+    def hold(self, num_bytes: int) -> None:
+        """Counts bytes of a body, until its request is over. Raises ApiError when all bodies together are too much."""
+        if self._bodies_bytes + num_bytes > MAX_BODIES_BYTES:
+            raise ApiError.unavailable("too many large requests at once; send this one again")
+        self._bodies_bytes += num_bytes
+
+
+class _Body:
+    """A body as it is received; `receive` raises ApiError when it grows too large or takes too long."""
+
+    def __init__(self, receive: Receive, max_bytes: int, guard: Guard) -> None:
+        self._receive, self._max_bytes, self._guard = receive, max_bytes, guard
+        self._deadline = time.monotonic() + BODY_S
+        self._is_complete = False
+        self.num_bytes = 0
+
+    async def receive(self) -> Message:
+        if self._is_complete:
+            return await self._receive()  # waits until the client leaves
+        try:
+            message = await asyncio.wait_for(self._receive(), self._deadline - time.monotonic())
+        except asyncio.TimeoutError:
+            raise ApiError(408, f"the body didn't come within {BODY_S:g} s", headers={"connection": "close"}) from None
+        if message["type"] == "http.request":
+            size = len(message.get("body", b""))
+            if self.num_bytes + size > self._max_bytes:
+                raise body_too_large(self._max_bytes)
+            self._guard.hold(size)
+            self.num_bytes += size
+            self._is_complete = not message.get("more_body", False)
+        return message
+
+
+def body_too_large(max_bytes: int) -> ApiError:
+    message = f"the body is larger than {max_bytes} bytes, which is more than this model can use; see --max-body-bytes"
+    return ApiError(413, message, headers={"connection": "close"})
+
+
+def _host_name(headers: Headers) -> str:
+    """The name in the Host header without its port; "" unless there is exactly one."""
+    values = headers.getlist("host")
+    if len(values) != 1:
+        return ""
+    host = values[0].strip().lower()
+    if host.startswith("["):
+        return host[1:].partition("]")[0]
+    return host.partition(":")[0]

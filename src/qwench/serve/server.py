@@ -1,0 +1,118 @@
+"""Runs the server: starts the two children, listens, and ends in order.
+
+`launch` starts the children and costs little, so that the model loads while FastAPI is imported. Called by the command
+line.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+import resource
+import socket
+from collections.abc import Callable
+from types import FrameType
+
+import uvicorn
+
+from qwench.errors import ConfigError
+from qwench.serve.app import ANSWER_PATHS, make_app
+from qwench.serve.engine_client import EngineClient
+from qwench.serve.guard import Guard
+from qwench.serve.http_protocol import LimitedProtocol
+from qwench.serve.keys import ApiKeys
+from qwench.serve.service import Service
+from qwench.serve.settings import ServeSettings
+from qwench.serve.text_client import TextClient
+
+KEEP_ALIVE_S = 75  # longer than what proxies keep a connection for, so that it's they who close
+
+
+def serve(settings: ServeSettings, on_ready: Callable[[str], None]) -> None:
+    """Serves until SIGTERM or SIGINT, then lets answers end and returns.
+
+    on_ready: told the server's URL once a request would be answered. Raises ConfigError when it can't listen or the
+    keys can't be read, StartError when the model can't be loaded.
+    """
+    keys = None if settings.api_key_file is None else ApiKeys.from_file(settings.api_key_file)
+    engine = EngineClient(
+        {
+            "model": str(settings.model), "config": settings.config.to_dict(), "num_threads": settings.num_threads,
+            "enable_prefix_caching": settings.enable_prefix_caching,
+        }
+    )  # fmt: skip
+    text = TextClient({"folder": str(settings.model)}, time_limit_s=settings.text_limit_s)
+    listener = _listen(settings.host, settings.port)
+    _allow_many_connections()
+    engine.launch()
+    text.launch()
+    asyncio.run(_serve(settings, keys, engine, text, listener, on_ready))
+
+
+async def _serve(
+    settings: ServeSettings, keys: ApiKeys | None, engine: EngineClient, text: TextClient, listener: socket.socket,
+    on_ready: Callable[[str], None],
+) -> None:  # fmt: skip
+    service = Service(settings, engine, text)
+    app = Guard(
+        make_app(service), keys=keys, hosts=settings.accepted_hosts, admission=service.admission,
+        answer_paths=ANSWER_PATHS, max_body_bytes=service.max_body_bytes,
+    )  # fmt: skip
+    config = uvicorn.Config(
+        app, http=LimitedProtocol, ws="none", lifespan="off", log_config=None, access_log=False, server_header=False,
+        proxy_headers=False, timeout_keep_alive=KEEP_ALIVE_S, timeout_graceful_shutdown=math.ceil(settings.drain_s),
+    )  # fmt: skip
+    server = _Server(config)
+    listening = asyncio.create_task(server.serve([listener]))
+    starting = asyncio.create_task(_start(engine, text))
+    try:
+        await asyncio.wait({listening, starting}, return_when=asyncio.FIRST_COMPLETED)
+        if starting.done():
+            starting.result()
+            on_ready(_url(listener))
+        await listening
+    finally:
+        server.should_exit = server.force_exit = True
+        starting.cancel()
+        await asyncio.gather(listening, starting, return_exceptions=True)
+        await asyncio.gather(engine.stop(), text.stop())
+
+
+async def _start(engine: EngineClient, text: TextClient) -> None:
+    await asyncio.gather(engine.start(), text.start())
+
+
+class _Server(uvicorn.Server):
+    """Ends in order at the first SIGTERM or SIGINT, at once at the second."""
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        self.force_exit = self.should_exit
+        self.should_exit = True
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """Raises ConfigError."""
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        listener = socket.socket(family, socket.SOCK_STREAM)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+    except OSError as error:
+        raise ConfigError(
+            f"can't listen at {host} port {port}: {error.strerror}; choose others with --host, --port"
+        ) from None
+    listener.listen(2048)
+    return listener
+
+
+def _url(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def _allow_many_connections() -> None:
+    """As many open files as the system lets this process have; often the default is but a thousand."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

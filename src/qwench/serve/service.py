@@ -1,0 +1,97 @@
+"""What the endpoints share: the two processes, admission, metrics and settings, and the way from prompt to Generation.
+
+Knows no JSON of OpenAI's. Made once by app.py.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Awaitable, Callable
+
+from qwench.errors import RequestError
+from qwench.runtime.request import SamplingParams
+from qwench.serve.admission import Admission
+from qwench.serve.engine_client import EngineClient, EngineInfo, Generation
+from qwench.serve.failures import ApiError
+from qwench.serve.settings import ServeSettings
+from qwench.serve.text_client import TextClient
+
+BODY_BYTES, BODY_BYTES_PER_TOKEN = 256 << 10, 32  # what a body may have by default
+
+
+class Service:
+    """created_s: when the server was started, in seconds since 1970."""
+
+    def __init__(self, settings: ServeSettings, engine: EngineClient, text: TextClient) -> None:
+        self.settings, self.engine, self.text = settings, engine, text
+        self.admission = Admission(settings.max_queued)
+        self.created_s = int(time.time())
+
+    @property
+    def is_ready(self) -> bool:
+        return self.engine.info is not None and self.text.info is not None
+
+    @property
+    def name(self) -> str:
+        """What the model is called in answers."""
+        return self.settings.names[0]
+
+    def engine_info(self) -> EngineInfo:
+        """Raises ApiError 503 while there's no engine."""
+        info = self.engine.info
+        if info is None:
+            raise ApiError.unavailable("the model is being loaded; try again")
+        self.admission.max_running = info.max_num_seqs
+        return info
+
+    def check_model(self, name: str | None) -> None:
+        """Raises ApiError 404 for another model than the one that is served."""
+        if name is not None and name not in self.settings.names:
+            served = " or ".join(map(repr, self.settings.names))
+            raise ApiError(
+                404, f"there is no model {name!r} here, only {served}", code="model_not_found", param="model"
+            )
+
+    def max_body_bytes(self) -> int:
+        """What a prompt that fills the context can need, as JSON."""
+        if self.settings.max_body_bytes is not None:
+            return self.settings.max_body_bytes
+        info = self.engine.info
+        return BODY_BYTES + (BODY_BYTES_PER_TOKEN * info.limits.max_seq_len if info else 0)
+
+    async def submit(
+        self, make_prompts: Callable[[], Awaitable[list[list[int]]]], num_prompts: int, params: SamplingParams,
+        salt: str | None,
+    ) -> tuple[Generation, list[list[int]]]:  # fmt: skip
+        """Takes places in the queue, writes the prompts as tokens, and queues them. Raises ApiError."""
+        release = self.admission.admit(num_prompts * params.n)
+        try:
+            prompts = await make_prompts()
+            limits = self.engine_info().limits
+            for prompt in prompts:
+                check_length(prompt, params, limits.max_seq_len)
+                limits.check(prompt, params)
+            return self.engine.submit(prompts, params, release, salt=salt or ""), prompts
+        except RequestError as error:
+            release()
+            raise ApiError.bad_request(str(error)) from None
+        except BaseException:
+            release()
+            raise
+
+
+def check_length(prompt: list[int], params: SamplingParams, max_seq_len: int) -> None:
+    """Raises ApiError with the code that clients look for when a prompt doesn't fit the context."""
+    wanted = params.max_tokens or 1
+    if len(prompt) + wanted > max_seq_len:
+        raise ApiError.bad_request(
+            f"This model's maximum context length is {max_seq_len} tokens. However, you requested "
+            f"{len(prompt) + wanted} tokens ({len(prompt)} in the prompt, {wanted} for the answer). Please shorten the "
+            "prompt or the answer.",
+            param="messages", code="context_length_exceeded",
+        )  # fmt: skip
+
+
+def new_id(prefix: str) -> str:
+    return f"{prefix}-{uuid.uuid4().hex}"

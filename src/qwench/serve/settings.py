@@ -1,0 +1,68 @@
+"""Everything `qwench serve` can be told, with its defaults. Knows no HTTP; made by the command line."""
+
+from __future__ import annotations
+
+import ipaddress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from qwench.config import QwenchConfig
+from qwench.errors import ConfigError
+
+TEMPLATE_VARIABLES = ("enable_thinking", "add_generation_prompt")  # what requests may tell the chat template
+LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
+
+
+@dataclass(frozen=True)
+class ServeSettings:
+    """model: an artifact's folder. names: what clients call it, the first one in answers.
+
+    config: options of loading. num_threads: None: the processors this process may use.
+    max_queued: samples that may wait beside those that run. api_key_file: None: open to everybody who can connect.
+    allowed_hosts: names in Host headers; empty: any, unless `host` is this machine's own loopback.
+    max_body_bytes: None: by the model's context. drain_s: how long answers may go on after SIGTERM.
+    text_limit_s: for rendering and tokenising one request. template_variables: that requests may set.
+    """
+
+    model: Path
+    names: tuple[str, ...]
+    host: str = "127.0.0.1"
+    port: int = 8000
+    api_key_file: Path | None = None
+    config: QwenchConfig = field(default_factory=QwenchConfig)
+    num_threads: int | None = None
+    enable_prefix_caching: bool = True
+    max_queued: int = 128
+    allowed_hosts: tuple[str, ...] = ()
+    max_body_bytes: int | None = None
+    drain_s: float = 60.0
+    text_limit_s: float = 5.0
+    template_variables: tuple[str, ...] = TEMPLATE_VARIABLES
+
+    def __post_init__(self) -> None:
+        checks = (
+            ("port", 0 <= self.port < 1 << 16, "from 0 (any free one) to 65535"),
+            ("max_queued", 0 <= self.max_queued <= 1 << 20, "from 0 to 1048576"),
+            ("max_body_bytes", self.max_body_bytes is None or self.max_body_bytes > 0, "above 0"),
+            ("drain_s", 0 <= self.drain_s <= 86400, "from 0 to 86400"),
+            ("text_limit_s", 0 < self.text_limit_s <= 600, "above 0, up to 600"),
+        )
+        for name, good, allowed in checks:
+            if not good:
+                raise ConfigError(f"{name} is {getattr(self, name)}; it must be {allowed}")
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether only this machine can connect."""
+        try:
+            return self.host == "localhost" or ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return False
+
+    @property
+    def accepted_hosts(self) -> frozenset[str]:
+        """Names that a Host header may have; empty: any. A page of the web that has its own name resolve to 127.0.0.1
+        must not reach a server that was meant for this machine alone."""
+        if self.allowed_hosts:
+            return frozenset(name.lower() for name in self.allowed_hosts)
+        return frozenset((*LOOPBACK_NAMES, self.host)) if self.is_loopback else frozenset()

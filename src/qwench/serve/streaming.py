@@ -1,0 +1,65 @@
+"""Server-sent events, and what becomes of a generation whose client leaves.
+
+Knows no endpoint: they give an iterator of events, each already JSON.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from qwench.serve.engine_client import Generation
+from qwench.serve.failures import ApiError
+
+DONE = b"data: [DONE]\n\n"
+HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}  # proxies must not hold events back
+
+
+def event(data: dict[str, Any], name: str | None = None) -> bytes:
+    """One event. Its JSON has no line breaks, so that it is one line of data."""
+    text = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
+    return f"event: {name}\ndata: {text}\n\n".encode() if name else f"data: {text}\n\n".encode()
+
+
+class EventStream(Response):
+    """Sends events until they end or the client leaves, which aborts `generation`."""
+
+    media_type = "text/event-stream"
+
+    def __init__(self, events: AsyncIterator[bytes], generation: Generation) -> None:
+        super().__init__(headers=HEADERS)
+        del self.headers["content-length"]
+        self._events, self._generation = events, generation
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async with abort_when_gone(receive, self._generation):
+            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+            try:
+                async for data in self._events:
+                    await send({"type": "http.response.body", "body": data, "more_body": True})
+            except ApiError as error:
+                await send({"type": "http.response.body", "body": event(error.to_dict()), "more_body": True})
+            await send({"type": "http.response.body", "body": b""})
+
+
+@contextlib.asynccontextmanager
+async def abort_when_gone(receive: Receive, generation: Generation) -> AsyncIterator[None]:
+    """Aborts the generation as soon as the client disconnects, and however the body ends."""
+    watcher = asyncio.create_task(_watch(receive, generation))
+    try:
+        yield
+    finally:
+        watcher.cancel()
+        generation.abort()
+
+
+async def _watch(receive: Receive, generation: Generation) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+    generation.abort()

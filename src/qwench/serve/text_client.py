@@ -1,0 +1,103 @@
+"""The text process as the endpoints see it: messages or text in, token ids out, within a time limit.
+
+Messages to the process: {"number": n, "task": name, "arguments": {...}}; from it {"number": n} with "result" or with
+"error", what is wrong with the task. One task at a time: whoever is too slow is killed and told so, the next in line
+finds a fresh process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from qwench.serve.failures import ApiError
+from qwench.serve.supervisor import Supervised
+from qwench.serve.wire import Message
+
+RESTART_S = 10.0  # how long a task waits for a process that is being started again
+
+
+@dataclass(frozen=True)
+class TextInfo:
+    """What the text process says about its tokenizer. has_fim: it can ask for what goes between two texts."""
+
+    has_chat_template: bool
+    has_fim: bool
+
+
+class TextClient(Supervised):
+    """info: None while there's no process that could work. time_limit_s: of one task, from when it is begun."""
+
+    def __init__(self, options: Message, *, time_limit_s: float) -> None:
+        super().__init__("qwench.serve.text_process", options)
+        self.info: TextInfo | None = None
+        self.time_limit_s = time_limit_s
+        self._turn = asyncio.Lock()
+        self._up = asyncio.Event()
+        self._answer: asyncio.Future[Message] | None = None
+        self._number = 0
+
+    async def chat(self, messages: Sequence[Mapping[str, Any]], template: Mapping[str, Any]) -> list[int]:
+        """The conversation as tokens. template: further variables of the template, and `tools`."""
+        result: list[int] = await self._do("chat", messages=messages, template=template)
+        return result
+
+    async def encode(
+        self, texts: Sequence[str], *, special: bool = True, add_special_tokens: bool = True
+    ) -> list[list[int]]:
+        result: list[list[int]] = await self._do(
+            "encode", texts=texts, special=special, add_special_tokens=add_special_tokens
+        )
+        return result
+
+    async def fill(self, prefix: str, suffix: str) -> list[int]:
+        """A prompt that asks for what goes between prefix and suffix."""
+        result: list[int] = await self._do("fill", prefix=prefix, suffix=suffix)
+        return result
+
+    async def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = False) -> str:
+        return str(await self._do("decode", ids=ids, skip_special_tokens=skip_special_tokens))
+
+    async def pieces(self, ids: Sequence[int]) -> list[bytes]:
+        """Each token's bytes."""
+        return [str(piece).encode("latin-1") for piece in await self._do("pieces", ids=ids)]
+
+    async def _do(self, task: str, **arguments: Any) -> Any:
+        """Raises ApiError 400 when the task can't be done, 503 when there's no process to do it."""
+        async with self._turn:
+            try:
+                await asyncio.wait_for(self._up.wait(), RESTART_S)
+            except asyncio.TimeoutError:
+                raise ApiError.unavailable("the tokenizer is being started") from None
+            self._number += 1
+            self._answer = asyncio.get_running_loop().create_future()
+            self.send({"number": self._number, "task": task, "arguments": arguments})
+            try:
+                message = await asyncio.wait_for(self._answer, self.time_limit_s)
+            except asyncio.TimeoutError:
+                self._up.clear()
+                self.kill()
+                raise ApiError.bad_request(
+                    f"writing the request as tokens took longer than {self.time_limit_s:g} s, the limit"
+                ) from None
+        if "error" in message:
+            raise ApiError.bad_request(message["error"])
+        return message["result"]
+
+    def on_ready(self, info: Message) -> None:
+        self.info = TextInfo(**info)
+        self._up.set()
+
+    def on_message(self, message: Message) -> None:
+        is_asked_for = message["number"] == self._number  # the task before may have been given up
+        if is_asked_for and self._answer is not None and not self._answer.done():
+            self._answer.set_result(message)
+
+    def on_down(self) -> None:
+        self.info = None
+        self._up.clear()
+        if self._answer is not None and not self._answer.done():
+            reason = "the text or its template broke the process that worked on it; it may need too much memory"
+            self._answer.set_result({"error": reason})

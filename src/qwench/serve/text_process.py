@@ -1,0 +1,89 @@
+"""The text process: chat templates and tokenising, one task after the other.
+
+A template comes with the checkpoint, from a stranger. Jinja's sandbox keeps it from reading anything; that it may loop
+for ever or make a string of gigabytes is why it runs here, with a limit of memory, where the parent can kill it.
+Knows no HTTP and no engine. Started by TextClient, which documents the messages.
+"""
+
+from __future__ import annotations
+
+import resource
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from qwench.errors import QwenchError
+from qwench.serve.child import open_link
+from qwench.serve.wire import Message
+from qwench.text.chat import render_chat
+from qwench.text.tokenizer import Tokenizer
+
+MAX_DATA_BYTES = 2 << 30  # of this process; a tokenizer takes 0.1 GiB
+FIM_TOKENS = ("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>")  # Qwen2.5-Coder's, around prefix and suffix
+
+
+def main() -> int:
+    link, options = open_link()
+    resource.setrlimit(resource.RLIMIT_DATA, (MAX_DATA_BYTES, MAX_DATA_BYTES))
+    try:
+        worker = TextProcess(Tokenizer(options["folder"]))
+    except (QwenchError, OSError) as error:
+        link.send({"failed": str(error)})
+        return 2
+    link.send({"ready": worker.description()})
+    while (message := link.receive()) is not None:
+        link.send({"number": message["number"], **worker.answer(message)})
+    return 0
+
+
+class TextProcess:
+    """Answers one message with one message."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        fim = [tokenizer.token_id(token) for token in FIM_TOKENS]
+        self._fim = None if None in fim else [int(token or 0) for token in fim]
+
+    def description(self) -> Message:
+        """What text_client.TextInfo holds."""
+        template = self._tokenizer.chat_template
+        return {"has_chat_template": bool(template), "has_fim": self._fim is not None}
+
+    def answer(self, message: Message) -> Message:
+        """{"result": ...}, or {"error": what is wrong with the task}."""
+        try:
+            return {"result": getattr(self, f"_do_{message['task']}")(**message["arguments"])}
+        except QwenchError as error:
+            return {"error": str(error)}
+        except (MemoryError, RecursionError) as error:
+            return {"error": f"the text is too large or too deep to work on ({type(error).__name__})"}
+
+    def _do_encode(self, texts: list[str], special: bool = True, add_special_tokens: bool = True) -> list[list[int]]:
+        """special: whether special tokens written out in the text are tokens, and not text."""
+        encode = self._tokenizer.encode
+        return [encode(text, add_special_tokens=add_special_tokens, allow_special=special) for text in texts]
+
+    def _do_chat(self, messages: list[Mapping[str, Any]], template: dict[str, Any]) -> list[int]:
+        """As LLM.chat does it."""
+        text = render_chat(self._tokenizer, messages, **template)
+        return self._tokenizer.encode(text, add_special_tokens=False)
+
+    def _do_fill(self, prefix: str, suffix: str) -> list[int]:
+        """A prompt that asks for what goes between."""
+        if self._fim is None:
+            raise QwenchError(f"this model can't fill in: its tokenizer has no {', '.join(FIM_TOKENS)}")
+        before, after, middle = self._fim
+        encode = self._tokenizer.encode
+        texts = [encode(text, add_special_tokens=False, allow_special=False) for text in (prefix, suffix)]
+        return [before, *texts[0], after, *texts[1], middle]
+
+    def _do_decode(self, ids: list[int], skip_special_tokens: bool = False) -> str:
+        return self._tokenizer.decode(ids, skip_special_tokens=skip_special_tokens)
+
+    def _do_pieces(self, ids: list[int]) -> list[str]:
+        """Each token's bytes, as the characters of Latin-1."""
+        return [self._tokenizer.token_bytes(token).decode("latin-1") for token in ids]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,63 @@
+"""What the processes of the server say to each other: JSON messages, each behind its length in 4 bytes.
+
+JSON and not pickle: what a child sends can't become code. Knows no message by name, but how SamplingParams are written.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import socket
+import struct
+from typing import Any
+
+from qwench.runtime.request import SamplingParams
+
+Message = dict[str, Any]
+
+LENGTH = struct.Struct(">I")
+
+
+def pack(message: Message) -> bytes:
+    """A frame: length and JSON."""
+    body = json.dumps(message, separators=(",", ":")).encode()
+    return LENGTH.pack(len(body)) + body
+
+
+class Link:
+    """A child's end of its socket. One thread may receive while another sends."""
+
+    def __init__(self, fd: int) -> None:
+        self._socket = socket.socket(fileno=fd)
+        self._file = self._socket.makefile("rb")
+
+    def receive(self) -> Message | None:
+        """The next message; None when the parent has gone."""
+        try:
+            header = self._file.read(LENGTH.size)
+            body = self._file.read(LENGTH.unpack(header)[0]) if len(header) == LENGTH.size else b""
+        except OSError:
+            return None
+        if not body:
+            return None
+        message: Message = json.loads(body)
+        return message
+
+    def send(self, message: Message) -> None:
+        """Raises OSError when the parent has gone."""
+        self._socket.sendall(pack(message))
+
+
+def params_to_json(params: SamplingParams) -> Message:
+    """What differs from the defaults. logit_bias as pairs: the keys of a JSON object would be strings."""
+    plain = SamplingParams()
+    given = {f.name: getattr(params, f.name) for f in dataclasses.fields(params)}
+    given = {name: value for name, value in given.items() if value != getattr(plain, name)}
+    if params.logit_bias:
+        given["logit_bias"] = list(params.logit_bias.items())
+    return given
+
+
+def params_from_json(data: Message) -> SamplingParams:
+    """Raises RequestError like SamplingParams itself."""
+    return SamplingParams(**{**data, "logit_bias": dict(data.get("logit_bias", ()))})

@@ -1,0 +1,46 @@
+"""A compiled default model and one server over it, shared by the tests that don't break anything."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("fastapi", reason='the server needs pip install "qwench[serve]"')
+pytest.importorskip("httpx", reason="the tests of the server need httpx")
+
+from server_process import ServerProcess, running_server
+
+from qwench import LLM, QwenchConfig, compile_checkpoint
+
+MODELS = Path(__file__).parents[2] / "models"
+
+
+@pytest.fixture(scope="session")
+def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("artifact") / "tiny"
+    compile_checkpoint(MODELS / "qwench-tiny", folder, QwenchConfig(weights="int8", batch_size=8))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def llm(artifact: Path) -> Iterator[LLM]:
+    """The same model in this process: the truth about its answers."""
+    with LLM(artifact, num_threads=1) as llm:
+        yield llm
+
+
+@pytest.fixture(scope="session")
+def server(artifact: Path) -> Iterator[ServerProcess]:
+    with running_server(artifact, "--name", "tiny", "--name", "alias", "--threads", "1") as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def client(server: ServerProcess) -> Iterator[Any]:
+    """The official client."""
+    openai = pytest.importorskip("openai", reason="the tests of real clients need openai")
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=60) as client:
+        yield client

@@ -1,0 +1,85 @@
+"""Starts `qwench serve` as a user would, and stops it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+
+START_S = 60.0  # other work may be going on
+
+
+class ServerProcess:
+    """A running server. log: what it wrote to stderr so far."""
+
+    def __init__(self, model: Path, *options: str) -> None:
+        command = [sys.executable, "-m", "qwench.cli.main", "serve", str(model), "--port", "0", *options]
+        self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+        self.log: list[str] = []
+        self.url = ""
+        self._listening = threading.Event()
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def _read(self) -> None:
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            self.log.append(line)
+            if match := re.search(r"serving .* at (http://\S+),", line):
+                self.url = match[1]
+                self._listening.set()
+        self._listening.set()
+
+    def wait_until_ready(self) -> None:
+        assert self._listening.wait(START_S) and self.url, "".join(self.log)
+
+    def client(self, **options: object) -> httpx.Client:
+        return httpx.Client(base_url=self.url, timeout=60, **options)
+
+    def child(self, module: str) -> int:
+        """The process id of the engine_process or the text_process."""
+        for child in Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split():
+            if module in Path(f"/proc/{child}/cmdline").read_text():
+                return int(child)
+        raise AssertionError(f"there is no {module}")
+
+    def metric(self, name: str) -> float:
+        """The value of a sample of /metrics, such as qwench_requests_running."""
+        text = httpx.get(f"{self.url}/metrics", timeout=30).text
+        match = re.search(rf"^{re.escape(name)} (\S+)$", text, re.MULTILINE)
+        assert match, text
+        return float(match[1])
+
+    def stop(self, timeout_s: float = 30) -> int:
+        """SIGTERM; the exit code."""
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(timeout_s)
+
+
+@contextlib.contextmanager
+def running_server(model: Path, *options: str) -> Iterator[ServerProcess]:
+    server = ServerProcess(model, *options)
+    try:
+        server.wait_until_ready()
+        yield server
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(server.process.pid, signal.SIGKILL)
+        server.process.wait()
+
+
+def wait_for(condition: object, timeout_s: float = 20.0, every_s: float = 0.02) -> float:
+    """Polls until `condition()` holds; the seconds that took."""
+    start = time.monotonic()
+    while not condition():  # type: ignore[operator]
+        assert time.monotonic() - start < timeout_s, "it didn't happen"
+        time.sleep(every_s)
+    return time.monotonic() - start
