@@ -69,6 +69,7 @@ USER_ERRORS = {
     "bad number of guesses": ["run", "config-only", "-p", "x", "--prompt-lookup", "many"],
     "missing model to run": ["run", "./nowhere", "-p", "x"],
     "missing model to chat with": ["chat", "./nowhere"],
+    "missing model to demonstrate": ["demo", "./nowhere"],
     "missing model to bench": ["bench", "./nowhere"],
     "missing checkpoint": ["compile", "./nowhere", "-o", "out"],
     "missing artifact": ["inspect", "./nowhere"],
@@ -147,7 +148,7 @@ def test_version_and_help(capfd: pytest.CaptureFixture[str]) -> None:
     assert main(["--version"]) == 0
     assert capfd.readouterr().out == f"qwench {qwench.__version__}\n"
     assert main([]) == main(["--help"]) == 0
-    for name in ("compile", "run", "chat", "bench", "inspect", "pull"):
+    for name in ("compile", "run", "chat", "demo", "bench", "inspect", "pull"):
         assert name in capfd.readouterr().out or main([name, "--help"]) == 0
 
 

@@ -21,7 +21,7 @@ from qwench.host import wants_traceback
 from qwench.log_lines import log_in_one_line_each
 
 GC_THRESHOLD = 100_000  # objects between collections; with Python's 700 they took 5 % of the start, for no garbage
-COMMANDS = ("compile", "run", "chat", "serve", "bench", "inspect", "pull")  # each a module of this package
+COMMANDS = ("compile", "run", "chat", "serve", "demo", "bench", "inspect", "pull")  # each a module of this package
 
 
 class _Parser(ArgumentParser):
@@ -53,8 +53,8 @@ def _parser(asked: str) -> ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command line and returns its exit code: 0, 2 for what the user can mend, 1 for a fault of ours,
-    130 after Ctrl-C. Errors are one line on stderr; QWENCH_DEBUG=1 shows the traceback instead."""
+    """Runs one command line and returns its exit code: 0, 2 for what the user can mend, 1 for a fault of ours or
+    a check that failed, 130 after Ctrl-C. Errors are one line on stderr; QWENCH_DEBUG=1 shows the traceback instead."""
     gc.set_threshold(GC_THRESHOLD)
     arguments = list(sys.argv[1:] if argv is None else argv) or ["--help"]
     for stream in (sys.stdout, sys.stderr):
@@ -82,9 +82,9 @@ def _execute(arguments: list[str]) -> int:
         args = _parser(arguments[0]).parse_args(arguments)
     except SystemExit as done:  # --help and --version
         return int(done.code or 0)
-    args.execute(args)
+    code = args.execute(args)
     sys.stdout.flush()
-    return 0
+    return code or 0
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from argparse import ArgumentParser, Namespace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -13,17 +14,40 @@ if TYPE_CHECKING:
 
 DEFAULT_MAX_NEW_TOKENS = 512
 DEFAULT_GUESSES = 16  # where more stop paying, text that is copied whole included
+DEFAULT_MODEL = Path("models/qwench-tiny")
+WEIGHTS_HELP = "bf16, int8 or int4, for a MODEL still to be compiled; default bf16"
 SAMPLING = ("temperature", "top_k", "top_p", "seed", "prompt_lookup_num_tokens")
 
 
 def add_model(parser: ArgumentParser) -> None:
     """MODEL, and how to load it."""
+    parser.add_argument("model", metavar="MODEL", help="artifact, checkpoint folder or hub id")
+    parser.add_argument("--weights", metavar="KIND", help=WEIGHTS_HELP)
+    add_loading(parser)
+
+
+def add_loading(parser: ArgumentParser) -> None:
+    """How to load a model, beside `--weights`."""
     add = parser.add_argument
-    add("model", metavar="MODEL", help="artifact, checkpoint folder or hub id")
     add("--threads", type=int, metavar="N", help="default: the processors this process may use")
-    add("--weights", metavar="KIND", help="bf16, int8 or int4, for a MODEL still to be compiled; default bf16")
     add("--target", metavar="T", help="run with other kernels, such as cpu-generic")
     add("--memory", metavar="SIZE", help="what the loaded model may use, such as 8GiB; default: what is free")
+
+
+def default_model() -> str:
+    """The model that comes with a clone: beside the working folder, or beside the source that is running. Raises
+    CheckpointError where there is none, as after `pip install` from an index."""
+    import qwench
+    from qwench.errors import CheckpointError
+
+    clone = Path(qwench.__file__).parents[2]
+    for folder in (Path(), clone):
+        if (folder / DEFAULT_MODEL / "config.json").is_file():
+            return str(folder / DEFAULT_MODEL)
+    raise CheckpointError(
+        f"there is no MODEL, and no {DEFAULT_MODEL} here: the default model comes with a clone of the repository; run "
+        "this there, or name an artifact, a checkpoint folder or a hub id"
+    )
 
 
 def add_sampling(parser: ArgumentParser) -> None:
