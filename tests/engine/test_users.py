@@ -134,7 +134,7 @@ class SlotExecutor(HistoryExecutor):
 
     amount = 0.0
 
-    def step(self, batch: StepBatch, logits: Float32 | None = None) -> Float32:
+    def step(self, batch: StepBatch, logits: Float32 | None = None, hidden: Float32 | None = None) -> Float32:
         result = super().step(batch, logits)
         result[:, 7] += np.arange(len(result), dtype=np.float32) * self.amount
         return result

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from qwench.cli.failure import one_line
+from qwench.log_lines import one_line
 
 if TYPE_CHECKING:
     from qwench.evaluate.determinism import Determinism
