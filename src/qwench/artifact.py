@@ -29,7 +29,7 @@ from qwench.program.memory import MemoryPlan, plan_memory
 from qwench.program.ops import Program, Weight
 from qwench.program.passes import fuse, set_formats
 from qwench.program.qwen2 import build_qwen2
-from qwench.safetensors_file import ContainerError, SafetensorsFile
+from qwench.safetensors_file import ContainerError, SafetensorsFile, pieces_sha256
 from qwench.targets.cpu._native import crc32c
 from qwench.targets.target import Target, get_target
 
@@ -43,8 +43,8 @@ _AGAIN = "compile it again: qwench compile CHECKPOINT -o {path} --overwrite"
 
 @dataclass(frozen=True)
 class FileRecord:
-    """What one file of the artifact must be: sha256 as hex, size, and crc32c; the last is None for the weights, whose
-    tensors each have theirs."""
+    """What one file of the artifact must be: sha256 as hex, size, and crc32c. For the weights the sha256 is
+    `pieces_sha256`, and crc32c is None, because each tensor has its own."""
 
     sha256: str
     num_bytes: int
@@ -207,10 +207,7 @@ def _parse(path: Path, name: str, read: Callable[[], Any]) -> Any:
 
 def _open_weights(path: Path, expected: Mapping[str, int]) -> dict[str, npt.NDArray[np.uint8]]:
     """Maps the weights and compares each tensor's crc32c, which also brings its pages into memory."""
-    try:
-        file = SafetensorsFile(path / WEIGHTS)
-    except ContainerError as error:
-        raise _error(path, f"{WEIGHTS} is damaged: {error}") from None
+    file = _map_weights(path)
     if set(file.entries) != set(expected):
         raise _error(path, f"{WEIGHTS} doesn't hold the tensors that {MANIFEST} lists")
     tensors = {name: file.raw(name) for name in file.entries}
@@ -229,8 +226,19 @@ def _check_file(path: Path, name: str, record: FileRecord, with_hash: bool) -> N
         raise _error(path, f"{name} has {size} bytes instead of {record.num_bytes}")
     if record.crc32c is not None and file_crc32c(file) != record.crc32c:
         raise _error(path, f"{name} was changed: its crc32c differs")
-    if with_hash and file_sha256(file) != record.sha256:
+    if with_hash and (_weights_sha256(path) if name == WEIGHTS else file_sha256(file)) != record.sha256:
         raise _error(path, f"{name} was changed: its sha256 differs")
+
+
+def _weights_sha256(path: Path) -> str:
+    return pieces_sha256(_map_weights(path), num_cpus())
+
+
+def _map_weights(path: Path) -> SafetensorsFile:
+    try:
+        return SafetensorsFile(path / WEIGHTS)
+    except ContainerError as error:
+        raise _error(path, f"{WEIGHTS} is damaged: {error}") from None
 
 
 def file_crc32c(path: Path) -> int:

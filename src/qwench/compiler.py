@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -83,17 +84,22 @@ def compile_checkpoint(
     work = _prepare(folder, config or QwenchConfig())
     _check_memory(work)
     _check_disk(work, out)
-    with new_artifact_folder(out, overwrite) as new:
+    with new_artifact_folder(out, overwrite) as new, ThreadPoolExecutor(1) as beside:
+        copied = beside.submit(_copy_companions, work.checkpoint, new)  # a second of Python while native code packs
         crcs, packed_crcs, digest = _write_weights(work, new / WEIGHTS, report)
+        copied.result()
         report("finish", work.packed_bytes, work.packed_bytes)
         (new / PROGRAM).write_text(program_json(work.program, work.plan), encoding="utf-8")
-        for path in work.checkpoint.companions():
-            shutil.copyfile(path, new / path.name)
-        write_tokenizer_tables(new)
         manifest = _manifest(work, new, source_name or name, work.checkpoint.content_digest(crcs), packed_crcs, digest)
         (new / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
         artifact = open_artifact(new)  # verified before it gets its name; mapped files stay mapped
     return dataclasses.replace(artifact, path=out)
+
+
+def _copy_companions(checkpoint: Checkpoint, folder: Path) -> None:
+    for path in checkpoint.companions():
+        shutil.copyfile(path, folder / path.name)
+    write_tokenizer_tables(folder)
 
 
 def _manifest(
@@ -145,7 +151,7 @@ def _write_weights(work: _Plan, path: Path, report: Reporter) -> tuple[dict[str,
     packed_crcs: dict[str, int] = {}
     done = 0
     header = [(t.name, "U8", t.shape) for tensors in work.packed.values() for t in tensors]
-    with SafetensorsWriter(path, header) as writer:
+    with SafetensorsWriter(path, header, threads) as writer:
         for name, weight in work.program.weights.items():
             sources = [checkpoint.array(source) for source in weight.sources]
             source_crcs |= {source: checkpoint.crc(source) for source in weight.sources}

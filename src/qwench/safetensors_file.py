@@ -10,9 +10,9 @@ import hashlib
 import json
 import mmap
 import os
-import queue
-import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -29,6 +29,8 @@ DTYPE_BYTES = {
 }  # fmt: skip
 MAX_HEADER_BYTES = 100_000_000  # as the safetensors library
 ALIGNMENT = 64
+PIECE_BYTES = 16 << 20  # hashed at once by one thread
+MAX_PENDING = 2  # tensors that are being hashed and written while the next one is made
 SYNC_BYTES = 128 << 20  # written between two flushes, so that the disk works while the next tensors are packed
 
 
@@ -64,6 +66,10 @@ class SafetensorsFile:
         """The bytes of one tensor: a read-only view [num_bytes] uint8 of the file, which it keeps mapped."""
         entry = self.entries[name]
         return np.frombuffer(self._map, np.uint8, entry.num_bytes, entry.start)
+
+    def header(self) -> memoryview:
+        """The bytes before the first tensor."""
+        return memoryview(self._map)[: min((entry.start for entry in self.entries.values()), default=len(self._map))]
 
     def release(self, name: str) -> None:
         """Gives the pages of one tensor back to the system; a later read fetches them again."""
@@ -160,19 +166,39 @@ def build_header(tensors: Iterable[tuple[str, str, Sequence[int]]]) -> bytes:
     return len(text).to_bytes(8, "little") + text
 
 
+def _pieces(chunk: memoryview) -> Iterator[memoryview]:
+    for at in range(0, len(chunk), PIECE_BYTES):
+        yield chunk[at : at + PIECE_BYTES]
+
+
+def _sha256(piece: memoryview) -> bytes:
+    return hashlib.sha256(piece).digest()
+
+
+def pieces_sha256(file: SafetensorsFile, num_threads: int) -> str:
+    """sha256, as hex, over the sha256 of each piece of the file: the header, then each tensor in file order, what is
+    larger than 16 MiB cut into pieces of that size. So any number of threads can share the work."""
+    with ThreadPoolExecutor(num_threads) as pool:
+        chunks = (file.header(), *(file.raw(name).data for name in file.entries))
+        digests = pool.map(_sha256, (piece for chunk in chunks for piece in _pieces(chunk)))
+        return hashlib.sha256(b"".join(digests)).hexdigest()
+
+
 class SafetensorsWriter:
     """Writes a file whose tensors are known beforehand, one after the other, hashing it on the way.
 
-    One thread writes and one hashes while the caller makes the next tensor; each has at most two tensors before it.
-    Arrays given to `write` belong to the writer. Use as a context manager; what a thread raises, the next call raises.
+    One thread writes and `num_threads` hash while the caller makes the next tensor; `write` waits while more than
+    MAX_PENDING tensors are unfinished. Arrays given to `write` belong to the writer. Use as a context manager; what a
+    thread raises, a later call raises.
     """
 
-    def __init__(self, path: Path, tensors: Sequence[tuple[str, str, Sequence[int]]]) -> None:
+    def __init__(self, path: Path, tensors: Sequence[tuple[str, str, Sequence[int]]], num_threads: int = 1) -> None:
         self._expected = [name for name, _, _ in tensors]
         self._next = self._unsynced = 0
         self._file = path.open("xb", buffering=0)
-        self._hash = hashlib.sha256()
-        self._workers = [_Worker("qwench-write", self._write_all), _Worker("qwench-hash", self._hash.update)]
+        self._disk, self._hashers = ThreadPoolExecutor(1), ThreadPoolExecutor(num_threads)
+        self._pending: deque[list[Future[Any]]] = deque()
+        self._digests: list[Future[bytes]] = []
         self._put(memoryview(build_header(tensors)))
 
     def write(self, name: str, data: Bytes) -> None:
@@ -180,28 +206,31 @@ class SafetensorsWriter:
         assert self._expected[self._next] == name, f"expected {self._expected[self._next]}, got {name}"
         self._next += 1
         self._put(data.data)
+        self._wait(MAX_PENDING)
 
     def finish(self) -> str:
-        """Waits until all is on disk; the sha256 of the file as hex."""
+        """Waits until all is written, though perhaps not yet on disk; the file's `pieces_sha256`."""
         assert self._next == len(self._expected), "tensors are missing"
-        for worker in self._workers:
-            worker.stop()
-            worker.check()
-        os.fsync(self._file.fileno())
-        return self._hash.hexdigest()
+        self._wait(0)
+        return hashlib.sha256(b"".join(digest.result() for digest in self._digests)).hexdigest()
 
     def __enter__(self) -> SafetensorsWriter:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        for worker in self._workers:
-            worker.stop()
+        for pool in (self._disk, self._hashers):
+            pool.shutdown(cancel_futures=True)
         self._file.close()
 
     def _put(self, chunk: memoryview) -> None:
-        for worker in self._workers:
-            worker.check()
-            worker.queue.put(chunk)
+        hashes = [self._hashers.submit(_sha256, piece) for piece in _pieces(chunk)]
+        self._digests += hashes
+        self._pending.append([self._disk.submit(self._write_all, chunk), *hashes])
+
+    def _wait(self, num_pending: int) -> None:
+        while len(self._pending) > num_pending:
+            for future in self._pending.popleft():
+                future.result()
 
     def _write_all(self, chunk: memoryview) -> None:
         at = 0
@@ -212,31 +241,3 @@ class SafetensorsWriter:
             if self._unsynced >= SYNC_BYTES:
                 os.fsync(self._file.fileno())
                 self._unsynced = 0
-
-
-class _Worker:
-    """A thread that does one thing with each chunk. After an error it only empties its queue, so nobody waits."""
-
-    def __init__(self, name: str, work: Callable[[memoryview], object]) -> None:
-        self.queue: queue.Queue[memoryview | None] = queue.Queue(maxsize=1)
-        self._work = work
-        self._error: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
-        self._thread.start()
-
-    def check(self) -> None:
-        if self._error is not None:
-            raise self._error
-
-    def stop(self) -> None:
-        if self._thread.is_alive():
-            self.queue.put(None)
-            self._thread.join()
-
-    def _run(self) -> None:
-        while (chunk := self.queue.get()) is not None:
-            try:
-                if self._error is None:
-                    self._work(chunk)
-            except BaseException as error:
-                self._error = error

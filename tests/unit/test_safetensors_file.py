@@ -14,7 +14,13 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
-from qwench.safetensors_file import ContainerError, SafetensorsFile, SafetensorsWriter, build_header
+from qwench.safetensors_file import (
+    ContainerError,
+    SafetensorsFile,
+    SafetensorsWriter,
+    build_header,
+    pieces_sha256,
+)
 
 
 def write_raw(path: Path, header: Any, data: bytes = b"") -> Path:
@@ -43,16 +49,33 @@ def test_reads_what_the_library_writes(tmp_path_factory: pytest.TempPathFactory,
         np.testing.assert_array_equal(file.raw(name).view(kind).reshape(tensor.shape), tensor)
 
 
+def write(path: Path, tensors: dict[str, Any], num_threads: int = 1) -> str:
+    """Writes bytes under their names; returns the digest."""
+    with SafetensorsWriter(path, [(n, "U8", data.shape) for n, data in tensors.items()], num_threads) as writer:
+        for name, data in tensors.items():
+            writer.write(name, data)
+        return writer.finish()
+
+
+def test_the_digest_is_of_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("qwench.safetensors_file.PIECE_BYTES", 100)
+    a, b = (np.random.default_rng(i).integers(0, 256, size).astype("u1") for i, size in enumerate((64, 256)))
+    digests = [write(tmp_path / str(threads), {"a": a, "b": b}, threads) for threads in (1, 3)]
+    whole = (tmp_path / "1").read_bytes()
+    header = whole[: -64 - 256]
+    cuts = (*(header[i : i + 100] for i in range(0, len(header), 100)), a, b[:100], b[100:200], b[200:])
+    assert digests[0] == hashlib.sha256(b"".join(hashlib.sha256(cut).digest() for cut in cuts)).hexdigest()
+    assert digests[1] == digests[0] == pieces_sha256(SafetensorsFile(tmp_path / "3"), 2)
+    (tmp_path / "3").write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    assert pieces_sha256(SafetensorsFile(tmp_path / "3"), 2) != digests[0]
+
+
 def test_the_library_reads_what_we_write(tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
     tensors = {
         f"weight.{i}": np.random.default_rng(i).integers(0, 256, 64 * (3 * i + 1)).astype("u1") for i in range(9)
     }
-    with SafetensorsWriter(path, [(name, "U8", data.shape) for name, data in tensors.items()]) as writer:
-        for name, data in tensors.items():
-            writer.write(name, data)
-        digest = writer.finish()
-    assert digest == hashlib.sha256(path.read_bytes()).hexdigest()
+    write(path, tensors)
     loaded = load_file(path)
     assert set(loaded) == set(tensors)
     for name, data in tensors.items():

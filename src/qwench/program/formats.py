@@ -114,19 +114,20 @@ def quantize_weight(weight: Float32, fmt: Format) -> tuple[Int8, Float32]:
 
 def _quantize_int4(groups: Float32) -> tuple[Float32, Float32]:
     """groups: [N, G, group]. Codes as fp32 [N, G, group] and scales [N, G]."""
-    peak = np.take_along_axis(groups, np.abs(groups).argmax(axis=2)[..., None], axis=2)
-    best_gain = np.full(peak.shape, -1, np.float32)
-    best_codes, best_scale = np.zeros_like(groups), np.zeros_like(peak)
+    most, least = groups.max(axis=2, keepdims=True), groups.min(axis=2, keepdims=True)
+    unit = _inverse(-1, np.where(most >= -least, most, least))
+    best_gain = np.full(unit.shape, -1, np.float32)
+    best_codes, best_scale = np.zeros_like(groups), np.zeros_like(unit)
     for candidate in INT4_CANDIDATES:
-        codes = np.clip(np.rint(groups * _inverse(-candidate, peak)), -8, 7).astype(np.float32)
+        codes = np.clip(np.rint(groups * (unit * candidate)), -8, 7).astype(np.float32)
         # With the least-squares scale the squared error is sum(w^2) - gain, so the largest gain wins.
         dot = (groups * codes).sum(axis=2, keepdims=True)
-        norm = (codes * codes).sum(axis=2, keepdims=True)
-        gain = np.where(norm > 0, dot * dot / np.where(norm > 0, norm, 1), np.float32(0))
+        norm = np.maximum((codes * codes).sum(axis=2, keepdims=True), 1)
+        gain = dot * dot / norm
         better = gain > best_gain
         best_gain = np.where(better, gain, best_gain)
         best_codes = np.where(better, codes, best_codes)
-        best_scale = np.where(better, np.where(norm > 0, dot / np.where(norm > 0, norm, 1), 0), best_scale)
+        best_scale = np.where(better, dot / norm, best_scale)
     return best_codes, best_scale[..., 0].astype(np.float32)
 
 
