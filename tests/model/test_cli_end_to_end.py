@@ -24,6 +24,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from qwench.checkpoint.spec import ModelSpec
 from qwench.cli.main import main
 from qwench.program.qwen2 import build_qwen2
+from qwench.runtime.request import SamplingParams
 
 DEFAULT_MODEL = Path(__file__).parents[2] / "models" / "qwench-tiny"
 QWENCH = [sys.executable, "-m", "qwench.cli.main"]
@@ -251,6 +252,26 @@ def test_chat_from_a_pipe_is_one_turn_per_line(artifact: Path) -> None:
     assert stderr == ""
     twice, _ = qwench("chat", artifact, *options, stdin="hi\n\n/reset\nhi\n/exit\nnever\n")
     assert twice == fresh * 2
+
+
+@pytest.mark.parametrize("token", [257, 258], ids=["<|im_start|>", "<|im_end|>"])
+def test_a_turn_ends_where_another_one_begins(
+    artifact: Path, token: int, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """run and chat: what Qwen2 sometimes says after an answer, <|im_start|>user, is not part of it."""
+    from qwench.text.generation import GenerationDefaults
+
+    eager = SamplingParams(temperature=0, logit_bias={token: 1e6}, min_tokens=0)
+    monkeypatch.setattr(GenerationDefaults, "from_folder", lambda folder: GenerationDefaults((256,), eager))
+    assert main(["run", str(artifact), "-p", "Hi", "--json"]) == 0
+    report = one_object(capfd.readouterr().out)
+    assert (report["text"], report["token_ids"], report["finish_reason"]) == ("", [token], "stop")
+    monkeypatch.setattr(sys, "stdin", io.StringIO("Hi\nAnd?\n"))
+    assert main(["chat", str(artifact)]) == 0
+    assert capfd.readouterr().out == "\n\n"
+    assert main(["run", str(artifact), "-p", "Hi", "--raw", "--json", "--max-new-tokens", "3"]) == 0
+    raw = one_object(capfd.readouterr().out)  # a plain text may hold any token but the model's own end
+    assert raw["finish_reason"] == ("length" if token == 257 else "stop")
 
 
 def flip_a_byte(path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,13 @@ pytest.importorskip("torch", reason="compares with transformers: pip install qwe
 
 import numpy as np
 import torch
+from tokenizers import models, pre_tokenizers
 from transformers import DynamicCache
 from transformers_parity import left_padded, load_truth, random_prompts, write_checkpoint
 
 from qwench import QwenchConfig, QwenchForCausalLM
 from qwench.errors import ArtifactError, CapacityError, ConfigError, NumericalError, RequestError
+from qwench.text.tokenizer import byte_level_tokenizer
 
 CLOSE = {"rtol": 2e-4, "atol": 2e-4}  # fp32 on both sides, summed in different orders
 
@@ -120,6 +123,36 @@ def test_generation_config_comes_with_the_checkpoint(tmp_path: Path, best_target
     assert model.generation_config.eos_token_id == [5, 6]
     ids = torch.tensor([[11, 12, 13]])
     assert torch.equal(model.generate(ids), truth.generate(ids))
+
+
+def write_tokenizer(folder: Path, **described: Any) -> None:
+    """A token per byte, then 256 <|endoftext|>, 257 <|im_start|>, 258 <|im_end|>."""
+    alphabet = {symbol: i for i, symbol in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    byte_level_tokenizer(models.BPE(alphabet, [])).save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text(json.dumps(described))
+
+
+def test_an_answer_in_chat_ends_where_another_turn_begins(tmp_path: Path, best_target: str) -> None:
+    """<|im_start|> is an end beside those of the checkpoint where there's a chat template, unless asked otherwise."""
+
+    def load(name: str, **described: Any) -> tuple[Any, Any]:
+        folder = write_checkpoint(tmp_path / name)
+        truth = load_truth(folder)
+        truth.generation_config.update(eos_token_id=[258, 256], pad_token_id=256)
+        truth.generation_config.save_pretrained(folder)
+        write_tokenizer(folder, **described)
+        return QwenchForCausalLM.from_pretrained(folder, qwench_target=best_target), truth
+
+    chat, truth = load("chat", chat_template="{{ messages[0].content }}")
+    assert chat.generation_config.eos_token_id == [258, 256, 257]
+    plain, _ = load("plain")
+    assert plain.generation_config.eos_token_id == [258, 256]
+    ids = torch.tensor([[11, 12, 13]])
+    runs_on: dict[str, Any] = {"sequence_bias": [[[257], 1e4]], "max_new_tokens": 5}
+    assert chat.generate(ids, **runs_on)[0, 3:].tolist() == [257]
+    assert chat.generate(ids, eos_token_id=256, **runs_on)[0, 3:].tolist() == [257] * 5
+    assert torch.equal(plain.generate(ids, **runs_on), truth.generate(ids, **runs_on))
+    assert torch.equal(chat.generate(ids, max_new_tokens=9), truth.generate(ids, max_new_tokens=9))
 
 
 # --- forward ------------------------------------------------------------------------------------------------------

@@ -17,9 +17,11 @@ from qwench.artifact_folder import check_destination, new_artifact_folder
 from qwench.checkpoint.hub import find_checkpoint
 from qwench.compiler import compile_checkpoint
 from qwench.config import QwenchConfig
-from qwench.errors import ArtifactError, ConfigError
+from qwench.errors import ArtifactError, CheckpointError, ConfigError
 from qwench.host import cache_dir
 from qwench.load import resolve_model
+from qwench.text.generation import chat_end_ids
+from qwench.text.tokenizer import Tokenizer, has_tokenizer
 
 PREFIX = "qwench_"
 # Keywords of transformers' from_pretrained that may stay when the class is changed, and what they may say.
@@ -84,12 +86,35 @@ def compile_model(model: Any, config: QwenchConfig, workspace: str) -> Artifact:
 
 
 def hugging_face_configs(folder: Path) -> tuple[Qwen2Config, GenerationConfig]:
-    """The model's config, and how it generates by default: generation_config.json, else what config.json says."""
+    """The model's config, and how it generates by default: generation_config.json, else what config.json says.
+
+    A chat model also ends where another turn begins: see `chat_ends`.
+    """
     config = Qwen2Config.from_pretrained(folder)
     if (folder / "generation_config.json").is_file():
-        return config, GenerationConfig.from_pretrained(folder)
-    from_model = GenerationConfig.from_pretrained(folder, config_file_name="config.json", _from_model_config=True)
-    return config, from_model
+        generation = GenerationConfig.from_pretrained(folder)
+    else:
+        generation = GenerationConfig.from_pretrained(folder, config_file_name="config.json", _from_model_config=True)
+    if ends := chat_ends(folder, generation.eos_token_id):
+        generation.eos_token_id = ends
+    return config, generation
+
+
+def chat_ends(folder: Path, eos: int | list[int] | None) -> list[int]:
+    """`eos` and, behind it, the tokens that no answer in chat goes beyond; empty where there's nothing to add.
+
+    generation_config.json of Qwen2 doesn't list <|im_start|>, so that an answer sometimes runs on with the user's next
+    turn. A model without a chat template or without ends is left as it is.
+    """
+    if eos is None or not has_tokenizer(folder):
+        return []
+    try:
+        tokenizer = Tokenizer(folder)
+    except CheckpointError:
+        return []  # token ids need no tokenizer; whoever loads it will be told
+    known = eos if isinstance(eos, list) else [eos]
+    more = chat_end_ids(tokenizer, known) if tokenizer.chat_template else []
+    return [*known, *more] if more else []
 
 
 def copy_artifact(artifact: Artifact, destination: Path) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -274,9 +274,14 @@ def _default_params(config: dict[str, Any]) -> SamplingParams:
     return SamplingParams(**({} if config.get("do_sample") else {"temperature": 0.0}) | given)
 
 
+def chat_end_ids(tokenizer: Tokenizer, eos_token_ids: Collection[int]) -> list[int]:
+    """The tokens that end a chat turn, or open another one, without being the model's own ends of text."""
+    return [token for token in special_ids(tokenizer, CHAT_END_TOKENS) if token not in eos_token_ids]
+
+
 def chat_params(params: SamplingParams, tokenizer: Tokenizer, eos_token_ids: frozenset[int]) -> SamplingParams:
     """`params` for a chat turn, which also ends where the template ends it or opens another one."""
     if params.ignore_eos:
         return params
-    ends = [i for i in special_ids(tokenizer, CHAT_END_TOKENS) if i not in eos_token_ids]
+    ends = chat_end_ids(tokenizer, eos_token_ids)
     return dataclasses.replace(params, stop_token_ids=(*params.stop_token_ids, *ends))
