@@ -304,6 +304,50 @@ def test_assistant_model(
         assert torch.equal(answers[0], _generate(model, single, {"assistant_model": model}))
 
 
+EMBED_MODES: dict[str, dict[str, Any]] = {
+    "greedy": {},
+    "sample": {"do_sample": True, "num_return_sequences": 2},
+    "beam": {"num_beams": 3, "num_return_sequences": 2},
+    "eos": {"eos_token_id": list(range(0, 300, 9)), "pad_token_id": 0},
+    "max_length": {"max_length": 30, "max_new_tokens": None},
+    "min_length": {"min_length": 25, "eos_token_id": list(range(0, 300, 9)), "pad_token_id": 0},
+    "repetition_penalty": {"repetition_penalty": 1.3},
+}
+
+
+@pytest.mark.parametrize("with_ids", [False, True, "fewer"])
+@pytest.mark.parametrize("mode", EMBED_MODES)
+def test_inputs_embeds(pair: tuple[Any, Any], batch: dict[str, torch.Tensor], mode: str, with_ids: bool | str) -> None:
+    """Without input_ids only new tokens come back, with them the ids before them, though the embeddings are read."""
+    model = pair[0]
+    embeds = torch.randn(3, 17, 64, generator=torch.Generator().manual_seed(13))
+    inputs = {"inputs_embeds": embeds, "attention_mask": batch["attention_mask"]}
+    if with_ids:
+        inputs["input_ids"] = batch["input_ids"][:, -4:] if with_ids == "fewer" else batch["input_ids"]
+    ours, theirs = (_generate(m, inputs, EMBED_MODES[mode]) for m in pair)
+    assert torch.equal(ours, theirs)
+    alone = {"inputs_embeds": model.get_input_embeddings()(batch["input_ids"]), **batch}
+    assert torch.equal(_generate(model, alone, EMBED_MODES[mode]), _generate(model, batch, EMBED_MODES[mode]))
+
+
+@pytest.mark.parametrize(
+    "kwargs",
+    [
+        {}, {"do_sample": True}, {"num_beams": 3}, {"num_beams": 2, "do_sample": True}, {"use_cache": False},
+        {"prompt_lookup_num_tokens": 3}, {"num_return_sequences": 2, "do_sample": True},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_hidden_states_of_generated_tokens(pair: tuple[Any, Any], single: Any, kwargs: dict[str, Any]) -> None:
+    wanted = {"output_hidden_states": True, "return_dict_in_generate": True, "max_new_tokens": 8, **kwargs}
+    ours, theirs = (_generate(model, single, wanted) for model in pair)
+    assert torch.equal(ours.sequences, theirs.sequences)
+    for mine, right in zip(ours.hidden_states, theirs.hidden_states, strict=True):
+        assert isinstance(mine, tuple) and len(mine) == len(right)
+        for a, b in zip(mine, right, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3)
+
+
 def test_continue_from_past_key_values(pair: tuple[Any, Any], batch: dict[str, torch.Tensor]) -> None:
     """A second turn on the first one's cache, with the whole text or only its new part as input."""
     answers = []
@@ -440,10 +484,13 @@ def test_stop_strings(pair: tuple[Any, Any], tokenizer: Any) -> None:
 
 
 @pytest.mark.parametrize("kwargs", [{"do_sample": False}, {"do_sample": True}, {"do_sample": False, "num_beams": 2}])
-def test_pipeline(pair: tuple[Any, Any], tokenizer: Any, kwargs: dict[str, Any]) -> None:
-    texts = []
+def test_pipeline(pair: tuple[Any, Any], tokenizer: Any, kwargs: dict[str, Any], monkeypatch: Any) -> None:
+    """The same texts, and no word about a class that isn't supported."""
+    texts, complaints = [], []
+    monkeypatch.setattr("transformers.pipelines.base.logger.error", complaints.append)
     for model in pair:
         pipe = pipeline("text-generation", model=model, tokenizer=tokenizer, device="cpu")
         set_seed(5)
         texts.append(pipe(["w5 w6 w7", "w8 w9"], max_new_tokens=8, batch_size=2, **kwargs))
-    assert texts[0] == texts[1]
+    assert texts[0] == texts[1] and not complaints
+    repr(pipe)

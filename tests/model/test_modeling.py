@@ -69,8 +69,10 @@ def test_harmless_keywords_of_transformers_stay(pair_folder: Path, best_target: 
     )
     assert model.to("cpu").eval() is model
     assert model.device == torch.device("cpu") and model.dtype == torch.float32
-    with pytest.raises(ConfigError, match="cuda"):
-        model.to("cuda")
+    assert model.float().cpu().to(dtype=torch.float32) is model and not model.training
+    for attempt in (lambda: model.to("cuda"), model.cuda, model.half, lambda: model.to(torch.bfloat16)):
+        with pytest.raises(ConfigError, match="stays on the CPU"):
+            attempt()
 
 
 def test_export_none_compiles_once_and_true_again(pair_folder: Path, best_target: str) -> None:
@@ -178,6 +180,95 @@ def test_logits_to_keep(pair: tuple[Any, Any], keep: Any) -> None:
     with torch.no_grad():
         theirs = truth(ids, logits_to_keep=keep).logits
     torch.testing.assert_close(model(ids, logits_to_keep=keep).logits, theirs, **CLOSE)
+
+
+@pytest.mark.parametrize("options", [{}, {"num_items_in_batch": 7}, {"ignore_index": 5}])
+def test_loss_is_that_of_transformers(pair: tuple[Any, Any], options: dict[str, Any]) -> None:
+    model, truth = pair
+    ids = torch.randint(0, 300, (2, 20), generator=torch.Generator().manual_seed(2))
+    labels = ids.masked_fill(torch.arange(20) < 6, options.get("ignore_index", -100))
+    with torch.no_grad():
+        theirs = truth(ids, labels=labels, **options).loss
+    torch.testing.assert_close(model(ids, labels=labels, **options).loss, theirs, **CLOSE)
+
+
+def test_hidden_states_equal_transformers(pair: tuple[Any, Any], free_blocks: None) -> None:
+    """All of them, over several steps, with padding, whatever logits are kept; config.output_hidden_states too."""
+    model, truth = pair
+    inputs = left_padded(random_prompts(9, 300, [5, 41, 18]))
+    with torch.no_grad():
+        theirs = truth(**inputs, output_hidden_states=True).hidden_states
+    ours = model(**inputs, output_hidden_states=True, logits_to_keep=1).hidden_states
+    real = inputs["attention_mask"].bool()
+    assert isinstance(ours, tuple) and len(ours) == len(theirs) == 3
+    for mine, right in zip(ours, theirs, strict=True):
+        assert mine.shape == right.shape
+        torch.testing.assert_close(mine[real], right[real], **CLOSE)
+        assert not mine[~real].any()
+    assert model(**inputs).hidden_states is None
+    try:
+        model.config.output_hidden_states = True
+        assert torch.equal(model(**inputs).hidden_states[1], ours[1])
+        assert model(**inputs, output_hidden_states=False).hidden_states is None
+    finally:
+        model.config.output_hidden_states = False
+
+
+def test_hidden_states_of_equal_rows(pair: tuple[Any, Any]) -> None:
+    model, _ = pair
+    ids = torch.randint(0, 300, (1, 9), generator=torch.Generator().manual_seed(8))
+    one = model(ids, output_hidden_states=True).hidden_states
+    three = model(ids.repeat(3, 1), output_hidden_states=True).hidden_states
+    assert all(torch.equal(a.repeat(3, 1, 1), b) for a, b in zip(one, three, strict=True))
+
+
+def test_embeddings_of_tokens_are_those_tokens(pair: tuple[Any, Any], free_blocks: None) -> None:
+    """inputs_embeds in place of input_ids: the same bits, cached, padded and kept in part."""
+    model, truth = pair
+    inputs = left_padded(random_prompts(10, 300, [30, 11]))
+    ids, mask = inputs["input_ids"], inputs["attention_mask"]
+    embed = model.get_input_embeddings()
+    assert torch.equal(embed(ids), truth.get_input_embeddings()(ids)) and embed(ids).dtype == torch.float32
+    assert torch.equal(embed.weight, truth.get_input_embeddings().weight)
+    assert (embed.num_embeddings, embed.embedding_dim) == (300, 64)
+    whole = model(**inputs, output_hidden_states=True)
+    given = model(inputs_embeds=embed(ids), attention_mask=mask, output_hidden_states=True)
+    assert torch.equal(given.logits, whole.logits)
+    assert all(torch.equal(a, b) for a, b in zip(given.hidden_states, whole.hidden_states, strict=True))
+    first = model(inputs_embeds=embed(ids[:, :13]).to(torch.float64), attention_mask=mask[:, :13])
+    second = model(ids[:, 13:20], mask[:, :20], past_key_values=first.past_key_values)
+    third = model(inputs_embeds=embed(ids[:, 20:]), attention_mask=mask, past_key_values=second.past_key_values)
+    pieces = [first.logits, second.logits, third.logits]
+    assert torch.equal(torch.cat(pieces, dim=1), whole.logits)
+    for bad in (torch.tensor([300]), torch.tensor([-1]), torch.tensor([0.0])):
+        with pytest.raises(RequestError):
+            embed(bad)
+
+
+def test_embeddings_of_no_token_equal_transformers(pair: tuple[Any, Any]) -> None:
+    model, truth = pair
+    embeds = torch.randn(3, 21, 64, generator=torch.Generator().manual_seed(3))
+    embeds[1] = embeds[0]
+    with torch.no_grad():
+        theirs = truth(inputs_embeds=embeds, output_hidden_states=True)
+    ours = model(inputs_embeds=embeds, output_hidden_states=True)
+    torch.testing.assert_close(ours.logits, theirs.logits, **CLOSE)
+    for mine, right in zip(ours.hidden_states, theirs.hidden_states, strict=True):
+        torch.testing.assert_close(mine, right, **CLOSE)
+
+
+def test_it_is_a_module_that_others_can_handle(pair: tuple[Any, Any]) -> None:
+    model, truth = pair
+    assert isinstance(model, torch.nn.Module) and model.eval() is model
+    assert model.num_parameters() == truth.num_parameters()
+    assert model.num_parameters(exclude_embeddings=True) == truth.num_parameters(exclude_embeddings=True)
+    assert model.num_parameters(only_trainable=True) == 0 and not list(model.parameters())
+    assert model.get_memory_footprint() == model.artifact.weights_bytes > 0
+    seen = []
+    handle = model.register_forward_hook(lambda module, args, output: seen.append(output.logits.shape))
+    model(torch.tensor([[1, 2]]), token_type_ids=torch.zeros(1, 2, dtype=torch.long))
+    handle.remove()
+    assert seen == [(1, 2, 300)]
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
@@ -290,14 +381,19 @@ def test_positions_may_be_given_as_transformers_counts_them(pair: tuple[Any, Any
 @pytest.mark.parametrize(
     ("kwargs", "match"),
     [
-        ({"input_ids": None}, "input_ids are missing"),
+        ({"input_ids": None}, "both are missing"),
+        ({"inputs_embeds": torch.zeros(1, 3, 64)}, "both are given"),
+        ({"input_ids": None, "inputs_embeds": torch.zeros(1, 3, 63)}, r"\[batch, length, 64\]"),
+        ({"input_ids": None, "inputs_embeds": torch.zeros(3, 64)}, r"\[batch, length, 64\]"),
+        ({"input_ids": None, "inputs_embeds": torch.zeros(1, 3, 64, dtype=torch.long)}, "real numbers"),
+        ({"input_ids": None, "inputs_embeds": torch.zeros(1, 0, 64)}, "empty"),
+        ({"input_ids": None, "inputs_embeds": torch.zeros(1, 129, 64)}, "max_seq_len 128"),
+        ({"labels": torch.tensor([[1, 2]])}, "keep all logits"),
         ({"input_ids": torch.tensor([[300]])}, "300"),
         ({"input_ids": torch.tensor([[-1]])}, "-1"),
         ({"input_ids": torch.tensor([[0.5]])}, "integers"),
         ({"input_ids": torch.zeros(1, 0, dtype=torch.long)}, "empty"),
         ({"input_ids": torch.zeros(1, 129, dtype=torch.long)}, "max_seq_len 128"),
-        ({"inputs_embeds": torch.zeros(1, 3, 64)}, "inputs_embeds"),
-        ({"output_hidden_states": True}, "output_hidden_states"),
         ({"output_attentions": True}, "output_attentions"),
         ({"no_such_option": 1}, "no_such_option"),
         ({"attention_mask": torch.tensor([[1, 0, 1]])}, "between the tokens of row 0"),
@@ -316,7 +412,8 @@ def test_generate_refuses_before_the_first_step(
     pair: tuple[Any, Any], free_blocks: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, _ = pair
-    monkeypatch.setattr(model.engine, "executor", None)  # a step would fail otherwise
+    for holder in (model.engine, model._pages):
+        monkeypatch.setattr(holder, "executor", None)  # a step would fail otherwise
     ids = torch.ones(1, 100, dtype=torch.long)
     for kwargs in ({}, {"do_sample": True}, {"num_beams": 2}, {"prompt_lookup_num_tokens": 2}):
         with pytest.raises(RequestError, match=r"100 tokens of input and 29 new ones exceed max_seq_len 128"):
@@ -329,7 +426,9 @@ def test_generate_refuses_before_the_first_step(
     with pytest.raises(RequestError, match="cache_implementation"):
         model.generate(ids, max_new_tokens=2, cache_implementation="static")
     with pytest.raises(RequestError, match="inputs_embeds"):
-        model.generate(inputs_embeds=torch.zeros(1, 3, 64), max_new_tokens=2)
+        model.generate(inputs_embeds=torch.zeros(1, 3, 63), max_new_tokens=2)
+    with pytest.raises(RequestError, match=r"100 tokens of input and 29 new ones exceed max_seq_len 128"):
+        model.generate(inputs_embeds=torch.zeros(1, 100, 64), max_new_tokens=29)
     with pytest.raises(RequestError, match="generate_batch"):
         model.generate(ids, max_new_tokens=2, cache_implementation="paged")
     with pytest.raises(RequestError, match="output_attentions"):
@@ -362,12 +461,13 @@ def test_blocks_run_out_with_a_clear_error(pair_folder: Path, best_target: str) 
 def test_logits_that_are_not_finite_fail(pair: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     model, _ = pair
 
-    def broken(batch: Any, logits: Any = None) -> Any:
+    def broken(batch: Any, logits: Any = None, hidden: Any = None) -> Any:
         logits = np.empty((len(batch.logit_rows), 300), np.float32) if logits is None else logits
         logits[:] = np.nan
         return logits
 
-    monkeypatch.setattr(model.engine, "executor", type("Broken", (), {"step": staticmethod(broken)})())
+    for holder in (model.engine, model._pages):
+        monkeypatch.setattr(holder, "executor", type("Broken", (), {"step": staticmethod(broken)})())
     for attempt in (
         lambda: model(torch.tensor([[1, 2]])),
         lambda: model.generate(torch.tensor([[1, 2]]), max_new_tokens=2),

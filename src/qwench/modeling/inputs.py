@@ -12,10 +12,37 @@ import torch
 from qwench.errors import RequestError
 
 
+def check_inputs(
+    input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | None, vocab_size: int, hidden_size: int
+) -> torch.Tensor:
+    """The one of both that is given, on the CPU: [batch, length] ids, or [batch, length, hidden_size] fp32.
+
+    Raises RequestError if it isn't that, or if it isn't one.
+    """
+    if (input_ids is None) == (inputs_embeds is None):
+        both = "both are given" if input_ids is not None else "both are missing"
+        raise RequestError(f"give either input_ids or inputs_embeds; {both}")
+    if inputs_embeds is None:
+        return check_input_ids(input_ids, vocab_size).to("cpu")
+    return check_inputs_embeds(inputs_embeds, hidden_size)
+
+
+def check_inputs_embeds(inputs_embeds: torch.Tensor, hidden_size: int) -> torch.Tensor:
+    """`inputs_embeds` [batch, length, hidden_size] of real numbers, as fp32 on the CPU, or RequestError."""
+    shape = tuple(inputs_embeds.shape)
+    if len(shape) != 3 or shape[2] != hidden_size or not inputs_embeds.is_floating_point():
+        raise RequestError(
+            f"inputs_embeds must be real numbers [batch, length, {hidden_size}], but are {inputs_embeds.dtype} {shape}"
+        )
+    if inputs_embeds.numel() == 0:
+        raise RequestError(f"inputs_embeds are empty: shape {shape}; give at least one token a row")
+    return inputs_embeds.detach().to("cpu", torch.float32).contiguous()
+
+
 def check_input_ids(input_ids: torch.Tensor | None, vocab_size: int) -> torch.Tensor:
     """`input_ids` [batch, length] of integers within the vocabulary, or RequestError."""
     if input_ids is None:
-        raise RequestError("input_ids are missing; qwench runs on token ids")
+        raise RequestError("input_ids are missing")
     if input_ids.ndim != 2 or input_ids.is_floating_point() or input_ids.dtype == torch.bool:
         raise RequestError(f"input_ids must be integers [batch, length], but are {input_ids.dtype} {input_ids.shape}")
     if input_ids.numel() == 0:

@@ -8,36 +8,46 @@ pages of the same KV cache. Knows nothing of compiling or packing.
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import numpy as np
 import torch
 from transformers import GenerationConfig, GenerationMixin, Qwen2Config
+from transformers.loss.loss_utils import ForCausalLMLoss
 from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from qwench.artifact import Artifact
 from qwench.config import QwenchConfig
 from qwench.errors import ConfigError, NumericalError, RequestError
 from qwench.modeling import loading, native
-from qwench.modeling.cache import Pages, QwenchCache, Row
-from qwench.modeling.inputs import check_input_ids, real_tokens
-from qwench.modeling.steps import Feed, run_feeds
+from qwench.modeling.cache import Pages, QwenchCache
+from qwench.modeling.embeddings import TokenEmbeddings
+from qwench.modeling.forward import ModelShape, run_pass
+from qwench.modeling.inputs import check_input_ids, check_inputs, check_inputs_embeds, real_tokens
 from qwench.runtime.loading import load_engine
 
+LOSS_OPTIONS = ("num_items_in_batch", "ignore_index", "shift_labels")
+IGNORED = ("token_type_ids",)  # of which transformers' Qwen2 takes no notice either
 
-class QwenchForCausalLM(GenerationMixin):  # type: ignore[misc]
-    """Made by `from_pretrained` or `from_model`. Runs on the CPU; logits are torch fp32."""
+
+class QwenchForCausalLM(torch.nn.Module, GenerationMixin):  # type: ignore[misc]
+    """Made by `from_pretrained` or `from_model`. Runs on the CPU; logits are torch fp32.
+
+    A torch module without parameters: the weights stay packed in the artifact.
+    """
 
     main_input_name = "input_ids"
     base_model_prefix = ""
-    input_modalities = ("text",)
+    input_modalities = output_modalities = ("text",)
     config_class = Qwen2Config
     _is_stateful = False
 
     def __init__(self, artifact: Artifact, workspace: TemporaryDirectory[str] | None = None) -> None:
         """artifact: the compiled model. workspace: the temporary folder it lies in, kept as long as the model."""
+        super().__init__()
         self.artifact, self.qwench_config = artifact, artifact.config
         self.config, self.generation_config = loading.hugging_face_configs(artifact.path)
         self.engine = load_engine(artifact)
@@ -45,7 +55,11 @@ class QwenchForCausalLM(GenerationMixin):  # type: ignore[misc]
         self._pages = Pages(
             self.engine.scheduler.pool, self.engine.executor, self.engine.cache.block_size, self.max_seq_len
         )
+        spec = artifact.program.spec
+        self._shape = ModelShape(spec.vocab_size, spec.hidden_size, spec.num_layers, self.artifact.plan.max_step_tokens)
         self._workspace = workspace
+        name = type(self).__name__  # pipelines call a class unsupported unless its name is among these
+        MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.setdefault(name, name)
 
     @classmethod
     def from_pretrained(
@@ -111,25 +125,50 @@ class QwenchForCausalLM(GenerationMixin):  # type: ignore[misc]
         """Qwen2 has no experts; transformers asks before each decoding."""
         return {}
 
-    def eval(self) -> QwenchForCausalLM:
-        """Nothing to do: a compiled model is never in training."""
-        return self
+    def get_input_embeddings(self) -> TokenEmbeddings:
+        """Token ids -> embeddings, to build `inputs_embeds` with."""
+        return TokenEmbeddings(self.engine.executor, self._shape.vocab_size, self._shape.hidden_size)
 
-    def to(self, device: torch.device | str | None = None, *args: Any, **kwargs: Any) -> QwenchForCausalLM:
+    def get_output_embeddings(self) -> None:
+        """None: the head is packed."""
+
+    def num_parameters(self, only_trainable: bool = False, exclude_embeddings: bool = False) -> int:
+        """Of the checkpoint: its numbers, however they are packed. None can be trained."""
+        if only_trainable:
+            return 0
+        weights = self.artifact.program.weights.values()
+        table = "model.embed_tokens.weight"
+        return sum(math.prod(w.shape) for w in weights if not (exclude_embeddings and table in w.sources))
+
+    def get_memory_footprint(self, return_buffers: bool = True) -> int:
+        """Bytes of the packed weights."""
+        return self.artifact.weights_bytes
+
+    def to(self, *args: Any, **kwargs: Any) -> QwenchForCausalLM:
         """Accepts the device it's on. Raises ConfigError for any other place or dtype."""
-        wanted = [device, *args, *kwargs.values()]
+        wanted = [*args, *(value for name, value in kwargs.items() if name != "non_blocking")]
         if any(w not in (None, "cpu", self.device, self.dtype) for w in wanted):
             raise ConfigError(f"to({', '.join(map(str, wanted))}): a compiled model stays on the CPU, in its formats")
         return self
+
+    def cpu(self) -> QwenchForCausalLM:
+        return self
+
+    def float(self) -> QwenchForCausalLM:
+        """Nothing to do: logits are fp32."""
+        return self
+
+    def _apply(self, *args: Any, **kwargs: Any) -> QwenchForCausalLM:
+        """torch's way to `cuda`, `half` and their like."""
+        raise ConfigError(
+            "a compiled model stays on the CPU, in its formats; compile with other qwench_weights to change them"
+        )
 
     def new_cache(self) -> QwenchCache:
         """An empty `past_key_values`, to keep between calls."""
         return QwenchCache(self._pages)
 
     # --- forward ---------------------------------------------------------------------------------------------------
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self.forward(*args, **kwargs)
 
     def forward(
         self,
@@ -149,28 +188,47 @@ class QwenchForCausalLM(GenerationMixin):  # type: ignore[misc]
     ) -> Any:
         """One pass over new tokens, as Qwen2ForCausalLM.forward: CausalLMOutputWithPast (a tuple if not return_dict).
 
-        input_ids: [batch, length] int64. attention_mask: [batch, cached + length], zeros at padding. logits:
-        [batch, kept, vocab_size] fp32, zeros at padding. past_key_values: a QwenchCache, extended in place.
-        cache_position: [length], which transformers 4 passes: the columns after those in the cache.
+        input_ids: [batch, length] int64, or inputs_embeds: [batch, length, hidden_size]. attention_mask:
+        [batch, cached + length], zeros at padding. logits_to_keep: how many of the last columns get logits (0: all), or
+        which. past_key_values: a QwenchCache, extended in place. labels: [batch, length] of ids, -100 where there's
+        none; the loss is transformers'. cache_position: [length], which transformers 4 passes: the columns after those
+        in the cache. What is None is as `config` says.
+        logits: [batch, kept, vocab_size] fp32. hidden_states: num_layers + 1 of [batch, length, hidden_size] fp32, what
+        enters each layer and, the last, the head. Both are zeros at padding.
         Raises RequestError for what can't be run, NumericalError when logits aren't finite.
         """
-        _refuse(inputs_embeds=inputs_embeds, output_attentions=output_attentions,
-                output_hidden_states=output_hidden_states, **kwargs)  # fmt: skip
-        ids = check_input_ids(input_ids, self.config.vocab_size).to("cpu")
+        options = {name: kwargs.pop(name) for name in LOSS_OPTIONS if name in kwargs}
+        asked = self.config.output_attentions if output_attentions is None else output_attentions
+        _refuse(output_attentions=asked, **{name: kwargs[name] for name in kwargs if name not in IGNORED})
+        with_hidden_states = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        inputs = check_inputs(input_ids, inputs_embeds, self._shape.vocab_size, self._shape.hidden_size)
         with torch.no_grad(), self._pages.lock:
             cache = self._cache(past_key_values)
-            cache.start(ids.shape[0])
+            cache.start(inputs.shape[0])
             if cache_position is not None and cache_position[0] != cache.get_seq_length():
                 start, cached = int(cache_position[0]), cache.get_seq_length()
                 raise RequestError(f"cache_position starts at {start}, but {cached} columns are cached")
-            real = real_tokens((ids.shape[0], ids.shape[1]), attention_mask, cache.columns, position_ids)
-            logits = self._run(cache, ids, real, logits_to_keep)
+            real = real_tokens((inputs.shape[0], inputs.shape[1]), attention_mask, cache.columns, position_ids)
+            logits, hidden_states = run_pass(self._shape, cache, inputs, real, logits_to_keep, bool(with_hidden_states))
         if not torch.isfinite(logits.sum()):
             raise NumericalError("the model produced NaN or infinite logits; is the checkpoint sound?")
-        loss = None if labels is None else _loss(logits, labels)
-        kept_cache = cache if use_cache or use_cache is None else None
-        output = CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=kept_cache)
-        return output if return_dict or return_dict is None else output.to_tuple()
+        loss = None if labels is None else self._loss(logits, labels, options)
+        output = CausalLMOutputWithPast(
+            loss=loss,
+            logits=logits,
+            past_key_values=cache if (self.config.use_cache if use_cache is None else use_cache) else None,
+            hidden_states=hidden_states,
+        )
+        return output if (self.config.return_dict if return_dict is None else return_dict) else output.to_tuple()
+
+    def _loss(self, logits: torch.Tensor, labels: torch.Tensor, options: dict[str, Any]) -> torch.Tensor:
+        """transformers' mean cross entropy of the next token."""
+        if labels.shape != logits.shape[:2]:
+            raise RequestError(
+                f"labels are {tuple(labels.shape)}, but logits are {tuple(logits.shape)}: keep all logits"
+            )
+        loss: torch.Tensor = ForCausalLMLoss(logits, labels.to("cpu"), self._shape.vocab_size, **options)
+        return loss
 
     def _cache(self, given: Any) -> QwenchCache:
         if given is None:
@@ -181,30 +239,6 @@ class QwenchForCausalLM(GenerationMixin):  # type: ignore[misc]
                 "this model returned, or its new_cache()"
             )
         return given
-
-    def _run(
-        self, cache: QwenchCache, ids: torch.Tensor, real: torch.Tensor, logits_to_keep: int | torch.Tensor
-    ) -> torch.Tensor:
-        """Feeds the real tokens and commits them to the cache; logits [batch, kept, vocab_size]."""
-        kept, order = _kept_columns(ids.shape[1], logits_to_keep)
-        logits = torch.zeros(ids.shape[0], len(kept), self.config.vocab_size)
-        leaders = _leaders(cache.rows, ids, real)
-        out = logits.view(-1, self.config.vocab_size).numpy()
-        tokens, is_real = ids.numpy().astype(np.int32), real.numpy()
-        offsets = is_real.cumsum(axis=1) - 1
-        feeds = []
-        for i, row in enumerate(cache.rows):
-            if leaders[i] == i and is_real[i].any():
-                token_ids = tokens[i][is_real[i]]
-                self._pages.reserve(row, len(token_ids))
-                is_kept = is_real[i][kept]
-                at = i * len(kept) + is_kept.nonzero()[0]
-                feeds.append(Feed(row.blocks, row.length, token_ids, offsets[i][kept[is_kept]], at))
-        run_feeds(self.engine.executor, feeds, self.artifact.plan.max_step_tokens, out)
-        _commit(cache, real, leaders)
-        if leaders != list(range(len(leaders))):
-            logits = logits[torch.tensor(leaders)]
-        return logits if order is None else logits[:, order]
 
     # --- generate: transformers' own, with these seams -------------------------------------------------------------
 
@@ -291,10 +325,13 @@ class QwenchForCausalLM(GenerationMixin):  # type: ignore[misc]
         self, input_ids: torch.Tensor, generation_config: GenerationConfig, model_kwargs: dict[str, Any]
     ) -> None:
         """What can't end well fails before the first step: too long, nothing to continue, padding on the right."""
-        _refuse(inputs_embeds=model_kwargs.get("inputs_embeds"))
-        check_input_ids(input_ids, self.config.vocab_size)
-        mask = model_kwargs.get("attention_mask")
-        num_tokens = _num_tokens(input_ids, mask, generation_config, model_kwargs.get("past_key_values"))
+        mask, embeds = model_kwargs.get("attention_mask"), model_kwargs.get("inputs_embeds")
+        if embeds is not None:
+            check_inputs_embeds(embeds, self._shape.hidden_size)
+        if embeds is None or input_ids.numel():
+            check_input_ids(input_ids, self._shape.vocab_size)
+        given = input_ids if embeds is None else embeds
+        num_tokens = _num_tokens(given, mask, generation_config, model_kwargs.get("past_key_values"))
         num_new = generation_config.max_length - input_ids.shape[1]
         if num_tokens + num_new > self.max_seq_len:
             raise RequestError(
@@ -303,64 +340,22 @@ class QwenchForCausalLM(GenerationMixin):  # type: ignore[misc]
                 "larger qwench_max_seq_len"
             )
         if mask is not None and not (mask != 0).any(dim=1).all():
-            raise RequestError("a row of input_ids has no tokens: its attention_mask is all zeros")
+            raise RequestError("a row of the input has no tokens: its attention_mask is all zeros")
         if mask is not None and not (mask[:, -1] != 0).all():
-            raise RequestError("input_ids are padded on the right; pad on the left (tokenizer.padding_side = 'left')")
+            raise RequestError("the input is padded on the right; pad on the left (tokenizer.padding_side = 'left')")
 
 
 def _refuse(**options: Any) -> None:
     """Raises RequestError for options of Qwen2ForCausalLM.forward that a compiled model hasn't got."""
     for name, value in options.items():
         if value is not None and value is not False:
-            raise RequestError(f"{name} is not available from a compiled model; run input_ids and read logits")
+            raise RequestError(f"{name} is not available from a compiled model; it gives logits and hidden states")
 
 
-def _loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Mean cross entropy of the next token; labels [batch, length], -100 where there's none."""
-    if labels.shape != logits.shape[:2]:
-        raise RequestError(f"labels are {tuple(labels.shape)}, but logits are {tuple(logits.shape)}: keep all logits")
-    return torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten().to("cpu"))
-
-
-def _kept_columns(length: int, logits_to_keep: int | torch.Tensor) -> tuple[Any, torch.Tensor | None]:
-    """Increasing columns [num_kept] int64 whose logits are wanted, and the order to return them in, if another."""
-    if isinstance(logits_to_keep, torch.Tensor):
-        columns, order = np.unique(np.arange(length)[logits_to_keep.to("cpu").numpy()], return_inverse=True)
-        return columns, torch.from_numpy(order.reshape(-1))
-    return np.arange(length)[-logits_to_keep if logits_to_keep else None :], None
-
-
-def _leaders(rows: list[Row], ids: torch.Tensor, real: torch.Tensor) -> list[int]:
-    """For each row the first row with the same past, the same tokens and the same padding: it computes for both.
-
-    Beams and return sequences start out as copies of one prompt, which is then computed once.
-    """
-    first: dict[tuple[Any, ...], int] = {}
-    leaders = []
-    for i, row in enumerate(rows):
-        key = (tuple(row.blocks), row.length, tuple(ids[i].tolist()), tuple(real[i].tolist()))
-        leaders.append(first.setdefault(key, i))
-    return leaders
-
-
-def _commit(cache: QwenchCache, real: torch.Tensor, leaders: list[int]) -> None:
-    """Counts the tokens as cached; followers take over their leader's blocks."""
-    counts = real.sum(dim=1).tolist()
-    for i, row in enumerate(cache.rows):
-        if leaders[i] == i:
-            row.length += counts[i]
-        else:
-            old = row.blocks
-            fork = cache.pages.fork(cache.rows[leaders[i]])
-            row.blocks, row.length = fork.blocks, fork.length
-            cache.pages.pool.release(old)
-    cache.columns = torch.cat([cache.columns, real], dim=1)
-
-
-def _num_tokens(input_ids: torch.Tensor, mask: torch.Tensor | None, generation_config: Any, cache: Any) -> int:
-    """Real tokens of the longest row, cached ones included; input_ids may or may not repeat the cached ones."""
+def _num_tokens(given: torch.Tensor, mask: torch.Tensor | None, generation_config: Any, cache: Any) -> int:
+    """Real tokens of the longest row, cached ones included, which those `given` may or may not repeat."""
     if mask is not None:
         return int((mask != 0).sum(dim=1).max())
-    length = int(input_ids.shape[1])
+    length = int(given.shape[1])
     is_whole = getattr(generation_config, "_mask_length", length) == length
     return length if is_whole or cache is None else length + int(cache.get_seq_length())

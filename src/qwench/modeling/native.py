@@ -50,6 +50,7 @@ def plain_greedy(
     if (
         generation_config.do_sample
         or generation_config.return_dict_in_generate
+        or model_kwargs.get("inputs_embeds") is not None
         or len(ends) + len(lengths) != len(stopping_criteria)
         or not lengths
         or (ends and pad is None)

@@ -1,6 +1,6 @@
-"""Runs new tokens of many rows through the executor, in steps of at most `max_step_tokens`, logits into one array.
+"""Runs new tokens of many rows through the executor, in steps of at most `max_step_tokens`, results into arrays.
 
-Knows nothing of torch, padding or masks: rows are sequences and their tokens. Called by `QwenchForCausalLM.forward`.
+Knows nothing of torch, padding or masks: rows are sequences and their tokens. Called by `modeling/forward.py`.
 """
 
 from __future__ import annotations
@@ -21,15 +21,17 @@ class Feed:
     """New tokens of one sequence whose blocks are reserved already.
 
     block_table: the blocks of the sequence, enough for all its tokens. start: tokens in the cache already.
-    token_ids: [count] int32. wanted: [num_wanted] int64, increasing offsets into token_ids whose logits are wanted.
-    rows: [num_wanted] int64, increasing rows of the output that take them.
+    tokens: [count] int32 ids, or [count, hidden_size] fp32 embeddings. wanted: [num_wanted] int64, increasing offsets
+    into tokens whose logits are wanted. rows: [num_wanted] int64, increasing rows of the logits that take them.
+    hidden_rows: [count] int64, increasing rows of the hidden states that take those of all tokens.
     """
 
     block_table: list[int]
     start: int
-    token_ids: Int32
+    tokens: Int32 | Float32
     wanted: Int64
     rows: Int64
+    hidden_rows: Int64
 
 
 @dataclass(frozen=True)
@@ -41,10 +43,13 @@ class _Piece:
     high: int
 
 
-def run_feeds(executor: Executor, feeds: Sequence[Feed], max_step_tokens: int, out: Float32) -> None:
-    """Computes all feeds, in order; writes the wanted logits to rows of `out` [num_rows, vocab_size]."""
+def run_feeds(
+    executor: Executor, feeds: Sequence[Feed], max_step_tokens: int, logits: Float32, hidden: Float32 | None
+) -> None:
+    """Computes all feeds, in order; writes the wanted rows of `logits` [num_rows, vocab_size], and of `hidden`
+    [num_states, num_rows, hidden_size] if there is one, which takes the last `num_states` states."""
     for pieces in _steps(feeds, max_step_tokens):
-        _run_step(executor, pieces, out)
+        _run_step(executor, pieces, logits, hidden)
 
 
 def _steps(feeds: Sequence[Feed], max_step_tokens: int) -> Iterator[list[_Piece]]:
@@ -53,8 +58,8 @@ def _steps(feeds: Sequence[Feed], max_step_tokens: int) -> Iterator[list[_Piece]
     room = max_step_tokens
     for feed in feeds:
         low = 0
-        while low < len(feed.token_ids):
-            high = min(low + room, len(feed.token_ids))
+        while low < len(feed.tokens):
+            high = min(low + room, len(feed.tokens))
             pieces.append(_Piece(feed, low, high))
             room -= high - low
             low = high
@@ -65,7 +70,7 @@ def _steps(feeds: Sequence[Feed], max_step_tokens: int) -> Iterator[list[_Piece]
         yield pieces
 
 
-def _run_step(executor: Executor, pieces: list[_Piece], out: Float32) -> None:
+def _run_step(executor: Executor, pieces: list[_Piece], logits: Float32, hidden: Float32 | None) -> None:
     query_start = np.cumsum([0, *(p.high - p.low for p in pieces)], dtype=np.int32)
     block_tables = np.zeros((len(pieces), max(len(p.feed.block_table) for p in pieces)), np.int32)
     logit_rows, destinations = [], []
@@ -75,15 +80,48 @@ def _run_step(executor: Executor, pieces: list[_Piece], out: Float32) -> None:
         here = (feed.wanted >= piece.low) & (feed.wanted < piece.high)
         logit_rows.append(feed.wanted[here] - piece.low + query_start[i])
         destinations.append(feed.rows[here])
-    to = np.concatenate(destinations)
+    token_ids, embeddings = _tokens(pieces)
     batch = StepBatch(
-        token_ids=np.concatenate([p.feed.token_ids[p.low : p.high] for p in pieces]),
+        token_ids=token_ids,
         query_start=query_start,
         seq_lens=np.array([p.feed.start + p.high for p in pieces], np.int32),
         block_tables=block_tables,
         logit_rows=np.concatenate(logit_rows).astype(np.int32),
+        embeddings=embeddings,
+        hidden_rows=None if hidden is None else np.arange(len(token_ids), dtype=np.int32),
     )
-    if len(to) and to[-1] - to[0] + 1 == len(to):
-        executor.step(batch, out[to[0] : to[-1] + 1])
+    states = None
+    if hidden is not None:
+        hidden_to = np.concatenate([p.feed.hidden_rows[p.low : p.high] for p in pieces])
+        span = _span(hidden_to)
+        states = hidden[:, span] if span else np.empty((len(hidden), len(hidden_to), hidden.shape[2]), np.float32)
+    to = np.concatenate(destinations)
+    if span := _span(to):
+        executor.step(batch, logits[span], states)
     else:
-        out[to] = executor.step(batch)
+        logits[to] = executor.step(batch, None, states)
+    if hidden is not None and states is not None and states.base is None:
+        hidden[:, hidden_to] = states
+
+
+def _tokens(pieces: list[_Piece]) -> tuple[Int32, Float32 | None]:
+    """Token ids and embeddings of a step, as StepBatch has them."""
+    ids: list[Int32] = []
+    embeddings: list[Float32] = []
+    num_embeddings = 0
+    for piece in pieces:
+        tokens = piece.feed.tokens[piece.low : piece.high]
+        if tokens.ndim == 1:
+            ids.append(tokens.astype(np.int32))
+        else:
+            ids.append(~np.arange(num_embeddings, num_embeddings + len(tokens), dtype=np.int32))
+            embeddings.append(tokens.astype(np.float32))
+            num_embeddings += len(tokens)
+    return np.concatenate(ids), np.concatenate(embeddings) if embeddings else None
+
+
+def _span(rows: Int64) -> slice | None:
+    """The slice that increasing `rows` are, if they are one."""
+    if len(rows) and rows[-1] - rows[0] + 1 == len(rows):
+        return slice(int(rows[0]), int(rows[-1]) + 1)
+    return None
