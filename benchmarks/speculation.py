@@ -68,9 +68,12 @@ class DictatingExecutor:
         self.executor, self.first_block = executor, first_block
         self.text: list[int] = []
 
-    def step(self, batch: StepBatch, logits: Float32 | None = None, hidden: Float32 | None = None) -> Float32:
+    def step(
+        self, batch: StepBatch, logits: Float32 | None = None, hidden: Float32 | None = None,
+        maxima: Float32 | None = None,
+    ) -> Float32:  # fmt: skip
         moved = dataclasses.replace(batch, block_tables=batch.block_tables + np.int32(self.first_block))
-        result = self.executor.step(moved, logits, hidden)
+        result = self.executor.step(moved, logits, hidden, maxima)
         ends, lengths = batch.query_start[1:].tolist(), batch.seq_lens.tolist()
         sequence = 0
         for i, row in enumerate(batch.logit_rows.tolist()):

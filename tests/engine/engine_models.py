@@ -22,7 +22,7 @@ from qwench.program.passes import fuse, set_formats
 from qwench.program.qwen2 import build_qwen2
 from qwench.runtime.engine import Engine
 from qwench.runtime.loading import load_engine
-from qwench.targets.target import Array, CacheConfig, Float32, StepBatch, get_target
+from qwench.targets.target import LOGIT_GROUP, Array, CacheConfig, Float32, StepBatch, get_target
 
 TINY_CONFIG = {
     "model_type": "qwen2", "vocab_size": 300, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
@@ -89,7 +89,10 @@ class HistoryExecutor:
         self.steps: list[StepBatch] = []
         self.fail_with: Exception | None = None
 
-    def step(self, batch: StepBatch, logits: Float32 | None = None) -> Float32:
+    def step(
+        self, batch: StepBatch, logits: Float32 | None = None, hidden: Float32 | None = None,
+        maxima: Float32 | None = None,
+    ) -> Float32:  # fmt: skip
         assert 0 < len(batch.token_ids) <= self.max_step_tokens and logits is not None
         if self.fail_with:
             error, self.fail_with = self.fail_with, None
@@ -106,6 +109,8 @@ class HistoryExecutor:
                 self.tokens[slots[seen - 1]] = batch.token_ids[i]
                 if i in wanted:
                     logits[row] = self.logits_of(self.tokens[slots[:seen]], self.vocab_size)
+                    if maxima is not None:
+                        maxima[row] = largest_of_groups(logits[row])
                     row += 1
         self.steps.append(dataclasses.replace(batch, token_ids=batch.token_ids.copy(), seq_lens=batch.seq_lens.copy()))
         return logits[:row]
@@ -118,6 +123,11 @@ class HistoryExecutor:
 
     def close(self) -> None:
         pass
+
+
+def largest_of_groups(row: Float32) -> Float32:
+    largest = [row[i : i + LOGIT_GROUP].max() for i in range(0, len(row), LOGIT_GROUP)]
+    return np.where(np.isfinite(largest), largest, np.nan).astype(np.float32)
 
 
 def history_logits(tokens: np.ndarray, vocab_size: int) -> Float32:

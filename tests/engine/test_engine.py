@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from engine_models import history_engine, load_model, run_all
+from engine_models import history_engine, largest_of_groups, load_model, run_all
 
 from qwench.errors import NumericalError, QwenchError, RequestError
 from qwench.runtime.request import SamplingParams
@@ -146,9 +146,10 @@ def test_nan_fails_its_request_only(value: float) -> None:
     engine.step()
     step = engine.executor.step
 
-    def poisoned(batch, logits):
-        result = step(batch, logits)
+    def poisoned(batch, logits, maxima):
+        result = step(batch, logits, maxima=maxima)
         result[1, 17] = value
+        maxima[1] = largest_of_groups(result[1])
         return result
 
     engine.executor.step = poisoned

@@ -243,9 +243,9 @@ def test_a_failing_request(tokenizer: Tokenizer, caplog: pytest.LogCaptureFixtur
     llm = make(tokenizer)
     step = llm.engine.executor.step
 
-    def poisoned(batch: Any, logits: Any) -> Any:
-        result = step(batch, logits)
-        result[-1, 0] = np.nan
+    def poisoned(batch: Any, logits: Any, maxima: Any) -> Any:
+        result = step(batch, logits, maxima=maxima)
+        result[-1, 0] = maxima[len(result) - 1, 0] = np.nan
         return result
 
     llm.engine.executor.step = poisoned

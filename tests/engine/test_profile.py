@@ -37,8 +37,11 @@ class SetClock:
         self._elapsed = {op.name: 0.0 for op in program.ops}
         self._slower, self._readings = list(slower), 0
 
-    def step(self, batch: StepBatch, logits: Float32 | None = None, hidden: Float32 | None = None) -> Float32:
-        out = self.inner.step(batch, logits, hidden)
+    def step(
+        self, batch: StepBatch, logits: Float32 | None = None, hidden: Float32 | None = None,
+        maxima: Float32 | None = None,
+    ) -> Float32:  # fmt: skip
+        out = self.inner.step(batch, logits, hidden, maxima)
         self.steps.append(batch)
         self.logits.append(out.copy())
         pace = self._slower[(self._readings - 1) // 4] if self._slower else 1.0  # read twice a stretch, two a round

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from engine_models import HistoryExecutor, history_engine, load_model
+from engine_models import HistoryExecutor, history_engine, largest_of_groups, load_model
 
 from qwench.errors import ConfigError
 from qwench.evaluate.determinism import check_determinism
@@ -134,9 +134,14 @@ class SlotExecutor(HistoryExecutor):
 
     amount = 0.0
 
-    def step(self, batch: StepBatch, logits: Float32 | None = None, hidden: Float32 | None = None) -> Float32:
-        result = super().step(batch, logits)
+    def step(
+        self, batch: StepBatch, logits: Float32 | None = None, hidden: Float32 | None = None,
+        maxima: Float32 | None = None,
+    ) -> Float32:  # fmt: skip
+        result = super().step(batch, logits, hidden, maxima)
         result[:, 7] += np.arange(len(result), dtype=np.float32) * self.amount
+        if maxima is not None:
+            maxima[: len(result)] = [largest_of_groups(row) for row in result]
         return result
 
 

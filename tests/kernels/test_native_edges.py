@@ -16,7 +16,7 @@ from programs import batch, load, model_program, random_spec, random_tensors
 from qwench.errors import TargetError
 from qwench.program.formats import BF16
 from qwench.targets.cpu import _native, host
-from qwench.targets.target import CacheConfig, StepBatch, get_target
+from qwench.targets.target import TARGETS, CacheConfig, StepBatch, get_target
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +62,20 @@ def test_a_batch_out_of_bounds_is_an_error(executor, change) -> None:  # type: i
 def test_no_logits_wanted_is_fine(executor) -> None:  # type: ignore[no-untyped-def]
     step = StepBatch(GOOD.token_ids, GOOD.query_start, GOOD.seq_lens, GOOD.block_tables, np.zeros(0, np.int32))
     assert executor.step(step).shape == (0, 50)
+
+
+@pytest.mark.parametrize("vocab_size", [50, 64, 300])
+@pytest.mark.parametrize("target", [t for t in TARGETS if t.removeprefix("cpu-") in _native.supported_variants()])
+def test_maxima_are_those_of_64_neighbours(target: str, vocab_size: int) -> None:
+    program = model_program(random_spec(np.random.default_rng(0), vocab_size=vocab_size), BF16)
+    tensors = random_tensors(program, np.random.default_rng(1))
+    runs = [load(name, program, tensors, CacheConfig(4, 16, "fp32"), tokens=32) for name in (target, "reference")]
+    for run in runs:
+        maxima = np.full((7, -(-vocab_size // 64)), 9e9, np.float32)
+        logits = run.step(GOOD, maxima=maxima)
+        padded = np.pad(logits, ((0, 0), (0, -vocab_size % 64)), constant_values=-np.inf)
+        np.testing.assert_array_equal(maxima[:5], padded.reshape(5, -1, 64).max(axis=2))
+        assert (maxima[5:] == 9e9).all()
 
 
 def test_copied_blocks_answer_alike(executor) -> None:  # type: ignore[no-untyped-def]
@@ -127,6 +141,8 @@ def test_logits_of_another_dtype_are_refused_not_copied(executor) -> None:  # ty
         executor.step(GOOD, np.empty((5, 50), np.float64))
     with pytest.raises(TypeError):
         executor.step(GOOD, np.empty((5, 80), np.float32)[:, :50])
+    with pytest.raises(ValueError, match="maxima"):
+        executor.step(GOOD, np.empty((5, 50), np.float32), np.empty((4, 1), np.float32))
 
 
 @pytest.mark.skipif("libasan" in os.environ.get("LD_PRELOAD", ""), reason="a sanitizer needs all the address space")

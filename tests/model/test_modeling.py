@@ -461,9 +461,11 @@ def test_blocks_run_out_with_a_clear_error(pair_folder: Path, best_target: str) 
 def test_logits_that_are_not_finite_fail(pair: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     model, _ = pair
 
-    def broken(batch: Any, logits: Any = None, hidden: Any = None) -> Any:
+    def broken(batch: Any, logits: Any = None, hidden: Any = None, maxima: Any = None) -> Any:
         logits = np.empty((len(batch.logit_rows), 300), np.float32) if logits is None else logits
         logits[:] = np.nan
+        if maxima is not None:
+            maxima[:] = np.nan
         return logits
 
     for holder in (model.engine, model._pages):

@@ -155,6 +155,29 @@ def test_kth_largest(seed: int, size: int, k: int, ties: bool) -> None:
     np.testing.assert_array_equal(_at_least_kth(row, k), expected)
 
 
+@given(
+    seed=st.integers(0, 2**32), size=st.sampled_from([5, 64, 2000, 5003]), ties=st.booleans(),
+    params=st.sampled_from([{"temperature": 0}, {"top_k": 3}, {"top_k": 9, "top_p": 0.7}, {}, {"min_p": 0.1}]),
+    bad=st.sampled_from([None, np.nan, np.inf]),
+)  # fmt: skip
+def test_maxima_of_groups_change_nothing(
+    seed: int, size: int, ties: bool, params: dict[str, Any], bad: float | None
+) -> None:  # fmt: skip
+    row = np.round(logits(seed, size)) if ties else logits(seed, size)
+    if bad is not None:
+        row[seed % size] = bad
+    maxima = np.array([row[i : i + 64].max() for i in range(0, size, 64)], np.float32)
+    maxima[~np.isfinite(maxima)] = np.nan
+    results = []
+    for known in (None, maxima):
+        try:
+            results.append(make(vocab_size=size, seed=seed, **params).sample(row.copy(), known)[0])
+        except NumericalError as error:
+            results.append(str(error))
+    assert results[0] == results[1]
+    assert isinstance(results[0], str) == (bad is not None)
+
+
 def test_logprobs_of_equals_go_by_id() -> None:
     row = np.zeros(300, np.float32)
     assert [i for i, _ in log_probabilities(row, 0.0, 5, 4).top] == [0, 1, 2, 3]

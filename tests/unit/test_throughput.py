@@ -26,8 +26,12 @@ class CountingExecutor:
     def num_tokens(self) -> int:
         return sum(self.steps)
 
-    def step(self, batch: StepBatch, logits: np.ndarray | None = None) -> np.ndarray:
-        assert logits is not None
+    def step(
+        self, batch: StepBatch, logits: np.ndarray | None = None, hidden: np.ndarray | None = None,
+        maxima: np.ndarray | None = None,
+    ) -> np.ndarray:  # fmt: skip
+        assert logits is not None and maxima is not None
+        maxima[:] = 0
         self.steps.append(len(batch.token_ids))
         if len(batch.token_ids) > len(batch.seq_lens):
             self.prompts.append(batch.token_ids.tobytes())

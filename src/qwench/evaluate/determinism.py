@@ -46,8 +46,11 @@ class _HashingExecutor:
         self.executor = executor
         self.row_checksums: list[int] = []
 
-    def step(self, batch: StepBatch, logits: Float32 | None = None, hidden: Float32 | None = None) -> Float32:
-        result = self.executor.step(batch, logits, hidden)
+    def step(
+        self, batch: StepBatch, logits: Float32 | None = None, hidden: Float32 | None = None,
+        maxima: Float32 | None = None,
+    ) -> Float32:  # fmt: skip
+        result = self.executor.step(batch, logits, hidden, maxima)
         self.row_checksums = [zlib.crc32(row) for row in result]
         return result
 

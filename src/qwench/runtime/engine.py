@@ -27,7 +27,7 @@ from qwench.runtime.request import (
 )
 from qwench.runtime.sampler import TokenSampler
 from qwench.runtime.scheduler import MAX_STEP_DRAFTS, Scheduler
-from qwench.targets.target import CacheConfig, Executor, Float32, Int32, StepBatch
+from qwench.targets.target import LOGIT_GROUP, CacheConfig, Executor, Float32, Int32, StepBatch
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +55,9 @@ class Engine:
         self._requests: dict[str, dict[int, Request]] = {}
         self._arrivals, self._names = itertools.count(), itertools.count()
         self._batch = _BatchArrays(max_step_tokens, max_num_seqs, -(-max_seq_len // cache.block_size))
-        self._logits: Float32 = np.empty((max_num_seqs + MAX_STEP_DRAFTS, vocab_size), np.float32)
+        num_rows = max_num_seqs + MAX_STEP_DRAFTS
+        self._logits: Float32 = np.empty((num_rows, vocab_size), np.float32)
+        self._maxima: Float32 = np.empty((num_rows, -(-vocab_size // LOGIT_GROUP)), np.float32)
 
     def add_request(
         self, prompt_token_ids: Sequence[int] | Int32, params: SamplingParams | None = None,
@@ -117,7 +119,7 @@ class Engine:
         batch, sampled = self._batch.fill(plan)
         start = time.monotonic()
         try:
-            logits = self.executor.step(batch, self._logits)
+            self.executor.step(batch, self._logits, maxima=self._maxima)
         except Exception as error:
             logger.exception("the executor failed; %d running requests fail with it", len(self.scheduler.running))
             return self._fail_running(error)
@@ -132,17 +134,17 @@ class Engine:
         first = 0
         for request in sampled:
             if not request.num_drafts:
-                outputs.append(self._sample(request, logits[first], now))
+                outputs.append(self._sample(request, first, now))
                 first += 1
             else:
-                end = first + 1 + request.num_drafts
-                outputs += self._sample_run(request, logits[first:end], now)
-                first = end
+                num_rows = 1 + request.num_drafts
+                outputs += self._sample_run(request, range(first, first + num_rows), now)
+                first += num_rows
         metrics.num_running, metrics.num_waiting = len(self.scheduler.running), len(self.scheduler.waiting)
         metrics.blocks_used = metrics.blocks_total - self.scheduler.pool.num_free
         return outputs
 
-    def _sample_run(self, request: Request, rows: Float32, now: float) -> list[TokenOutput]:
+    def _sample_run(self, request: Request, rows: range, now: float) -> list[TokenOutput]:
         """The token after the known ones, then those after each guess, as long as the guess was the token sampled.
 
         Sampling is the same as without guesses, one token after the other, so that the answer is the same too.
@@ -162,9 +164,10 @@ class Engine:
         self.scheduler.withdraw_drafts(request)
         return outputs
 
-    def _sample(self, request: Request, row: Float32, now: float) -> TokenOutput:
+    def _sample(self, request: Request, row: int, now: float) -> TokenOutput:
+        """The next token of `request`, of this row of logits."""
         try:
-            token, logprobs = request.sampler.sample(row)
+            token, logprobs = request.sampler.sample(self._logits[row], self._maxima[row])
         except NumericalError as error:
             self.scheduler.forget_content(request)
             return self._finish(request, None, "error", error=error)

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from qwench.errors import NumericalError
 from qwench.runtime.request import SamplingParams, TokenLogprobs, random_seed
-from qwench.targets.target import Float32
+from qwench.targets.target import LOGIT_GROUP, Float32
 
 _CHUNK = 256  # weights are summed in chunks of this many, then over chunks: a tenth of the time of one long cumsum
 _LIKELY = (64, 1024)  # top_p looks among so many likeliest tokens before it sorts the whole vocabulary
@@ -39,9 +39,12 @@ class TokenSampler:
         self.history = _History(params, prompt)
         self.is_plain = not (params.logit_bias or params.min_tokens or self.history.is_used)
 
-    def sample(self, row: Float32) -> tuple[int, TokenLogprobs | None]:
-        """row: [vocab_size] fp32 contiguous, overwritten. Raises NumericalError for NaN or infinite logits."""
-        best = int(row.argmax())  # the first NaN, if there is one
+    def sample(self, row: Float32, maxima: Float32 | None = None) -> tuple[int, TokenLogprobs | None]:
+        """row: [vocab_size] fp32 contiguous, overwritten. maxima: of each LOGIT_GROUP of them, if they are known.
+
+        Raises NumericalError for NaN or infinite logits.
+        """
+        best = _argmax(row, maxima)
         top = float(row[best])
         if not np.isfinite(top):
             raise NumericalError(
@@ -51,10 +54,10 @@ class TokenSampler:
         raw = row.copy() if self.params.logprobs is not None and not self.is_plain else row
         if not self.is_plain:
             self._process(row)
-            best = int(row.argmax())
+            maxima, best = None, int(row.argmax())
             if row[best] == -np.inf:
                 raise NumericalError("logit_bias and min_tokens leave no token that could come next")
-        token = best if self.params.temperature == 0 else self._draw(row, float(row[best]))
+        token = best if self.params.temperature == 0 else self._draw(row, float(row[best]), maxima)
         self.num_sampled += 1
         self.history.append(token)
         wanted = self.params.logprobs
@@ -67,14 +70,14 @@ class TokenSampler:
             row[self.end_ids] = -np.inf
         self.history.penalize(row)
 
-    def _draw(self, row: Float32, top: float) -> int:
+    def _draw(self, row: Float32, top: float, maxima: Float32 | None) -> int:
         """Inverse of the cumulative distribution at one uniform, in the order of token ids."""
         p = self.params
         bits = int(np.random.Philox(key=self.key, counter=self.num_sampled).random_raw())
         uniform = (bits >> 11) * 2.0**-53
         ids: npt.NDArray[np.int64] | None = None
         if 0 < p.top_k < self.vocab_size:
-            ids = _at_least_kth(row, p.top_k)
+            ids = _at_least_kth(row, p.top_k, maxima)
         weights = _weights(row if ids is None else row[ids], top, p.temperature)
         if p.top_p < 1:
             kept = _top_p(weights, p.top_p)
@@ -132,20 +135,38 @@ def log_probabilities(row: Float32, top: float, token: int, num_top: int) -> Tok
     return TokenLogprobs(float(row[token]) - total, likeliest)
 
 
-def _at_least_kth(row: Float32, k: int) -> npt.NDArray[np.int64]:
-    """Ids, increasing, of all values not below the k-th largest."""
-    depth = _CHUNK // 2
+def _argmax(row: Float32, maxima: Float32 | None) -> int:
+    """The first index of the largest value; of the first NaN, if there is one."""
+    if maxima is None:
+        return int(row.argmax())
+    group = int(maxima.argmax())
+    if not np.isfinite(maxima[group]):
+        return int(row.argmax())
+    start = group * LOGIT_GROUP
+    return start + int(row[start : start + LOGIT_GROUP].argmax())
+
+
+def _at_least_kth(row: Float32, k: int, maxima: Float32 | None = None) -> npt.NDArray[np.int64]:
+    """Ids, increasing, of all values not below the k-th largest.
+
+    The k-th largest of some groups' maxima is at most the k-th largest value: only groups that reach it matter.
+    """
+    depth = _CHUNK // 2 if maxima is None else LOGIT_GROUP
     groups = len(row) // depth
     if 4 * k > groups:
         return np.flatnonzero(row >= _kth_largest(row, k))
-    # The k-th largest of the groups' maxima is at most the k-th largest value: only groups that reach it matter.
-    # Group g holds every groups-th value from g on; so its maximum takes a fifth of the time of neighbours'.
-    maxima = row[: depth * groups].reshape(depth, groups).max(axis=0)
-    likely = np.flatnonzero(maxima >= _kth_largest(maxima, k))
-    ids = (np.arange(depth)[:, None] * groups + likely).reshape(-1)
+    if maxima is None:
+        # Group g holds every groups-th value from g on: so its maximum takes a fifth of the time of neighbours'.
+        maxima = row[: depth * groups].reshape(depth, groups).max(axis=0)
+        likely = np.flatnonzero(maxima >= _kth_largest(maxima, k))
+        ids = (np.arange(depth)[:, None] * groups + likely).reshape(-1)
+    else:
+        maxima = maxima[:groups]  # a last one of fewer values is looked through like the rest of the row
+        likely = np.flatnonzero(maxima >= _kth_largest(maxima, k))
+        ids = (likely[:, None] * depth + np.arange(depth)).reshape(-1)
     ids = np.concatenate([ids, np.arange(depth * groups, len(row))])
     values = row[ids]
-    result: npt.NDArray[np.int64] = ids[values >= _kth_largest(values, k)]
+    result: npt.NDArray[np.int64] = np.sort(ids[values >= _kth_largest(values, k)])
     return result
 
 

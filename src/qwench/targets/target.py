@@ -23,6 +23,8 @@ Int32 = npt.NDArray[np.int32]
 
 TARGETS = ("cpu", "cpu-avx512bf16", "cpu-avx512", "cpu-avx2", "cpu-generic", "cpu-generic-bf16", "reference")
 
+LOGIT_GROUP = 64  # neighbouring logits whose largest a step can give
+
 
 @dataclass(frozen=True)
 class StepBatch:
@@ -79,13 +81,19 @@ class CacheConfig:
 class Executor(Protocol):
     """Runs steps. Not thread-safe: one step at a time."""
 
-    def step(self, batch: StepBatch, logits: Float32 | None = None, hidden: Float32 | None = None) -> Float32:
+    def step(
+        self, batch: StepBatch, logits: Float32 | None = None, hidden: Float32 | None = None,
+        maxima: Float32 | None = None,
+    ) -> Float32:  # fmt: skip
         """Computes one step: [num_logits, vocab_size] fp32, in `logits` if given.
 
         The step holds at most `max_step_tokens` tokens. Without `logits` the result is valid until the next step.
         hidden: [num_states, at least num_hidden, hidden_size] fp32, which takes the last `num_states` hidden states of
         `batch.hidden_rows`: of the num_layers + 1 that transformers calls so, the residual stream before each layer
         and, the last, after the final norm. Rows must be contiguous, states needn't lie next to each other.
+        maxima: [at least num_logits, ceil(vocab_size / LOGIT_GROUP)] fp32, for the largest of every LOGIT_GROUP
+        neighbouring logits, NaN where one of them is NaN or infinite. Found while the logits are in the processor's
+        cache, they spare the sampler a search through all of them.
         """
         ...
 

@@ -72,7 +72,8 @@ class Executor:
     def set_rope_table(self, table: _Floats, /) -> None: ...
     def step(
         self, token_ids: _Ints, query_start: _Ints, seq_lens: _Ints, block_tables: _Ints, logit_rows: _Ints,
-        embeddings: _Floats, hidden_rows: _Ints, logits: _Floats, hidden: _Floats, /,
+        embeddings: _Floats, hidden_rows: _Ints, logits: _Floats, hidden: _Floats,
+        maxima: _Floats | None, /,
     ) -> None: ...  # fmt: skip
     def embed(self, token_ids: _Ints, rows: _Floats, /) -> None: ...
     def phase_seconds(self) -> list[tuple[str, float]]: ...

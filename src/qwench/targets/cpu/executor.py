@@ -69,7 +69,10 @@ class CpuExecutor:
         self._rope_table = np.empty((0, spec.head_dim), np.float32)
         self._logits = np.empty((0, spec.vocab_size), np.float32)
 
-    def step(self, batch: StepBatch, logits: Float32 | None = None, hidden: Float32 | None = None) -> Float32:
+    def step(
+        self, batch: StepBatch, logits: Float32 | None = None, hidden: Float32 | None = None,
+        maxima: Float32 | None = None,
+    ) -> Float32:  # fmt: skip
         num_logits = len(batch.logit_rows)
         if logits is None:
             if len(self._logits) < num_logits:
@@ -88,6 +91,7 @@ class CpuExecutor:
             _NO_ROWS if batch.hidden_rows is None else batch.hidden_rows,
             logits,
             _NO_STATES if hidden is None else hidden,
+            maxima,
         )
         return logits[:num_logits]
 

@@ -12,7 +12,7 @@ from qwench.program.memory import MemoryPlan
 from qwench.program.ops import Program, Weight
 from qwench.program.rope import cos_sin, inverse_frequencies
 from qwench.targets.reference.ops import OPS, Float32, Matrix, StepState
-from qwench.targets.target import Array, CacheConfig, Executor, Int32, PackedTensor, StepBatch
+from qwench.targets.target import LOGIT_GROUP, Array, CacheConfig, Executor, Int32, PackedTensor, StepBatch
 
 
 def _padded_bytes(num_bytes: int) -> int:
@@ -69,6 +69,13 @@ class ReferenceTarget:
         return Matrix(fmt, raw[: rows * k].view(np.int8).reshape(rows, k), scales.reshape(rows, -1))
 
 
+def _group_maxima(logits: Float32) -> Float32:
+    """The largest of every LOGIT_GROUP neighbours, NaN where one of them isn't finite."""
+    starts = np.arange(0, logits.shape[1], LOGIT_GROUP)
+    finite = np.logical_and.reduceat(np.isfinite(logits), starts, axis=1)
+    return np.where(finite, np.maximum.reduceat(logits, starts, axis=1), np.float32(np.nan))
+
+
 class ReferenceExecutor:
     """Interprets the Program. The cache is [layer][slot, kv head, head_dim], slot = block * block_size + offset."""
 
@@ -81,7 +88,10 @@ class ReferenceExecutor:
         self.keys = [np.zeros(shape, dtype) for _ in range(spec.num_layers)]
         self.values = [np.zeros(shape, dtype) for _ in range(spec.num_layers)]
 
-    def step(self, batch: StepBatch, logits: Float32 | None = None, hidden: Float32 | None = None) -> Float32:
+    def step(
+        self, batch: StepBatch, logits: Float32 | None = None, hidden: Float32 | None = None,
+        maxima: Float32 | None = None,
+    ) -> Float32:  # fmt: skip
         state = self._state(batch)
         buffers: dict[str, Float32 | None] = {}
         for op in self.program.ops:
@@ -93,6 +103,8 @@ class ReferenceExecutor:
                 out[: len(batch.hidden_rows)] = buffers[name]
         result = buffers[self.program.ops[-1].output]
         assert result is not None
+        if maxima is not None:
+            maxima[: len(result)] = _group_maxima(result)
         if logits is None:
             return result
         logits[: len(result)] = result

@@ -221,7 +221,7 @@ NB_MODULE(_native, m) {
           "step",
           [](qwench::Executor& e, const Ints& token_ids, const Ints& query_start, const Ints& seq_lens,
              const IntRows& block_tables, const Ints& logit_rows, const ConstFloatRows& embeddings,
-             const Ints& hidden_rows, FloatRows logits, FloatStates hidden) {
+             const Ints& hidden_rows, FloatRows logits, FloatStates hidden, std::optional<FloatRows> maxima) {
             const int num_seqs = int(seq_lens.size());
             require(num_seqs >= 1 && int(query_start.size()) == num_seqs + 1,
                     "query_start must have num_seqs + 1 entries");
@@ -230,28 +230,26 @@ NB_MODULE(_native, m) {
                     "logits have the wrong shape");
             const size_t width = e.hidden_width();
             require(embeddings.shape(0) == 0 || embeddings.shape(1) == width, "embeddings have the wrong width");
-            const qwench::Batch batch{int(token_ids.size()),
-                                      num_seqs,
-                                      int(logit_rows.size()),
-                                      int(hidden_rows.size()),
-                                      int(embeddings.shape(0)),
-                                      int(block_tables.shape(1)),
-                                      token_ids.data(),
-                                      query_start.data(),
-                                      seq_lens.data(),
-                                      block_tables.data(),
-                                      logit_rows.data(),
-                                      hidden_rows.data(),
+            const qwench::Batch batch{int(token_ids.size()),    num_seqs,
+                                      int(logit_rows.size()),   int(hidden_rows.size()),
+                                      int(embeddings.shape(0)), int(block_tables.shape(1)),
+                                      token_ids.data(),         query_start.data(),
+                                      seq_lens.data(),          block_tables.data(),
+                                      logit_rows.data(),        hidden_rows.data(),
                                       embeddings.data()};
-            qwench::Results results{logits.data(), hidden.data(), int(hidden.shape(0)), 0};
+            const size_t num_maxima = (e.vocab_size() + qwench::kPanelColumns - 1) / qwench::kPanelColumns;
+            require(!maxima || (maxima->shape(0) >= logit_rows.size() && maxima->shape(1) == num_maxima),
+                    "maxima have the wrong shape");
+            qwench::Results results{logits.data(), maxima ? maxima->data() : nullptr, hidden.data(),
+                                    int(hidden.shape(0)), 0};
             if (hidden_rows.size() > 0) {
               require(results.num_states >= 1 && results.num_states <= e.num_states(),
                       "hidden rows need an array for at least one of the hidden states, and no more than there are");
               require(hidden.shape(1) >= hidden_rows.size() && hidden.shape(2) == width,
                       "hidden states have the wrong shape");
-              require((width == 1 || hidden.stride(2) == 1) &&
-                          (hidden.shape(1) == 1 || hidden.stride(1) == int64_t(width)),
-                      "the rows of hidden states must be contiguous");
+              require(
+                  (width == 1 || hidden.stride(2) == 1) && (hidden.shape(1) == 1 || hidden.stride(1) == int64_t(width)),
+                  "the rows of hidden states must be contiguous");
               results.state_stride = hidden.shape(0) == 1 ? 0 : hidden.stride(0);
             }
             nb::gil_scoped_release release;
@@ -259,7 +257,7 @@ NB_MODULE(_native, m) {
           },
           "token_ids"_a.noconvert(), "query_start"_a.noconvert(), "seq_lens"_a.noconvert(),
           "block_tables"_a.noconvert(), "logit_rows"_a.noconvert(), "embeddings"_a.noconvert(),
-          "hidden_rows"_a.noconvert(), "logits"_a.noconvert(), "hidden"_a.noconvert())
+          "hidden_rows"_a.noconvert(), "logits"_a.noconvert(), "hidden"_a.noconvert(), "maxima"_a.noconvert().none())
       .def(
           "embed",
           [](const qwench::Executor& e, const Ints& token_ids, FloatRows rows) {

@@ -37,6 +37,7 @@ struct Batch {
 // each [num_hidden, width] and `state_stride` floats after the one before.
 struct Results {
   float* logits;
+  float* maxima;  // [num_logits, ceil(vocab_size / 64)], the largest of every 64 neighbouring logits; null: not wanted
   float* states;
   int num_states;
   size_t state_stride;

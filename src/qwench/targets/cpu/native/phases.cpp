@@ -76,6 +76,9 @@ struct Linear final : Phase {
     args.num_rows = e.num_rows(step, in);
     args.width = width;
     args.y = destination == Destination::kWork ? e.work() : e.output(step, out);
+    args.maxima = destination == Destination::kBuffer && out.is_result && out.rows == Rows::kLogits
+                      ? step.results.maxima
+                      : nullptr;
     args.gathered = nullptr;
     args.y_pairs = destination == Destination::kPairs ? e.pairs(out, 0) : nullptr;
     int panels_per_item = 1;  // panels whose outputs share a group stay with one thread

@@ -90,6 +90,9 @@ struct LinearArgs {
   Epilogue epilogue;
   const float* bias;
   const float* residual;
+  // Of logits: where each panel's largest goes, [rows, num_panels], NaN if one is; null: nowhere. Of these maxima the
+  // sampler finds the largest logits without reading them all again.
+  float* maxima;
   // Where y goes as bf16 instead, [rows, width rounded up to even]; null: y.
   uint16_t* y_pairs;
   // Where y goes as integers instead, by way of this thread's `gathered` [rows, group_size]; null: y.

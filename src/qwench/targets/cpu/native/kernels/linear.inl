@@ -76,6 +76,19 @@ struct Destination {
   int first, count;  // columns of the whole output
 };
 
+// The largest of `count` values; NaN if one of them is NaN or infinite.
+inline float largest(const float* values, int count) {
+  Float best = set(values[0]), poison = set(0.0f);  // poison: sums of v - v, which is NaN for what isn't finite
+  int j = 0;
+  for (; j + kLanes <= count; j += kLanes) {
+    const Float v = load(values + j);
+    best = max(best, v), poison = add(poison, sub(v, v));
+  }
+  float peak = reduce_max(best), rest = reduce_add(poison);
+  for (; j < count; ++j) peak = values[j] > peak ? values[j] : peak, rest += values[j] - values[j];
+  return peak + rest;
+}
+
 // The epilogue of a block's sums [num_rows, 64].
 inline void finish_block(const LinearArgs& a, const Destination& to, int row, int num_rows, float* sums) {
   const bool is_silu = a.epilogue == Epilogue::kSiluMul;
@@ -95,17 +108,20 @@ inline void finish_block(const LinearArgs& a, const Destination& to, int row, in
     int j = 0;
     for (; j + kLanes <= to.count; j += kLanes) store(y + j, addend ? add(load(t + j), load(addend + j)) : load(t + j));
     for (; j < to.count; ++j) y[j] = addend ? t[j] + addend[j] : t[j];
+    if (a.maxima) a.maxima[size_t(row + r) * a.weight.num_panels() + to.first / kPanelColumns] = largest(y, to.count);
   }
 }
 
 // Adds a chunk's products to a block's sums [num_rows, 64].
 inline void tile_block(const LinearArgs& a, const Chunk& c, int first_row, int num_rows, float* sums) {
-  if (a.weight.kind == WeightKind::kBf16 && kBf16Dots) {
-    const size_t k = a.weight.padded_k();
-    const FloatTile tile{a.x.pairs + first_row * k + c.k_begin, k * 2, c.weights, (c.num_k + 1) / 2 * 2, sums, c.next};
-    float_rows<Values::kBf16Pairs>(tile, num_rows, c.next_bytes);
-    return;
-  }
+  if constexpr (kBf16Dots)
+    if (a.weight.kind == WeightKind::kBf16) {
+      const size_t k = a.weight.padded_k();
+      const FloatTile tile{
+          a.x.pairs + first_row * k + c.k_begin, k * 2, c.weights, (c.num_k + 1) / 2 * 2, sums, c.next};
+      float_rows<Values::kBf16Pairs>(tile, num_rows, c.next_bytes);
+      return;
+    }
   if (a.weight.kind == WeightKind::kBf16) {
     const FloatTile tile{a.x.values + size_t(first_row) * a.x.width + c.k_begin,
                          a.x.width * sizeof(float),

@@ -1,5 +1,7 @@
 // Tiles on plain vectors, for instruction sets without a tile of their own. Included inside a simd namespace.
 
+constexpr int kPasses = 1;  // over a chunk, of a tile
+
 template <Codes C, int R, int V>
 QWENCH_INLINE void dot_step(const IntTile& t, int k, const Int* w, Int (&acc)[R][V]) {
   for (int r = 0; r < R; ++r) {

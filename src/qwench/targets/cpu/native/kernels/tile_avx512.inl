@@ -10,6 +10,8 @@
 //
 // Registers: zmm0-3 weights, zmm4-6 activations in turns, zmm7 the mask of a split, zmm8-31 sums, four a row.
 
+constexpr int kPasses = 1;  // over a chunk, of a tile
+
 // clang-format off
 // M(row, its sums, its broadcast register) for each row; the assembler drops those beyond %[rows].
 #define TILE_ROWS(M) M(0, 8, 9, 10, 11, 4) M(1, 12, 13, 14, 15, 5) M(2, 16, 17, 18, 19, 6) \

@@ -1,20 +1,27 @@
-// Any number of rows as tiles of kIntRows or kFloatRows and one smaller tile. Included inside a simd namespace, after
-// its tiles. Each kernel is inlined into its one call site: g++ 12 spills the sums of copies out of line.
+// Any number of rows as tiles of kByteRows, kNibbleRows or kFloatRows and one smaller tile. Included inside a simd
+// namespace, after its tiles. Each kernel is inlined into its one call site: g++ 12 spills the sums of copies out of
+// line.
 
-static_assert(kFloatRows <= 6 && kIntRows <= 6);
+static_assert(kFloatRows <= 6 && kByteRows <= 6 && kNibbleRows <= 6);
+
+constexpr int int_tile_rows(Codes codes) { return codes == Codes::kBytes ? kByteRows : kNibbleRows; }
+
+// What a tile prefetches in all its passes, in lines for every two dwords of activations.
+constexpr int lines_of_tile(int lines) { return lines > 0 ? lines * kPasses : 1; }
 
 template <Codes C, int Lines>
 inline void int_tiles(IntTile t, int num_rows) {
-  for (; num_rows >= kIntRows; num_rows -= kIntRows, t.advance(kIntRows, Lines)) int_tile<C, kIntRows, Lines>(t);
+  constexpr int kRows = int_tile_rows(C);
+  for (; num_rows >= kRows; num_rows -= kRows, t.advance(kRows, lines_of_tile(Lines))) int_tile<C, kRows, Lines>(t);
   switch (num_rows) {
     case 5:
-      return int_tile<C, 5, Lines>(t);
+      return int_tile<C, 5 < kRows ? 5 : 1, Lines>(t);
     case 4:
-      return int_tile<C, 4, Lines>(t);
+      return int_tile<C, 4 < kRows ? 4 : 1, Lines>(t);
     case 3:
-      return int_tile<C, 3, Lines>(t);
+      return int_tile<C, 3 < kRows ? 3 : 1, Lines>(t);
     case 2:
-      return int_tile<C, 2, Lines>(t);
+      return int_tile<C, 2 < kRows ? 2 : 1, Lines>(t);
     case 1:
       return int_tile<C, 1, Lines>(t);
   }
@@ -22,7 +29,7 @@ inline void int_tiles(IntTile t, int num_rows) {
 
 template <Values W, int Lines>
 inline void float_tiles(FloatTile t, int num_rows) {
-  for (; num_rows >= kFloatRows; num_rows -= kFloatRows, t.advance(kFloatRows, Lines))
+  for (; num_rows >= kFloatRows; num_rows -= kFloatRows, t.advance(kFloatRows, lines_of_tile(Lines)))
     float_tile<W, kFloatRows, Lines>(t);
   switch (num_rows) {
     case 5:
@@ -39,16 +46,19 @@ inline void float_tiles(FloatTile t, int num_rows) {
 }
 
 // Lines to prefetch in each turn of each tile so that all of the next chunk is there when it is wanted: with few rows,
-// memory is what a product waits for. More than that costs as much as it gives.
+// memory is what a product waits for. More than that costs as much as it gives. 0: less than one, so that a tile of
+// several passes prefetches in its first alone.
 inline int lines_per_turn(size_t next_bytes, int num_rows, int height, int num_turns) {
   const int tiles = (num_rows + height - 1) / height;
-  return kPrefetches ? int(next_bytes / 64) / (tiles * (num_turns > 0 ? num_turns : 1)) : 1;
+  return kPrefetches ? int(next_bytes / 64) / (tiles * kPasses * (num_turns > 0 ? num_turns : 1)) : 1;
 }
 
 template <Codes C>
 inline void int_rows(const IntTile& t, int num_rows, size_t next_bytes) {
-  const int lines = lines_per_turn(next_bytes, num_rows, kIntRows, t.group_size / 8);
-  if (lines <= 1)
+  const int lines = lines_per_turn(next_bytes, num_rows, int_tile_rows(C), t.group_size / 8);
+  if (lines < 1)
+    int_tiles<C, kPasses == 1>(t, num_rows);
+  else if (lines == 1)
     int_tiles<C, 1>(t, num_rows);
   else if (lines <= 3)
     int_tiles<C, 2>(t, num_rows);
@@ -60,7 +70,9 @@ inline void int_rows(const IntTile& t, int num_rows, size_t next_bytes) {
 template <Values W>
 inline void float_rows(const FloatTile& t, int num_rows, size_t next_bytes) {
   const int lines = lines_per_turn(next_bytes, num_rows, kFloatRows, t.num_k / 2);
-  if (lines <= 1)
+  if (lines < 1)
+    float_tiles<W, kPasses == 1>(t, num_rows);
+  else if (lines == 1)
     float_tiles<W, 1>(t, num_rows);
   else if (lines <= 3)
     float_tiles<W, 2>(t, num_rows);

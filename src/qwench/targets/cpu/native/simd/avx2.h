@@ -11,13 +11,9 @@ namespace qwench::QWENCH_SIMD {
 constexpr bool kBf16Dots = false;
 
 constexpr int kLanes = 8;
-// Of 16 registers: 6 x 2 accumulators of floats, 2 weights, 1 broadcast; 4 x 2 of integers, whose dot needs five more.
-// One or two rows take wider tiles, which read the panel as it lies in memory, in one or two passes.
-constexpr int kFloatRows = 6;
-constexpr int kIntRows = 4;
-constexpr int tile_vecs(int rows) { return rows == 1 ? 8 : rows == 2 ? 4 : 2; }
+constexpr int kFloatRows = 6, kByteRows = 4, kNibbleRows = 6;  // of a tile
 
-constexpr bool kPrefetches = false;  // whether tiles prefetch what they are told to
+constexpr bool kPrefetches = true;  // whether tiles prefetch what they are told to
 
 using Float = __m256;
 using Int = __m256i;
@@ -53,8 +49,7 @@ inline Int low_nibbles(Int v) { return _mm256_and_si256(v, _mm256_set1_epi8(0x0f
 inline Int high_nibbles(Int v) { return low_nibbles(_mm256_srli_epi32(v, 4)); }
 inline void store_int(void* p, Int v) { _mm256_storeu_si256(static_cast<__m256i*>(p), v); }
 
-// vpmaddubsw adds two products of unsigned and signed bytes in 16 bits and saturates. Weights are made signed, and the
-// sign of x is moved to them: |x| * (w with the sign of x) is at most 127 * 127, two of them 32258. No offset is left.
+// The dot of kernels/tile_avx2.inl for bytes, which the measured peak is of.
 struct Broadcast {
   Int codes, magnitude;
 };
@@ -71,13 +66,6 @@ inline void dot4_to(Int& acc, Int weights, Broadcast x) {
   asm("vpsignb %3, %2, %1\n\tvpmaddubsw %1, %4, %1\n\tvpmaddwd %5, %1, %1\n\tvpaddd %1, %0, %0"
       : "+x"(acc), "=&x"(pairs)
       : "x"(weights), "x"(x.codes), "x"(x.magnitude), "x"(_mm256_set1_epi16(1)));
-}
-// Nibbles are unsigned as they are, and two products of 15 and 127 far from overflow.
-inline void dot4_nibbles_to(Int& acc, Int weights, Broadcast x) {
-  Int pairs;
-  asm("vpmaddubsw %3, %2, %1\n\tvpmaddwd %4, %1, %1\n\tvpaddd %1, %0, %0"
-      : "+x"(acc), "=&x"(pairs)
-      : "x"(weights), "x"(x.codes), "x"(_mm256_set1_epi16(1)));
 }
 
 // Sum and maximum over lanes in one fixed order.

@@ -21,9 +21,7 @@ constexpr bool kBf16Dots = false;
 
 constexpr int kLanes = 16;
 // A tile of 6 rows x 4 vectors takes 24 accumulators, 4 weights and 1 broadcast of 32 registers.
-constexpr int kFloatRows = 6;
-constexpr int kIntRows = 6;
-constexpr int tile_vecs(int) { return 4; }
+constexpr int kFloatRows = 6, kByteRows = 6, kNibbleRows = 6;  // of a tile
 
 constexpr bool kPrefetches = true;  // whether tiles prefetch what they are told to
 

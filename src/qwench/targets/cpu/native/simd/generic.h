@@ -20,8 +20,7 @@ constexpr bool kBf16Dots = false;
 #endif
 
 constexpr int kLanes = 4;
-constexpr int kFloatRows = 4;
-constexpr int kIntRows = 4;
+constexpr int kFloatRows = 4, kByteRows = 4, kNibbleRows = 4;  // of a tile
 constexpr int tile_vecs(int rows) { return rows == 1 ? 8 : 2; }
 
 constexpr bool kPrefetches = false;  // whether tiles prefetch what they are told to
