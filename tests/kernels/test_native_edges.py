@@ -142,7 +142,7 @@ def test_logits_of_another_dtype_are_refused_not_copied(executor) -> None:  # ty
     with pytest.raises(TypeError):
         executor.step(GOOD, np.empty((5, 80), np.float32)[:, :50])
     with pytest.raises(ValueError, match="maxima"):
-        executor.step(GOOD, np.empty((5, 50), np.float32), np.empty((4, 1), np.float32))
+        executor.step(GOOD, maxima=np.empty((4, 1), np.float32))
 
 
 @pytest.mark.skipif("libasan" in os.environ.get("LD_PRELOAD", ""), reason="a sanitizer needs all the address space")
