@@ -178,6 +178,7 @@ def open_artifact(path: str | Path, verify: Literal["fast", "full"] = "fast") ->
         _check_file(path, name, record, with_hash=verify == "full")
     config = _parse(path, MANIFEST, lambda: QwenchConfig.from_dict(manifest.config))
     program, plan = _read_program(path, config)
+    config = _parse(path, MANIFEST, lambda: config.resolve(program.spec))  # options that it doesn't keep
     return Artifact(path, manifest, config, program, plan, _open_weights(path, manifest.crc32c))
 
 

@@ -40,7 +40,7 @@ def open_compiled(model: str | Path, config: QwenchConfig, progress: ProgressCal
     resolved = config.resolve(ModelSpec.from_folder(folder))
     assert resolved.target is not None
     layout = get_target(resolved.target).layout
-    options = {key: value for key, value in resolved.to_dict().items() if key != "target"}
+    options = {key: value for key, value in resolved.to_saved().items() if key != "target"}
     key = _hash([source_digest(folder, progress), options, layout, SCHEMA_VERSION, qwench.__version__])
     out = cache_dir() / "compiled" / f"{name.replace('/', '--')}-{resolved.weights}-{key[:16]}"
     with lock_file(out.with_name(f".{out.name}.lock")):

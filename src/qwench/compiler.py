@@ -117,7 +117,7 @@ def _manifest(
         created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         source_name=source_name,
         source_digest=source_digest,
-        config=work.config.to_dict(),
+        config=work.config.to_saved(),
         layout=work.target.layout,
         files=files,
         crc32c=packed_crcs,
@@ -168,8 +168,11 @@ def _write_weights(work: _Plan, path: Path, report: Reporter) -> tuple[dict[str,
 
 
 def _check_memory(work: _Plan) -> None:
-    """The loaded model, with a cache for one sequence, fits the memory that it may use."""
+    """The loaded model, with a cache for one sequence, fits the memory that it may use. Without a limit in `memory`,
+    a model that isn't to run here may be as large as it likes."""
     config = work.config
+    if config.memory is None and not config.create_runtimes:
+        return
     assert config.max_seq_len and config.kvcache_block_size and config.kv_cache
     cache = CacheConfig(-(-config.max_seq_len // config.kvcache_block_size), config.kvcache_block_size, config.kv_cache)
     cache_bytes = cache.num_blocks * cache.block_bytes(work.program)

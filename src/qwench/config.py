@@ -1,41 +1,64 @@
-"""QwenchConfig: every compile option, its default and its rules.
+"""QwenchConfig: every option, its default and its rules.
 
 None means "decide for me"; `resolve` turns it into a value, in a new object, once the model is known. The resolved
-config is what an artifact keeps. Knows nothing of targets beyond their names.
+config is what an artifact keeps, but for the options of a run. Knows nothing of targets beyond their names.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import InitVar, dataclass
 from typing import Any
 
 from qwench.checkpoint.spec import ModelSpec
 from qwench.errors import ConfigError
+from qwench.option_checks import batch_sizes, check_choice, check_flag, check_known, check_positive, check_seconds
 from qwench.program.formats import GROUP_SIZES, WEIGHT_KINDS, Format
 from qwench.program.ops import Weight
-from qwench.targets.target import TARGETS
+from qwench.targets.target import TARGETS, CacheConfig
 
 KV_CACHE_DTYPES = ("bf16", "fp32")
+ATTN_IMPLS = ("eager", "flash_attn")
+DEVICES = ("cpu",)
 BLOCK_MULTIPLE = 16  # cache positions per vector of scores; see targets/cpu/native/attention
+PARTITION_MULTIPLE = 64  # cache positions per tile of scores, likewise
+DEFAULT_PARTITION_LEN = 512
+QUANTIZATION_KEYS = ("format", "weights", "activations", "kv_caches", "group_size")
+
+LOAD_OPTIONS = ("kvcache_num_blocks", "memory")  # an artifact keeps what it was given; loading may say otherwise
+RUNTIME_OPTIONS = ("create_runtimes", "device", "timeout", "activate_profiler")  # of one run: never kept
 
 
 @dataclass(frozen=True)
 class QwenchConfig:
-    """Compile options. Every field may be None: "the default for this model and machine".
+    """All options. Every field may be None: "the default for this model and machine".
 
     weights: format of the matrices: bf16 (exact for bf16 checkpoints), int8 or int4.
     head_weights: format of embedding and output head; default: int8 when `weights` is int4, else as `weights`.
     group_size: values along K that share a scale in int8 and int4.
     kv_cache: fp32 or bf16; default: fp32 beside bf16 weights, where answers must match the original's, else bf16.
+    quantization: weights, kv_cache and group_size as one dict, in Optimum RBLN's words: `QUANTIZATION_KEYS`.
     max_seq_len: tokens in a sequence, prompt and answer; default: the model's max_position_embeddings.
-    batch_size: sequences that generate at once.
+    batch_size: sequences that generate at once. More may be asked for; they wait for their turn.
+    decoder_batch_sizes: batch sizes to prepare decoding for, none above batch_size; default: batch_size alone.
+        Targets of today run any number of sequences up to batch_size as it is and prepare nothing.
     prefill_chunk_size: tokens in one step, over all sequences.
+    use_inputs_embeds: False refuses `inputs_embeds`; default: True, tokens and embeddings both run.
+    use_attention_mask: False refuses padding in an `attention_mask`; default: True, padding is never computed.
+    attn_impl: flash_attn (default) computes attention partition by partition, in parallel when there are few
+        sequences, and merges the parts in order; eager computes each sequence as a single partition.
+    kvcache_partition_len: positions in a partition of flash_attn, a multiple of 64. Its boundaries are absolute, so
+        that it decides the order of sums: equal lengths give equal bits whatever else differs.
     kvcache_block_size: positions in a cache block, a multiple of 16.
     kvcache_num_blocks: blocks in the cache; default: estimated from the memory there is when the model is loaded.
     memory: bytes that the loaded model may use; default: what the machine has free.
     target: the kind of machine.
+    create_runtimes: False makes a model that can be saved, not run, whether or not this machine's memory holds it.
+    device: where it runs: cpu.
+    timeout: seconds that a request, or a call of `forward`, may take before it fails with DeadlineError. Looked at
+        after each step; no limit by default.
+    activate_profiler: count where the time of each step goes: `profiler` of the Engine and of QwenchForCausalLM.
     """
 
     weights: str | None = None
@@ -44,50 +67,107 @@ class QwenchConfig:
     kv_cache: str | None = None
     max_seq_len: int | None = None
     batch_size: int | None = None
+    decoder_batch_sizes: tuple[int, ...] | None = None
     prefill_chunk_size: int | None = None
+    use_inputs_embeds: bool | None = None
+    use_attention_mask: bool | None = None
+    attn_impl: str | None = None
+    kvcache_partition_len: int | None = None
     kvcache_block_size: int | None = None
     kvcache_num_blocks: int | None = None
     memory: int | None = None
     target: str | None = None
+    create_runtimes: bool | None = None
+    device: str | None = None
+    timeout: float | None = None
+    activate_profiler: bool | None = None
+    quantization: InitVar[Mapping[str, Any] | None] = None
 
-    def __post_init__(self) -> None:
-        _choice("weights", self.weights, WEIGHT_KINDS)
-        _choice("head_weights", self.head_weights, WEIGHT_KINDS)
-        _choice("group_size", self.group_size, GROUP_SIZES)
-        _choice("kv_cache", self.kv_cache, KV_CACHE_DTYPES)
-        _choice("target", self.target, TARGETS)
-        for name in ("max_seq_len", "batch_size", "prefill_chunk_size", "kvcache_num_blocks", "memory"):
-            _positive(name, getattr(self, name))
-        _positive("kvcache_block_size", self.kvcache_block_size)
-        if self.kvcache_block_size is not None and self.kvcache_block_size % BLOCK_MULTIPLE:
+    def __post_init__(self, quantization: Mapping[str, Any] | None) -> None:
+        for name, value in _spread(quantization).items():
+            if getattr(self, name) not in (None, value):
+                raise ConfigError(f"{name} is {getattr(self, name)!r}, but quantization says {value!r}; give it once")
+            object.__setattr__(self, name, value)
+        object.__setattr__(self, "decoder_batch_sizes", batch_sizes("decoder_batch_sizes", self.decoder_batch_sizes))
+        self._check_each()
+        if self.attn_impl == "eager" and self.kvcache_partition_len is not None:
             raise ConfigError(
-                f"kvcache_block_size is {self.kvcache_block_size}; it must be a multiple of {BLOCK_MULTIPLE}"
+                f"kvcache_partition_len is {self.kvcache_partition_len}, but attn_impl 'eager' has no partitions; "
+                "leave one of them out"
             )
+
+    def _check_each(self) -> None:
+        check_choice("weights", self.weights, WEIGHT_KINDS)
+        check_choice("head_weights", self.head_weights, WEIGHT_KINDS)
+        check_choice("group_size", self.group_size, GROUP_SIZES)
+        check_choice("kv_cache", self.kv_cache, KV_CACHE_DTYPES)
+        check_choice("target", self.target, TARGETS)
+        check_choice("attn_impl", self.attn_impl, ATTN_IMPLS)
+        check_choice("device", self.device, DEVICES)
+        for name in ("max_seq_len", "batch_size", "prefill_chunk_size", "kvcache_num_blocks", "memory"):
+            check_positive(name, getattr(self, name))
+        check_positive("kvcache_block_size", self.kvcache_block_size, BLOCK_MULTIPLE)
+        check_positive("kvcache_partition_len", self.kvcache_partition_len, PARTITION_MULTIPLE)
+        for name in ("use_inputs_embeds", "use_attention_mask", "create_runtimes", "activate_profiler"):
+            check_flag(name, getattr(self, name))
+        check_seconds("timeout", self.timeout)
 
     def resolve(self, spec: ModelSpec) -> QwenchConfig:
-        """A copy with every default filled in for this model, except `kvcache_num_blocks` and `memory`,
-        which are decided where the model is loaded. Raises ConfigError for options that can't go together."""
+        """A copy with every default filled in for this model, except `kvcache_num_blocks` and `memory`, which are
+        decided where the model is loaded, and `timeout`. Raises ConfigError for options that can't go together."""
         weights = self.weights or "bf16"
-        max_seq_len = self.max_seq_len or spec.max_position_embeddings
-        block_size = self.kvcache_block_size or 32
-        if self.kvcache_num_blocks is not None and self.kvcache_num_blocks * block_size < max_seq_len:
-            raise ConfigError(
-                f"kvcache_num_blocks is {self.kvcache_num_blocks}: {self.kvcache_num_blocks * block_size} positions of "
-                f"{block_size} each block can't hold one sequence of max_seq_len {max_seq_len}; give at least "
-                f"{-(-max_seq_len // block_size)} blocks or a smaller max_seq_len"
-            )
-        return dataclasses.replace(
+        attn_impl = self.attn_impl or "flash_attn"
+        partition_len = None if attn_impl == "eager" else self.kvcache_partition_len or DEFAULT_PARTITION_LEN
+        batch_size = self.batch_size or 32
+        resolved = dataclasses.replace(
             self,
             weights=weights,
             head_weights=self.head_weights or ("int8" if weights == "int4" else weights),
             group_size=self.group_size or 128,
             kv_cache=self.kv_cache or ("fp32" if weights == "bf16" else "bf16"),
-            max_seq_len=max_seq_len,
-            batch_size=self.batch_size or 32,
+            max_seq_len=self.max_seq_len or spec.max_position_embeddings,
+            batch_size=batch_size,
+            decoder_batch_sizes=self.decoder_batch_sizes or (batch_size,),
             prefill_chunk_size=self.prefill_chunk_size or 512,
-            kvcache_block_size=block_size,
+            use_inputs_embeds=self.use_inputs_embeds is not False,
+            use_attention_mask=self.use_attention_mask is not False,
+            attn_impl=attn_impl,
+            kvcache_partition_len=partition_len,
+            kvcache_block_size=self.kvcache_block_size or 32,
             target=self.target or "cpu",
+            create_runtimes=self.create_runtimes is not False,
+            device=self.device or "cpu",
+            activate_profiler=self.activate_profiler is True,
         )
+        resolved._check_together()
+        return resolved
+
+    def _check_together(self) -> None:
+        assert self.max_seq_len and self.batch_size and self.kvcache_block_size and self.decoder_batch_sizes
+        num_blocks, block_size = self.kvcache_num_blocks, self.kvcache_block_size
+        if num_blocks is not None and num_blocks * block_size < self.max_seq_len:
+            raise ConfigError(
+                f"kvcache_num_blocks is {num_blocks}: {num_blocks * block_size} positions of {block_size} each block "
+                f"can't hold one sequence of max_seq_len {self.max_seq_len}; give at least "
+                f"{-(-self.max_seq_len // block_size)} blocks or a smaller max_seq_len"
+            )
+        if self.decoder_batch_sizes[0] > self.batch_size:
+            raise ConfigError(
+                f"decoder_batch_sizes has {self.decoder_batch_sizes[0]}, more than batch_size {self.batch_size}; "
+                "raise batch_size or leave the larger sizes out"
+            )
+
+    @property
+    def partition_len(self) -> int:
+        """Positions in a partition of attention, as the kernels need it; call it on a resolved config."""
+        assert self.max_seq_len, "resolve() first"
+        whole = -(-self.max_seq_len // PARTITION_MULTIPLE) * PARTITION_MULTIPLE
+        return min(self.kvcache_partition_len or whole, whole)
+
+    def cache(self, num_blocks: int) -> CacheConfig:
+        """A cache of `num_blocks` blocks; call it on a resolved config."""
+        assert self.kvcache_block_size and self.kv_cache, "resolve() first"
+        return CacheConfig(num_blocks, self.kvcache_block_size, self.kv_cache, self.partition_len)
 
     def format_of(self, weight: Weight) -> Format:
         """The format of one matrix; call it on a resolved config."""
@@ -99,20 +179,53 @@ class QwenchConfig:
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
 
+    def to_saved(self) -> dict[str, Any]:
+        """As `to_dict`, without the options of a run: what an artifact keeps."""
+        return {name: value for name, value in self.to_dict().items() if name not in RUNTIME_OPTIONS}
+
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> QwenchConfig:
         """Raises ConfigError for keys that aren't options."""
-        known = [f.name for f in dataclasses.fields(cls)]
-        if unknown := sorted(set(data) - set(known)):
-            raise ConfigError(f"unknown option {', '.join(map(repr, unknown))}; there are: {', '.join(known)}")
+        check_known(data, [*(f.name for f in dataclasses.fields(cls)), "quantization"])
         return cls(**data)
 
+    @classmethod
+    def merged(cls, given: QwenchConfig | Mapping[str, Any] | None, keywords: Mapping[str, Any]) -> QwenchConfig:
+        """The one precedence: keywords over `given` over defaults, where None counts as not given.
 
-def _choice(name: str, value: object, allowed: tuple[object, ...]) -> None:
-    if value is not None and (isinstance(value, bool) or value not in allowed):
-        raise ConfigError(f"{name} is {value!r}; allowed: {', '.join(map(str, allowed))}")
+        Neither `given` nor `keywords` changes. Raises ConfigError for keys that aren't options.
+        """
+        base = given.to_dict() if isinstance(given, QwenchConfig) else dict(given or {})
+        return cls.from_dict(base).overridden_by(cls.from_dict(keywords))
+
+    def overridden_by(self, other: QwenchConfig) -> QwenchConfig:
+        """A copy with the options that `other` gives."""
+        return dataclasses.replace(self, **{name: v for name, v in other.to_dict().items() if v is not None})
 
 
-def _positive(name: str, value: object) -> None:
-    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-        raise ConfigError(f"{name} is {value!r}; it must be a positive integer")
+def _spread(quantization: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The fields of QwenchConfig that Optimum RBLN's `quantization` sets. Raises ConfigError for what isn't available.
+
+    Optimum RBLN runs checkpoints that are quantised already; here bf16 ones are quantised when they are compiled.
+    """
+    if quantization is None:
+        return {}
+    if not isinstance(quantization, Mapping):
+        raise ConfigError(f"quantization is {quantization!r}; give a dict of {', '.join(QUANTIZATION_KEYS)}")
+    if unknown := sorted(set(quantization) - set(QUANTIZATION_KEYS)):
+        raise ConfigError(f"quantization has {unknown[0]!r}; there are: {', '.join(QUANTIZATION_KEYS)}")
+    given = {name: value for name, value in quantization.items() if value is not None}
+    check_choice("format of quantization", given.get("format"), ("qwench", "rbln"))
+    weights = given.get("weights")
+    if weights is None:
+        raise ConfigError(f"quantization {dict(quantization)!r} doesn't say weights; allowed: int8, int4, bf16")
+    check_choice("weights of quantization", weights, WEIGHT_KINDS)
+    check_choice("kv_caches of quantization", given.get("kv_caches"), KV_CACHE_DTYPES)
+    activations = given.get("activations")
+    if activations not in (None, "int8") or (activations == "int8" and weights == "bf16"):
+        raise ConfigError(
+            f"activations of quantization is {activations!r} with weights {weights!r}; int8 and int4 weights are "
+            "multiplied by int8 activations (one scale per token and group), bf16 weights by floats: leave it out"
+        )
+    fields = {"weights": weights, "kv_cache": given.get("kv_caches"), "group_size": given.get("group_size")}
+    return {name: value for name, value in fields.items() if value is not None}

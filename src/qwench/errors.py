@@ -38,3 +38,7 @@ class RequestError(QwenchError, ValueError):
 
 class NumericalError(QwenchError):
     """The model produced NaN or infinite logits; the request is failed rather than answered with noise."""
+
+
+class DeadlineError(QwenchError, TimeoutError):
+    """A request or a call took longer than the `timeout` it was given; what it had computed is lost."""

@@ -50,7 +50,7 @@ class LLM:
         from qwench.load import resolve_model
 
         start = time.monotonic()
-        config = QwenchConfig.from_dict({**(config.to_dict() if config else {}), **options})
+        config = QwenchConfig.merged(config, options)
         artifact = resolve_model(model, config, progress=on_progress)
         defaults = GenerationDefaults.from_folder(artifact.path)
         tokenizer = None

@@ -10,14 +10,12 @@ import dataclasses
 from pathlib import Path
 
 from qwench.artifact import Artifact, is_artifact, open_artifact
-from qwench.config import QwenchConfig
+from qwench.config import LOAD_OPTIONS, RUNTIME_OPTIONS, QwenchConfig
 from qwench.errors import ConfigError
 from qwench.progress import ProgressCallback
 from qwench.targets.target import get_target
 
 __all__ = ["is_artifact", "resolve_model"]
-
-LOAD_OPTIONS = ("kvcache_num_blocks", "memory")  # decided where the model is loaded, not where it is compiled
 
 
 def resolve_model(
@@ -25,8 +23,9 @@ def resolve_model(
 ) -> Artifact:
     """Opens `model`: an artifact folder, a checkpoint folder or a hub id; the latter two are compiled once and cached.
 
-    The artifact's config has the load options of `config`. Raises ConfigError when `config` contradicts the artifact,
-    CheckpointError or HubError when there's no such model, and what compiling and opening raise.
+    The artifact's config has the options of loading and running of `config`. Raises ConfigError when `config`
+    contradicts the artifact, CheckpointError or HubError when there's no such model, and what compiling and opening
+    raise.
     """
     config = config or QwenchConfig()
     path = Path(model).expanduser()
@@ -44,7 +43,7 @@ def _check_agreement(artifact: Artifact, config: QwenchConfig) -> None:
     """Every option given is the one that the artifact was compiled with; another target may read the same layout."""
     for field in dataclasses.fields(config):
         asked, compiled = getattr(config, field.name), getattr(artifact.config, field.name)
-        if asked is None or asked == compiled or field.name in LOAD_OPTIONS:
+        if asked is None or asked == compiled or field.name in (*LOAD_OPTIONS, *RUNTIME_OPTIONS):
             continue
         if field.name == "target" and get_target(asked).layout == artifact.manifest.layout:
             continue
@@ -55,8 +54,8 @@ def _check_agreement(artifact: Artifact, config: QwenchConfig) -> None:
 
 
 def _with_options(artifact: Artifact, config: QwenchConfig) -> Artifact:
-    """The artifact with the options of `config` that are decided at load."""
-    given = {name: getattr(config, name) for name in (*LOAD_OPTIONS, "target")}
+    """The artifact with the options of `config` that are decided where it is loaded."""
+    given = {name: getattr(config, name) for name in (*LOAD_OPTIONS, *RUNTIME_OPTIONS, "target")}
     given = {name: value for name, value in given.items() if value is not None}
     # Resolving again checks the options against each other.
     merged = dataclasses.replace(artifact.config, **given).resolve(artifact.program.spec)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from engine_models import history_engine, largest_of_groups, load_model, run_all
 
-from qwench.errors import NumericalError, QwenchError, RequestError
+from qwench.errors import DeadlineError, NumericalError, QwenchError, RequestError
 from qwench.runtime.request import SamplingParams
 
 GREEDY = SamplingParams(max_tokens=8, temperature=0.0)
@@ -193,6 +193,23 @@ def test_interrupt_between_schedule_and_result() -> None:
     quiet = history_engine()
     quiet.add_request([1] * 20, GREEDY)
     assert run_all(engine)["request-0", 0] == run_all(quiet)["request-0", 0][1:]
+
+
+def test_a_timeout_fails_what_came_too_long_ago(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, now = history_engine(), 0.0
+    monkeypatch.setattr("qwench.runtime.engine.time.monotonic", lambda: now)
+    engine.timeout_s = 10.0
+    early = engine.add_request([1] * 20, GREEDY)
+    now = 8.0
+    assert all(output.error is None for output in engine.step())
+    late = engine.add_request([2] * 20, GREEDY)
+    now = 11.0
+    [error] = [output.error for output in engine.step() if output.request_id == early and output.error]
+    assert isinstance(error, DeadlineError) and isinstance(error, TimeoutError)
+    assert "timeout of 10.0 seconds" in str(error)
+    engine.check_integrity()
+    assert {name for name, _ in run_all(engine)} == {late}
+    assert engine.metrics.finished_error == 1 and engine.scheduler.pool.num_free == 64
 
 
 def test_metrics_and_timings() -> None:

@@ -16,6 +16,7 @@ from qwench.evaluate.machine import Machine
 from qwench.evaluate.profile import Profile, measure_profile
 from qwench.evaluate.throughput import Workload
 from qwench.runtime.engine import Engine
+from qwench.runtime.request import SamplingParams
 from qwench.targets.target import Executor, Float32, StepBatch, TimedExecutor
 
 MACHINE = Machine(
@@ -174,3 +175,25 @@ def test_the_cpu_target_times_every_op(weights: str) -> None:
         assert all(op.seconds > 0 for op in step.ops)
         assert step.between_s < step.seconds
     assert sum(op.seconds for op in result.decode.ops) < 1
+
+
+def test_activate_profiler_counts_the_time_of_real_work() -> None:
+    with pytest.raises(TargetError, match="'reference' keeps no clock"):
+        load_model(target="reference", activate_profiler=True)
+    assert load_model(target="cpu").profiler is None
+    engine = load_model(target="cpu", activate_profiler=True)
+    profiler = engine.profiler
+    assert profiler is not None and str(profiler) == "no step has run"
+    engine.add_request(list(range(40)), SamplingParams(max_tokens=3, temperature=0))
+    while engine.has_unfinished():
+        engine.step()
+    seconds = profiler.seconds()
+    assert 0 < sum(seconds.values()) <= engine.metrics.execute_s and seconds["lm_head"] > 0
+    assert "layers.*.attention" in str(profiler)
+    profiler.reset()
+    assert not any(profiler.seconds().values())
+
+
+def test_a_model_without_a_runtime_is_not_loaded() -> None:
+    with pytest.raises(ConfigError, match="create_runtimes is False"):
+        load_model(create_runtimes=False)

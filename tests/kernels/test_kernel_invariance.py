@@ -56,11 +56,11 @@ def test_bits_are_those_of_the_request_alone(variant: str, fmt: Format, cache_dt
 
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("cache_dtype", ["fp32", "bf16"])
-@pytest.mark.parametrize("window", [None, 700])
+@pytest.mark.parametrize(("window", "partition_len"), [(None, 512), (700, 512), (None, 192), (700, 1344)])
 def test_a_long_context_is_split_over_threads_without_a_trace(
-    variant: str, cache_dtype: str, window: int | None
+    variant: str, cache_dtype: str, window: int | None, partition_len: int
 ) -> None:
-    """Beyond 512 positions, the partitions of a lone sequence are computed by whoever is free."""
+    """Beyond a partition, the partitions of a lone sequence are computed by whoever is free."""
     rng = np.random.default_rng(11)
     spec = random_spec(
         rng, vocab_size=50, hidden_size=32, head_dim=16, num_heads=4, num_kv_heads=1, num_layers=2,
@@ -71,7 +71,7 @@ def test_a_long_context_is_split_over_threads_without_a_trace(
     ids = rng.integers(0, 50, 1300).astype(np.int32)
 
     def run(target: str, chunks: list[int], threads: int) -> np.ndarray:
-        executor = load(target, program, tensors, CacheConfig(41, 32, cache_dtype), threads, tokens=1300)
+        executor = load(target, program, tensors, CacheConfig(41, 32, cache_dtype, partition_len), threads, tokens=1300)
         done = 0
         for size in chunks:
             done += size

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import itertools
 import json
@@ -116,6 +117,16 @@ def test_more_memory_than_there_is(source: Path, tmp_path: Path, monkeypatch: py
     with pytest.raises(CapacityError, match=r"this machine has free 1\.0 MiB; lower max_seq_len .*now 1048576"):
         compile_checkpoint(source, tmp_path / "out", config)
     assert left_behind(tmp_path) == []
+
+
+def test_a_model_that_is_not_to_run_here_needs_no_memory(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(qwench.compiler, "available_memory_bytes", lambda: 1 << 20)
+    config = QwenchConfig(target="reference", max_seq_len=1 << 40, create_runtimes=False)
+    assert compile_checkpoint(source, tmp_path / "out", config).config.max_seq_len == 1 << 40
+    with pytest.raises(CapacityError, match="memory allows"):
+        compile_checkpoint(source, tmp_path / "other", dataclasses.replace(config, memory=1 << 20))
 
 
 def test_more_disk_than_there_is(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

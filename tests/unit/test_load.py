@@ -127,6 +127,9 @@ def test_an_artifact_is_opened_as_it_is(source: Path, tmp_path: Path, compilatio
         ({"max_seq_len": 64}, "max_seq_len is 64, but .* compiled with 128"),
         ({"group_size": 64}, "group_size is 64, but .* compiled with 128"),
         ({"target": "cpu-generic"}, "target is 'cpu-generic', but .* compiled with 'reference'"),
+        ({"attn_impl": "eager"}, "attn_impl is 'eager', but .* compiled with 'flash_attn'"),
+        ({"kvcache_partition_len": 1024}, "kvcache_partition_len is 1024, but .* compiled with 512"),
+        ({"use_inputs_embeds": False}, "use_inputs_embeds is False, but .* compiled with True"),
         ({"kvcache_num_blocks": 1}, "can't hold one sequence of max_seq_len 128"),
     ],
 )
@@ -136,6 +139,18 @@ def test_options_that_contradict_the_artifact(
     compile_checkpoint(source, tmp_path / "out", QwenchConfig(target="reference", weights="int8"))
     with pytest.raises(ConfigError, match=words):
         resolve_model(tmp_path / "out", QwenchConfig(**options))
+
+
+def test_options_of_a_run_contradict_nothing(source: Path, tmp_path: Path) -> None:
+    compile_checkpoint(source, tmp_path / "out", QwenchConfig(target="reference", timeout=1, create_runtimes=False))
+    assert resolve_model(tmp_path / "out").config.timeout is None
+    config = resolve_model(tmp_path / "out", QwenchConfig(timeout=7, activate_profiler=True)).config
+    assert (config.timeout, config.activate_profiler, config.create_runtimes) == (7, True, True)
+
+
+def test_a_cached_model_serves_every_option_of_a_run(source: Path, compilations: list[Path]) -> None:
+    configs = [resolve_model(source, QwenchConfig(target="reference", timeout=t)).config for t in (1, 2, None)]
+    assert [config.timeout for config in configs] == [1, 2, None] and len(compilations) == 1
 
 
 def test_targets_of_one_layout_share_an_artifact(source: Path, tmp_path: Path, compilations: list[Path]) -> None:

@@ -19,6 +19,10 @@ def add_arguments(parser: ArgumentParser) -> None:
     add("--max-seq-len", type=int, metavar="N", help="tokens of prompt and answer; default: the model's")
     add("--batch-size", type=int, metavar="N", help="sequences that generate at once; default 32")
     add("--prefill-chunk-size", type=int, metavar="N", help="tokens in one step; default 512")
+    add("--attn-impl", metavar="KIND", help="flash_attn (default): in partitions; eager: each sequence as one")
+    add("--kvcache-partition-len", type=int, metavar="N", help="positions in a partition, default 512")
+    add("--kvcache-block-size", type=int, metavar="N", help="positions in a cache block, default 32")
+    add("--kvcache-num-blocks", type=int, metavar="N", help="cache blocks; default: what memory allows when loaded")
     add("--memory", metavar="SIZE", help="what the loaded model may use, such as 8GiB or 800MB; default: what is free")
     add("--target", metavar="T", help="cpu (default), cpu-avx512bf16, cpu-avx512, cpu-avx2, cpu-generic or reference")
     add("--overwrite", action="store_true", help="replace an artifact in OUT")
@@ -41,6 +45,10 @@ def execute(args: Namespace) -> None:
         max_seq_len=args.max_seq_len,
         batch_size=args.batch_size,
         prefill_chunk_size=args.prefill_chunk_size,
+        attn_impl=args.attn_impl,
+        kvcache_partition_len=args.kvcache_partition_len,
+        kvcache_block_size=args.kvcache_block_size,
+        kvcache_num_blocks=args.kvcache_num_blocks,
         memory=None if args.memory is None else parse_size(args.memory, "--memory"),
         target=args.target,
     )

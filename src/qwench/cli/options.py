@@ -32,6 +32,8 @@ def add_loading(parser: ArgumentParser) -> None:
     add("--threads", type=int, metavar="N", help="default: the processors this process may use")
     add("--target", metavar="T", help="run with other kernels, such as cpu-generic")
     add("--memory", metavar="SIZE", help="what the loaded model may use, such as 8GiB; default: what is free")
+    add("--kvcache-num-blocks", type=int, metavar="N", help="cache blocks; default: what memory allows")
+    add("--timeout", type=float, metavar="SECONDS", help="fail a request that takes longer; default: no limit")
 
 
 def default_model() -> str:
@@ -78,7 +80,13 @@ def load_config(args: Namespace) -> QwenchConfig:
     from qwench.config import QwenchConfig
 
     memory = None if args.memory is None else parse_size(args.memory, "--memory")
-    return QwenchConfig(weights=args.weights, target=args.target, memory=memory)
+    return QwenchConfig(
+        weights=args.weights,
+        target=args.target,
+        memory=memory,
+        kvcache_num_blocks=args.kvcache_num_blocks,
+        timeout=args.timeout,
+    )
 
 
 def load(args: Namespace) -> LLM:

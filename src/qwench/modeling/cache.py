@@ -18,6 +18,7 @@ import torch
 from transformers.cache_utils import Cache
 
 from qwench.errors import CapacityError, RequestError
+from qwench.modeling.deadline import Deadline
 from qwench.runtime.block_pool import BlockPool
 from qwench.targets.target import Executor
 
@@ -33,8 +34,10 @@ class Row:
 class Pages:
     """The engine's blocks as the caches of one model use them. `lock` guards blocks, executor and engine."""
 
-    def __init__(self, pool: BlockPool, executor: Executor, block_size: int, max_seq_len: int) -> None:
-        self.pool, self.executor = pool, executor
+    def __init__(
+        self, pool: BlockPool, executor: Executor, block_size: int, max_seq_len: int, deadline: Deadline
+    ) -> None:
+        self.pool, self.executor, self.deadline = pool, executor, deadline
         self.block_size, self.max_seq_len = block_size, max_seq_len
         self.lock = threading.RLock()
         # A collected cache may be found at any bytecode, even inside the pool: its blocks wait here until it's safe.
@@ -49,7 +52,7 @@ class Pages:
         if self.pool.num_free < count:
             raise CapacityError(
                 f"{count} blocks of KV cache are needed and {self.pool.num_free} of {self.pool.num_blocks} are free; "
-                "drop past_key_values that you keep, use fewer rows or beams, or give more qwench_kvcache_num_blocks"
+                "drop past_key_values that you keep, use fewer rows or beams, or give more kvcache_num_blocks"
             )
 
     def discard(self, rows: list[Row]) -> None:
@@ -67,7 +70,7 @@ class Pages:
         if row.length + count > self.max_seq_len:
             raise RequestError(
                 f"a sequence of {row.length + count} tokens exceeds max_seq_len {self.max_seq_len}; give fewer tokens, "
-                "or compile with a larger qwench_max_seq_len"
+                "or compile with a larger max_seq_len"
             )
         for index in range(row.length // self.block_size, -(-(row.length + count) // self.block_size)):
             if index < len(row.blocks) and not self.pool.is_shared(row.blocks[index]):

@@ -68,6 +68,7 @@ def run_pass(
         shape.max_step_tokens,
         logits.view(-1, shape.vocab_size).numpy(),
         None if hidden is None else hidden.view(len(hidden), -1, shape.hidden_size).numpy(),
+        cache.pages.deadline.check,
     )
     _commit(cache, real, leaders)
     if leaders != list(range(batch)):

@@ -6,6 +6,7 @@ Knows nothing of generating. Called by `QwenchForCausalLM`'s constructors and `s
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -40,17 +41,16 @@ def merge_config(given: QwenchConfig | dict[str, Any] | None, keywords: dict[str
     """
     if given is not None and not isinstance(given, (QwenchConfig, dict)):
         raise ConfigError(f"qwench_config is a {type(given).__name__}; give a QwenchConfig or a dict of its fields")
-    base = given.to_dict() if isinstance(given, QwenchConfig) else dict(given or {})
     names = [name for name in keywords if name.startswith(PREFIX)]
-    return QwenchConfig.from_dict(base | {name.removeprefix(PREFIX): keywords.pop(name) for name in names})
+    return QwenchConfig.merged(given, {name.removeprefix(PREFIX): keywords.pop(name) for name in names})
 
 
-def check_other_keywords(keywords: dict[str, Any]) -> None:
-    """Raises ConfigError for keywords that are neither `qwench_*` nor harmless ones of transformers."""
+def check_other_keywords(keywords: dict[str, Any], prefix: str = PREFIX) -> None:
+    """Raises ConfigError for keywords that are not harmless ones of transformers; options begin with `prefix`."""
     for name, value in keywords.items():
         if name not in TOLERATED:
             allowed = ", ".join(TOLERATED)
-            raise ConfigError(f"unknown keyword {name!r}; options begin with {PREFIX!r}, and {allowed} are understood")
+            raise ConfigError(f"unknown keyword {name!r}; options begin with {prefix!r}, and {allowed} are understood")
         if value not in TOLERATED[name]:
             raise ConfigError(
                 f"{name} is {value!r}; a compiled model takes {', '.join(map(repr, TOLERATED[name]))} "
@@ -117,8 +117,9 @@ def chat_ends(folder: Path, eos: int | list[int] | None) -> list[int]:
     return [*known, *more] if more else []
 
 
-def copy_artifact(artifact: Artifact, destination: Path) -> None:
-    """Copies the files of the artifact; `destination` appears whole or stays as it was.
+def copy_artifact(artifact: Artifact, destination: Path, others: Mapping[str, str] | None = None) -> None:
+    """Copies the files of the artifact, and writes `others` (name -> text) beside them; `destination` appears whole or
+    stays as it was.
 
     Raises ArtifactError if it holds anything but an older artifact or can't be written.
     """
@@ -128,6 +129,8 @@ def copy_artifact(artifact: Artifact, destination: Path) -> None:
     with new_artifact_folder(destination, overwrite=True) as folder:
         for name in (MANIFEST, *artifact.manifest.files):
             shutil.copyfile(artifact.path / name, folder / name)
+        for name, text in (others or {}).items():
+            (folder / name).write_text(text, encoding="utf-8")
 
 
 def check_save_keywords(keywords: dict[str, Any]) -> None:

@@ -24,10 +24,13 @@ from qwench.config import QwenchConfig
 from qwench.errors import ConfigError, NumericalError, RequestError
 from qwench.modeling import loading, native
 from qwench.modeling.cache import Pages, QwenchCache
+from qwench.modeling.deadline import Deadline
 from qwench.modeling.embeddings import TokenEmbeddings
 from qwench.modeling.forward import ModelShape, run_pass
 from qwench.modeling.inputs import check_input_ids, check_inputs, check_inputs_embeds, real_tokens
+from qwench.runtime.engine import Engine
 from qwench.runtime.loading import load_engine
+from qwench.runtime.profiler import Profiler
 
 LOSS_OPTIONS = ("num_items_in_batch", "ignore_index", "shift_labels")
 IGNORED = ("token_type_ids",)  # of which transformers' Qwen2 takes no notice either
@@ -50,16 +53,42 @@ class QwenchForCausalLM(torch.nn.Module, GenerationMixin):  # type: ignore[misc]
         super().__init__()
         self.artifact, self.qwench_config = artifact, artifact.config
         self.config, self.generation_config = loading.hugging_face_configs(artifact.path)
-        self.engine = load_engine(artifact)
-        self.max_seq_len = self.engine.max_seq_len
-        self._pages = Pages(
-            self.engine.scheduler.pool, self.engine.executor, self.engine.cache.block_size, self.max_seq_len
-        )
+        assert artifact.config.max_seq_len is not None
+        self.max_seq_len: int = artifact.config.max_seq_len
+        self._deadline = Deadline(artifact.config.timeout)
+        self._runtime = self._make_runtime() if artifact.config.create_runtimes else None
         spec = artifact.program.spec
         self._shape = ModelShape(spec.vocab_size, spec.hidden_size, spec.num_layers, self.artifact.plan.max_step_tokens)
         self._workspace = workspace
         name = type(self).__name__  # pipelines call a class unsupported unless its name is among these
         MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.setdefault(name, name)
+
+    def _make_runtime(self) -> tuple[Engine, Pages]:
+        engine = load_engine(self.artifact)
+        pool, executor, block_size = engine.scheduler.pool, engine.executor, engine.cache.block_size
+        return engine, Pages(pool, executor, block_size, self.max_seq_len, self._deadline)
+
+    @property
+    def engine(self) -> Engine:
+        """Raises ConfigError if the model was made without a runtime."""
+        if self._runtime is None:
+            raise ConfigError(
+                "this model was made with create_runtimes=False: it can be saved, not run; save it with "
+                "save_pretrained and load it with from_pretrained"
+            )
+        return self._runtime[0]
+
+    @property
+    def _pages(self) -> Pages:
+        assert self.engine and self._runtime
+        return self._runtime[1]
+
+    @property
+    def profiler(self) -> Profiler:
+        """Where the time of all steps went. Raises ConfigError unless the model has `activate_profiler`."""
+        if self.engine.profiler is None:
+            raise ConfigError("this model keeps no profile; load it with activate_profiler=True")
+        return self.engine.profiler
 
     @classmethod
     def from_pretrained(
@@ -197,12 +226,13 @@ class QwenchForCausalLM(torch.nn.Module, GenerationMixin):  # type: ignore[misc]
         enters each layer and, the last, the head. Both are zeros at padding.
         Raises RequestError for what can't be run, NumericalError when logits aren't finite.
         """
+        self._check_allowed(inputs_embeds, attention_mask)
         options = {name: kwargs.pop(name) for name in LOSS_OPTIONS if name in kwargs}
         asked = self.config.output_attentions if output_attentions is None else output_attentions
         _refuse(output_attentions=asked, **{name: kwargs[name] for name in kwargs if name not in IGNORED})
         with_hidden_states = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
         inputs = check_inputs(input_ids, inputs_embeds, self._shape.vocab_size, self._shape.hidden_size)
-        with torch.no_grad(), self._pages.lock:
+        with self._deadline.call(), torch.no_grad(), self._pages.lock:
             cache = self._cache(past_key_values)
             cache.start(inputs.shape[0])
             if cache_position is not None and cache_position[0] != cache.get_seq_length():
@@ -241,6 +271,12 @@ class QwenchForCausalLM(torch.nn.Module, GenerationMixin):  # type: ignore[misc]
         return given
 
     # --- generate: transformers' own, with these seams -------------------------------------------------------------
+
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        """transformers' `generate`, within the `timeout` if there is one."""
+        assert self.engine  # without a runtime, say so first
+        with self._deadline.call():
+            return super().generate(*args, **kwargs)
 
     def _prepare_cache_for_generation(
         self, generation_config: GenerationConfig, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
@@ -326,6 +362,7 @@ class QwenchForCausalLM(torch.nn.Module, GenerationMixin):  # type: ignore[misc]
     ) -> None:
         """What can't end well fails before the first step: too long, nothing to continue, padding on the right."""
         mask, embeds = model_kwargs.get("attention_mask"), model_kwargs.get("inputs_embeds")
+        self._check_allowed(embeds, mask)
         if embeds is not None:
             check_inputs_embeds(embeds, self._shape.hidden_size)
         if embeds is None or input_ids.numel():
@@ -337,12 +374,24 @@ class QwenchForCausalLM(torch.nn.Module, GenerationMixin):  # type: ignore[misc]
             raise RequestError(
                 f"{num_tokens} tokens of input and {num_new} new ones exceed max_seq_len {self.max_seq_len}; give a "
                 f"shorter input or at most {max(self.max_seq_len - num_tokens, 0)} new tokens, or compile with a "
-                "larger qwench_max_seq_len"
+                "larger max_seq_len"
             )
         if mask is not None and not (mask != 0).any(dim=1).all():
             raise RequestError("a row of the input has no tokens: its attention_mask is all zeros")
         if mask is not None and not (mask[:, -1] != 0).all():
             raise RequestError("the input is padded on the right; pad on the left (tokenizer.padding_side = 'left')")
+
+    def _check_allowed(self, inputs_embeds: torch.Tensor | None, attention_mask: torch.Tensor | None) -> None:
+        """What the model was compiled without. Raises RequestError."""
+        if inputs_embeds is not None and not self.qwench_config.use_inputs_embeds:
+            raise RequestError(
+                "inputs_embeds: the model was compiled with use_inputs_embeds=False; compile it with True"
+            )
+        if attention_mask is not None and not self.qwench_config.use_attention_mask and (attention_mask == 0).any():
+            raise RequestError(
+                "attention_mask has padding, but the model was compiled with use_attention_mask=False; give rows of "
+                "equal length, or compile it with True"
+            )
 
 
 def _refuse(**options: Any) -> None:

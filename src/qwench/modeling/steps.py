@@ -5,7 +5,7 @@ Knows nothing of torch, padding or masks: rows are sequences and their tokens. C
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -44,12 +44,17 @@ class _Piece:
 
 
 def run_feeds(
-    executor: Executor, feeds: Sequence[Feed], max_step_tokens: int, logits: Float32, hidden: Float32 | None
-) -> None:
+    executor: Executor, feeds: Sequence[Feed], max_step_tokens: int, logits: Float32, hidden: Float32 | None,
+    after_step: Callable[[], None],
+) -> None:  # fmt: skip
     """Computes all feeds, in order; writes the wanted rows of `logits` [num_rows, vocab_size], and of `hidden`
-    [num_states, num_rows, hidden_size] if there is one, which takes the last `num_states` states."""
+    [num_states, num_rows, hidden_size] if there is one, which takes the last `num_states` states.
+
+    after_step: called after each step; may raise.
+    """
     for pieces in _steps(feeds, max_step_tokens):
         _run_step(executor, pieces, logits, hidden)
+        after_step()
 
 
 def _steps(feeds: Sequence[Feed], max_step_tokens: int) -> Iterator[list[_Piece]]:

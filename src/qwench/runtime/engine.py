@@ -13,10 +13,11 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from qwench.errors import NumericalError, QwenchError, RequestError
+from qwench.errors import DeadlineError, NumericalError, QwenchError, RequestError
 from qwench.runtime.block_pool import BlockPool
 from qwench.runtime.limits import RequestLimits
 from qwench.runtime.metrics import Metrics
+from qwench.runtime.profiler import Profiler
 from qwench.runtime.request import (
     FinishReason,
     Request,
@@ -37,12 +38,15 @@ class Engine:
 
     max_seq_len: tokens of a sequence, prompt and answer. max_num_seqs: sequences that generate at once.
     max_step_tokens: tokens that the executor computes in one step. eos_token_ids: the model's own ends of text.
+    timeout_s: after which a request fails with DeadlineError, at the end of a step. profiler: counts the time of ops.
     """
 
     def __init__(
         self, executor: Executor, vocab_size: int, cache: CacheConfig, *, max_seq_len: int, max_num_seqs: int,
         max_step_tokens: int, eos_token_ids: Iterable[int] = (), enable_prefix_caching: bool = True,
+        timeout_s: float | None = None, profiler: Profiler | None = None,
     ) -> None:  # fmt: skip
+        self.timeout_s, self.profiler = timeout_s, profiler
         self.executor, self.vocab_size, self.cache = executor, vocab_size, cache
         self.max_seq_len, self.max_num_seqs = max_seq_len, max_num_seqs
         self.limits = RequestLimits(vocab_size, max_seq_len, cache.block_size, cache.num_blocks)
@@ -140,6 +144,8 @@ class Engine:
                 num_rows = 1 + request.num_drafts
                 outputs += self._sample_run(request, range(first, first + num_rows), now)
                 first += num_rows
+        if self.timeout_s is not None:
+            outputs += self._expire(time.monotonic() - self.timeout_s)
         metrics.num_running, metrics.num_waiting = len(self.scheduler.running), len(self.scheduler.waiting)
         metrics.blocks_used = metrics.blocks_total - self.scheduler.pool.num_free
         return outputs
@@ -200,6 +206,16 @@ class Engine:
     def _fail_running(self, cause: Exception) -> list[TokenOutput]:
         error = cause if isinstance(cause, QwenchError) else QwenchError(f"the step failed: {cause!r}")
         return [self._finish(request, None, "error", error=error) for request in self.scheduler.running.copy()]
+
+    def _expire(self, latest_arrival_s: float) -> list[TokenOutput]:
+        """Fails what arrived before that time."""
+        late = [r for samples in self._requests.values() for r in samples.values()]
+        error = DeadlineError(f"the request took longer than the timeout of {self.timeout_s} seconds; give it more")
+        return [
+            self._finish(request, None, "error", error=error)
+            for request in late
+            if request.timings.arrival_s < latest_arrival_s
+        ]
 
     def check_integrity(self) -> None:
         """Asserts that requests, queues and blocks agree; for tests."""

@@ -7,16 +7,18 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Protocol
 
 from qwench.config import QwenchConfig
-from qwench.errors import CapacityError, ConfigError
+from qwench.errors import CapacityError, ConfigError, TargetError
 from qwench.host import available_memory_bytes, num_cpus
 from qwench.program.memory import MemoryPlan
 from qwench.program.ops import Program
 from qwench.runtime.engine import Engine
+from qwench.runtime.profiler import Profiler
 from qwench.runtime.scheduler import MAX_STEP_DRAFTS
-from qwench.targets.target import Array, CacheConfig, get_target
+from qwench.targets.target import Array, TimedExecutor, get_target
 
 logger = logging.getLogger(__name__)
 
@@ -51,17 +53,55 @@ def load_engine(
     """
     config = model.config
     assert config.max_seq_len and config.batch_size and config.kvcache_block_size and config.kv_cache and config.target
+    if config.create_runtimes is False:
+        raise ConfigError(
+            "create_runtimes is False: such a model is only compiled and saved; load it without to run it"
+        )
     threads = num_cpus() if num_threads is None else num_threads
     if not 1 <= threads <= MAX_THREADS:
         raise ConfigError(f"num_threads is {num_threads}; it must be from 1 to {MAX_THREADS}")
     blocks = choose_num_blocks(model, num_blocks or config.kvcache_num_blocks, memory or config.memory)
-    cache = CacheConfig(blocks, config.kvcache_block_size, config.kv_cache)
+    cache = config.cache(blocks)
     executor = get_target(config.target).load(model.program, model.plan, model.tensors, cache, threads)
+    profiler = None
+    if config.activate_profiler:
+        if not isinstance(executor, TimedExecutor):
+            raise TargetError(f"activate_profiler: target {config.target!r} keeps no clock; compile for cpu instead")
+        profiler = Profiler(executor)
     return Engine(
         executor, model.program.spec.vocab_size, cache, max_seq_len=config.max_seq_len,
         max_num_seqs=config.batch_size, max_step_tokens=model.plan.max_step_tokens, eos_token_ids=eos_token_ids,
-        enable_prefix_caching=enable_prefix_caching,
+        enable_prefix_caching=enable_prefix_caching, timeout_s=config.timeout, profiler=profiler,
     )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class MemoryBudget:
+    """Bytes: available to the model; for packed weights; for activations and logits."""
+
+    available: int
+    weights: int
+    working: int
+
+    @property
+    def used(self) -> int:
+        return self.weights + self.working
+
+    @property
+    def rest(self) -> int:
+        """What the cache may have; negative if there is too little without it."""
+        return self.available - self.used
+
+
+def memory_budget(model: CompiledModel, memory: int | None = None) -> MemoryBudget:
+    """What the model takes of `memory` bytes, by default of what is free."""
+    assert model.config.batch_size
+    num_logits = model.config.batch_size + MAX_STEP_DRAFTS
+    return MemoryBudget(
+        available_memory_bytes() if memory is None else memory,
+        sum(tensor.nbytes for tensor in model.tensors.values()),
+        model.plan.num_bytes + num_logits * model.program.spec.vocab_size * 4,
+    )
 
 
 def choose_num_blocks(model: CompiledModel, wanted: int | None = None, memory: int | None = None) -> int:
@@ -71,14 +111,11 @@ def choose_num_blocks(model: CompiledModel, wanted: int | None = None, memory: i
     the model, at most 4 GiB, but one full sequence if that needs more and is there. Raises CapacityError.
     """
     config = model.config
-    assert config.max_seq_len and config.batch_size and config.kvcache_block_size and config.kv_cache
-    block_bytes = CacheConfig(1, config.kvcache_block_size, config.kv_cache).block_bytes(model.program)
+    assert config.max_seq_len and config.batch_size and config.kvcache_block_size
+    block_bytes = config.cache(1).block_bytes(model.program)
     one_sequence = -(-config.max_seq_len // config.kvcache_block_size)
-    weights = sum(tensor.nbytes for tensor in model.tensors.values())
-    num_logits = config.batch_size + MAX_STEP_DRAFTS
-    fixed = weights + model.plan.num_bytes + num_logits * model.program.spec.vocab_size * 4
-    available = available_memory_bytes() if memory is None else memory
-    rest = available - fixed
+    fit = memory_budget(model, memory)
+    rest = fit.rest
     least = wanted or one_sequence
     if wanted is not None and wanted < one_sequence:
         raise ConfigError(
@@ -87,10 +124,10 @@ def choose_num_blocks(model: CompiledModel, wanted: int | None = None, memory: i
         )
     if rest < least * block_bytes:
         raise CapacityError(
-            f"the model needs {_gib(fixed + least * block_bytes)}: {_gib(fixed)} for weights and activations, "
-            f"{_gib(least * block_bytes)} for {least} cache blocks "
+            f"the model needs {format_bytes(fit.used + least * block_bytes)}: {format_bytes(fit.used)} for weights and "
+            f"activations, {format_bytes(least * block_bytes)} for {least} cache blocks "
             f"({'as asked for' if wanted else f'one sequence of {config.max_seq_len} tokens'}); "
-            f"there are {_gib(available)} {'allowed' if memory else 'available'}. Lower max_seq_len, "
+            f"there are {format_bytes(fit.available)} {'allowed' if memory else 'available'}. Lower max_seq_len, "
             "kvcache_num_blocks or batch_size, compile to a smaller weight format, or free memory"
         )
     budget = rest
@@ -99,13 +136,15 @@ def choose_num_blocks(model: CompiledModel, wanted: int | None = None, memory: i
     blocks = wanted or min(budget // block_bytes, config.batch_size * one_sequence)
     logger.info(
         "memory: %s %s; weights %s, activations and logits %s, KV cache %s (%d blocks, %d tokens); %s left",
-        _gib(available), "allowed" if memory else "available", _gib(weights), _gib(fixed - weights),
-        _gib(blocks * block_bytes), blocks, blocks * config.kvcache_block_size, _gib(rest - blocks * block_bytes),
+        format_bytes(fit.available), "allowed" if memory else "available", format_bytes(fit.weights),
+        format_bytes(fit.working), format_bytes(blocks * block_bytes), blocks, blocks * config.kvcache_block_size,
+        format_bytes(rest - blocks * block_bytes),
     )  # fmt: skip
     return int(blocks)
 
 
-def _gib(num_bytes: int) -> str:
+def format_bytes(num_bytes: float) -> str:
+    """In GiB, or MiB when it's little."""
     if abs(num_bytes) < GIB // 10:
         return f"{num_bytes / (1 << 20):.1f} MiB"
     return f"{num_bytes / GIB:.2f} GiB"

@@ -64,11 +64,15 @@ class PackedTensor:
 
 @dataclass(frozen=True)
 class CacheConfig:
-    """The paged KV cache: `num_blocks` blocks of `block_size` positions, all layers; `dtype` is fp32 or bf16."""
+    """The paged KV cache: `num_blocks` blocks of `block_size` positions, all layers; `dtype` is fp32 or bf16.
+
+    partition_len: positions, a multiple of 64, whose attention a target may compute apart from that of others.
+    """
 
     num_blocks: int
     block_size: int
     dtype: str
+    partition_len: int = 512
 
     def block_bytes(self, program: Program) -> int:
         """Bytes of one block over all layers, as this configuration stores it (head_dim padded to 16)."""

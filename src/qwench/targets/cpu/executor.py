@@ -56,6 +56,7 @@ class CpuExecutor:
             num_kv_heads=spec.num_kv_heads,
             head_dim=spec.head_dim,
             cache_dtype=cache.dtype,
+            partition_len=cache.partition_len,
         )
         self._cache_dtype = cache.dtype
         self._phases_until: dict[str, int] = {}  # op -> how many native phases there were once it was lowered

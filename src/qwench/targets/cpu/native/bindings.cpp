@@ -157,21 +157,23 @@ NB_MODULE(_native, m) {
           "__init__",
           [](qwench::Executor* self, const std::string& variant, int num_threads, int max_tokens, int num_heads,
              int vocab_size, size_t arena_bytes, int scratch_width, int num_layers, int num_blocks, int block_size,
-             int num_kv_heads, int head_dim, const std::string& cache_dtype) {
+             int num_kv_heads, int head_dim, const std::string& cache_dtype, int partition_len) {
             require(num_threads >= 1 && max_tokens >= 1 && num_blocks >= 1,
                     "threads, tokens and blocks must be positive");
             require(block_size > 0 && block_size % qwench::kKeyGroup == 0, "block_size must be a multiple of 16");
+            require(partition_len > 0 && partition_len % qwench::kScoreTile == 0 && partition_len <= qwench::kMaxPartition,
+                    "partition_len must be a multiple of 64 below 2^30");
             require(num_kv_heads > 0 && num_heads % num_kv_heads == 0, "num_heads must be a multiple of num_kv_heads");
             require(head_dim > 0 && head_dim % 2 == 0, "head_dim must be even");
             require(cache_dtype == "fp32" || cache_dtype == "bf16", "cache dtype must be fp32 or bf16");
             const auto kind = cache_dtype == "fp32" ? qwench::CacheKind::kFp32 : qwench::CacheKind::kBf16;
             new (self)
-                qwench::Executor({variant, num_threads, max_tokens, num_heads, vocab_size, arena_bytes, scratch_width},
+                qwench::Executor({variant, num_threads, max_tokens, num_heads, vocab_size, arena_bytes, scratch_width, partition_len},
                                  {num_layers, num_blocks, block_size, num_kv_heads, head_dim, kind});
           },
           "variant"_a, "num_threads"_a, "max_tokens"_a, "num_heads"_a, "vocab_size"_a, "arena_bytes"_a,
           "scratch_width"_a, "num_layers"_a, "num_blocks"_a, "block_size"_a, "num_kv_heads"_a, "head_dim"_a,
-          "cache_dtype"_a)
+          "cache_dtype"_a, "partition_len"_a)
       // Arrays are never converted: the executor keeps their addresses, or writes to them.
       .def(
           "add_embed",

@@ -113,7 +113,7 @@ void Executor::plan(const Batch& b) {
                              0,
                              0,
                              nullptr};
-          item.last_partition = (start + i + item.num_tokens + kPartition - 1) / kPartition;
+          item.last_partition = (start + i + item.num_tokens + config_.partition_len - 1) / config_.partition_len;
           step_.attention.push_back({s, item, -1});
         }
   }

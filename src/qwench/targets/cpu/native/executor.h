@@ -82,6 +82,7 @@ struct ExecutorConfig {
   int num_threads, max_tokens, num_heads, vocab_size;
   size_t arena_bytes;
   int scratch_width;  // floats per token of working space between the halves of a fused op
+  int partition_len;  // cache positions whose attention may be computed apart, at absolute multiples
 };
 
 class Executor {
@@ -114,6 +115,7 @@ class Executor {
   const float* rope_row(int position) const { return rope_table_ + size_t(position) * cache_.shape().head_dim; }
   int num_threads() const { return pool_.num_threads(); }
   int num_heads() const { return config_.num_heads; }
+  int partition_len() const { return config_.partition_len; }
   int vocab_size() const { return config_.vocab_size; }
   int hidden_width() const { return hidden_width_; }
   int num_states() const { return num_states_; }

@@ -158,6 +158,7 @@ struct Attention final : Phase {
     args.head_dim = shape.head_dim;
     args.padded_dim = shape.padded_dim();
     args.window = window;
+    args.partition_len = e.partition_len();
     args.scale = scale;
     args.scratch = e.thread_scratch(thread);
     for (int i; (i = next_item.fetch_add(1, std::memory_order_relaxed)) < int(step.attention.size());) {

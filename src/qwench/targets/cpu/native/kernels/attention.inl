@@ -2,7 +2,7 @@
 //
 // The query heads that share the kv head are folded into rows. Keys are visited in tiles of 64 absolute positions with
 // an online softmax (arXiv:1805.02867); a tile's keys and values are laid out once as panels, so that both products are
-// those of the linears. Tiles of 512 absolute positions make a partition, begun afresh and merged into what came before
+// those of the linears. Tiles of `partition_len` absolute positions make a partition, begun afresh and merged into what came before
 // (as in arXiv:2311.01282), so that partitions can be computed apart. Every row takes the same steps at the same
 // positions whatever rows are beside it: the result depends neither on how a prompt is cut nor on who computes what. A
 // tile or partition that a row can't see leaves it as it was, to the bit.
@@ -250,7 +250,7 @@ void attention(const AttentionArgs& a, const AttentionItem& item) {
       part(item.partial ? item.partial : s.part, num_rows, num_panels);
   running.clear();
   for (int p = item.first_partition; p < item.last_partition; ++p) {
-    const int first = p * kPartition, last = first + kPartition < end ? first + kPartition : end;
+    const int first = p * a.partition_len, last = first + a.partition_len < end ? first + a.partition_len : end;
     if (begin >= last && !item.partial) continue;
     part.clear();
     for (int tile = (begin > first ? begin : first) / kScoreTile * kScoreTile; tile < last; tile += kScoreTile)

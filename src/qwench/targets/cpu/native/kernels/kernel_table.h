@@ -14,10 +14,10 @@ namespace qwench {
 constexpr int kPanelColumns = 64;  // output columns of a packed weight panel
 constexpr int kKeyGroup = 16;      // cache positions whose keys are interleaved
 constexpr int kScoreTile = 64;     // cache positions per step of the online softmax, at absolute multiples
-constexpr int kPartition = 512;    // cache positions whose attention may be computed apart, at absolute multiples
 // A group whose largest magnitude is no more than this counts as zeros: the inverse of its scale would overflow.
 constexpr float kNoMagnitude = 1e-30f;
 constexpr int kMaxAttentionRows = 84;
+constexpr int kMaxPartition = 1 << 30;  // its end and a tile more fit 32 bits
 
 enum class WeightKind : int { kBf16 = 0, kInt8 = 1, kInt4 = 2 };
 enum class SourceKind : int { kBf16 = 0, kFp16 = 1, kFp32 = 2 };
@@ -114,6 +114,7 @@ struct AttentionArgs {
   CacheKind cache;
   int block_size, num_heads, num_kv_heads, head_dim, padded_dim;
   int window;  // positions seen, 0 for all
+  int partition_len;  // positions that may be computed apart, a multiple of kScoreTile
   float scale;
   float* scratch;  // this thread's, attention_scratch_floats
 };
