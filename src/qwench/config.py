@@ -179,6 +179,10 @@ class QwenchConfig:
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
 
+    def at_load(self) -> QwenchConfig:
+        """The options that are left for a model that is compiled already."""
+        return QwenchConfig(**{name: getattr(self, name) for name in (*LOAD_OPTIONS, *RUNTIME_OPTIONS, "target")})
+
     def to_saved(self) -> dict[str, Any]:
         """As `to_dict`, without the options of a run: what an artifact keeps."""
         return {name: value for name, value in self.to_dict().items() if name not in RUNTIME_OPTIONS}

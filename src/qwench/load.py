@@ -55,8 +55,6 @@ def _check_agreement(artifact: Artifact, config: QwenchConfig) -> None:
 
 def _with_options(artifact: Artifact, config: QwenchConfig) -> Artifact:
     """The artifact with the options of `config` that are decided where it is loaded."""
-    given = {name: getattr(config, name) for name in (*LOAD_OPTIONS, *RUNTIME_OPTIONS, "target")}
-    given = {name: value for name, value in given.items() if value is not None}
     # Resolving again checks the options against each other.
-    merged = dataclasses.replace(artifact.config, **given).resolve(artifact.program.spec)
+    merged = artifact.config.overridden_by(config.at_load()).resolve(artifact.program.spec)
     return dataclasses.replace(artifact, config=merged)

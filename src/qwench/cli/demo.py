@@ -105,7 +105,6 @@ def _load(args: Namespace) -> tuple[LLM, dict[str, Any]]:
     No prompt is looked up in the cache, so that each is read for real.
     """
     from qwench.cli.progress import ProgressDisplay
-    from qwench.config import QwenchConfig
     from qwench.host import cpu_name, num_cpus
     from qwench.llm import LLM
     from qwench.load import is_artifact, resolve_model
@@ -123,8 +122,7 @@ def _load(args: Namespace) -> tuple[LLM, dict[str, Any]]:
 
         artifact = resolve_model(args.model, config, progress=on_progress)
     compile_s = time.perf_counter() - start_s if "pack" in stages else None
-    at_load = QwenchConfig(target=config.target, memory=config.memory)
-    llm = LLM(artifact.path, config=at_load, num_threads=args.threads, enable_prefix_caching=False)
+    llm = LLM(artifact.path, config=config.at_load(), num_threads=args.threads, enable_prefix_caching=False)
     threads = num_cpus() if args.threads is None else args.threads
     return llm, {
         "model": args.model,

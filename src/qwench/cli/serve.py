@@ -28,7 +28,6 @@ def add_arguments(parser: ArgumentParser) -> None:
         "requests get status 429; default 128")  # fmt: skip
     add("--max-seq-len", type=int, metavar="N", help="tokens of prompt and answer, for a MODEL still to be compiled")
     add("--batch-size", type=int, metavar="N", help="answers that run at once, for a MODEL still to be compiled")
-    add("--kv-blocks", type=int, metavar="N", help="blocks of the KV cache; default: as many as memory allows")
     add("--no-prefix-cache", action="store_true", help="compute each prompt anew")
     add("--max-body-bytes", type=int, metavar="N", help="default: 262144 and 32 per token of the context")
     add("--text-limit", type=float, default=5.0, metavar="S", help="seconds for the template and the tokens of one "
@@ -76,12 +75,9 @@ def _name(model: str) -> str:
 def _compiled(args: Namespace) -> tuple[Path, QwenchConfig]:
     """The folder of the artifact, compiled first if need be, and the options that are left for loading it."""
     from qwench.artifact import is_artifact
-    from qwench.load import LOAD_OPTIONS, resolve_model
+    from qwench.load import resolve_model
 
-    config = dataclasses.replace(
-        options.load_config(args), max_seq_len=args.max_seq_len, batch_size=args.batch_size,
-        kvcache_num_blocks=args.kv_blocks,
-    )  # fmt: skip
+    config = dataclasses.replace(options.load_config(args), max_seq_len=args.max_seq_len, batch_size=args.batch_size)
     path = Path(args.model).expanduser()
     if is_artifact(path):
         return path, config
@@ -89,4 +85,4 @@ def _compiled(args: Namespace) -> tuple[Path, QwenchConfig]:
 
     with ProgressDisplay() as progress:
         artifact = resolve_model(args.model, config, progress=progress)
-    return artifact.path, type(config)(**{name: getattr(config, name) for name in (*LOAD_OPTIONS, "target")})
+    return artifact.path, config.at_load()
