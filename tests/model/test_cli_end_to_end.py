@@ -188,8 +188,9 @@ def test_inspect_shows_every_op(artifact: Path) -> None:
     assert all(op["kernel"] for op in report["ops"])
     assert report["verified"] == "full"
     assert report["config"]["weights"] == "int8"
-    tied = next(op["weight_bytes"] for op in report["ops"] if op["kind"] == "embed")
-    assert sum(op["weight_bytes"] for op in report["ops"]) - tied == report["memory_plan"]["weights_bytes"]
+    # Two weights are read by two ops each: the embedding, tied, and the last norm, also for hidden states.
+    twice = sum(op["weight_bytes"] for op in report["ops"] if op["name"] in ("embed", "final_hidden"))
+    assert sum(op["weight_bytes"] for op in report["ops"]) - twice == report["memory_plan"]["weights_bytes"]
     text, _ = qwench("inspect", artifact)
     for word in ("qkv_rope_write", "layers.0-1.attention", "int8/g128", "KV cache", "cpu", report["ops"][0]["kernel"]):
         assert word in text
@@ -272,6 +273,33 @@ def test_a_turn_ends_where_another_one_begins(
     assert main(["run", str(artifact), "-p", "Hi", "--raw", "--json", "--max-new-tokens", "3"]) == 0
     raw = one_object(capfd.readouterr().out)  # a plain text may hold any token but the model's own end
     assert raw["finish_reason"] == ("length" if token == 257 else "stop")
+
+
+def test_compiling_and_running_as_for_a_smaller_machine(checkpoint: Path, artifact: Path, tmp_path: Path) -> None:
+    """--target: another machine's kernels, from the same packed weights. --memory: what doesn't fit there is refused,
+    when compiling and when loading, and the cache is cut to what is left of it."""
+    from qwench import LLM
+    from qwench.runtime.scheduler import MAX_STEP_DRAFTS
+
+    plan = one_object(qwench("inspect", artifact, "--json")[0])["memory_plan"]
+    logits_bytes = (4 + MAX_STEP_DRAFTS) * CONFIG["vocab_size"] * 4
+    fixed = plan["weights_bytes"] + plan["arena_bytes"] + plan["work_bytes"] + logits_bytes
+    block_bytes = plan["kvcache_block_bytes"]
+    small, too_small = fixed + 6 * block_bytes, fixed + 4 * block_bytes - 1  # four hold one sequence of 128 positions
+    out = tmp_path / "small"
+    options = ["-o", out, "--weights", "int8", "--batch-size", "4", "--target", "cpu-generic", "--memory"]
+    assert "memory allows" in qwench("compile", checkpoint, *options, str(fixed - logits_bytes), code=2)[1]
+    qwench("compile", checkpoint, *options, str(small))
+    kernels = [op["kernel"] for op in one_object(qwench("inspect", out, "--json")[0])["ops"]]
+    assert all(kernel.startswith("generic.") for kernel in kernels)
+    assert (out / "weights.safetensors").read_bytes() == (artifact / "weights.safetensors").read_bytes()
+    with LLM(out) as llm:
+        assert llm.engine.cache.num_blocks == 6
+    question = ["-p", "Hi", "--max-new-tokens", "5", "--temperature", "0", "--json"]
+    there = one_object(qwench("run", out, *question)[0])
+    here = one_object(qwench("run", artifact, "--target", "cpu-generic", "--memory", str(small), *question)[0])
+    assert here["token_ids"] == there["token_ids"]
+    assert "allowed" in one_error(qwench("run", artifact, "--memory", str(too_small), *question, code=2)[1])
 
 
 def flip_a_byte(path: Path) -> None:

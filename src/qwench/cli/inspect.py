@@ -49,6 +49,7 @@ def describe(artifact: Artifact) -> dict[str, Any]:
         "memory_plan": {
             "weights_bytes": artifact.weights_bytes,
             "arena_bytes": plan.arena_bytes,
+            "work_bytes": plan.work_bytes,
             "max_step_tokens": plan.max_step_tokens,
             "kvcache_block_bytes": _one_block(artifact).block_bytes(program),
             "offsets": plan.offsets,
@@ -100,8 +101,9 @@ def _print(report: dict[str, Any]) -> None:
         f"({spec['num_kv_heads']} for keys and values) of {spec['head_dim']}, vocabulary {spec['vocab_size']}"
     )
     print("options  " + ", ".join(f"{key} {value}" for key, value in report["config"].items() if value is not None))
+    activations = format_size(memory["arena_bytes"] + memory["work_bytes"])
     print(
-        f"memory   weights {format_size(memory['weights_bytes'])}, activations {format_size(memory['arena_bytes'])} "
+        f"memory   weights {format_size(memory['weights_bytes'])}, activations {activations} "
         f"for steps of {memory['max_step_tokens']} tokens, KV cache {format_size(memory['kvcache_block_bytes'])} "
         f"a block of {report['config']['kvcache_block_size']} positions"
     )
