@@ -21,7 +21,17 @@ from qwench.host import wants_traceback
 from qwench.log_lines import log_in_one_line_each
 
 GC_THRESHOLD = 100_000  # objects between collections; with Python's 700 they took 5 % of the start, for no garbage
-COMMANDS = ("compile", "run", "chat", "serve", "demo", "bench", "inspect", "pull")  # each a module of this package
+COMMANDS = (
+    "compile",
+    "run",
+    "chat",
+    "serve",
+    "demo",
+    "bench",
+    "verify",
+    "inspect",
+    "pull",
+)  # each a module of this package
 
 
 class _Parser(ArgumentParser):

@@ -92,23 +92,29 @@ class ReferenceExecutor:
         self, batch: StepBatch, logits: Float32 | None = None, hidden: Float32 | None = None,
         maxima: Float32 | None = None,
     ) -> Float32:  # fmt: skip
-        state = self._state(batch)
-        buffers: dict[str, Float32 | None] = {}
-        for op in self.program.ops:
-            inputs = [buffers[name] for name in op.inputs]
-            weights = [self.weights[name] for name in op.weights]
-            buffers[op.output] = OPS[op.kind](state, op.attrs, *inputs, *weights)
+        buffers = self.step_buffers(batch)
         if hidden is not None and batch.hidden_rows is not None:
             for out, name in zip(hidden, self.program.hidden_states[-len(hidden) :], strict=True):
                 out[: len(batch.hidden_rows)] = buffers[name]
         result = buffers[self.program.ops[-1].output]
-        assert result is not None
         if maxima is not None:
             maxima[: len(result)] = _group_maxima(result)
         if logits is None:
             return result
         logits[: len(result)] = result
         return logits[: len(result)]
+
+    def step_buffers(self, batch: StepBatch) -> dict[str, Float32]:
+        """Computes one step and returns every buffer by name, [rows, width]: what happens inside the model."""
+        state = self._state(batch)
+        buffers: dict[str, Float32] = {}
+        for op in self.program.ops:
+            inputs = [buffers[name] for name in op.inputs]
+            weights = [self.weights[name] for name in op.weights]
+            result = OPS[op.kind](state, op.attrs, *inputs, *weights)
+            if result is not None:
+                buffers[op.output] = result
+        return buffers
 
     def embed(self, token_ids: Int32) -> Float32:
         table = self.weights[next(op for op in self.program.ops if op.kind == "embed").weights[0]]

@@ -1,0 +1,94 @@
+"""transformers' own model of a checkpoint, and what happens inside it: the truth that compiled models are judged by.
+
+Knows nothing of qwench but the names of a Program's values (`program/qwen2.py`). Called by `evaluate/truth.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from transformers import Qwen2ForCausalLM, __version__
+from transformers.utils import logging
+
+from qwench.targets.target import Float32, Int32
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+class OriginalModel:
+    """Qwen2ForCausalLM on the CPU in one dtype. Sets the number of torch's threads."""
+
+    def __init__(self, checkpoint: Path, dtype: Literal["fp32", "bf16"], num_threads: int) -> None:
+        torch.set_num_threads(num_threads)
+        self.name = f"transformers {__version__} {dtype}"
+        with _quiet():
+            self._model = Qwen2ForCausalLM.from_pretrained(checkpoint, dtype=DTYPES[dtype]).eval()
+
+    def logits(self, token_ids: Int32) -> Float32:
+        """[num_tokens, vocab_size] fp32."""
+        ids = torch.from_numpy(token_ids.astype(np.int64))[None]
+        with torch.inference_mode():
+            return _to_numpy(self._model(input_ids=ids, use_cache=False).logits)
+
+    def trace(self, token_ids: Int32) -> dict[str, Float32]:
+        """Logits, and every module's output, by the name of the same value in a Program: [num_tokens, width] fp32."""
+        values: dict[str, Float32] = {}
+        with self._watched(values):
+            values["lm_head"] = self.logits(token_ids)
+        return values
+
+    @contextmanager
+    def _watched(self, values: dict[str, Float32]) -> Iterator[None]:
+        inner = self._model.model
+        modules: list[tuple[Any, str, str | None]] = [
+            (inner.embed_tokens, "embed", None),
+            (inner.norm, "final_norm", None),
+        ]
+        for i, layer in enumerate(inner.layers):
+            at = f"layers.{i}"
+            modules += [
+                (layer.input_layernorm, f"{at}.attn_norm", None),
+                (layer.self_attn, f"{at}.o", None),
+                (layer.post_attention_layernorm, f"{at}.mlp_norm", f"{at}.attn_add"),
+                (layer.mlp, f"{at}.down", None),
+                (layer, f"{at}.mlp_add", None),
+            ]
+        hooks = [module.register_forward_hook(_keep(values, out, into)) for module, out, into in modules]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' bar for loading: the caller has progress of its own."""
+    was_on = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if was_on:
+            logging.enable_progress_bar()
+
+
+def _keep(values: dict[str, Float32], output: str, input: str | None) -> Callable[..., None]:
+    """A forward hook that notes a module's output and, under a second name, what enters it."""
+
+    def hook(module: Any, arguments: tuple[Any, ...], result: Any) -> None:
+        values[output] = _to_numpy(result[0] if isinstance(result, tuple) else result)
+        if input is not None:
+            values[input] = _to_numpy(arguments[0])
+
+    return hook
+
+
+def _to_numpy(tensor: torch.Tensor) -> Float32:
+    """[1, num_tokens, width] of any dtype -> [num_tokens, width] fp32, a copy."""
+    return np.array(tensor.detach()[0].float().numpy(), np.float32)
