@@ -9,20 +9,24 @@ from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import JSONResponse, PlainTextResponse, Response
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from starlette.exceptions import HTTPException
 
 import qwench
 from qwench.errors import RequestError
-from qwench.serve import failures
+from qwench.serve import failures, tokens
 from qwench.serve.chat import answer_chat
 from qwench.serve.completions import answer_completion
 from qwench.serve.failures import ApiError
 from qwench.serve.protocol.chat import ChatRequest
 from qwench.serve.protocol.completions import CompletionRequest
+from qwench.serve.protocol.responses import ResponsesRequest
+from qwench.serve.protocol.tokens import DetokenizeRequest, TokenizeRequest
+from qwench.serve.responses import answer_response
 from qwench.serve.service import Service
 
-ANSWER_PATHS = frozenset(("/v1/chat/completions", "/v1/completions"))  # they need places in the queue
+ANSWER_PATHS = frozenset(("/v1/chat/completions", "/v1/completions", "/v1/responses"))  # they need places in the queue
 
 
 def make_app(service: Service) -> FastAPI:
@@ -34,6 +38,7 @@ def make_app(service: Service) -> FastAPI:
     app.add_exception_handler(RequestError, failures.answer_user_error)
     app.add_exception_handler(Exception, failures.answer_fault)
     _add_answers(app, service)
+    _add_tokens(app, service)
     _add_state(app, service)
     return app
 
@@ -46,6 +51,20 @@ def _add_answers(app: FastAPI, service: Service) -> None:
     @app.post("/v1/completions")
     async def completions(body: CompletionRequest, request: Request) -> Response:
         return await answer_completion(service, body, request)
+
+    @app.post("/v1/responses")
+    async def responses(body: ResponsesRequest, request: Request) -> Response:
+        return await answer_response(service, body, request)
+
+
+def _add_tokens(app: FastAPI, service: Service) -> None:
+    @app.post("/tokenize")
+    async def tokenize(body: TokenizeRequest) -> Response:
+        return JSONResponse(await tokens.tokenize(service, body))
+
+    @app.post("/detokenize")
+    async def detokenize(body: DetokenizeRequest) -> Response:
+        return JSONResponse(await tokens.detokenize(service, body))
 
 
 def _add_state(app: FastAPI, service: Service) -> None:
@@ -60,6 +79,11 @@ def _add_state(app: FastAPI, service: Service) -> None:
         if not service.is_ready:
             raise ApiError.unavailable("the model is being loaded; try again")
         return JSONResponse({"status": "ready"})
+
+    @app.get("/metrics")
+    async def metrics() -> Response:
+        """For Prometheus."""
+        return PlainTextResponse(service.metrics.text(), media_type=CONTENT_TYPE_PLAIN_0_0_4)
 
     @app.get("/v1/models")
     async def models() -> Response:

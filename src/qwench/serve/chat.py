@@ -93,9 +93,7 @@ class _ChatReply:
         roles = range(len(self.answers.choices))
         yield b"".join(self._chunk(index, {"role": "assistant", "content": ""}) for index in roles)
         while not generation.is_finished:
-            pieces = await generation.take()
-            if data := b"".join(map(self._piece, pieces)):
-                yield data
+            yield b"".join(map(self._piece, await generation.take()))
         if self._include_usage:
             yield event({**self._head, "choices": [], "usage": self.answers.usage()})
         yield DONE

@@ -98,12 +98,9 @@ class _CompletionReply:
         return {**self._head, "choices": choices, "usage": self.answers.usage()}
 
     async def events(self, generation: Generation) -> AsyncIterator[bytes]:
-        if echoes := b"".join(self._chunk(i, echo) for i, echo in enumerate(self._echoes) if echo):
-            yield echoes
+        yield b"".join(self._chunk(i, echo) for i, echo in enumerate(self._echoes) if echo)
         while not generation.is_finished:
-            pieces = await generation.take()
-            if data := b"".join(map(self._piece, pieces)):
-                yield data
+            yield b"".join(map(self._piece, await generation.take()))
         if self._include_usage:
             yield event({**self._head, "choices": [], "usage": self.answers.usage()})
         yield DONE

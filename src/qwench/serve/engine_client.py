@@ -74,17 +74,27 @@ class EngineInfo:
         return dataclasses.replace(params, stop_token_ids=(*params.stop_token_ids, *self.chat_end_token_ids))
 
 
+class ChoiceTimes(NamedTuple):
+    """When things happened to one answer, on the `time.monotonic` clock in seconds. start_s: its request's arrival."""
+
+    reason: FinishReason
+    num_tokens: int
+    start_s: float
+    first_token_s: float | None
+    end_s: float
+
+
 class Generation:
     """The answers to one or several prompts, as they are made. Take from it until `is_finished`, or abort it."""
 
-    def __init__(self, client: EngineClient, num_choices: int, on_end: Callable[[], None]) -> None:
-        self._client, self._num_open, self._on_end = client, num_choices, on_end
+    def __init__(self, client: EngineClient, num_choices: int, start_s: float, on_end: Callable[[], None]) -> None:
+        self._client, self._start_s, self._on_end = client, start_s, on_end
         self.names: list[str] = []
+        self.is_over = False  # nothing more will come from the engine
+        self._open = {choice: _Progress() for choice in range(num_choices)}
         self._pieces: list[Piece] = []
         self._failure: ApiError | None = None
         self._wake = asyncio.Event()
-        self.is_over = False  # nothing more will come from the engine
-        self.submitted_s = time.monotonic()
 
     @property
     def is_finished(self) -> bool:
@@ -104,11 +114,15 @@ class Generation:
     def push(self, piece: Piece) -> None:
         self._pieces.append(piece)
         self._wake.set()
+        progress = self._open[piece.choice]
+        progress.num_tokens += len(piece.token_ids)
+        if progress.first_token_s is None and piece.token_ids:
+            progress.first_token_s = time.monotonic()
         if piece.finish_reason is not None:
-            self._num_open -= 1
+            self._end_choice(piece.choice, piece.finish_reason)
             if piece.finish_reason == "error":
                 self.fail(ApiError.server_error(f"the engine failed: {piece.error or 'a step went wrong'}"))
-            elif self._num_open == 0:
+            elif not self._open:
                 self._end()
 
     def fail(self, failure: ApiError) -> None:
@@ -123,28 +137,48 @@ class Generation:
                 self._client.abort(name)
             self._end()
 
+    def _end_choice(self, choice: int, reason: FinishReason) -> None:
+        progress = self._open.pop(choice)
+        self._client.on_choice_end(
+            ChoiceTimes(reason, progress.num_tokens, self._start_s, progress.first_token_s, time.monotonic())
+        )
+
     def _end(self) -> None:
+        for choice in list(self._open):
+            self._end_choice(choice, "abort" if self._failure is None else "error")
         self.is_over = True
         self._client.forget(self.names)
         self._wake.set()
         self._on_end()
 
 
+@dataclass
+class _Progress:
+    """What is counted of an answer that isn't over."""
+
+    num_tokens: int = 0
+    first_token_s: float | None = None
+
+
 class EngineClient(Supervised):
-    """info: None while there is no engine that could work. metrics: runtime.metrics.Metrics, as last told."""
+    """info: None while there is no engine that could work. metrics: runtime.metrics.Metrics, as last told.
+    on_choice_end: told of each answer that ends."""
 
     def __init__(self, options: Message) -> None:
         super().__init__("qwench.serve.engine_process", options)
         self.info: EngineInfo | None = None
         self.metrics: dict[str, float] = {}
+        self.on_choice_end: Callable[[ChoiceTimes], None] = lambda times: None
         self._open: dict[str, tuple[Generation, int]] = {}  # name -> whose it is, and its first choice
         self._names = itertools.count()
 
     def submit(
-        self, prompts: Sequence[list[int]], params: SamplingParams, on_end: Callable[[], None], *, salt: str = ""
-    ) -> Generation:
-        """Queues the prompts, checked by `info.limits`, each with `params`. on_end: called once, when all is over."""
-        generation = Generation(self, len(prompts) * params.n, on_end)
+        self, prompts: Sequence[list[int]], params: SamplingParams, start_s: float, on_end: Callable[[], None],
+        *, salt: str = "",
+    ) -> Generation:  # fmt: skip
+        """Queues the prompts, checked by `info.limits`, each with `params`. start_s: when the request came, on the
+        monotonic clock. on_end: called once, when all is over."""
+        generation = Generation(self, len(prompts) * params.n, start_s, on_end)
         plain = params_to_json(params)
         for index, prompt in enumerate(prompts):
             name = str(next(self._names))

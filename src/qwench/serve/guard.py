@@ -22,7 +22,6 @@ logger = logging.getLogger(__name__)
 
 OPEN_PATHS = frozenset(("/health", "/ready"))  # without a key
 BODY_S = 30.0  # from the end of the head to the end of the body
-SMALL_BODY_BYTES = 1 << 16  # of a refused request; a larger one isn't read, its connection closed instead
 MAX_BODIES_BYTES = 256 << 20  # of all requests together that are being read or answered
 
 
@@ -45,9 +44,6 @@ class Guard:
         try:
             self._check(scope, headers)
         except ApiError as error:
-            length = headers.get("content-length", "0")
-            if "transfer-encoding" in headers or int(length) > SMALL_BODY_BYTES:
-                error.headers = {**(error.headers or {}), "connection": "close"}
             await error.response()(scope, receive, send)
             return
         body = _Body(receive, self._max_body_bytes(), self)
@@ -104,7 +100,7 @@ class _Body:
         try:
             message = await asyncio.wait_for(self._receive(), self._deadline - time.monotonic())
         except asyncio.TimeoutError:
-            raise ApiError(408, f"the body didn't come within {BODY_S:g} s", headers={"connection": "close"}) from None
+            raise ApiError(408, f"the body didn't come within {BODY_S:g} s") from None
         if message["type"] == "http.request":
             size = len(message.get("body", b""))
             if self.num_bytes + size > self._max_bytes:
@@ -117,7 +113,7 @@ class _Body:
 
 def body_too_large(max_bytes: int) -> ApiError:
     message = f"the body is larger than {max_bytes} bytes, which is more than this model can use; see --max-body-bytes"
-    return ApiError(413, message, headers={"connection": "close"})
+    return ApiError(413, message)
 
 
 def _host_name(headers: Headers) -> str:
@@ -127,5 +123,6 @@ def _host_name(headers: Headers) -> str:
         return ""
     host = values[0].strip().lower()
     if host.startswith("["):
-        return host[1:].partition("]")[0]
+        name, bracket, _ = host[1:].partition("]")
+        return name if bracket else ""
     return host.partition(":")[0]

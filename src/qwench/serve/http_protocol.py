@@ -1,7 +1,9 @@
 """uvicorn's HTTP protocol, with what it lacks against clients that are slow or send too much.
 
-A request's head must come within a time and a size; a response must be read, a little at least, within a time; what
-isn't HTTP is answered as everything else, with OpenAI's error JSON. Bodies are guard.py's business.
+A request's head must come within a time and a size; a response must be read, a little at least, within a time; the
+body of a refused request is read and thrown away, within limits too, since a client whose connection is closed
+meanwhile would never see the refusal. What isn't HTTP is answered as everything else, with OpenAI's error JSON.
+Bodies that are of use are guard.py's business.
 """
 
 from __future__ import annotations
@@ -15,6 +17,8 @@ from qwench.serve.failures import ApiError
 
 MAX_HEAD_BYTES = 32 << 10
 HEAD_S = 10.0  # from a connection's opening, or a request's first byte, to the end of its head
+MAX_REST_BYTES = 16 << 20  # of a body whose request was answered without it,
+REST_S = 10.0  # and how long it may take
 UNREAD_S = 30.0  # a client that takes nothing for so long has gone
 MAX_CONNECTIONS = 4096
 
@@ -30,8 +34,10 @@ class LimitedProtocol(HttpToolsProtocol):
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self._head_bytes = self._field_bytes = 0  # of a head that isn't complete: as received, and of its fields
-        self._is_in_head = True
+        self._is_in_head, self._is_in_body = True, False
+        self._rest_bytes = 0
         self._head_timer: asyncio.TimerHandle | None = None
+        self._rest_timer: asyncio.TimerHandle | None = None
         self._write_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -41,8 +47,8 @@ class LimitedProtocol(HttpToolsProtocol):
             self._refuse(TOO_MANY)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._cancel(self._head_timer)
-        self._cancel(self._write_timer)
+        for timer in (self._head_timer, self._rest_timer, self._write_timer):
+            self._cancel(timer)
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -65,9 +71,26 @@ class LimitedProtocol(HttpToolsProtocol):
             raise ValueError("the head is too long")  # stops the parser
 
     def on_headers_complete(self) -> None:
-        self._is_in_head = False
+        self._is_in_head, self._is_in_body, self._rest_bytes = False, True, 0
         self._cancel(self._head_timer)
         super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        super().on_body(body)
+        if self.cycle.response_complete:
+            self._rest_bytes += len(body)
+            if self._rest_bytes > MAX_REST_BYTES:
+                self.transport.abort()
+
+    def on_message_complete(self) -> None:
+        self._is_in_body = False
+        self._cancel(self._rest_timer)
+        super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if self._is_in_body:
+            self._rest_timer = self.loop.call_later(REST_S, self.transport.abort)
 
     def _start_head(self) -> None:
         self._is_in_head, self._head_bytes, self._field_bytes = True, 0, 0

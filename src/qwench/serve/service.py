@@ -14,6 +14,7 @@ from qwench.runtime.request import SamplingParams
 from qwench.serve.admission import Admission
 from qwench.serve.engine_client import EngineClient, EngineInfo, Generation
 from qwench.serve.failures import ApiError
+from qwench.serve.metrics import ServerMetrics
 from qwench.serve.settings import ServeSettings
 from qwench.serve.text_client import TextClient
 
@@ -26,6 +27,7 @@ class Service:
     def __init__(self, settings: ServeSettings, engine: EngineClient, text: TextClient) -> None:
         self.settings, self.engine, self.text = settings, engine, text
         self.admission = Admission(settings.max_queued)
+        self.metrics = ServerMetrics(engine, self.admission)
         self.created_s = int(time.time())
 
     @property
@@ -65,6 +67,7 @@ class Service:
         salt: str | None,
     ) -> tuple[Generation, list[list[int]]]:  # fmt: skip
         """Takes places in the queue, writes the prompts as tokens, and queues them. Raises ApiError."""
+        start_s = time.monotonic()
         release = self.admission.admit(num_prompts * params.n)
         try:
             prompts = await make_prompts()
@@ -72,7 +75,7 @@ class Service:
             for prompt in prompts:
                 check_length(prompt, params, limits.max_seq_len)
                 limits.check(prompt, params)
-            return self.engine.submit(prompts, params, release, salt=salt or ""), prompts
+            return self.engine.submit(prompts, params, start_s, release, salt=salt or ""), prompts
         except RequestError as error:
             release()
             raise ApiError.bad_request(str(error)) from None

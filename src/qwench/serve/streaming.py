@@ -42,7 +42,8 @@ class EventStream(Response):
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
             try:
                 async for data in self._events:
-                    await send({"type": "http.response.body", "body": data, "more_body": True})
+                    if data:  # a step may give an answer no text that is certain
+                        await send({"type": "http.response.body", "body": data, "more_body": True})
             except ApiError as error:
                 await send({"type": "http.response.body", "body": event(error.to_dict()), "more_body": True})
             await send({"type": "http.response.body", "body": b""})

@@ -1,0 +1,34 @@
+"""The bodies of /tokenize and /detokenize, as vLLM defines them."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field, model_validator
+
+from qwench.serve.protocol.chat import ChatMessage
+from qwench.serve.protocol.common import Body, TokenId
+
+
+class TokenizeRequest(Body):
+    """A text, or a conversation that goes through the chat template. return_token_strs: the tokens as text, too."""
+
+    prompt: str | None = None
+    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=8192)] | None = None
+    model: str | None = None
+    add_generation_prompt: bool = True
+    add_special_tokens: bool = True
+    return_token_strs: bool = False
+
+    @model_validator(mode="after")
+    def _has_one_source(self) -> TokenizeRequest:
+        if (self.prompt is None) == (self.messages is None):
+            raise ValueError("give either prompt or messages")
+        return self
+
+
+class DetokenizeRequest(Body):
+    """Token ids to read."""
+
+    tokens: Annotated[list[TokenId], Field(max_length=1 << 20)]
+    model: str | None = None

@@ -1,0 +1,29 @@
+"""/tokenize and /detokenize. Called by app.py."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from qwench.serve.protocol.tokens import DetokenizeRequest, TokenizeRequest
+from qwench.serve.service import Service
+
+
+async def tokenize(service: Service, body: TokenizeRequest) -> dict[str, Any]:
+    """The tokens that a prompt or a conversation would be."""
+    service.check_model(body.model)
+    limits = service.engine_info().limits
+    if body.messages is not None:
+        messages = [message.to_template() for message in body.messages]
+        ids = await service.text.chat(messages, {"add_generation_prompt": body.add_generation_prompt})
+    else:
+        [ids] = await service.text.encode([body.prompt or ""], add_special_tokens=body.add_special_tokens)
+    result: dict[str, Any] = {"count": len(ids), "max_model_len": limits.max_seq_len, "tokens": ids}
+    if body.return_token_strs:
+        result["token_strs"] = [piece.decode("utf-8", "replace") for piece in await service.text.pieces(ids)]
+    return result
+
+
+async def detokenize(service: Service, body: DetokenizeRequest) -> dict[str, Any]:
+    """Their text, special tokens written out."""
+    service.check_model(body.model)
+    return {"prompt": await service.text.decode(body.tokens)}
