@@ -19,6 +19,7 @@ from qwench.serve import failures, tokens
 from qwench.serve.chat import answer_chat
 from qwench.serve.completions import answer_completion
 from qwench.serve.failures import ApiError
+from qwench.serve.json_body import StrictRoute
 from qwench.serve.protocol.chat import ChatRequest
 from qwench.serve.protocol.completions import CompletionRequest
 from qwench.serve.protocol.responses import ResponsesRequest
@@ -33,6 +34,7 @@ def make_app(service: Service) -> FastAPI:
     app = FastAPI(
         title="qwench", version=qwench.__version__, docs_url=None, redoc_url=None, redirect_slashes=False,
     )  # fmt: skip
+    app.router.route_class = StrictRoute
     app.add_exception_handler(HTTPException, failures.answer_http_exception)
     app.add_exception_handler(RequestValidationError, failures.answer_invalid_body)
     app.add_exception_handler(RequestError, failures.answer_user_error)

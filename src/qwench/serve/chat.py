@@ -30,7 +30,7 @@ async def answer_chat(service: Service, body: ChatRequest, request: Request) -> 
     messages = [message.to_template() for message in body.messages]
 
     async def make_prompts() -> list[list[int]]:
-        return [await service.text.chat(messages, template)]
+        return [await service.text.chat(messages, template, info.limits.max_seq_len)]
 
     generation, prompts = await service.submit(make_prompts, 1, params, body.cache_salt)
     reply = _ChatReply(service.name, body, Answers([len(prompt) for prompt in prompts], params.n))

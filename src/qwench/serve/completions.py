@@ -24,16 +24,17 @@ from qwench.serve.streaming import DONE, EventStream, abort_when_gone, event
 async def answer_completion(service: Service, body: CompletionRequest, request: Request) -> Response:
     """Raises ApiError or RequestError."""
     service.check_model(body.model)
-    params = _params(body, service.engine_info())
+    info = service.engine_info()
+    params, max_len = _params(body, info), info.limits.max_seq_len
     prompts = _as_list(body.prompt)
     if body.suffix is not None and (len(prompts) > 1 or not isinstance(prompts[0], str)):
         raise ApiError.bad_request("suffix goes with one prompt, given as text", param="suffix")
 
     async def make_prompts() -> list[list[int]]:
         if body.suffix is not None:
-            return [await service.text.fill(str(prompts[0]), body.suffix)]
+            return [await service.text.fill(str(prompts[0]), body.suffix, max_len)]
         texts = [prompt for prompt in prompts if isinstance(prompt, str)]
-        encoded = iter(await service.text.encode(texts)) if texts else iter(())
+        encoded = iter(await service.text.encode(texts, max_len)) if texts else iter(())
         return [next(encoded) if isinstance(prompt, str) else prompt for prompt in prompts]
 
     generation, token_ids = await service.submit(make_prompts, len(prompts), params, body.cache_salt)

@@ -29,7 +29,7 @@ async def answer_response(service: Service, body: ResponsesRequest, request: Req
     params = params if params.ignore_eos else info.with_chat_ends(params)
 
     async def make_prompts() -> list[list[int]]:
-        return [await service.text.chat(body.to_messages(), {})]
+        return [await service.text.chat(body.to_messages(), {}, info.limits.max_seq_len)]
 
     generation, prompts = await service.submit(make_prompts, 1, params, body.cache_salt)
     reply = _ResponseReply(service.name, body, Answers([len(prompts[0])], 1))

@@ -42,6 +42,7 @@ class Supervised(ABC):
         self._socket: socket.socket | None = None
         self._writer: asyncio.StreamWriter | None = None
         self._task: asyncio.Task[None] | None = None
+        self._was_killed = False
         self.num_restarts = 0
 
     @abstractmethod
@@ -91,9 +92,12 @@ class Supervised(ABC):
             if not ready.done():
                 ready.set_exception(StartError(reason))
                 return
-            delay = 0.0 if time.monotonic() - started > STEADY_S else min(2 * delay + 0.1, MAX_DELAY_S)
-            logger.error("%s died (%s); starting it again in %.1f s", self._module.split(".")[-1], reason, delay)
-            await asyncio.sleep(delay)
+            if self._was_killed:
+                self._was_killed = False
+            else:
+                delay = 0.0 if time.monotonic() - started > STEADY_S else min(2 * delay + 0.1, MAX_DELAY_S)
+                logger.error("%s died (%s); starting it again in %.1f s", self._module.split(".")[-1], reason, delay)
+                await asyncio.sleep(delay)
             self.num_restarts += 1
 
     async def _serve(self, ready: asyncio.Future[None]) -> str:
@@ -119,8 +123,9 @@ class Supervised(ABC):
             self._writer.write(pack(message))
 
     def kill(self) -> None:
-        """Ends the child at once; another one is started."""
+        """Ends the child at once; another one is started without delay, since this is no fault of the child."""
         if self._process is not None:
+            self._was_killed = True
             self._process.kill()
 
     def _reap(self) -> None:

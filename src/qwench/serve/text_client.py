@@ -39,22 +39,25 @@ class TextClient(Supervised):
         self._answer: asyncio.Future[Message] | None = None
         self._number = 0
 
-    async def chat(self, messages: Sequence[Mapping[str, Any]], template: Mapping[str, Any]) -> list[int]:
-        """The conversation as tokens. template: further variables of the template, and `tools`."""
-        result: list[int] = await self._do("chat", messages=messages, template=template)
+    async def chat(
+        self, messages: Sequence[Mapping[str, Any]], template: Mapping[str, Any], max_tokens: int
+    ) -> list[int]:
+        """The conversation as tokens. template: further variables of the template. max_tokens, here and below: of the
+        context; a text that is certainly longer is refused early."""
+        result: list[int] = await self._do("chat", messages=messages, template=template, max_tokens=max_tokens)
         return result
 
     async def encode(
-        self, texts: Sequence[str], *, special: bool = True, add_special_tokens: bool = True
+        self, texts: Sequence[str], max_tokens: int, *, add_special_tokens: bool = True
     ) -> list[list[int]]:
         result: list[list[int]] = await self._do(
-            "encode", texts=texts, special=special, add_special_tokens=add_special_tokens
+            "encode", texts=texts, add_special_tokens=add_special_tokens, max_tokens=max_tokens
         )
         return result
 
-    async def fill(self, prefix: str, suffix: str) -> list[int]:
+    async def fill(self, prefix: str, suffix: str, max_tokens: int) -> list[int]:
         """A prompt that asks for what goes between prefix and suffix."""
-        result: list[int] = await self._do("fill", prefix=prefix, suffix=suffix)
+        result: list[int] = await self._do("fill", prefix=prefix, suffix=suffix, max_tokens=max_tokens)
         return result
 
     async def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = False) -> str:
@@ -83,7 +86,7 @@ class TextClient(Supervised):
                     f"writing the request as tokens took longer than {self.time_limit_s:g} s, the limit"
                 ) from None
         if "error" in message:
-            raise ApiError.bad_request(message["error"])
+            raise ApiError.bad_request(message["error"], code=message.get("code"))
         return message["result"]
 
     def on_ready(self, info: Message) -> None:

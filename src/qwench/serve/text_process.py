@@ -16,6 +16,7 @@ from qwench.errors import QwenchError
 from qwench.serve.child import open_link
 from qwench.serve.wire import Message
 from qwench.text.chat import render_chat
+from qwench.text.size_check import TooLongError, check_size
 from qwench.text.tokenizer import Tokenizer
 
 MAX_DATA_BYTES = 2 << 30  # of this process; a tokenizer takes 0.1 GiB
@@ -54,22 +55,26 @@ class TextProcess:
         try:
             return {"result": getattr(self, f"_do_{message['task']}")(**message["arguments"])}
         except QwenchError as error:
-            return {"error": str(error)}
+            code = "context_length_exceeded" if isinstance(error, TooLongError) else None
+            return {"error": str(error), "code": code}
         except (MemoryError, RecursionError) as error:
             return {"error": f"the text is too large or too deep to work on ({type(error).__name__})"}
 
-    def _do_encode(self, texts: list[str], special: bool = True, add_special_tokens: bool = True) -> list[list[int]]:
-        """special: whether special tokens written out in the text are tokens, and not text."""
-        encode = self._tokenizer.encode
-        return [encode(text, add_special_tokens=add_special_tokens, allow_special=special) for text in texts]
+    def _do_encode(self, texts: list[str], add_special_tokens: bool, max_tokens: int) -> list[list[int]]:
+        for text in texts:
+            check_size(self._tokenizer, text, max_tokens)
+        return [self._tokenizer.encode(text, add_special_tokens=add_special_tokens) for text in texts]
 
-    def _do_chat(self, messages: list[Mapping[str, Any]], template: dict[str, Any]) -> list[int]:
+    def _do_chat(self, messages: list[Mapping[str, Any]], template: dict[str, Any], max_tokens: int) -> list[int]:
         """As LLM.chat does it."""
         text = render_chat(self._tokenizer, messages, **template)
+        check_size(self._tokenizer, text, max_tokens)
         return self._tokenizer.encode(text, add_special_tokens=False)
 
-    def _do_fill(self, prefix: str, suffix: str) -> list[int]:
+    def _do_fill(self, prefix: str, suffix: str, max_tokens: int) -> list[int]:
         """A prompt that asks for what goes between."""
+        for text in (prefix, suffix):
+            check_size(self._tokenizer, text, max_tokens)
         if self._fim is None:
             raise QwenchError(f"this model can't fill in: its tokenizer has no {', '.join(FIM_TOKENS)}")
         before, after, middle = self._fim

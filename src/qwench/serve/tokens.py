@@ -7,17 +7,20 @@ from typing import Any
 from qwench.serve.protocol.tokens import DetokenizeRequest, TokenizeRequest
 from qwench.serve.service import Service
 
+ANY_LENGTH = 1 << 40  # people come here to learn how long a text is
+
 
 async def tokenize(service: Service, body: TokenizeRequest) -> dict[str, Any]:
     """The tokens that a prompt or a conversation would be."""
     service.check_model(body.model)
-    limits = service.engine_info().limits
+    max_len = service.engine_info().limits.max_seq_len
     if body.messages is not None:
         messages = [message.to_template() for message in body.messages]
-        ids = await service.text.chat(messages, {"add_generation_prompt": body.add_generation_prompt})
+        template = {"add_generation_prompt": body.add_generation_prompt}
+        ids = await service.text.chat(messages, template, ANY_LENGTH)
     else:
-        [ids] = await service.text.encode([body.prompt or ""], add_special_tokens=body.add_special_tokens)
-    result: dict[str, Any] = {"count": len(ids), "max_model_len": limits.max_seq_len, "tokens": ids}
+        [ids] = await service.text.encode([body.prompt or ""], ANY_LENGTH, add_special_tokens=body.add_special_tokens)
+    result: dict[str, Any] = {"count": len(ids), "max_model_len": max_len, "tokens": ids}
     if body.return_token_strs:
         result["token_strs"] = [piece.decode("utf-8", "replace") for piece in await service.text.pieces(ids)]
     return result

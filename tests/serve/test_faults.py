@@ -1,0 +1,177 @@
+"""What must not break the server, in short forms: a dead engine, clients that leave or don't read, overload, SIGTERM.
+
+Each test that harms something has a server of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import random
+import signal
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+from server_process import ServerProcess, running_server, wait_for
+
+LONG = {"prompt": "Once upon a time", "max_tokens": 1500, "ignore_eos": True, "temperature": 1.0}
+
+
+@pytest.fixture(scope="module")
+def fragile(artifact: Path) -> Iterator[ServerProcess]:
+    """A server that these tests may harm, as long as it comes back."""
+    with running_server(artifact, "--threads", "1", "--max-queued", "4") as server:
+        yield server
+
+
+def idle(server: ServerProcess) -> bool:
+    return server.metric("qwench_requests_running") == server.metric("qwench_answers_open") == 0
+
+
+def test_the_engine_is_killed_under_load(fragile: ServerProcess) -> None:
+    async def ask(http: httpx.AsyncClient, stream: bool) -> tuple[str, float]:
+        answer = await http.post("/v1/completions", json={**LONG, "stream": stream})
+        return answer.text, time.monotonic()
+
+    async def run() -> tuple[list[tuple[str, float]], float]:
+        async with httpx.AsyncClient(base_url=fragile.url, timeout=60) as http:
+            asks = [asyncio.create_task(ask(http, i % 2 == 0)) for i in range(8)]
+            await asyncio.to_thread(wait_for, lambda: fragile.metric("qwench_requests_running") == 8)
+            os.kill(fragile.child("engine_process"), signal.SIGKILL)
+            killed = time.monotonic()
+            return await asyncio.gather(*asks), killed
+
+    answers, killed = asyncio.run(run())
+    for text, at in answers:
+        event = text.strip().splitlines()[-1].removeprefix("data: ")
+        assert json.loads(event)["error"]["code"] == "unavailable"
+        assert at - killed < 1
+    with fragile.client() as http:
+        wait_for(lambda: http.get("/ready").status_code == 200, timeout_s=10)
+        assert http.post("/v1/completions", json={"prompt": "a", "max_tokens": 2}).status_code == 200
+    assert fragile.metric("qwench_engine_restarts_total") == 1 and idle(fragile)
+
+
+def test_while_the_engine_starts_requests_are_told_to_wait(fragile: ServerProcess) -> None:
+    engine = fragile.child("engine_process")
+    with fragile.client() as http:
+        os.kill(engine, signal.SIGKILL)
+        wait_for(lambda: http.get("/ready").status_code == 503, timeout_s=5, every_s=0.001)
+        answer = http.post("/v1/completions", json={"prompt": "a"})
+        assert answer.status_code in (200, 503) and http.get("/health").status_code == 200
+        if answer.status_code == 503:
+            assert int(answer.headers["retry-after"]) >= 1
+        wait_for(lambda: http.get("/ready").status_code == 200, timeout_s=10)
+
+
+def test_the_text_process_is_killed(fragile: ServerProcess) -> None:
+    os.kill(fragile.child("text_process"), signal.SIGKILL)
+    with fragile.client() as http:
+        assert http.post("/tokenize", json={"prompt": "a fox"}).status_code in (200, 400)
+        assert http.post("/tokenize", json={"prompt": "a fox"}).status_code == 200
+
+
+def test_excess_is_refused_at_once(fragile: ServerProcess) -> None:
+    """8 run and 4 wait; three times as many ask."""
+
+    async def ask(http: httpx.AsyncClient, n: int) -> tuple[int, float, int]:
+        start = time.monotonic()
+        answer = await http.post("/v1/completions", json={**LONG, "max_tokens": 60, "n": n})
+        return answer.status_code, time.monotonic() - start, int(answer.headers.get("retry-after", 0))
+
+    async def run() -> list[tuple[int, float, int]]:
+        async with httpx.AsyncClient(base_url=fragile.url, timeout=60, limits=httpx.Limits()) as http:
+            await asyncio.gather(*(http.get("/health") for _ in range(18)))  # connections are made
+            return await asyncio.gather(*(ask(http, 2) for _ in range(18)))
+
+    answers = asyncio.run(run())
+    assert sorted(status for status, _, _ in answers) == [200] * 6 + [429] * 12
+    last_refusal = max(taken for status, taken, _ in answers if status == 429)
+    assert last_refusal < min(taken for status, taken, _ in answers if status == 200)
+    assert all(1 <= retry <= 60 for status, _, retry in answers if status == 429)
+    wait_for(lambda: idle(fragile))
+    with fragile.client() as http:  # what could never be admitted isn't worth a retry
+        assert http.post("/v1/completions", json={**LONG, "n": 13}).status_code == 400
+
+
+def test_clients_that_leave(fragile: ServerProcess) -> None:
+    """At random moments, streamed or not: nothing of them is left."""
+    rng = random.Random(0)
+
+    async def leave(http: httpx.AsyncClient) -> None:
+        body = {**LONG, "stream": rng.random() < 0.5, "n": rng.choice([1, 2]), "prompt": "fox " * rng.randint(1, 300)}
+        with contextlib.suppress(asyncio.TimeoutError, httpx.HTTPError):
+            await asyncio.wait_for(http.post("/v1/completions", json=body), rng.random() * 0.3)
+
+    async def run() -> None:
+        async with httpx.AsyncClient(base_url=fragile.url, timeout=60, limits=httpx.Limits()) as http:
+            for _ in range(10):
+                await asyncio.gather(*(leave(http) for _ in range(12)))
+
+    asyncio.run(run())
+    wait_for(lambda: idle(fragile), timeout_s=5)
+    assert fragile.metric("qwench_kv_blocks_used") == fragile.metric("qwench_requests_waiting") == 0
+
+
+def test_a_client_that_does_not_read(fragile: ServerProcess) -> None:
+    """It holds nobody up: the answer waits in memory, the engine is free for others."""
+    host, port = fragile.url.removeprefix("http://").split(":")
+    body = json.dumps({**LONG, "stream": True, "logprobs": 20, "n": 4, "max_tokens": 1000}).encode()
+    with socket.create_connection((host, int(port))) as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        head = "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        connection.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+        wait_for(lambda: fragile.metric("qwench_requests_running") == 4)
+        with fragile.client() as http:
+            assert http.post("/v1/completions", json={"prompt": "a", "max_tokens": 20}).status_code == 200
+        wait_for(lambda: idle(fragile), timeout_s=60)
+    wait_for(lambda: idle(fragile))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_lets_streams_end(artifact: Path, number: int) -> None:
+    with running_server(artifact, "--threads", "1") as server:
+        texts: list[str] = []
+
+        def ask() -> None:
+            with server.client() as http:
+                texts.append(http.post("/v1/completions", json={**LONG, "max_tokens": 400, "stream": True}).text)
+
+        asking = threading.Thread(target=ask)
+        asking.start()
+        wait_for(lambda: server.metric("qwench_requests_running") == 1)
+        server.process.send_signal(number)
+        assert server.process.wait(30) == 0
+        asking.join()
+        events = texts[0].strip().split("\n\n")
+        assert events[-1] == "data: [DONE]" and json.loads(events[-2][6:])["choices"][0]["finish_reason"] == "length"
+        assert len(server.log) == 1, server.log  # nothing but where it served
+
+
+def test_a_small_cache_gives_the_same_answers(artifact: Path, server: ServerProcess) -> None:
+    """One sequence's worth of blocks for eight: they take turns, and say the same."""
+    bodies = [
+        {"prompt": f"Once upon a time {i}", "max_tokens": 300, "temperature": 0, "ignore_eos": True} for i in range(8)
+    ]
+
+    async def ask(url: str) -> list[str]:
+        async with httpx.AsyncClient(base_url=url, timeout=120) as http:
+            answers = await asyncio.gather(*(http.post("/v1/completions", json=body) for body in bodies))
+            return [answer.json()["choices"][0]["text"] for answer in answers]
+
+    with running_server(artifact, "--threads", "1", "--kv-blocks", "64") as small:
+        assert asyncio.run(ask(small.url)) == asyncio.run(ask(server.url))
+        assert small.metric("qwench_preemptions_total") > 0 and idle(small)
+
+
+def test_a_model_that_is_none(tmp_path: Path) -> None:
+    server = ServerProcess(tmp_path)
+    assert server.process.wait(60) == 2
+    assert len(server.log) == 1 and server.log[0].startswith("qwench: error:"), server.log
