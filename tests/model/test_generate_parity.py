@@ -29,10 +29,19 @@ from transformers import (
     StoppingCriteriaList,
     TextIteratorStreamer,
     TextStreamer,
+    WatermarkingConfig,
     pipeline,
     set_seed,
 )
-from transformers_parity import Ties, assert_same_tokens, left_padded, load_truth, random_prompts, write_checkpoint
+from transformers_parity import (
+    OLDER,
+    Ties,
+    assert_same_tokens,
+    left_padded,
+    load_truth,
+    random_prompts,
+    write_checkpoint,
+)
 
 from qwench import QwenchForCausalLM
 from qwench.errors import TargetError
@@ -180,6 +189,9 @@ def single() -> dict[str, torch.Tensor]:
     return left_padded(random_prompts(22, 300, [15]))
 
 
+AN_END = {"eos_token_id": 299, "pad_token_id": 0}  # without one transformers 4 can't look guesses up in the prompt
+
+
 class OnlyEven(LogitsProcessor):
     """A processor that the engine can't know."""
 
@@ -215,12 +227,23 @@ MODES: dict[str, dict[str, Any]] = {
     "guidance": {"guidance_scale": 1.5},
     "chunked_prefill": {"prefill_chunk_size": 5, "return_dict_in_generate": True},
     "prefix_allowed": {"prefix_allowed_tokens_fn": lambda row, ids: [3, 5, 8 + row, 100]},
+    "typical": {"do_sample": True, "typical_p": 0.5},
+    "cutoffs": {"do_sample": True, "eta_cutoff": 0.01, "epsilon_cutoff": 0.01},
+    "sequence_bias": {"sequence_bias": {(5,): 10.0}},
+    "watermark": {"watermarking_config": WatermarkingConfig(bias=2.5)},
+    "forced_and_suppressed": {"forced_eos_token_id": 9, "suppress_tokens": [1, 2], "begin_suppress_tokens": [3]},
+    "negative_prompt": {"guidance_scale": 2.0, "negative_prompt_ids": torch.tensor([[7, 8], [9, 3], [4, 4]])},
+    "all_logits": {"logits_to_keep": 0, "return_dict_in_generate": True},
+    "position_ids": {"position_ids": torch.arange(17).expand(3, 17) - torch.tensor([[11], [0], [6]])},
+    "dynamic_cache": {"cache_implementation": "dynamic"},
     "generation_config": {"generation_config": GenerationConfig(max_new_tokens=11, repetition_penalty=1.1)},
 }
 
 
 @pytest.mark.parametrize("mode", MODES)
 def test_mode(pair: tuple[Any, Any], batch: dict[str, torch.Tensor], mode: str) -> None:
+    if OLDER and mode == "chunked_prefill":
+        pytest.skip("transformers 4 forgets the padding when it reads a prompt in chunks")
     ours, theirs = (_generate(model, batch, MODES[mode]) for model in pair)
     assert torch.equal(*(getattr(x, "sequences", x) for x in (ours, theirs)))
 
@@ -228,6 +251,8 @@ def test_mode(pair: tuple[Any, Any], batch: dict[str, torch.Tensor], mode: str) 
 def _generate(model: Any, inputs: dict[str, torch.Tensor], kwargs: dict[str, Any]) -> Any:
     set_seed(5)
     defaults = {} if "generation_config" in kwargs else {"max_new_tokens": 20}
+    if OLDER and "prompt_lookup_num_tokens" in kwargs:
+        defaults |= AN_END
     return model.generate(**inputs, **(defaults | kwargs))
 
 
@@ -238,7 +263,7 @@ def test_repetition_penalty_in_the_engine(pair: tuple[Any, Any], penalty: float)
     model, truth = pair
     before = model.engine.metrics.steps
     ours = _generate(model, inputs, {"repetition_penalty": penalty, "max_new_tokens": NEW})
-    assert model.engine.metrics.steps > before
+    assert OLDER or model.engine.metrics.steps > before  # transformers 4 penalises padding, which the engine doesn't
     assert torch.equal(ours, _generate(truth, inputs, {"repetition_penalty": penalty, "max_new_tokens": NEW}))
 
 
@@ -272,7 +297,8 @@ def test_prompt_lookup_in_the_engine(pair_folder: Path, best_target: str, kwargs
     """Greedy prompt lookup never enters transformers' loop: fewer steps, transformers' tokens, batches too."""
     model = QwenchForCausalLM.from_pretrained(pair_folder, qwench_target=best_target)
     truth = load_truth(pair_folder)
-    asked = {"logits_processor": LogitsProcessorList(), "max_new_tokens": 60, "do_sample": False, **kwargs}
+    asked = {"logits_processor": LogitsProcessorList(), "max_new_tokens": 60, "do_sample": False}
+    asked |= (AN_END if OLDER else {}) | kwargs
     prompts = [p.repeat(3) for p in random_prompts(12, 300, [9, 20])]
     for prompt in prompts:
         inputs = left_padded([prompt])
@@ -362,9 +388,30 @@ def test_continue_from_past_key_values(pair: tuple[Any, Any], batch: dict[str, t
         fork = copy.deepcopy(first.past_key_values)
         answers.append(_generate(model, inputs, {"past_key_values": first.past_key_values}))
         assert torch.equal(answers[-1], _generate(model, inputs, {}))
-        short = _generate(model, only_new, {"past_key_values": fork})
-        assert torch.equal(short[:, -20:], answers[-1][:, -20:])
+        if not OLDER:  # which takes the whole text only
+            short = _generate(model, only_new, {"past_key_values": fork})
+            assert torch.equal(short[:, -20:], answers[-1][:, -20:])
     assert torch.equal(*answers)
+
+
+def test_continue_from_inputs_embeds(pair: tuple[Any, Any], single: dict[str, torch.Tensor]) -> None:
+    """A prompt of embeddings goes on with its answer as embeddings, or as ids."""
+    answers = []
+    for model in pair:
+        embed = model.get_input_embeddings()
+        prompt = embed(single["input_ids"])
+        first = model.generate(inputs_embeds=prompt, max_new_tokens=3, return_dict_in_generate=True)
+        fork = copy.deepcopy(first.past_key_values)
+        more = torch.cat([prompt, embed(first.sequences)], dim=1)
+        answers.append(model.generate(inputs_embeds=more, past_key_values=first.past_key_values, max_new_tokens=9))
+        ids = torch.cat([single["input_ids"], first.sequences], dim=1)
+        assert torch.equal(model.generate(ids, past_key_values=fork, max_new_tokens=9)[:, -9:], answers[-1])
+    assert torch.equal(*answers)
+
+
+def test_without_any_input(pair: tuple[Any, Any]) -> None:
+    """transformers begins with the token of the beginning."""
+    assert torch.equal(*(model.generate(bos_token_id=5, max_new_tokens=9, do_sample=False) for model in pair))
 
 
 def test_a_new_cache_is_filled(pair: tuple[Any, Any], batch: dict[str, torch.Tensor]) -> None:

@@ -263,6 +263,10 @@ def test_it_is_a_module_that_others_can_handle(pair: tuple[Any, Any]) -> None:
     assert model.num_parameters() == truth.num_parameters()
     assert model.num_parameters(exclude_embeddings=True) == truth.num_parameters(exclude_embeddings=True)
     assert model.num_parameters(only_trainable=True) == 0 and not list(model.parameters())
+    model.tie_weights()
+    assert model.resize_token_embeddings(300).num_embeddings == 300 and model.get_output_embeddings() is None
+    with pytest.raises(ConfigError, match="resize"):
+        model.resize_token_embeddings(301)
     assert model.get_memory_footprint() == model.artifact.weights_bytes > 0
     seen = []
     handle = model.register_forward_hook(lambda module, args, output: seen.append(output.logits.shape))
@@ -429,8 +433,10 @@ def test_generate_refuses_before_the_first_step(
         model.generate(inputs_embeds=torch.zeros(1, 3, 63), max_new_tokens=2)
     with pytest.raises(RequestError, match=r"100 tokens of input and 29 new ones exceed max_seq_len 128"):
         model.generate(inputs_embeds=torch.zeros(1, 100, 64), max_new_tokens=29)
-    with pytest.raises(RequestError, match="generate_batch"):
+    with pytest.raises(ValueError, match=r"generate_batch|Invalid .* \(paged\)"):  # transformers 4 knows no such cache
         model.generate(ids, max_new_tokens=2, cache_implementation="paged")
+    with pytest.raises(RequestError, match="assistant_early_exit"):
+        model.generate(ids, max_new_tokens=2, assistant_early_exit=1)
     with pytest.raises(RequestError, match="output_attentions"):
         model.generate(ids, max_new_tokens=2, output_attentions=True, return_dict_in_generate=True)
 

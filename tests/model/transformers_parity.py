@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from transformers import PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
 
+OLDER = transformers.__version__.startswith("4.")  # whose RoPE fields and some mistakes are other ones
 TIE = 1e-5  # two logits closer than this, relative to the larger, may change places by rounding
 
 
@@ -29,6 +31,9 @@ def write_checkpoint(folder: Path, seed: int = 0, **config: Any) -> Path:
         "max_position_embeddings": 128,
         "tie_word_embeddings": False,
     }
+    if OLDER and "rope_parameters" in config:
+        scaling = dict(config.pop("rope_parameters"))
+        config |= {"rope_theta": scaling.pop("rope_theta"), "rope_scaling": scaling}
     model = Qwen2ForCausalLM(Qwen2Config(**(shape | config)))
     with torch.no_grad():
         for name, parameter in model.named_parameters():

@@ -173,6 +173,18 @@ class QwenchForCausalLM(torch.nn.Module, GenerationMixin):  # type: ignore[misc]
         """Bytes of the packed weights."""
         return self.artifact.weights_bytes
 
+    def tie_weights(self, *args: Any, **kwargs: Any) -> None:
+        """Nothing to do: whether head and embedding are one was decided when the model was compiled."""
+
+    def resize_token_embeddings(self, new_num_tokens: int | None = None, *args: Any, **kwargs: Any) -> TokenEmbeddings:
+        """The embeddings, if that is their size. Raises ConfigError otherwise."""
+        if new_num_tokens not in (None, self._shape.vocab_size):
+            raise ConfigError(
+                f"resize_token_embeddings({new_num_tokens}): a compiled model has {self._shape.vocab_size} tokens for "
+                "good; resize the checkpoint and compile it again"
+            )
+        return self.get_input_embeddings()
+
     def to(self, *args: Any, **kwargs: Any) -> QwenchForCausalLM:
         """Accepts the device it's on. Raises ConfigError for any other place or dtype."""
         wanted = [*args, *(value for name, value in kwargs.items() if name != "non_blocking")]
@@ -344,6 +356,11 @@ class QwenchForCausalLM(torch.nn.Module, GenerationMixin):  # type: ignore[misc]
         generation_config: GenerationConfig, synced_gpus: bool = False, streamer: Any = None, *args: Any, **kwargs: Any,
     ) -> Any:  # fmt: skip
         """transformers' loop for drafts of another model; greedy prompt lookup is the engine's."""
+        if getattr(generation_config, "assistant_early_exit", None) is not None:
+            raise RequestError(
+                "assistant_early_exit drafts with the model's first layers, which a compiled model can't run alone; "
+                "use prompt_lookup_num_tokens or an assistant_model"
+            )
         self._check_request(input_ids, generation_config, kwargs)
         request = None
         if native.is_prompt_lookup(generation_config, kwargs):
