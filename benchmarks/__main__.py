@@ -35,6 +35,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--compile-rounds", type=int, default=1, metavar="N", help="default 1")
     add("--patience", type=float, default=15.0, metavar="S", help="what takes longer isn't repeated; default 15 s")
     add("--threads", type=int, metavar="N", help="default: the processors that this process may use")
+    add("--target", default="cpu", help="qwench's, such as cpu-avx2; peers are built for one; default cpu")
     add("--seed", type=int, default=0, help="of the random prompts; default 0")
     add("--quick", action="store_true", help="about three minutes: 4 bits, one round, no long prompt")
     add(
@@ -57,7 +58,7 @@ def make_plan(args: argparse.Namespace) -> plans.Plan:
     works = args.works or (plans.QUICK_WORKS if args.quick else plans.WORK_NAMES)
     return plans.Plan(
         args.contenders, formats, works, args.rounds or (1 if args.quick else 3), args.compile_rounds, args.patience,
-        args.threads or num_cpus(), args.seed, is_explicit=args.works is not None,
+        args.threads or num_cpus(), args.seed, args.target, is_explicit=args.works is not None,
     )  # fmt: skip
 
 

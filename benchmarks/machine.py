@@ -41,12 +41,12 @@ class Ceiling:
 
 
 class Machine:
-    """Measures ceilings with `threads` threads and the best instructions that qwench knows here."""
+    """Measures ceilings with `threads` threads and the instructions that qwench uses for `target`."""
 
-    def __init__(self, threads: int) -> None:
+    def __init__(self, threads: int, target: str = "cpu") -> None:
         from qwench.targets.cpu.host import variant_for
 
-        self.threads, self._variant = threads, variant_for("cpu")
+        self.threads, self._variant = threads, variant_for(target)
         self._kinds = tuple(kind for kind in ("fp32", "bf16", "int8") if self._has_peak(kind))
 
     def measure(self) -> Ceiling:

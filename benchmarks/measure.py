@@ -77,7 +77,7 @@ class Run:
     ) -> None:  # fmt: skip
         self.plan, self.checkpoint, self.folder, self.pythons = plan, checkpoint, folder, pythons
         self.keep, self.say = keep, say
-        self._machine = Machine(plan.threads)
+        self._machine = Machine(plan.threads, plan.target)
         self._found = Measured(self._machine.describe(), Shape.from_folder(checkpoint), plan)
         self._failed: set[tuple[str, str]] = set()  # (format, contender)
         self._slow: set[tuple[str, str, str]] = set()  # (format, work, contender) beyond the patience
@@ -143,6 +143,7 @@ class Run:
             reply = worker.ask(
                 "compile", checkpoint=str(self.checkpoint), format_name=format_name,
                 out=str(folder / "model"), max_positions=self.plan.max_positions, threads=self.plan.threads,
+                target=self.plan.target,
             )  # fmt: skip
             values = self._life(worker) | {"work_s": reply["work_s"]}
         compiled = Compiled(reply["path"], reply["weight_bytes"], reply["note"])

@@ -84,7 +84,8 @@ QUICK_WORKS = tuple(name for name in WORK_NAMES if name != LONG.name)
 class Plan:
     """One run. `works`: names of WORK_NAMES. is_explicit: works were asked for by name, so every format does them.
 
-    patience_s: what takes a contender longer than that is not repeated in later rounds.
+    patience_s: what takes a contender longer than that is not repeated in later rounds. target: qwench's own, whose
+    instructions the ceilings are measured with.
     """
 
     contenders: tuple[str, ...]
@@ -95,6 +96,7 @@ class Plan:
     patience_s: float = 15.0
     threads: int = 1
     seed: int = 0
+    target: str = "cpu"
     is_explicit: bool = False
 
     def answers(self, format_name: str) -> list[Work]:

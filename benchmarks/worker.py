@@ -24,9 +24,10 @@ def describe(contender: Contender) -> dict[str, Any]:
 
 
 def compile(
-    contender: Contender, checkpoint: str, format_name: str, out: str, max_positions: int, threads: int
+    contender: Contender, checkpoint: str, format_name: str, out: str, max_positions: int, threads: int, target: str
 ) -> dict[str, Any]:
     """work_s: without the start of the process and imports that describe() did not need."""
+    contender.target = target
     start = time.perf_counter()
     compiled = contender.compile(Path(checkpoint), format_name, Path(out), max_positions, threads)
     return {

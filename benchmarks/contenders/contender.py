@@ -25,6 +25,8 @@ class Contender(ABC):
 
     formats: tuple[str, ...] = ()  # those of benchmarks.plan.FORMATS that the library offers on a CPU
 
+    target = "cpu"  # the kind of processor, in qwench's names; a peer is built for one and has no say
+
     def __init__(self) -> None:
         self.answers: list[list[int]] = []
 

@@ -37,6 +37,7 @@ class QwenchContender(Contender):
         command = ["compile", str(checkpoint), "-o", str(out), "--weights", weights, "--head-weights", head]
         command += ["--max-seq-len", str(max_positions), "--batch-size", "16"]
         command += ["--prefill-chunk-size", str(MAX_STEP_TOKENS)]
+        command += ["--target", self.target]
         if main(command) != 0:
             raise RuntimeError("qwench compile failed; its message is in the log")
         tensors = open_artifact(out).tensors.values()
