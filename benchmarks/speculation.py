@@ -36,7 +36,7 @@ from qwench.text.chat import render_chat
 TEXTS = Path(__file__).parent / "texts"
 FAR_ABOVE = 1e6  # of any logit
 GUESSES = (1, 4, 16)  # a step, in the table of bounds
-CONTROL = "story, both without"  # what is left of it is noise
+CONTROL = "both without"  # what is left of it is noise
 Found: TypeAlias = "dict[str, dict[str, list[tuple[Sample, Sample]]]]"  # text -> kind -> (without, with) by round
 
 
@@ -199,15 +199,12 @@ def measure(engines: tuple[Engine, Engine], works: Sequence[Work], args: argpars
     """Samples of each text, and of each number of fixed guesses, in the order of rounds."""
     found: Found = {}
     for number in range(args.rounds + 1):  # the first only warms up
-        for work in works:
+        pair = engines[:: -1 if number % 2 else 1]
+        control = next((work for work in works if work.name == "story"), works[0])
+        for name, work, guesses in [*((w.name, w, args.guesses) for w in works), (CONTROL, control, 0)]:
             count = args.generate if work.answer is None else len(work.answer)
-            pair = engines[:: -1 if number % 2 else 1]
-            runs = [Answering(e, work, count, n, args.users) for e, n in zip(pair, (0, args.guesses), strict=True)]
-            keep(found, work.name, "with", race(runs))
-        story = next(work for work in works if work.name == "story")
-        keep(
-            found, CONTROL, "with", race([Answering(e, story, len(story.answer or ()), 0, args.users) for e in engines])
-        )
+            runs = [Answering(e, work, count, n, args.users) for e, n in zip(pair, (0, guesses), strict=True)]
+            keep(found, name, "with", race(runs))
         for guesses in GUESSES if args.bounds else ():
             for kind in ("right", "wrong"):
                 keep(found, str(guesses), kind, race(fixed(engines, works[0], guesses, kind == "right", args.users)))
@@ -309,11 +306,17 @@ def main() -> int:
     add("--rounds", type=int, default=5, metavar="N", help="default 5")
     add("--threads", type=int, metavar="N", help="default: the processors that this process may use")
     add("--own", metavar="PROMPT", help="also an answer of the model's own")
+    add("--texts", nargs="+", metavar="NAME", help='only these, such as "story" "random tokens"')
     add("--no-bounds", dest="bounds", action="store_false", help="leave out what guesses cost that are always wrong")
     add("--json", type=Path, metavar="FILE", help="write everything measured")
     args = parser.parse_args()
     with LLM(args.model, num_threads=args.threads, **({"weights": args.weights} if args.weights else {})) as llm:
         works = make_works(llm, args.generate, args.own)
+        if args.texts is not None:
+            names = [work.name for work in works]
+            if unknown := sorted(set(args.texts) - set(names)):
+                parser.error(f"--texts: there is no {', '.join(unknown)}; there are: {', '.join(names)}")
+            works = [work for work in works if work.name in args.texts]
         report = make_report(llm, works, measure(two_engines(llm.engine), works, args), args)
     print(render(report))
     if args.json:
