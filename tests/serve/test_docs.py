@@ -1,0 +1,51 @@
+"""The examples in docs/serving.md, run as they are printed, but for the port."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from server_process import ServerProcess
+
+TEXT = (Path(__file__).parents[2] / "docs" / "serving.md").read_text()
+CURLS = re.findall(r"^    (curl (?:.|\n(?=    ))+)", TEXT, re.MULTILINE)
+PYTHON = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
+
+
+def at(server: ServerProcess, code: str) -> str:
+    return code.replace("http://localhost:8000", server.url)
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="needs curl")
+@pytest.mark.parametrize("command", CURLS, ids=lambda command: re.search(r"8000(\S+)", command)[1])
+def test_curl(server: ServerProcess, command: str) -> None:
+    run = subprocess.run(["sh", "-c", at(server, f"{command} -sS --fail")], capture_output=True, text=True, timeout=60)
+    assert run.returncode == 0, run.stderr
+    if '"stream": true' in command:
+        assert run.stdout.endswith("data: [DONE]\n\n")
+    elif "/metrics" in command:
+        assert "qwench_requests_running" in run.stdout
+    else:
+        assert "error" not in json.loads(run.stdout) or json.loads(run.stdout)["error"] is None
+
+
+@pytest.mark.parametrize("code", PYTHON)
+def test_python(server: ServerProcess, code: str) -> None:
+    pytest.importorskip("openai", reason="the example needs openai")
+    run = subprocess.run([sys.executable, "-c", at(server, code)], capture_output=True, text=True, timeout=60)
+    assert run.returncode == 0 and len(run.stdout) > 20, run.stderr
+
+
+def test_there_are_examples() -> None:
+    assert len(CURLS) >= 7 and len(PYTHON) == 1
+
+
+def test_every_option_it_names_exists() -> None:
+    run = subprocess.run([sys.executable, "-m", "qwench.cli.main", "serve", "--help"], capture_output=True, text=True)
+    for option in set(re.findall(r"`(--[a-z-]+)", TEXT)):
+        assert f"{option} " in run.stdout or f"{option}\n" in run.stdout, option
