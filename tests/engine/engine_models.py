@@ -16,6 +16,7 @@ from safetensors.numpy import save_file
 
 from qwench.checkpoint.spec import ModelSpec
 from qwench.config import QwenchConfig
+from qwench.program.cache_groups import first_position
 from qwench.program.memory import MemoryPlan, plan_memory
 from qwench.program.ops import Program
 from qwench.program.passes import fuse, set_formats
@@ -76,13 +77,15 @@ class HistoryExecutor:
     """Its cache holds a token and a running hash per slot; logits are random numbers seeded by the hash of the
     history as read through the block table. A wrong block, a stale one or a wrong position gives other tokens.
 
-    logits_of: another function of (history, vocab_size), such as `circling_logits`.
+    logits_of: another function of (history, vocab_size), such as `circling_logits`. windows: of each cache group; the
+    history is then what all groups together still see, in whole tiles.
     """
 
     def __init__(
         self, vocab_size: int, cache: CacheConfig, max_step_tokens: int = 10**9,
-        logits_of: Callable[[np.ndarray, int], Float32] | None = None,
+        logits_of: Callable[[np.ndarray, int], Float32] | None = None, windows: Sequence[int | None] = (None,),
     ) -> None:  # fmt: skip
+        self.windows = windows
         self.vocab_size, self.cache, self.max_step_tokens = vocab_size, cache, max_step_tokens
         self.logits_of = logits_of or history_logits
         self.tokens = np.full(cache.num_blocks * cache.block_size, -1, np.int32)
@@ -103,12 +106,13 @@ class HistoryExecutor:
             start, stop = batch.query_start[s : s + 2].tolist()
             assert 0 < stop - start <= length
             at = np.arange(length)
-            slots = batch.block_tables[s][at // size] * size + at % size
+            slots = batch.block_tables[s].reshape(len(self.windows), -1)[:, at // size] * size + at % size
             for i in range(start, stop):
                 seen = length - (stop - 1 - i)
-                self.tokens[slots[seen - 1]] = batch.token_ids[i]
+                self.tokens[slots[:, seen - 1]] = batch.token_ids[i]
                 if i in wanted:
-                    logits[row] = self.logits_of(self.tokens[slots[:seen]], self.vocab_size)
+                    views = [each[first_position(w, seen - 1) : seen] for w, each in zip(self.windows, slots)]
+                    logits[row] = self.logits_of(self.tokens[np.concatenate(views)], self.vocab_size)
                     if maxima is not None:
                         maxima[row] = largest_of_groups(logits[row])
                     row += 1
@@ -145,13 +149,13 @@ def circling_logits(tokens: np.ndarray, vocab_size: int) -> Float32:
 def history_engine(
     num_blocks: int = 64, *, vocab_size: int = 50, block_size: int = 16, max_seq_len: int = 256, max_num_seqs: int = 8,
     max_step_tokens: int = 32, enable_prefix_caching: bool = True, eos_token_ids: tuple[int, ...] = (),
-    logits_of: Callable[[np.ndarray, int], Float32] | None = None,
+    logits_of: Callable[[np.ndarray, int], Float32] | None = None, windows: Sequence[int | None] = (None,),
 ) -> Engine:  # fmt: skip
     cache = CacheConfig(num_blocks, block_size, "fp32")
     return Engine(
-        HistoryExecutor(vocab_size, cache, max_step_tokens, logits_of), vocab_size, cache, max_seq_len=max_seq_len,
-        max_num_seqs=max_num_seqs, max_step_tokens=max_step_tokens, enable_prefix_caching=enable_prefix_caching,
-        eos_token_ids=eos_token_ids,
+        HistoryExecutor(vocab_size, cache, max_step_tokens, logits_of, windows), vocab_size, cache,
+        max_seq_len=max_seq_len, max_num_seqs=max_num_seqs, max_step_tokens=max_step_tokens,
+        enable_prefix_caching=enable_prefix_caching, eos_token_ids=eos_token_ids, windows=windows,
     )  # fmt: skip
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from qwench.checkpoint.spec import ModelSpec, RopeSpec
+from qwench.program.cache_groups import cache_groups
 from qwench.program.formats import BF16, FP32, Format
 from qwench.program.memory import plan_memory
 from qwench.program.ops import Buffer, Op, Program, Weight
@@ -94,13 +95,24 @@ def load(
         out = {p.name: np.full(p.shape, 255, p.dtype) for p in chosen.packed_tensors(weight)}
         chosen.pack(weight, [tensors[s] for s in weight.sources], out)
         packed |= out
+    cache = dataclasses.replace(cache, num_blocks=cache.num_blocks * num_groups(program.spec))
     return chosen.load(program, plan_memory(program, tokens), packed, cache, threads)
 
 
-def batch(tokens: list[npt.NDArray[np.int32]], lengths: list[int], tables: list[list[int]]) -> StepBatch:
-    """Sequence i gets `tokens[i]`, ends at `lengths[i]`, lies in blocks `tables[i]`; all rows' logits are wanted."""
+def num_groups(spec: ModelSpec) -> int:
+    return len(cache_groups(spec))
+
+
+def batch(
+    tokens: list[npt.NDArray[np.int32]], lengths: list[int], tables: list[list[int]], groups: int = 1
+) -> StepBatch:
+    """Sequence i gets `tokens[i]`, ends at `lengths[i]`, lies in blocks `tables[i]`; all rows' logits are wanted.
+
+    Of several cache groups each has blocks of its own: `load` makes `groups` times as many.
+    """
     width = max(map(len, tables))
     table = np.array([t + [0] * (width - len(t)) for t in tables], np.int32)
+    table = (table[:, None] * groups + np.arange(groups)[:, None]).astype(np.int32).reshape(len(tables), -1)
     starts = np.cumsum([0] + [len(t) for t in tokens]).astype(np.int32)
     ids = np.concatenate(tokens).astype(np.int32)
     return StepBatch(ids, starts, np.array(lengths, np.int32), table, np.arange(len(ids), dtype=np.int32))

@@ -7,7 +7,7 @@ import zlib
 import ml_dtypes
 import numpy as np
 import pytest
-from programs import batch, linear_program, load, model_program, random_spec, random_tensors
+from programs import batch, linear_program, load, model_program, num_groups, random_spec, random_tensors
 
 from qwench.program.formats import BF16, Format
 from qwench.targets.cpu import _native
@@ -72,8 +72,10 @@ def test_random_models(variant: str, fmt: Format, cache_dtype: str) -> None:
         results = []
         for target in ("reference", variant):
             executor = load(target, program, tensors, CacheConfig(24, 16, cache_dtype))
-            first = executor.step(batch(tokens, counts, tables)).copy()
-            results.append((first, executor.step(batch(more, [n + 2 for n in counts], tables)).copy()))
+            groups = num_groups(spec)
+            first = executor.step(batch(tokens, counts, tables, groups)).copy()
+            second = executor.step(batch(more, [n + 2 for n in counts], tables, groups)).copy()
+            results.append((first, second))
         for expected, got in zip(*results, strict=True):
             spread = expected.std()
             error = np.abs(got - expected).max() / spread
@@ -128,8 +130,10 @@ def test_a_broken_sequence_leaves_the_others_alone(variant: str) -> None:
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_quantised_activations_carry_nan_to_the_logits(variant: str, fmt: Format, bad: float) -> None:
     """Integer codes can't say NaN; it must not turn into a plausible number on the way."""
-    program = model_program(random_spec(np.random.default_rng(5)), fmt)
+    spec = random_spec(np.random.default_rng(5))
+    program = model_program(spec, fmt)
     tensors = random_tensors(program, np.random.default_rng(6))
     tensors["model.layers.0.input_layernorm.weight"][-1] = bad
-    logits = load(variant, program, tensors, CACHE).step(batch([np.array([1, 2], np.int32)], [2], [[0]]))
+    step = batch([np.array([1, 2], np.int32)], [2], [[0]], num_groups(spec))
+    logits = load(variant, program, tensors, CACHE).step(step)
     assert np.isnan(logits).all(axis=1).all()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from programs import batch, load, model_program, random_spec, random_tensors
+from programs import batch, load, model_program, num_groups, random_spec, random_tensors
 
 from qwench.program.formats import BF16, Format
 from qwench.targets.cpu import _native
@@ -37,7 +37,7 @@ def test_bits_are_those_of_the_request_alone(variant: str, fmt: Format, cache_dt
             parts = [ids[done : done + size], *[o[done : done + size] for o in others]]
             done += size
             # The request comes last, so that its rows start at an odd place in the tiles.
-            step = batch(parts[::-1], [done] * (neighbours + 1), tables[::-1])
+            step = batch(parts[::-1], [done] * (neighbours + 1), tables[::-1], num_groups(spec))
             rows.append(executor.step(step)[-size:].copy())
         return np.concatenate(rows)
 
@@ -75,7 +75,7 @@ def test_a_long_context_is_split_over_threads_without_a_trace(
         done = 0
         for size in chunks:
             done += size
-            logits = executor.step(batch([ids[done - size : done]], [done], [list(range(41))]))
+            logits = executor.step(batch([ids[done - size : done]], [done], [list(range(41))], num_groups(spec)))
         return logits[-1].copy()
 
     alone = run(variant, [1300], 1)

@@ -21,7 +21,7 @@ from qwench.targets.target import TARGETS, CacheConfig, StepBatch, get_target
 
 @pytest.fixture(scope="module")
 def executor():  # type: ignore[no-untyped-def]
-    spec = random_spec(np.random.default_rng(0), vocab_size=50)
+    spec = random_spec(np.random.default_rng(0), vocab_size=50, num_layers=2, sliding_windows=(None, None))
     program = model_program(spec, BF16)
     return load(
         "cpu", program, random_tensors(program, np.random.default_rng(1)), CacheConfig(4, 16, "fp32"), tokens=32

@@ -20,6 +20,7 @@ from qwench.errors import TargetError
 from qwench.evaluate.cost import Cost, CostModel, Limits, StepShape
 from qwench.evaluate.machine import Machine
 from qwench.evaluate.throughput import Workload, longest_answer, read_megabytes
+from qwench.program.cache_groups import most_blocks
 from qwench.program.ops import Op
 from qwench.runtime.engine import Engine
 from qwench.targets.target import Int32, StepBatch, TimedExecutor
@@ -175,7 +176,7 @@ def _batches(engine: Engine, workload: Workload, seed: int) -> tuple[list[StepBa
     users, prompt = workload.num_users, workload.num_prompt
     length = prompt + workload.num_generate
     tokens = np.random.default_rng(seed).integers(0, engine.vocab_size, (users, length), np.int32)
-    tables = np.arange(users * -(-length // engine.cache.block_size), dtype=np.int32).reshape(users, -1)
+    tables = _block_tables(engine, users, length)
     decode = [
         StepBatch(
             np.ascontiguousarray(tokens[:, at]),
@@ -187,6 +188,18 @@ def _batches(engine: Engine, workload: Workload, seed: int) -> tuple[list[StepBa
         for at in range(prompt, length - 1)
     ]
     return _prefill(tokens[:, :prompt], tables, engine.scheduler.max_step_tokens), decode
+
+
+def _block_tables(engine: Engine, users: int, length: int) -> Int32:
+    """[users, num_groups * blocks]: blocks of their own for each; behind a window they are used again, in a circle."""
+    scheduler, size = engine.scheduler, engine.cache.block_size
+    tables, taken = [], 0
+    for _ in range(users):
+        for window in scheduler.windows:
+            count = most_blocks((window,), length, size, scheduler.max_step_tokens)
+            tables.append(taken + np.arange(-(-length // size), dtype=np.int32) % count)
+            taken += count
+    return np.concatenate(tables).reshape(users, -1)
 
 
 def _prefill(prompts: Int32, tables: Int32, step_tokens: int) -> list[StepBatch]:

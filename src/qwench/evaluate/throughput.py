@@ -89,7 +89,7 @@ def longest_answer(engine: Engine, workload: Workload) -> int:
             f"a prompt of {prompt} tokens and {answer} generated ones are more than the {engine.max_seq_len} the model "
             "was compiled for; ask for less or compile with a larger max_seq_len"
         )
-    needed = users * -(-(prompt + answer) // engine.cache.block_size)
+    needed = users * engine.scheduler.most_blocks(prompt + answer)
     if needed > engine.cache.num_blocks:
         raise ConfigError(
             f"{users} users with {prompt + answer} tokens each need {needed} cache blocks, and memory allows "

@@ -11,7 +11,8 @@ import gc
 import threading
 import weakref
 from collections import deque
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,26 +20,38 @@ from transformers.cache_utils import Cache
 
 from qwench.errors import CapacityError, RequestError
 from qwench.modeling.deadline import Deadline
+from qwench.program.cache_groups import first_position, most_blocks
 from qwench.runtime.block_pool import BlockPool
 from qwench.targets.target import Executor
 
 
 @dataclass
 class Row:
-    """One sequence: `blocks[i]` holds positions [i * block_size, (i + 1) * block_size); `length` of them are filled."""
+    """One sequence: of cache group g, `tables[g][i]` holds positions [i * block_size, (i + 1) * block_size) unless i is
+    below `first[g]`: then it lay behind the group's window and was used again. `length` positions are filled."""
 
-    blocks: list[int] = field(default_factory=list)
+    tables: list[list[int]]
+    first: list[int]
     length: int = 0
+
+    def held(self) -> list[int]:
+        """All its blocks."""
+        return [block for table, first in zip(self.tables, self.first, strict=True) for block in table[first:]]
 
 
 class Pages:
-    """The engine's blocks as the caches of one model use them. `lock` guards blocks, executor and engine."""
+    """The engine's blocks as the caches of one model use them. `lock` guards blocks, executor and engine.
+
+    windows: the sliding window of each cache group. max_step_tokens: tokens that are computed in one step at most.
+    """
 
     def __init__(
-        self, pool: BlockPool, executor: Executor, block_size: int, max_seq_len: int, deadline: Deadline
-    ) -> None:
+        self, pool: BlockPool, executor: Executor, block_size: int, max_seq_len: int, windows: Sequence[int | None],
+        max_step_tokens: int, deadline: Deadline,
+    ) -> None:  # fmt: skip
         self.pool, self.executor, self.deadline = pool, executor, deadline
-        self.block_size, self.max_seq_len = block_size, max_seq_len
+        self.block_size, self.max_seq_len, self.windows = block_size, max_seq_len, tuple(windows)
+        self._limits = [most_blocks((window,), max_seq_len, block_size, max_step_tokens) for window in windows]
         self.lock = threading.RLock()
         # A collected cache may be found at any bytecode, even inside the pool: its blocks wait here until it's safe.
         self._discarded: deque[list[int]] = deque()
@@ -58,7 +71,7 @@ class Pages:
     def discard(self, rows: list[Row]) -> None:
         """Frees later: safe from a finalizer."""
         for row in rows:
-            self._discarded.append(row.blocks)
+            self._discarded.append(row.held())
 
     def reclaim(self) -> None:
         """Frees what collected caches left."""
@@ -72,22 +85,55 @@ class Pages:
                 f"a sequence of {row.length + count} tokens exceeds max_seq_len {self.max_seq_len}; give fewer tokens, "
                 "or compile with a larger max_seq_len"
             )
-        for index in range(row.length // self.block_size, -(-(row.length + count) // self.block_size)):
-            if index < len(row.blocks) and not self.pool.is_shared(row.blocks[index]):
-                continue
-            self.require(1)
-            new = self.pool.allocate(1)[0]
-            if index < len(row.blocks):
-                self.executor.copy_blocks([row.blocks[index]], [new])
-                self.pool.release([row.blocks[index]])
-                row.blocks[index] = new
-            else:
-                row.blocks.append(new)
+        begin, end = row.length // self.block_size, -(-(row.length + count) // self.block_size)
+        for group, table in enumerate(row.tables):
+            for index in range(begin, len(table)):
+                self._own(table, index)
+            while len(table) < end:
+                if len(table) - row.first[group] == self._limits[group]:  # the oldest lies behind the window
+                    self._own(table, row.first[group], with_content=False)
+                    table.append(table[row.first[group]])
+                    row.first[group] += 1
+                else:
+                    self.require(1)
+                    table += self.pool.allocate(1)
+
+    def _own(self, table: list[int], index: int, with_content: bool = True) -> None:
+        """Replaces a block that others hold, too."""
+        if not self.pool.is_shared(table[index]):
+            return
+        self.require(1)
+        new = self.pool.allocate(1)
+        if with_content:
+            self.executor.copy_blocks([table[index]], new)
+        self.pool.release([table[index]])
+        table[index] = new[0]
+
+    def new_row(self) -> Row:
+        return Row([[] for _ in self.windows], [0] * len(self.windows))
 
     def fork(self, row: Row) -> Row:
         """A second row over the same blocks."""
-        self.pool.acquire(row.blocks)
-        return Row(list(row.blocks), row.length)
+        self.pool.acquire(row.held())
+        return Row([list(table) for table in row.tables], list(row.first), row.length)
+
+    def free(self, row: Row) -> None:
+        """Lets go of all its blocks."""
+        self.pool.release(row.held())
+
+    def shorten(self, row: Row, length: int) -> None:
+        """Forgets positions from `length` on. Raises RequestError when blocks before them were used again."""
+        for window, first in zip(self.windows, row.first, strict=True):
+            if first_position(window, length) // self.block_size < first:
+                raise RequestError(
+                    f"a cache of {row.length} tokens can't be cropped to {length}: what a sliding window of {window} "
+                    "sees there was given up; compute the sequence again"
+                )
+        row.length, kept = length, -(-length // self.block_size)
+        for group, table in enumerate(row.tables):
+            row.first[group] = min(row.first[group], kept)
+            self.pool.release(table[kept:])
+            del table[kept:]
 
 
 class QwenchCache(Cache):  # type: ignore[misc]
@@ -106,7 +152,9 @@ class QwenchCache(Cache):  # type: ignore[misc]
     def start(self, batch_size: int) -> None:
         """Makes rows of an empty cache. Raises RequestError if the cache holds another batch size."""
         if not self.get_seq_length():
-            self.replace([Row() for _ in range(batch_size)], torch.zeros(batch_size, 0, dtype=torch.bool))
+            self.replace(
+                [self.pages.new_row() for _ in range(batch_size)], torch.zeros(batch_size, 0, dtype=torch.bool)
+            )
         if len(self.rows) != batch_size:
             raise RequestError(f"past_key_values holds {len(self.rows)} rows, but input_ids have {batch_size}")
 
@@ -117,7 +165,7 @@ class QwenchCache(Cache):  # type: ignore[misc]
             self.rows[:] = rows
             self.columns = columns
             for row in old:
-                self.pages.pool.release(row.blocks)
+                self.pages.free(row)
 
     def _select(self, indices: torch.Tensor) -> None:
         picked = indices.to("cpu")
@@ -144,10 +192,7 @@ class QwenchCache(Cache):  # type: ignore[misc]
         removed = self.columns[:, keep:].sum(dim=1).tolist()
         with self.pages.lock:
             for row, count in zip(self.rows, removed, strict=True):
-                row.length -= count
-                kept = -(-row.length // self.pages.block_size)
-                self.pages.pool.release(row.blocks[kept:])
-                del row.blocks[kept:]
+                self.pages.shorten(row, row.length - count)
         self.columns = self.columns[:, :keep]
 
     def reset(self) -> None:

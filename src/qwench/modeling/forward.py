@@ -61,7 +61,7 @@ def run_pass(
             is_kept = is_real[i][kept]
             at = i * len(kept) + is_kept.nonzero()[0]
             wanted = offsets[i][kept[is_kept]]
-            feeds.append(Feed(row.blocks, row.length, tokens[i][columns], wanted, at, i * length + columns))
+            feeds.append(Feed(row.tables, row.length, tokens[i][columns], wanted, at, i * length + columns))
     run_feeds(
         cache.pages.executor,
         feeds,
@@ -95,7 +95,7 @@ def _leaders(rows: list[Row], inputs: torch.Tensor, real: torch.Tensor) -> list[
     first: dict[tuple[Any, ...], int] = {}
     leaders = []
     for i, row in enumerate(rows):
-        key = (tuple(row.blocks), row.length, inputs[i].numpy().tobytes(), real[i].numpy().tobytes())
+        key = (tuple(row.held()), row.length, inputs[i].numpy().tobytes(), real[i].numpy().tobytes())
         leaders.append(first.setdefault(key, i))
     return leaders
 
@@ -107,8 +107,7 @@ def _commit(cache: QwenchCache, real: torch.Tensor, leaders: list[int]) -> None:
         if leaders[i] == i:
             row.length += counts[i]
         else:
-            old = row.blocks
             fork = cache.pages.fork(cache.rows[leaders[i]])
-            row.blocks, row.length = fork.blocks, fork.length
-            cache.pages.pool.release(old)
+            cache.pages.free(row)
+            row.tables, row.first, row.length = fork.tables, fork.first, fork.length
     cache.columns = torch.cat([cache.columns, real], dim=1)

@@ -65,8 +65,10 @@ class QwenchForCausalLM(torch.nn.Module, GenerationMixin):  # type: ignore[misc]
 
     def _make_runtime(self) -> tuple[Engine, Pages]:
         engine = load_engine(self.artifact)
-        pool, executor, block_size = engine.scheduler.pool, engine.executor, engine.cache.block_size
-        return engine, Pages(pool, executor, block_size, self.max_seq_len, self._deadline)
+        return engine, Pages(
+            engine.scheduler.pool, engine.executor, engine.cache.block_size, self.max_seq_len, engine.scheduler.windows,
+            self.artifact.plan.max_step_tokens, self._deadline,
+        )  # fmt: skip
 
     @property
     def engine(self) -> Engine:

@@ -111,7 +111,7 @@ def run(engine: Engine, pages: Pages, request: GreedyRequest, streamer: Any = No
     )
     # The engine counts on the blocks that its requests may need; caches that live on hold some of the pool's.
     longest = int(request.real.sum(dim=1).max()) + request.max_new_tokens - 1
-    pages.require(-(-longest // pages.block_size))
+    pages.require(engine.scheduler.most_blocks(longest))
     answers: dict[str, list[int]] = {}
     try:
         for ids, real in zip(request.input_ids.to("cpu"), request.real, strict=True):

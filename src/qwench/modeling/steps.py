@@ -20,13 +20,14 @@ Int64 = npt.NDArray[np.int64]
 class Feed:
     """New tokens of one sequence whose blocks are reserved already.
 
-    block_table: the blocks of the sequence, enough for all its tokens. start: tokens in the cache already.
+    block_tables: per cache group the blocks of the sequence, enough for all its tokens. start: tokens in the cache
+        already.
     tokens: [count] int32 ids, or [count, hidden_size] fp32 embeddings. wanted: [num_wanted] int64, increasing offsets
     into tokens whose logits are wanted. rows: [num_wanted] int64, increasing rows of the logits that take them.
     hidden_rows: [count] int64, increasing rows of the hidden states that take those of all tokens.
     """
 
-    block_table: list[int]
+    block_tables: list[list[int]]
     start: int
     tokens: Int32 | Float32
     wanted: Int64
@@ -77,11 +78,12 @@ def _steps(feeds: Sequence[Feed], max_step_tokens: int) -> Iterator[list[_Piece]
 
 def _run_step(executor: Executor, pieces: list[_Piece], logits: Float32, hidden: Float32 | None) -> None:
     query_start = np.cumsum([0, *(p.high - p.low for p in pieces)], dtype=np.int32)
-    block_tables = np.zeros((len(pieces), max(len(p.feed.block_table) for p in pieces)), np.int32)
+    longest = max(len(p.feed.block_tables[0]) for p in pieces)
+    block_tables = np.zeros((len(pieces), len(pieces[0].feed.block_tables), longest), np.int32)
     logit_rows, destinations = [], []
     for i, piece in enumerate(pieces):
         feed = piece.feed
-        block_tables[i, : len(feed.block_table)] = feed.block_table
+        block_tables[i, :, : len(feed.block_tables[0])] = feed.block_tables
         here = (feed.wanted >= piece.low) & (feed.wanted < piece.high)
         logit_rows.append(feed.wanted[here] - piece.low + query_start[i])
         destinations.append(feed.rows[here])
@@ -90,7 +92,7 @@ def _run_step(executor: Executor, pieces: list[_Piece], logits: Float32, hidden:
         token_ids=token_ids,
         query_start=query_start,
         seq_lens=np.array([p.feed.start + p.high for p in pieces], np.int32),
-        block_tables=block_tables,
+        block_tables=block_tables.reshape(len(pieces), -1),
         logit_rows=np.concatenate(logit_rows).astype(np.int32),
         embeddings=embeddings,
         hidden_rows=None if hidden is None else np.arange(len(token_ids), dtype=np.int32),

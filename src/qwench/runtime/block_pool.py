@@ -43,6 +43,10 @@ class BlockPool:
             found.append(block)
         return found
 
+    def knows(self, name: bytes) -> bool:
+        """Whether a block of this name can be found."""
+        return name in self._block_of
+
     def num_free_among(self, blocks: Iterable[int]) -> int:
         return sum(self._ref_counts[block] == 0 for block in blocks)
 
@@ -86,12 +90,12 @@ class BlockPool:
             self._block_of[name] = block
             self._hash_of[block] = name
 
-    def forget(self, blocks: Iterable[int]) -> None:
-        """Nobody finds these blocks by name any more: what they hold is not to be reused."""
-        for block in blocks:
-            name, self._hash_of[block] = self._hash_of[block], None
-            if name is not None:
-                del self._block_of[name]
+    def forget(self, names: Iterable[bytes]) -> None:
+        """Nobody finds blocks by these names any more: what they hold is not to be reused."""
+        for name in names:
+            block = self._block_of.pop(name, None)
+            if block is not None:
+                self._hash_of[block] = None
 
     def check_integrity(self, tables: Iterable[Sequence[int]]) -> None:
         """Asserts that counts, free queue and names agree with the block tables of all running requests."""

@@ -39,26 +39,29 @@ class Engine:
     max_seq_len: tokens of a sequence, prompt and answer. max_num_seqs: sequences that generate at once.
     max_step_tokens: tokens that the executor computes in one step. eos_token_ids: the model's own ends of text.
     timeout_s: after which a request fails with DeadlineError, at the end of a step. profiler: counts the time of ops.
+    windows: the sliding window of each cache group of the model (program/cache_groups.py).
     """
 
     def __init__(
         self, executor: Executor, vocab_size: int, cache: CacheConfig, *, max_seq_len: int, max_num_seqs: int,
         max_step_tokens: int, eos_token_ids: Iterable[int] = (), enable_prefix_caching: bool = True,
-        timeout_s: float | None = None, profiler: Profiler | None = None,
+        timeout_s: float | None = None, profiler: Profiler | None = None, windows: Sequence[int | None] = (None,),
     ) -> None:  # fmt: skip
         self.timeout_s, self.profiler = timeout_s, profiler
         self.executor, self.vocab_size, self.cache = executor, vocab_size, cache
         self.max_seq_len, self.max_num_seqs = max_seq_len, max_num_seqs
-        self.limits = RequestLimits(vocab_size, max_seq_len, cache.block_size, cache.num_blocks)
+        self.limits = RequestLimits(
+            vocab_size, max_seq_len, cache.block_size, cache.num_blocks, max_step_tokens, tuple(windows)
+        )
         self.eos_token_ids = frozenset(eos_token_ids)
         self.metrics = Metrics(blocks_total=cache.num_blocks)
         self.scheduler = Scheduler(
             BlockPool(cache.num_blocks), cache.block_size, max_num_seqs, max_step_tokens, enable_prefix_caching,
-            self.metrics,
+            self.metrics, windows,
         )  # fmt: skip
         self._requests: dict[str, dict[int, Request]] = {}
         self._arrivals, self._names = itertools.count(), itertools.count()
-        self._batch = _BatchArrays(max_step_tokens, max_num_seqs, -(-max_seq_len // cache.block_size))
+        self._batch = _BatchArrays(max_step_tokens, max_num_seqs, len(windows), -(-max_seq_len // cache.block_size))
         num_rows = max_num_seqs + MAX_STEP_DRAFTS
         self._logits: Float32 = np.empty((num_rows, vocab_size), np.float32)
         self._maxima: Float32 = np.empty((num_rows, -(-vocab_size // LOGIT_GROUP)), np.float32)
@@ -82,7 +85,9 @@ class Engine:
         samples = self._requests[request_id] = {}
         for index in range(params.n):
             request = Request(request_id, index, prompt, params, max_len)
-            request.block_table = np.zeros(-(-max_len // self.cache.block_size), np.int32)
+            num_groups = len(self.scheduler.windows)
+            request.block_table = np.zeros((num_groups, -(-max_len // self.cache.block_size)), np.int32)
+            request.first_block = [0] * num_groups
             request.arrival, request.salt = next(self._arrivals), cache_salt.encode()
             request.timings, request.stop_tokens = RequestTimings(timings_start), ends
             request.sampler = TokenSampler(params, prompt, self.vocab_size, index, ends)
@@ -233,11 +238,11 @@ class Engine:
 class _BatchArrays:
     """The arrays of a StepBatch, made once; `fill` returns views of them, valid until the next call."""
 
-    def __init__(self, max_step_tokens: int, max_num_seqs: int, max_blocks: int) -> None:
+    def __init__(self, max_step_tokens: int, max_num_seqs: int, num_groups: int, max_blocks: int) -> None:
         self.token_ids = np.empty(max_step_tokens, np.int32)
         self.query_start = np.zeros(max_num_seqs + 1, np.int32)
         self.seq_lens = np.empty(max_num_seqs, np.int32)
-        self.block_tables = np.zeros((max_num_seqs, max_blocks), np.int32)
+        self.block_tables = np.zeros((max_num_seqs, num_groups, max_blocks), np.int32)
         self.logit_rows = np.empty(max_num_seqs + MAX_STEP_DRAFTS, np.int32)
 
     def fill(self, plan: dict[Request, int]) -> tuple[StepBatch, list[Request]]:
@@ -251,7 +256,7 @@ class _BatchArrays:
             end += count
             self.query_start[s + 1] = end
             self.seq_lens[s] = done + count
-            self.block_tables[s, : request.num_blocks] = request.block_table[: request.num_blocks]
+            self.block_tables[s, :, : request.num_blocks] = request.block_table[:, : request.num_blocks]
             if done + count >= request.num_tokens:
                 for row in range(end - 1 - request.num_drafts, end):
                     self.logit_rows[num_logits] = row
@@ -259,7 +264,7 @@ class _BatchArrays:
                 sampled.append(request)
         n = len(plan)
         batch = StepBatch(
-            self.token_ids[:end], self.query_start[: n + 1], self.seq_lens[:n], self.block_tables[:n],
+            self.token_ids[:end], self.query_start[: n + 1], self.seq_lens[:n], self.block_tables[:n].reshape(n, -1),
             self.logit_rows[:num_logits],
         )  # fmt: skip
         return batch, sampled

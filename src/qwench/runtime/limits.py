@@ -12,18 +12,24 @@ from dataclasses import dataclass
 import numpy as np
 
 from qwench.errors import RequestError
+from qwench.program.cache_groups import most_blocks
 from qwench.runtime.request import SamplingParams
 from qwench.targets.target import Int32
 
 
 @dataclass(frozen=True)
 class RequestLimits:
-    """max_seq_len: tokens of a sequence, prompt and answer; its cache: num_blocks blocks of block_size positions."""
+    """max_seq_len: tokens of a sequence, prompt and answer; its cache: num_blocks blocks of block_size positions.
+
+    max_step_tokens: computed in one step at most. windows: of each cache group.
+    """
 
     vocab_size: int
     max_seq_len: int
     block_size: int
     num_blocks: int
+    max_step_tokens: int
+    windows: tuple[int | None, ...] = (None,)
 
     def check(self, prompt_token_ids: Sequence[int] | Int32, params: SamplingParams) -> tuple[Int32, int]:
         """The prompt as [n] int32, and the most tokens its sequence may have. Raises RequestError."""
@@ -41,7 +47,8 @@ class RequestLimits:
         if length + (wanted or 1) > self.max_seq_len:
             raise self._too_long(length, params)
         max_len = length + wanted if wanted else self.max_seq_len
-        needed = -(-(max_len - 1) // self.block_size)  # the last token is never computed
+        # The last token is never computed.
+        needed = most_blocks(self.windows, max_len - 1, self.block_size, self.max_step_tokens)
         if needed > self.num_blocks:
             raise RequestError(
                 f"up to {max_len} tokens need {needed} cache blocks and there are {self.num_blocks}; lower "

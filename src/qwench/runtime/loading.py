@@ -13,6 +13,7 @@ from typing import Protocol
 from qwench.config import QwenchConfig
 from qwench.errors import CapacityError, ConfigError, TargetError
 from qwench.host import available_memory_bytes, num_cpus
+from qwench.program.cache_groups import most_blocks, windows_of
 from qwench.program.memory import MemoryPlan
 from qwench.program.ops import Program
 from qwench.runtime.engine import Engine
@@ -72,6 +73,7 @@ def load_engine(
         executor, model.program.spec.vocab_size, cache, max_seq_len=config.max_seq_len,
         max_num_seqs=config.batch_size, max_step_tokens=model.plan.max_step_tokens, eos_token_ids=eos_token_ids,
         enable_prefix_caching=enable_prefix_caching, timeout_s=config.timeout, profiler=profiler,
+        windows=windows_of(model.program.spec),
     )  # fmt: skip
 
 
@@ -113,7 +115,8 @@ def choose_num_blocks(model: CompiledModel, wanted: int | None = None, memory: i
     config = model.config
     assert config.max_seq_len and config.batch_size and config.kvcache_block_size
     block_bytes = config.cache(1).block_bytes(model.program)
-    one_sequence = -(-config.max_seq_len // config.kvcache_block_size)
+    windows = windows_of(model.program.spec)
+    one_sequence = most_blocks(windows, config.max_seq_len, config.kvcache_block_size, model.plan.max_step_tokens)
     fit = memory_budget(model, memory)
     rest = fit.rest
     least = wanted or one_sequence
@@ -137,8 +140,8 @@ def choose_num_blocks(model: CompiledModel, wanted: int | None = None, memory: i
     logger.info(
         "memory: %s %s; weights %s, activations and logits %s, KV cache %s (%d blocks, %d tokens); %s left",
         format_bytes(fit.available), "allowed" if memory else "available", format_bytes(fit.weights),
-        format_bytes(fit.working), format_bytes(blocks * block_bytes), blocks, blocks * config.kvcache_block_size,
-        format_bytes(rest - blocks * block_bytes),
+        format_bytes(fit.working), format_bytes(blocks * block_bytes), blocks,
+        blocks // len(windows) * config.kvcache_block_size, format_bytes(rest - blocks * block_bytes),
     )  # fmt: skip
     return int(blocks)
 

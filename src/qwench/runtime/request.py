@@ -168,16 +168,17 @@ class Request:
 
     tokens: [max_len] int32, of which the first num_tokens are known (prompt, then answer) and the first
         num_computed have keys and values in the cache. While a step runs, num_drafts guesses follow the known ones.
-    block_table: [blocks of max_len] int32, of which the first num_blocks are held.
-    block_hashes: of the full blocks of known tokens, in order; those of the first num_registered are in the cache.
+    block_table: [num_groups, blocks of max_len] int32: of each cache group's row the blocks from first_block[group] to
+        num_blocks are held; those before lie behind the group's window and were given back.
+    block_hashes: of the full blocks of known tokens, in order; the first num_registered have been in the cache.
     leader: the first sample of the same prompt, whose blocks this one waits to share.
     lookup: what makes the guesses; None: nobody asked for any.
     """
 
     __slots__ = (
-        "arrival", "block_hashes", "block_table", "index", "is_running", "leader", "lookup", "max_len", "num_blocks",
-        "num_computed", "num_drafts", "num_prompt", "num_registered", "num_tokens", "params", "request_id", "salt",
-        "sampler", "stop_tokens", "timings", "tokens",
+        "arrival", "block_hashes", "block_table", "first_block", "index", "is_running", "leader", "lookup", "max_len",
+        "num_blocks", "num_computed", "num_drafts", "num_prompt", "num_registered", "num_tokens", "params",
+        "request_id", "salt", "sampler", "stop_tokens", "timings", "tokens",
     )  # fmt: skip
 
     def __init__(self, request_id: str, index: int, prompt: Int32, params: SamplingParams, max_len: int) -> None:
@@ -186,7 +187,8 @@ class Request:
         self.tokens: Int32 = np.empty(max_len, np.int32)
         self.tokens[: self.num_prompt] = prompt
         self.num_computed = self.num_blocks = self.num_registered = self.num_drafts = 0
-        self.block_table: Int32 = np.empty(0, np.int32)
+        self.block_table: Int32 = np.empty((1, 0), np.int32)
+        self.first_block: list[int] = [0]
         self.block_hashes: list[bytes] = []
         self.salt = b""
         self.arrival = 0

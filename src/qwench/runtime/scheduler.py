@@ -6,6 +6,8 @@ goes to waiting ones in the order of arrival. When blocks run out, the latest ar
 them again later. The oldest request is never held up by a younger one, so that each ends. Guesses come last: they get
 what budget and blocks are left over, and give back the blocks of those that were wrong.
 
+In cache groups with a sliding window a request gives blocks back as soon as no token to come sees them.
+
 Knows nothing of logits or text; called by the engine, between whose steps it is always consistent.
 """
 
@@ -14,7 +16,9 @@ from __future__ import annotations
 import bisect
 import time
 from collections import deque
+from collections.abc import Sequence
 
+from qwench.program.cache_groups import first_position, most_blocks
 from qwench.runtime.block_pool import BlockPool, block_hash
 from qwench.runtime.metrics import Metrics
 from qwench.runtime.request import Request
@@ -29,9 +33,11 @@ class Scheduler:
     """Owns the waiting and the running requests, both in order of arrival, and the blocks that they hold."""
 
     def __init__(
-        self, pool: BlockPool, block_size: int, max_num_seqs: int, max_step_tokens: int, reuse: bool, metrics: Metrics
-    ) -> None:
-        self.pool, self.block_size = pool, block_size
+        self, pool: BlockPool, block_size: int, max_num_seqs: int, max_step_tokens: int, reuse: bool, metrics: Metrics,
+        windows: Sequence[int | None] = (None,),
+    ) -> None:  # fmt: skip
+        """windows: the sliding window of each cache group."""
+        self.pool, self.block_size, self.windows = pool, block_size, tuple(windows)
         self.max_num_seqs, self.max_step_tokens, self.reuse = max_num_seqs, max_step_tokens, reuse
         self.waiting: deque[Request] = deque()
         self.running: list[Request] = []
@@ -56,14 +62,14 @@ class Scheduler:
                 if (pending == 1) != decodes or not request.is_running:
                     continue
                 count = min(pending, budget)
-                needed = self._blocks_for(request.num_computed + count) - request.num_blocks
-                while needed > self.pool.num_free and request.is_running:
+                growth = self._blocks_for(request.num_computed + count) - request.num_blocks
+                while growth * len(self.windows) > self.pool.num_free and request.is_running:
                     victim = self.running[-1]
                     budget += plan.pop(victim, 0)
                     self._preempt(victim)
                     preempted = True
                 if request.is_running:
-                    self._grow(request, needed)
+                    self._grow(request, growth)
                     plan[request] = count
                     budget -= count
         if not preempted:
@@ -81,12 +87,13 @@ class Scheduler:
             if self._waits_for_leader(request):
                 followers.append(self.waiting.popleft())
                 continue
-            shared = self._cached_prefix(request)
-            needed = self._blocks_for(request.num_tokens) - len(shared)
-            if needed > self.pool.num_free - self.pool.num_free_among(shared):
+            length, shared = self._cached_prefix(request)
+            held = [block for blocks in shared for block in blocks]
+            needed = self.most_blocks(request.num_tokens) - len(held)
+            if needed > self.pool.num_free - self.pool.num_free_among(held):
                 break
             self.waiting.popleft()
-            self._start(request, shared)
+            self._start(request, length, shared)
             count = min(request.num_tokens - request.num_computed, budget)
             self._grow(request, self._blocks_for(request.num_computed + count) - request.num_blocks)
             plan[request] = count
@@ -104,7 +111,7 @@ class Scheduler:
             end = request.num_tokens
             if request.lookup is None or request.num_computed + count < end:
                 continue
-            room = (request.num_blocks + self.pool.num_free) * self.block_size
+            room = (request.num_blocks + self.pool.num_free // len(self.windows)) * self.block_size
             limit = min(budget, request.params.prompt_lookup_num_tokens, room - end, request.max_len - end - 1)
             num_drafts = 0
             for token, probability in request.lookup.propose(end, limit):
@@ -122,8 +129,12 @@ class Scheduler:
         """What is left of the guesses is forgotten; blocks that only they needed are free again."""
         request.num_drafts, kept = 0, self._blocks_for(request.num_tokens)
         if kept < request.num_blocks:
-            self.pool.release(request.block_table[kept : request.num_blocks].tolist())
+            self.pool.release(request.block_table[:, kept : request.num_blocks].ravel().tolist())
             request.num_blocks = kept
+
+    def most_blocks(self, num_tokens: int) -> int:
+        """Blocks that a request of up to `num_tokens` tokens ever holds at once."""
+        return most_blocks(self.windows, num_tokens, self.block_size, self.max_step_tokens)
 
     def advance(self, request: Request, count: int) -> None:
         """`count` more known tokens of the request are in the cache; its full blocks can be found again."""
@@ -132,6 +143,11 @@ class Scheduler:
             full = request.num_computed // self.block_size
             if full > request.num_registered:
                 self._register(request, full)
+        for group, window in enumerate(self.windows):
+            first = first_position(window, request.num_computed) // self.block_size
+            if (held := request.first_block[group]) < first:
+                self.pool.release(request.block_table[group, held:first].tolist())
+                request.first_block[group] = first
 
     def remove(self, request: Request) -> None:
         """Forgets a request, waiting or running, and lets go of its blocks."""
@@ -142,13 +158,17 @@ class Scheduler:
 
     def forget_content(self, request: Request) -> None:
         """The request's keys and values are broken: no other request may find them."""
-        self.pool.forget(request.block_table[: request.num_blocks].tolist())
+        for group in range(len(self.windows)):
+            self.pool.forget(_in_group(name, group) for name in request.block_hashes)
 
-    def _start(self, request: Request, shared: list[int]) -> None:
-        self.pool.acquire(shared)
-        request.block_table[: len(shared)] = shared
-        request.num_blocks = request.num_registered = len(shared)
-        request.num_computed = len(shared) * self.block_size
+    def _start(self, request: Request, length: int, shared: list[list[int]]) -> None:
+        """Begins after `length` blocks, of which each group holds the last ones, `shared`."""
+        request.first_block = [length - len(blocks) for blocks in shared]
+        for group, blocks in enumerate(shared):
+            self.pool.acquire(blocks)
+            request.block_table[group, length - len(blocks) : length] = blocks
+        request.num_blocks = request.num_registered = length
+        request.num_computed = length * self.block_size
         request.is_running = True
         bisect.insort(self.running, request, key=lambda r: r.arrival)
         timings = request.timings
@@ -160,9 +180,16 @@ class Scheduler:
 
     def _stop(self, request: Request) -> None:
         self.running.remove(request)
-        self.pool.release(request.block_table[: request.num_blocks].tolist())
+        for blocks in self._held(request):
+            self.pool.release(blocks)
         request.is_running = False
         request.num_blocks = request.num_registered = request.num_computed = request.num_drafts = 0
+        request.first_block = [0] * len(self.windows)
+
+    def _held(self, request: Request) -> list[list[int]]:
+        """The blocks of the request in each group."""
+        rows = zip(request.block_table, request.first_block, strict=True)
+        return [row[first : request.num_blocks].tolist() for row, first in rows]
 
     def _preempt(self, request: Request) -> None:
         """Back among the waiting, at its place by arrival; its tokens stay, its keys and values go."""
@@ -177,7 +204,8 @@ class Scheduler:
     def _grow(self, request: Request, count: int) -> None:
         if count > 0:
             held = request.num_blocks
-            request.block_table[held : held + count] = self.pool.allocate(count)
+            for row in request.block_table:
+                row[held : held + count] = self.pool.allocate(count)
             request.num_blocks += count
 
     def _blocks_for(self, num_tokens: int) -> int:
@@ -192,12 +220,37 @@ class Scheduler:
             return False
         return True
 
-    def _cached_prefix(self, request: Request) -> list[int]:
-        """Held or free blocks that hold the start of the request; its last token is always computed, for logits."""
+    def _cached_prefix(self, request: Request) -> tuple[int, list[list[int]]]:
+        """How many blocks from the start of the request are in the cache, held or free, and those of them that each
+        group needs to go on from there. The last token is always computed, for logits."""
         if not self.reuse:
-            return []
+            return 0, [[]] * len(self.windows)
         self._hash_blocks(request, request.num_tokens // self.block_size)
-        return self.pool.lookup(request.block_hashes[: (request.num_tokens - 1) // self.block_size])
+        names = request.block_hashes[: (request.num_tokens - 1) // self.block_size]
+        length, tried = len(names), -1
+        while tried != length:  # until all groups agree
+            tried = length
+            for group, window in enumerate(self.windows):
+                length = self._known_blocks(names[:length], group, window)
+        return length, [
+            self.pool.lookup([_in_group(name, group) for name in names[self._first_block(window, length) : length]])
+            for group, window in enumerate(self.windows)
+        ]
+
+    def _known_blocks(self, names: Sequence[bytes], group: int, window: int | None) -> int:
+        """The longest prefix of `names` after which a group can go on: it knows the blocks that its window reaches."""
+        if window is None:
+            return len(self.pool.lookup([_in_group(name, group) for name in names]))
+        length = at = len(names)
+        while at > self._first_block(window, length):
+            at -= 1
+            if not self.pool.knows(_in_group(names[at], group)):
+                length = at
+        return length
+
+    def _first_block(self, window: int | None, num_blocks: int) -> int:
+        """The first block that is needed after `num_blocks` full ones."""
+        return first_position(window, num_blocks * self.block_size) // self.block_size
 
     def _hash_blocks(self, request: Request, count: int) -> None:
         hashes, size = request.block_hashes, self.block_size
@@ -207,13 +260,14 @@ class Scheduler:
 
     def _register(self, request: Request, full: int) -> None:
         self._hash_blocks(request, full)
-        for i in range(request.num_registered, full):
-            self.pool.register(int(request.block_table[i]), request.block_hashes[i])
+        for group, row in enumerate(request.block_table):
+            for i in range(request.num_registered, full):
+                self.pool.register(int(row[i]), _in_group(request.block_hashes[i], group))
         request.num_registered = full
 
     def check_integrity(self) -> None:
         """Asserts that pool, tables and counts agree; for tests."""
-        self.pool.check_integrity([r.block_table[: r.num_blocks].tolist() for r in self.running])
+        self.pool.check_integrity([blocks for r in self.running for blocks in self._held(r)])
         assert len(self.running) <= self.max_num_seqs
         for queue, running in ((self.running, True), (self.waiting, False)):
             arrivals = [r.arrival for r in queue]
@@ -225,5 +279,12 @@ class Scheduler:
             assert self._blocks_for(r.num_computed) <= r.num_blocks <= most
             assert r.num_registered == (r.num_computed // self.block_size if self.reuse else 0)
             assert len(r.block_hashes) <= r.num_tokens // self.block_size
+            assert sum(map(len, self._held(r))) <= self.most_blocks(r.num_tokens + r.num_drafts)
+            assert r.first_block == [first_position(w, r.num_computed) // self.block_size for w in self.windows]
         for r in self.waiting:
             assert r.num_computed == r.num_blocks == r.num_registered == r.num_drafts == 0
+
+
+def _in_group(name: bytes, group: int) -> bytes:
+    """The name of a block in one cache group: the same tokens lie in a block of each."""
+    return name + group.to_bytes(2, "little") if group else name

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from qwench.errors import TargetError
+from qwench.program.cache_groups import cache_groups
 from qwench.program.memory import MemoryPlan
 from qwench.program.ops import Program, Weight
 
@@ -34,7 +35,8 @@ class StepBatch:
     query_start: [num_seqs + 1] int32.
     seq_lens: [num_seqs] int32, tokens in the cache once this step is done (those of the step included), so that the
         first token of sequence s has position seq_lens[s] - (query_start[s + 1] - query_start[s]).
-    block_tables: [num_seqs, max_blocks] int32, the cache block of positions [i * block_size, (i + 1) * block_size).
+    block_tables: [num_seqs, num_groups * max_blocks] int32, for each cache group in turn (program/cache_groups.py) the
+        block of positions [i * block_size, (i + 1) * block_size). Blocks behind a group's window aren't read.
     logit_rows: [num_logits] int32, increasing token rows whose logits are wanted; may be empty.
     embeddings: [num_embeddings, hidden_size] fp32, or None where all tokens have ids.
     hidden_rows: [num_hidden] int32, increasing token rows whose hidden states are wanted, or None.
@@ -64,7 +66,8 @@ class PackedTensor:
 
 @dataclass(frozen=True)
 class CacheConfig:
-    """The paged KV cache: `num_blocks` blocks of `block_size` positions, all layers; `dtype` is fp32 or bf16.
+    """The paged KV cache: `num_blocks` blocks of `block_size` positions, each for the layers of one cache group, which
+    are all layers unless some slide; `dtype` is fp32 or bf16.
 
     partition_len: positions, a multiple of 64, whose attention a target may compute apart from that of others.
     """
@@ -75,11 +78,11 @@ class CacheConfig:
     partition_len: int = 512
 
     def block_bytes(self, program: Program) -> int:
-        """Bytes of one block over all layers, as this configuration stores it (head_dim padded to 16)."""
+        """Bytes of one block over the layers of a group, as this configuration stores it (head_dim padded to 16)."""
         spec = program.spec
         padded = -(-spec.head_dim // 16) * 16
         itemsize = {"fp32": 4, "bf16": 2}[self.dtype]
-        return 2 * spec.num_layers * spec.num_kv_heads * self.block_size * padded * itemsize
+        return 2 * len(cache_groups(spec)[0].layers) * spec.num_kv_heads * self.block_size * padded * itemsize
 
 
 class Executor(Protocol):
@@ -106,7 +109,7 @@ class Executor(Protocol):
         ...
 
     def copy_blocks(self, source: Sequence[int], destination: Sequence[int]) -> None:
-        """Copies whole cache blocks, all layers."""
+        """Copies whole cache blocks."""
         ...
 
     def kernels(self) -> dict[str, str]:

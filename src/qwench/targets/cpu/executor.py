@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from qwench.errors import TargetError
+from qwench.program.cache_groups import cache_groups
 from qwench.program.memory import MemoryPlan, work_width
 from qwench.program.ops import Op, Program
 from qwench.program.rope import cos_sin, inverse_frequencies
@@ -41,7 +42,8 @@ class CpuExecutor:
         self.program, self.variant = program, variant
         self._plan, self._tensors = plan, tensors
         self._kernels: dict[str, str] = {}
-        spec = program.spec
+        spec, groups = program.spec, cache_groups(program.spec)
+        places = {layer: (g, i) for g, group in enumerate(groups) for i, layer in enumerate(group.layers)}
         self._native = _native.Executor(
             variant=variant,
             num_threads=num_threads,
@@ -50,7 +52,8 @@ class CpuExecutor:
             vocab_size=spec.vocab_size,
             arena_bytes=plan.arena_bytes,
             scratch_width=work_width(program),
-            num_layers=spec.num_layers,
+            cache_places=[places[layer] for layer in range(spec.num_layers)],
+            num_places=len(groups[0].layers),
             num_blocks=cache.num_blocks,
             block_size=cache.block_size,
             num_kv_heads=spec.num_kv_heads,

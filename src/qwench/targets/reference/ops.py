@@ -39,14 +39,15 @@ class Matrix:
 
 @dataclass
 class StepState:
-    """What ops need beside their inputs. slots: [num_tokens] cache rows; keys, values: per layer [slots, kv, dim]."""
+    """What ops need beside their inputs. slots: per layer [num_tokens] cache rows; keys, values: per layer [slots, kv,
+    dim]."""
 
     spec: ModelSpec
     token_ids: npt.NDArray[np.int32]
     embeddings: Float32
     positions: npt.NDArray[np.int64]
-    slots: npt.NDArray[np.int64]
-    context: list[tuple[slice, npt.NDArray[np.int64]]]  # per sequence: its token rows, its cache slots by position
+    slots: list[npt.NDArray[np.int64]]
+    context: list[list[tuple[slice, npt.NDArray[np.int64]]]]  # per layer and sequence: token rows, slots by position
     rows: dict[str, npt.NDArray[np.int32]]  # whose logits and whose hidden states were asked for
     cos_sin: Float32  # [num_tokens, head_dim]
     keys: list[npt.NDArray[Any]]
@@ -92,19 +93,20 @@ def rope(s: StepState, attrs: dict[str, Any], x: Float32) -> Float32:
 
 def cache_write(s: StepState, attrs: dict[str, Any], k: Float32, v: Float32) -> None:
     layer, shape = attrs["layer"], (len(k), s.spec.num_kv_heads, s.spec.head_dim)
-    s.keys[layer][s.slots] = k.reshape(shape).astype(s.keys[layer].dtype)
-    s.values[layer][s.slots] = v.reshape(shape).astype(s.values[layer].dtype)
+    s.keys[layer][s.slots[layer]] = k.reshape(shape).astype(s.keys[layer].dtype)
+    s.values[layer][s.slots[layer]] = v.reshape(shape).astype(s.values[layer].dtype)
 
 
 def attention(s: StepState, attrs: dict[str, Any], q: Float32) -> Float32:
     spec, layer, window = s.spec, attrs["layer"], attrs["window"]
     out = np.empty((len(q), spec.num_heads, spec.head_dim), np.float32)
     heads = q.reshape(out.shape)
-    for rows, slots in s.context:
-        k, v = (c[layer][slots].astype(np.float32) for c in (s.keys, s.values))
+    for rows, slots in s.context[layer]:
+        first = max(0, int(s.positions[rows][0]) + 1 - (window or len(slots)))  # what lies before, nobody sees
+        k, v = (c[layer][slots[first:]].astype(np.float32) for c in (s.keys, s.values))
         k, v = (np.repeat(c, spec.num_heads // spec.num_kv_heads, axis=1) for c in (k, v))
         scores = np.einsum("qhd,khd->hqk", heads[rows], k) * np.float32(attrs["scale"])
-        distance = s.positions[rows][:, None] - np.arange(len(slots))[None, :]
+        distance = s.positions[rows][:, None] - np.arange(first, len(slots))[None, :]
         visible = (distance >= 0) & (distance < (window or len(slots) + 1))
         scores = np.where(visible, scores, np.float32(-np.inf))
         weights = np.exp(scores - scores.max(axis=2, keepdims=True))

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 
 import ml_dtypes
 import numpy as np
+import numpy.typing as npt
 
+from qwench.program.cache_groups import cache_groups
 from qwench.program.formats import quantize_weight
 from qwench.program.memory import MemoryPlan
 from qwench.program.ops import Program, Weight
 from qwench.program.rope import cos_sin, inverse_frequencies
 from qwench.targets.reference.ops import OPS, Float32, Matrix, StepState
 from qwench.targets.target import LOGIT_GROUP, Array, CacheConfig, Executor, Int32, PackedTensor, StepBatch
+
+Int64 = npt.NDArray[np.int64]
 
 
 def _padded_bytes(num_bytes: int) -> int:
@@ -122,24 +127,23 @@ class ReferenceExecutor:
         return table.rows(token_ids, self.program.spec.hidden_size)
 
     def _state(self, batch: StepBatch) -> StepState:
-        size = self.cache.block_size
-        positions, slots, context = [], [], []
-        for s, length in enumerate(batch.seq_lens):
-            rows = slice(int(batch.query_start[s]), int(batch.query_start[s + 1]))
-            at = np.arange(length, dtype=np.int64)
-            seq_slots = batch.block_tables[s].astype(np.int64)[at // size] * size + at % size
-            count = rows.stop - rows.start
-            positions.append(at[length - count :])
-            slots.append(seq_slots[length - count :])
-            context.append((rows, seq_slots))
-        at_tokens = np.concatenate(positions)
+        size, groups, spec = self.cache.block_size, cache_groups(self.program.spec), self.program.spec
+        tables = batch.block_tables.reshape(len(batch.seq_lens), len(groups), -1).astype(np.int64)
+        lengths, rows = batch.seq_lens.tolist(), [slice(*pair) for pair in pairwise(batch.query_start.tolist())]
+        at_tokens = np.concatenate([np.arange(n - (r.stop - r.start), n) for n, r in zip(lengths, rows, strict=True)])
+        slots: list[Int64] = [np.empty(0, np.int64)] * spec.num_layers
+        context: list[list[tuple[slice, Int64]]] = [[]] * spec.num_layers
+        for g, group in enumerate(groups):
+            of_seqs = [tables[s, g][np.arange(n) // size] * size + np.arange(n) % size for s, n in enumerate(lengths)]
+            new = np.concatenate([all_[r.start - r.stop :] for all_, r in zip(of_seqs, rows, strict=True)])
+            for layer in group.layers:
+                slots[layer], context[layer] = new, list(zip(rows, of_seqs, strict=True))
         table = cos_sin(self.inv_freq, self.rope_factor, 0, int(at_tokens.max()) + 1)[at_tokens]
-        nothing = np.empty((0, self.program.spec.hidden_size), np.float32)
+        nothing = np.empty((0, spec.hidden_size), np.float32)
         wanted = np.empty(0, np.int32) if batch.hidden_rows is None else batch.hidden_rows
         return StepState(
-            self.program.spec, batch.token_ids, nothing if batch.embeddings is None else batch.embeddings, at_tokens,
-            np.concatenate(slots), context, {"logits": batch.logit_rows, "hidden": wanted}, table, self.keys,
-            self.values,
+            spec, batch.token_ids, nothing if batch.embeddings is None else batch.embeddings, at_tokens, slots, context,
+            {"logits": batch.logit_rows, "hidden": wanted}, table, self.keys, self.values,
         )  # fmt: skip
 
     def copy_blocks(self, source: Sequence[int], destination: Sequence[int]) -> None:

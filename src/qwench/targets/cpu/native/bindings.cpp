@@ -156,24 +156,28 @@ NB_MODULE(_native, m) {
       .def(
           "__init__",
           [](qwench::Executor* self, const std::string& variant, int num_threads, int max_tokens, int num_heads,
-             int vocab_size, size_t arena_bytes, int scratch_width, int num_layers, int num_blocks, int block_size,
+             int vocab_size, size_t arena_bytes, int scratch_width,
+             const std::vector<std::pair<int, int>>& cache_places, int num_places, int num_blocks, int block_size,
              int num_kv_heads, int head_dim, const std::string& cache_dtype, int partition_len) {
-            require(num_threads >= 1 && max_tokens >= 1 && num_blocks >= 1,
-                    "threads, tokens and blocks must be positive");
+            require(num_threads >= 1 && max_tokens >= 1 && num_blocks >= 1 && num_places >= 1,
+                    "threads, tokens, blocks and places must be positive");
             require(block_size > 0 && block_size % qwench::kKeyGroup == 0, "block_size must be a multiple of 16");
-            require(partition_len > 0 && partition_len % qwench::kScoreTile == 0 && partition_len <= qwench::kMaxPartition,
-                    "partition_len must be a multiple of 64 below 2^30");
+            require(
+                partition_len > 0 && partition_len % qwench::kScoreTile == 0 && partition_len <= qwench::kMaxPartition,
+                "partition_len must be a multiple of 64 below 2^30");
             require(num_kv_heads > 0 && num_heads % num_kv_heads == 0, "num_heads must be a multiple of num_kv_heads");
             require(head_dim > 0 && head_dim % 2 == 0, "head_dim must be even");
             require(cache_dtype == "fp32" || cache_dtype == "bf16", "cache dtype must be fp32 or bf16");
             const auto kind = cache_dtype == "fp32" ? qwench::CacheKind::kFp32 : qwench::CacheKind::kBf16;
-            new (self)
-                qwench::Executor({variant, num_threads, max_tokens, num_heads, vocab_size, arena_bytes, scratch_width, partition_len},
-                                 {num_layers, num_blocks, block_size, num_kv_heads, head_dim, kind});
+            std::vector<qwench::CachePlace> places;
+            for (const auto& [group, place] : cache_places) places.push_back({group, place});
+            new (self) qwench::Executor({variant, num_threads, max_tokens, num_heads, vocab_size, arena_bytes,
+                                         scratch_width, partition_len, places},
+                                        {num_places, num_blocks, block_size, num_kv_heads, head_dim, kind});
           },
           "variant"_a, "num_threads"_a, "max_tokens"_a, "num_heads"_a, "vocab_size"_a, "arena_bytes"_a,
-          "scratch_width"_a, "num_layers"_a, "num_blocks"_a, "block_size"_a, "num_kv_heads"_a, "head_dim"_a,
-          "cache_dtype"_a, "partition_len"_a)
+          "scratch_width"_a, "cache_places"_a, "num_places"_a, "num_blocks"_a, "block_size"_a, "num_kv_heads"_a,
+          "head_dim"_a, "cache_dtype"_a, "partition_len"_a)
       // Arrays are never converted: the executor keeps their addresses, or writes to them.
       .def(
           "add_embed",
@@ -227,17 +231,26 @@ NB_MODULE(_native, m) {
             const int num_seqs = int(seq_lens.size());
             require(num_seqs >= 1 && int(query_start.size()) == num_seqs + 1,
                     "query_start must have num_seqs + 1 entries");
-            require(int(block_tables.shape(0)) == num_seqs, "one block table per sequence");
+            const int num_groups = e.num_cache_groups();
+            require(int(block_tables.shape(0)) == num_seqs && block_tables.shape(1) % num_groups == 0,
+                    "one block table per sequence and cache group");
             require(logits.shape(0) >= logit_rows.size() && int(logits.shape(1)) == e.vocab_size(),
                     "logits have the wrong shape");
             const size_t width = e.hidden_width();
             require(embeddings.shape(0) == 0 || embeddings.shape(1) == width, "embeddings have the wrong width");
-            const qwench::Batch batch{int(token_ids.size()),    num_seqs,
-                                      int(logit_rows.size()),   int(hidden_rows.size()),
-                                      int(embeddings.shape(0)), int(block_tables.shape(1)),
-                                      token_ids.data(),         query_start.data(),
-                                      seq_lens.data(),          block_tables.data(),
-                                      logit_rows.data(),        hidden_rows.data(),
+            const qwench::Batch batch{int(token_ids.size()),
+                                      num_seqs,
+                                      int(logit_rows.size()),
+                                      int(hidden_rows.size()),
+                                      int(embeddings.shape(0)),
+                                      num_groups,
+                                      int(block_tables.shape(1)) / num_groups,
+                                      token_ids.data(),
+                                      query_start.data(),
+                                      seq_lens.data(),
+                                      block_tables.data(),
+                                      logit_rows.data(),
+                                      hidden_rows.data(),
                                       embeddings.data()};
             const size_t num_maxima = (e.vocab_size() + qwench::kPanelColumns - 1) / qwench::kPanelColumns;
             require(!maxima || (maxima->shape(0) >= logit_rows.size() && maxima->shape(1) == num_maxima),

@@ -35,6 +35,11 @@ Executor::Executor(const ExecutorConfig& config, const KVCache::Shape& cache)
   arena_.reset(static_cast<uint8_t*>(allocate(config.arena_bytes)));
   scratch_.reset(static_cast<float*>(allocate(size_t(config.scratch_width) * config.max_tokens * sizeof(float))));
   reserve_thread_scratch(attention_scratch_floats(cache.head_dim, cache.padded_dim()));
+  for (const CachePlace& at : config.cache_places) {
+    if (at.group < 0 || at.place < 0 || at.place >= cache.num_places)
+      throw std::invalid_argument("a layer's place is outside the cache");
+    num_cache_groups_ = std::max(num_cache_groups_, at.group + 1);
+  }
   step_.positions.resize(config.max_tokens);
   step_.sequence.resize(config.max_tokens);
 }
@@ -82,10 +87,11 @@ void Executor::check(const Batch& b) const {
     require(length <= rope_positions_, "a position is beyond the RoPE table");
     const int blocks = (length + shape.block_size - 1) / shape.block_size;
     require(blocks <= b.max_blocks, "a block table is too short");
-    for (int i = 0; i < blocks; ++i) {
-      const int32_t block = b.block_tables[size_t(s) * b.max_blocks + i];
-      require(block >= 0 && block < shape.num_blocks, "a block is outside the cache");
-    }
+    for (int group = 0; group < b.num_groups; ++group)
+      for (int i = 0; i < blocks; ++i) {
+        const int32_t block = b.block_table(s, group)[i];
+        require(block >= 0 && block < shape.num_blocks, "a block is outside the cache");
+      }
   }
 }
 

@@ -28,9 +28,17 @@ struct Buffer {
 
 // One step's work; the arrays are those of targets/target.py's StepBatch.
 struct Batch {
-  int num_tokens, num_seqs, num_logits, num_hidden, num_embeddings, max_blocks;
+  int num_tokens, num_seqs, num_logits, num_hidden, num_embeddings, num_groups, max_blocks;
   const int32_t *token_ids, *query_start, *seq_lens, *block_tables, *logit_rows, *hidden_rows;
   const float* embeddings;
+  const int32_t* block_table(int seq, int group) const {
+    return block_tables + (size_t(seq) * num_groups + group) * max_blocks;
+  }
+};
+
+// Where a layer's keys and values lie: in the blocks of which group's table, and in which place of each block.
+struct CachePlace {
+  int group, place;
 };
 
 // Where the caller wants a step's results: logits [num_logits, vocab_size], and the last `num_states` hidden states,
@@ -81,8 +89,9 @@ struct ExecutorConfig {
   std::string variant;
   int num_threads, max_tokens, num_heads, vocab_size;
   size_t arena_bytes;
-  int scratch_width;  // floats per token of working space between the halves of a fused op
-  int partition_len;  // cache positions whose attention may be computed apart, at absolute multiples
+  int scratch_width;                     // floats per token of working space between the halves of a fused op
+  int partition_len;                     // cache positions whose attention may be computed apart, at absolute multiples
+  std::vector<CachePlace> cache_places;  // by layer
 };
 
 class Executor {
@@ -119,6 +128,7 @@ class Executor {
   int vocab_size() const { return config_.vocab_size; }
   int hidden_width() const { return hidden_width_; }
   int num_states() const { return num_states_; }
+  int num_cache_groups() const { return num_cache_groups_; }
   int num_rows(const StepContext& step, const Buffer& b) const {
     if (b.rows == Rows::kTokens) return step.batch.num_tokens;
     if (b.rows == Rows::kLogits) return step.batch.num_logits;
@@ -152,7 +162,7 @@ class Executor {
   using Memory = std::unique_ptr<T[], Free>;
 
   void check(const Batch& batch) const;
-  void check_layer(int layer) const;
+  CachePlace cache_place(int layer) const;
   void reserve_thread_scratch(size_t num_floats);
   void plan(const Batch& batch);
   void split_attention();
@@ -169,6 +179,7 @@ class Executor {
   size_t thread_scratch_floats_ = 0;
   PackedMatrix embedding_{};
   int hidden_width_ = 0, num_states_ = 0;
+  int num_cache_groups_ = 1;
   const float* rope_table_ = nullptr;
   int rope_positions_ = 0;
   std::vector<std::unique_ptr<Phase>> phases_;

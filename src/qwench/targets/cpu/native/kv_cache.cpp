@@ -11,8 +11,8 @@ KVCache::KVCache(const Shape& shape) : shape_(shape) {
   const size_t item = shape.kind == CacheKind::kFp32 ? 4 : 2;
   head_stride_ = item * shape.block_size * shape.padded_dim();
   block_stride_ = 2 * head_stride_ * shape.num_kv_heads;
-  layer_stride_ = block_stride_ * shape.num_blocks;
-  num_bytes_ = layer_stride_ * shape.num_layers;
+  place_stride_ = block_stride_ * shape.num_blocks;
+  num_bytes_ = place_stride_ * shape.num_places;
   void* memory = mmap(nullptr, num_bytes_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (memory == MAP_FAILED) throw std::bad_alloc();
   madvise(memory, num_bytes_, MADV_HUGEPAGE);
@@ -22,8 +22,8 @@ KVCache::KVCache(const Shape& shape) : shape_(shape) {
 KVCache::~KVCache() { munmap(data_, num_bytes_); }
 
 void KVCache::copy_block(int source, int destination) {
-  for (int layer = 0; layer < shape_.num_layers; ++layer)
-    std::memcpy(keys(layer) + destination * block_stride_, keys(layer) + source * block_stride_, block_stride_);
+  for (int place = 0; place < shape_.num_places; ++place)
+    std::memcpy(keys(place) + destination * block_stride_, keys(place) + source * block_stride_, block_stride_);
 }
 
 }  // namespace qwench

@@ -1,4 +1,5 @@
-// The paged KV cache: memory for all layers, and where a block of a layer lies. Layouts: kernels/kernel_table.h.
+// The paged KV cache: memory for the places of all blocks, and where they lie. A block has a place for each layer of a
+// group; program/cache_groups.py tells which layers those are. Layouts: kernels/kernel_table.h.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -10,7 +11,7 @@ namespace qwench {
 class KVCache {
  public:
   struct Shape {
-    int num_layers, num_blocks, block_size, num_kv_heads, head_dim;
+    int num_places, num_blocks, block_size, num_kv_heads, head_dim;
     CacheKind kind;
     int padded_dim() const { return (head_dim + 15) / 16 * 16; }
   };
@@ -24,13 +25,13 @@ class KVCache {
   const Shape& shape() const { return shape_; }
   size_t block_stride() const { return block_stride_; }  // keys of all heads, then values of all heads
   size_t head_stride() const { return head_stride_; }
-  uint8_t* keys(int layer) const { return data_ + layer * layer_stride_; }
-  uint8_t* values(int layer) const { return keys(layer) + shape_.num_kv_heads * head_stride_; }
+  uint8_t* keys(int place) const { return data_ + place * place_stride_; }
+  uint8_t* values(int place) const { return keys(place) + shape_.num_kv_heads * head_stride_; }
   void copy_block(int source, int destination);
 
  private:
   Shape shape_;
-  size_t head_stride_, block_stride_, layer_stride_, num_bytes_;
+  size_t head_stride_, block_stride_, place_stride_, num_bytes_;
   uint8_t* data_;
 };
 

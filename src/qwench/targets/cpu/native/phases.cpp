@@ -112,7 +112,7 @@ struct Encode final : Phase {
 struct RopeWrite final : Phase {
   const char* kind() const override { return "rope_write"; }
   Buffer q;
-  int layer;
+  CachePlace cached;
   void run(Executor& e, const StepContext& step, int thread) override {
     const KVCache::Shape& shape = e.cache().shape();
     const int kv_size = shape.num_kv_heads * shape.head_dim, width = q.width + 2 * kv_size;
@@ -123,14 +123,15 @@ struct RopeWrite final : Phase {
       e.kernels().rope(qkv, table, e.num_heads(), shape.head_dim, e.values(q) + size_t(row) * q.width);
       float* k = qkv + q.width;
       e.kernels().rope(k, table, shape.num_kv_heads, shape.head_dim, k);
-      const int32_t* block_table = step.batch.block_tables + size_t(step.sequence[row]) * step.batch.max_blocks;
+      const int32_t* block_table = step.batch.block_table(step.sequence[row], cached.group);
       const size_t block = block_table[position / shape.block_size] * e.cache().block_stride();
       const int offset = position % shape.block_size;
       for (int h = 0; h < shape.num_kv_heads; ++h) {
         const size_t at = block + h * e.cache().head_stride();
-        e.kernels().write_keys(k + h * shape.head_dim, shape.head_dim, offset, shape.kind, e.cache().keys(layer) + at);
+        e.kernels().write_keys(k + h * shape.head_dim, shape.head_dim, offset, shape.kind,
+                               e.cache().keys(cached.place) + at);
         e.kernels().write_values(k + kv_size + h * shape.head_dim, shape.head_dim, shape.padded_dim(), offset,
-                                 shape.kind, e.cache().values(layer) + at);
+                                 shape.kind, e.cache().values(cached.place) + at);
       }
     });
   }
@@ -139,7 +140,8 @@ struct RopeWrite final : Phase {
 struct Attention final : Phase {
   const char* kind() const override { return "attention"; }
   Buffer q, out;
-  int layer, window;
+  CachePlace cached;
+  int window;
   float scale;
   void run(Executor& e, const StepContext& step, int thread) override {
     const KVCache& cache = e.cache();
@@ -147,8 +149,8 @@ struct Attention final : Phase {
     AttentionArgs args;
     args.q = e.values(q);
     args.out = is_plain(e, out) ? e.values(out) : e.work();
-    args.keys = cache.keys(layer);
-    args.values = cache.values(layer);
+    args.keys = cache.keys(cached.place);
+    args.values = cache.values(cached.place);
     args.block_stride = cache.block_stride();
     args.head_stride = cache.head_stride();
     args.cache = shape.kind;
@@ -163,7 +165,7 @@ struct Attention final : Phase {
     args.scratch = e.thread_scratch(thread);
     for (int i; (i = next_item.fetch_add(1, std::memory_order_relaxed)) < int(step.attention.size());) {
       const auto& [seq, item, group] = step.attention[i];
-      args.block_table = step.batch.block_tables + size_t(seq) * step.batch.max_blocks;
+      args.block_table = step.batch.block_table(seq, cached.group);
       e.kernels().attention(args, item);
       if (group < 0) continue;
       const auto& whole = step.groups[group];
@@ -230,7 +232,6 @@ void Executor::add_linear(Buffer in, PackedMatrix weight, const float* bias, Epi
 }
 
 void Executor::add_qkv_rope_write(Buffer in, PackedMatrix weight, const float* bias, int layer, Buffer q) {
-  check_layer(layer);
   auto linear = std::make_unique<Linear>();
   linear->in = in;
   linear->weight = weight;
@@ -241,17 +242,16 @@ void Executor::add_qkv_rope_write(Buffer in, PackedMatrix weight, const float* b
   add(std::move(linear));
   auto rope = std::make_unique<RopeWrite>();
   rope->q = q;
-  rope->layer = layer;
+  rope->cached = cache_place(layer);
   add(std::move(rope));
 }
 
 void Executor::add_attention(Buffer q, int layer, int window, float scale, Buffer out) {
-  check_layer(layer);
   if (window < 0) throw std::invalid_argument("a window must not be negative");
   auto phase = std::make_unique<Attention>();
   phase->q = q;
   phase->out = out;
-  phase->layer = layer;
+  phase->cached = cache_place(layer);
   phase->window = window;
   phase->scale = scale;
   add(std::move(phase));
@@ -261,8 +261,10 @@ void Executor::add_attention(Buffer q, int layer, int window, float scale, Buffe
   add(std::move(encode));
 }
 
-void Executor::check_layer(int layer) const {
-  if (layer < 0 || layer >= cache_.shape().num_layers) throw std::invalid_argument("a layer is outside the cache");
+CachePlace Executor::cache_place(int layer) const {
+  if (layer < 0 || layer >= int(config_.cache_places.size()))
+    throw std::invalid_argument("a layer is outside the cache");
+  return config_.cache_places[layer];
 }
 
 void Executor::add_take_rows(Buffer in, Buffer out) {
