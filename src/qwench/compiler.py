@@ -43,7 +43,7 @@ from qwench.program.qwen2 import build_qwen2
 from qwench.progress import ProgressCallback, Reporter
 from qwench.safetensors_file import SafetensorsWriter
 from qwench.targets.cpu._native import crc32c
-from qwench.targets.target import CacheConfig, PackedTensor, Target, get_target
+from qwench.targets.target import PackedTensor, Target, get_target
 
 HEADER_ROOM_BYTES = 1 << 20
 
@@ -130,7 +130,7 @@ def _prepare(source: Path, config: QwenchConfig) -> _Plan:
     resolved = config.resolve(spec)
     assert resolved.target is not None and resolved.prefill_chunk_size is not None
     target = get_target(resolved.target)
-    program = derive_program(spec, resolved.format_of)
+    program = derive_program(resolved.model(spec), resolved.format_of)
     checkpoint = Checkpoint(source, num_cpus())
     checkpoint.check(source_shapes(spec))
     plan = plan_memory(program, resolved.prefill_chunk_size)
@@ -173,8 +173,7 @@ def _check_memory(work: _Plan) -> None:
     config = work.config
     if config.memory is None and not config.create_runtimes:
         return
-    assert config.max_seq_len and config.kvcache_block_size and config.kv_cache
-    cache = CacheConfig(-(-config.max_seq_len // config.kvcache_block_size), config.kvcache_block_size, config.kv_cache)
+    cache = config.cache(config.blocks_of_one_sequence(work.program.spec))
     cache_bytes = cache.num_blocks * cache.block_bytes(work.program)
     needed = work.packed_bytes + work.plan.num_bytes + cache_bytes
     allowed = config.memory if config.memory is not None else available_memory_bytes()

@@ -11,9 +11,11 @@ from collections.abc import Mapping
 from dataclasses import InitVar, dataclass
 from typing import Any
 
+from qwench.checkpoint.rope import parse_rope_scaling
 from qwench.checkpoint.spec import ModelSpec
 from qwench.errors import ConfigError
 from qwench.option_checks import batch_sizes, check_choice, check_flag, check_known, check_positive, check_seconds
+from qwench.program.cache_groups import most_blocks, windows_of
 from qwench.program.formats import GROUP_SIZES, WEIGHT_KINDS, Format
 from qwench.program.ops import Weight
 from qwench.targets.target import TARGETS, CacheConfig
@@ -39,7 +41,10 @@ class QwenchConfig:
     group_size: values along K that share a scale in int8 and int4.
     kv_cache: fp32 or bf16; default: fp32 beside bf16 weights, where answers must match the original's, else bf16.
     quantization: weights, kv_cache and group_size as one dict, in Optimum RBLN's words: `QUANTIZATION_KEYS`.
-    max_seq_len: tokens in a sequence, prompt and answer; default: the model's max_position_embeddings.
+    max_seq_len: tokens in a sequence, prompt and answer; default: the model's max_position_embeddings, or what its rope
+        scaling makes of it.
+    rope_scaling: in place of the checkpoint's, as "yarn:4" (type and factor) or as config.json's `rope_scaling` would
+        say it: {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}.
     batch_size: sequences that generate at once. More may be asked for; they wait for their turn.
     decoder_batch_sizes: batch sizes to prepare decoding for, none above batch_size; default: batch_size alone.
         Targets of today run any number of sequences up to batch_size as it is and prepare nothing.
@@ -66,6 +71,7 @@ class QwenchConfig:
     group_size: int | None = None
     kv_cache: str | None = None
     max_seq_len: int | None = None
+    rope_scaling: Mapping[str, Any] | str | None = None
     batch_size: int | None = None
     decoder_batch_sizes: tuple[int, ...] | None = None
     prefill_chunk_size: int | None = None
@@ -89,6 +95,7 @@ class QwenchConfig:
                 raise ConfigError(f"{name} is {getattr(self, name)!r}, but quantization says {value!r}; give it once")
             object.__setattr__(self, name, value)
         object.__setattr__(self, "decoder_batch_sizes", batch_sizes("decoder_batch_sizes", self.decoder_batch_sizes))
+        object.__setattr__(self, "rope_scaling", parse_rope_scaling(self.rope_scaling))
         self._check_each()
         if self.attn_impl == "eager" and self.kvcache_partition_len is not None:
             raise ConfigError(
@@ -125,7 +132,7 @@ class QwenchConfig:
             head_weights=self.head_weights or ("int8" if weights == "int4" else weights),
             group_size=self.group_size or 128,
             kv_cache=self.kv_cache or ("fp32" if weights == "bf16" else "bf16"),
-            max_seq_len=self.max_seq_len or spec.max_position_embeddings,
+            max_seq_len=self.max_seq_len or self._scaled(spec).max_position_embeddings,
             batch_size=batch_size,
             decoder_batch_sizes=self.decoder_batch_sizes or (batch_size,),
             prefill_chunk_size=self.prefill_chunk_size or 512,
@@ -139,17 +146,18 @@ class QwenchConfig:
             device=self.device or "cpu",
             activate_profiler=self.activate_profiler is True,
         )
-        resolved._check_together()
+        resolved._check_together(spec)
         return resolved
 
-    def _check_together(self) -> None:
+    def _check_together(self, spec: ModelSpec) -> None:
         assert self.max_seq_len and self.batch_size and self.kvcache_block_size and self.decoder_batch_sizes
         num_blocks, block_size = self.kvcache_num_blocks, self.kvcache_block_size
-        if num_blocks is not None and num_blocks * block_size < self.max_seq_len:
+        least = self.blocks_of_one_sequence(spec)
+        if num_blocks is not None and num_blocks < least:
             raise ConfigError(
-                f"kvcache_num_blocks is {num_blocks}: {num_blocks * block_size} positions of {block_size} each block "
+                f"kvcache_num_blocks is {num_blocks}: so many blocks of {block_size} positions "
                 f"can't hold one sequence of max_seq_len {self.max_seq_len}; give at least "
-                f"{-(-self.max_seq_len // block_size)} blocks or a smaller max_seq_len"
+                f"{least} blocks or a smaller max_seq_len"
             )
         if self.decoder_batch_sizes[0] > self.batch_size:
             raise ConfigError(
@@ -163,6 +171,20 @@ class QwenchConfig:
         assert self.max_seq_len, "resolve() first"
         whole = -(-self.max_seq_len // PARTITION_MULTIPLE) * PARTITION_MULTIPLE
         return min(self.kvcache_partition_len or whole, whole)
+
+    def model(self, spec: ModelSpec) -> ModelSpec:
+        """The model that a resolved config compiles of a checkpoint's. Raises ConfigError."""
+        assert self.max_seq_len is not None, "resolve() first"
+        return self._scaled(spec).for_length(self.max_seq_len)
+
+    def _scaled(self, spec: ModelSpec) -> ModelSpec:
+        assert not isinstance(self.rope_scaling, str)
+        return spec if self.rope_scaling is None else spec.with_rope_scaling(self.rope_scaling)
+
+    def blocks_of_one_sequence(self, spec: ModelSpec) -> int:
+        """Cache blocks that a sequence of max_seq_len holds at most; call it on a resolved config."""
+        assert self.max_seq_len and self.kvcache_block_size and self.prefill_chunk_size, "resolve() first"
+        return most_blocks(windows_of(spec), self.max_seq_len, self.kvcache_block_size, self.prefill_chunk_size)
 
     def cache(self, num_blocks: int) -> CacheConfig:
         """A cache of `num_blocks` blocks; call it on a resolved config."""

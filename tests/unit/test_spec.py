@@ -108,7 +108,23 @@ def test_yarn_in_both_spellings() -> None:
         ({"use_sliding_window": "false"}, "use_sliding_window"),
         ({"layer_types": ["full_attention"]}, "layer_types"),
         ({"layer_types": ["sliding_attention"] * 2}, "no window"),
-        ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "rope_type is 'dynamic'"),
+        ({"rope_scaling": {"type": "su", "factor": 2.0}}, "rope_type is 'su'; supported: default, linear, dynamic"),
+        ({"rope_scaling": {"type": "dynamic"}}, "factor is missing"),
+        ({"rope_scaling": {"type": "dynamic", "factor": 2.0}, "head_dim": 2}, "head_dim is 2"),
+        ({"rope_scaling": {"type": "yarn", "factor": 2.0, "truncate": 1}}, "truncate must be true or false"),
+        (
+            {"rope_scaling": {"type": "yarn", "factor": 2.0, "attention_factor": 0}},
+            "attention_factor must be a positive",
+        ),
+        ({"rope_scaling": {"type": "yarn", "factor": 2.0}, "rope_theta": 1.0}, "rope_theta is 1; yarn"),
+        ({"rope_scaling": {"type": "longrope", "short_factor": [1.0] * 8}}, "long_factor must be a list of 8"),
+        ({"rope_scaling": {"type": "longrope", "short_factor": [1.0] * 7}}, "short_factor must be a list of 8"),
+        ({"rope_scaling": {"type": "longrope", "original_max_position_embeddings": 1}}, "longrope needs more than 1"),
+        (
+            {"rope_scaling": {"type": "llama3", "factor": 2.0, "low_freq_factor": 4.0, "high_freq_factor": 4.0}},
+            "high_freq_factor",
+        ),
+        ({"rope_scaling": {"type": "proportional", "partial_rotary_factor": 1.5}}, "at most 1"),
         ({"rope_scaling": {"rope_type": ["yarn"]}}, "rope_type"),
         ({"rope_scaling": {"rope_type": "linear"}}, "factor is missing"),
         ({"rope_scaling": [1]}, "rope_scaling"),
@@ -141,6 +157,8 @@ ROPES: list[dict[str, Any] | None] = [
     {"rope_type": "yarn", "factor": 2.0, "attention_factor": 1.3, "rope_theta": 3e4},
     {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
      "original_max_position_embeddings": 64},
+    {"rope_type": "dynamic", "factor": 2.0},
+    {"rope_type": "proportional", "factor": 2.0},
 ]  # fmt: skip
 
 

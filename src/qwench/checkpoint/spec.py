@@ -7,32 +7,25 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qwench.errors import CheckpointError
+from qwench.checkpoint.fields import LARGEST_SIZE, Fields
+from qwench.checkpoint.rope import RopeSpec, read_rope, rope_type_of
+from qwench.errors import CheckpointError, ConfigError
 
-ROPE_TYPES = ("default", "linear", "yarn", "llama3")
-MAX_SIZE = 2**31 - 1  # the native side counts in 32 bits; products are 64
-LARGEST_SIZE = 2**31 - 1  # of any dimension: the native code counts them in 32 bits
 MOST_LAYERS = 4096
 
 
 @dataclass(frozen=True)
-class RopeSpec:
-    """Rotary position embedding: base `theta`, the type of scaling, and the parameters that the type needs."""
-
-    theta: float
-    rope_type: str = "default"
-    parameters: Mapping[str, float] = dataclasses.field(default_factory=dict)
-
-
-@dataclass(frozen=True)
 class ModelSpec:
-    """The shape of one Qwen2 model. `sliding_windows` has one entry per layer: the window in tokens, or None."""
+    """The shape of one Qwen2 model.
+
+    sliding_windows: per layer the window in tokens, or None. max_position_embeddings: as config.json says, but with
+    YaRN at least what it extends the original length to.
+    """
 
     vocab_size: int
     hidden_size: int
@@ -54,8 +47,8 @@ class ModelSpec:
             "max_position_embeddings",
         )  # fmt: skip
         for name in sizes:
-            if not 0 < getattr(self, name) <= MAX_SIZE:
-                raise CheckpointError(f"{name} is {getattr(self, name)}; it must be from 1 to {MAX_SIZE}")
+            if not 0 < getattr(self, name) <= LARGEST_SIZE:
+                raise CheckpointError(f"{name} is {getattr(self, name)}; it must be from 1 to {LARGEST_SIZE}")
         if self.num_heads % self.num_kv_heads or self.head_dim % 2:
             raise CheckpointError(
                 f"{self.num_heads} heads over {self.num_kv_heads} KV heads of {self.head_dim}: heads must be a "
@@ -63,8 +56,8 @@ class ModelSpec:
             )
         if len(self.sliding_windows) != self.num_layers:
             raise CheckpointError(f"{len(self.sliding_windows)} sliding windows for {self.num_layers} layers")
-        if any(window is not None and not 0 < window <= MAX_SIZE for window in self.sliding_windows):
-            raise CheckpointError(f"a sliding window must be from 1 to {MAX_SIZE}")
+        if any(window is not None and not 0 < window <= LARGEST_SIZE for window in self.sliding_windows):
+            raise CheckpointError(f"a sliding window must be from 1 to {LARGEST_SIZE}")
 
     @property
     def q_size(self) -> int:
@@ -80,12 +73,32 @@ class ModelSpec:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> ModelSpec:
         """Inverse of `to_dict`."""
-        return cls(**{**data, "rope": RopeSpec(**data["rope"]), "sliding_windows": tuple(data["sliding_windows"])})
+        rope = RopeSpec.from_dict(data["rope"])
+        return cls(**{**data, "rope": rope, "sliding_windows": tuple(data["sliding_windows"])})
+
+    def with_rope_scaling(self, scaling: Mapping[str, Any]) -> ModelSpec:
+        """The model under another `rope_scaling` than its config.json has, long as its factor makes it.
+
+        theta stays, and so does the length before scaling if config.json names it. Raises ConfigError.
+        """
+        fields = Fields(scaling, "rope_scaling", ConfigError)
+        known = self.rope.parameters.get("original_max_position_embeddings", float(self.max_position_embeddings))
+        original = fields.number("original_max_position_embeddings", known)
+        # The config of a dynamically scaled model has no other length than the original.
+        positions = int(original) if rope_type_of(fields) == "dynamic" else self.max_position_embeddings
+        theta = fields.number("rope_theta", self.rope.theta)
+        rope = read_rope(fields, theta, self.head_dim, positions, original)
+        length = max(self.max_position_embeddings, int(original * rope.parameters.get("factor", 1.0)))
+        return dataclasses.replace(self, rope=rope, max_position_embeddings=length).for_length(length)
+
+    def for_length(self, seq_len: int) -> ModelSpec:
+        """The model as it is compiled for sequences of up to `seq_len` tokens."""
+        return dataclasses.replace(self, rope=self.rope.for_length(seq_len))
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], where: str = "config.json") -> ModelSpec:
         """Reads a Hugging Face config. Raises CheckpointError for anything that isn't a Qwen2 we can run exactly."""
-        return _ConfigReader(config, where).read()
+        return _read(Fields(config, where))
 
     @classmethod
     def from_folder(cls, folder: Path) -> ModelSpec:
@@ -102,134 +115,81 @@ class ModelSpec:
         return cls.from_config(config, str(path))
 
 
-class _ConfigReader:
-    """Checks and translates one config; every complaint names the file and the field."""
+def _read(config: Fields) -> ModelSpec:
+    """Checks and translates one config."""
+    model_type = config.get("model_type")
+    if model_type != "qwen2":
+        raise config.error(f"model_type is {model_type!r}; qwench compiles model_type 'qwen2'")
+    architectures = config.get("architectures") or ["Qwen2ForCausalLM"]
+    if not isinstance(architectures, list) or "Qwen2ForCausalLM" not in architectures:
+        raise config.error(f"architectures is {architectures!r}; qwench compiles 'Qwen2ForCausalLM'")
+    if (activation := config.get("hidden_act", "silu")) not in ("silu", "swish"):
+        raise config.error(f"hidden_act is {activation!r}; Qwen2 uses 'silu'")
+    if config.get("quantization_config"):
+        raise config.error("the checkpoint is already quantised (quantization_config); give the bf16 original")
+    hidden, heads = config.positive("hidden_size"), config.positive("num_attention_heads")
+    kv_heads = config.positive("num_key_value_heads", heads)
+    if heads % kv_heads:
+        raise config.error(f"num_attention_heads ({heads}) is not a multiple of num_key_value_heads ({kv_heads})")
+    if config.get("head_dim") is None and hidden % heads:
+        raise config.error(f"hidden_size ({hidden}) is not a multiple of num_attention_heads ({heads})")
+    head_dim = config.positive("head_dim", hidden // heads)
+    if head_dim % 2:
+        raise config.error(f"head_dim is {head_dim}; rotary embedding needs an even one")
+    if (layers := config.positive("num_hidden_layers")) > MOST_LAYERS:
+        raise config.error(f"num_hidden_layers is {layers}; at most {MOST_LAYERS} are supported")
+    positions = config.positive("max_position_embeddings", 32768)
+    rope = _rope(config, head_dim, positions)
+    if rope.rope_type == "yarn":
+        positions = max(positions, int(rope.parameters["original_max_position_embeddings"] * rope.parameters["factor"]))
+    return ModelSpec(
+        vocab_size=config.positive("vocab_size"),
+        hidden_size=hidden,
+        intermediate_size=config.positive("intermediate_size"),
+        num_layers=layers,
+        num_heads=heads,
+        num_kv_heads=kv_heads,
+        head_dim=head_dim,
+        rms_norm_eps=config.number("rms_norm_eps", 1e-6),
+        tie_word_embeddings=config.flag("tie_word_embeddings"),
+        max_position_embeddings=positions,
+        rope=rope,
+        sliding_windows=_sliding_windows(config, layers),
+    )
 
-    def __init__(self, config: Mapping[str, Any], where: str) -> None:
-        self.config, self.where = config, where
 
-    def error(self, message: str) -> CheckpointError:
-        return CheckpointError(f"{self.where}: {message}")
+def _sliding_windows(config: Fields, layers: int) -> tuple[int | None, ...]:
+    """As transformers: `layer_types` decides if given, else layers from `max_window_layers` on slide."""
+    window = None
+    if config.flag("use_sliding_window") and config.get("sliding_window", 4096) is not None:
+        window = config.positive("sliding_window", 4096)
+    types = config.get("layer_types")
+    if types is None:
+        first = config.get("max_window_layers", 28)
+        if isinstance(first, bool) or not isinstance(first, int) or first < 0:
+            raise config.error(f"max_window_layers must be an integer of at least 0, but is {first!r}")
+        return tuple(window if i >= first else None for i in range(layers))
+    allowed = ("full_attention", "sliding_attention")
+    if not isinstance(types, list) or len(types) != layers or any(t not in allowed for t in types):
+        raise config.error(f"layer_types must list {layers} of {allowed}, but is {types!r}")
+    if window is None and "sliding_attention" in types:
+        raise config.error("layer_types has sliding_attention layers, but use_sliding_window gives no window")
+    return tuple(window if t == "sliding_attention" else None for t in types)
 
-    def positive(self, key: str, default: int | None = None) -> int:
-        value = self.config.get(key)
-        if value is None:
-            if default is None:
-                raise self.error(f"{key} is missing")
-            return default
-        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= LARGEST_SIZE:
-            raise self.error(f"{key} must be a positive integer below 2^31, but is {value!r}")
-        return value
 
-    def flag(self, key: str) -> bool:
-        value = self.config.get(key)
-        if value is not None and not isinstance(value, bool):
-            raise self.error(f"{key} must be true or false, but is {value!r}")
-        return bool(value)
-
-    def number(self, source: Mapping[str, Any], key: str, default: float | None = None) -> float:
-        value = source.get(key)
-        if value is None:
-            if default is None:
-                raise self.error(f"{key} is missing")
-            return default
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
-            raise self.error(f"{key} must be a positive number, but is {value!r}")
-        return float(value)
-
-    def read(self) -> ModelSpec:
-        model_type = self.config.get("model_type")
-        if model_type != "qwen2":
-            raise self.error(f"model_type is {model_type!r}; qwench compiles model_type 'qwen2'")
-        architectures = self.config.get("architectures") or ["Qwen2ForCausalLM"]
-        if not isinstance(architectures, list) or "Qwen2ForCausalLM" not in architectures:
-            raise self.error(f"architectures is {architectures!r}; qwench compiles 'Qwen2ForCausalLM'")
-        if (activation := self.config.get("hidden_act", "silu")) not in ("silu", "swish"):
-            raise self.error(f"hidden_act is {activation!r}; Qwen2 uses 'silu'")
-        if self.config.get("quantization_config"):
-            raise self.error("the checkpoint is already quantised (quantization_config); give the bf16 original")
-        hidden, heads = self.positive("hidden_size"), self.positive("num_attention_heads")
-        kv_heads = self.positive("num_key_value_heads", heads)
-        if heads % kv_heads:
-            raise self.error(f"num_attention_heads ({heads}) is not a multiple of num_key_value_heads ({kv_heads})")
-        if self.config.get("head_dim") is None and hidden % heads:
-            raise self.error(f"hidden_size ({hidden}) is not a multiple of num_attention_heads ({heads})")
-        head_dim = self.positive("head_dim", hidden // heads)
-        if head_dim % 2:
-            raise self.error(f"head_dim is {head_dim}; rotary embedding needs an even one")
-        if (layers := self.positive("num_hidden_layers")) > MOST_LAYERS:
-            raise self.error(f"num_hidden_layers is {layers}; at most {MOST_LAYERS} are supported")
-        positions = self.positive("max_position_embeddings", 32768)
-        return ModelSpec(
-            vocab_size=self.positive("vocab_size"),
-            hidden_size=hidden,
-            intermediate_size=self.positive("intermediate_size"),
-            num_layers=layers,
-            num_heads=heads,
-            num_kv_heads=kv_heads,
-            head_dim=head_dim,
-            rms_norm_eps=self.number(self.config, "rms_norm_eps", 1e-6),
-            tie_word_embeddings=self.flag("tie_word_embeddings"),
-            max_position_embeddings=positions,
-            rope=self.rope(positions),
-            sliding_windows=self.sliding_windows(layers),
-        )
-
-    def sliding_windows(self, layers: int) -> tuple[int | None, ...]:
-        """As transformers: `layer_types` decides if given, else layers from `max_window_layers` on slide."""
-        window = None
-        if self.flag("use_sliding_window") and self.config.get("sliding_window", 4096) is not None:
-            window = self.positive("sliding_window", 4096)
-        types = self.config.get("layer_types")
-        if types is None:
-            first = self.config.get("max_window_layers", 28)
-            if isinstance(first, bool) or not isinstance(first, int) or first < 0:
-                raise self.error(f"max_window_layers must be an integer of at least 0, but is {first!r}")
-            return tuple(window if i >= first else None for i in range(layers))
-        allowed = ("full_attention", "sliding_attention")
-        if not isinstance(types, list) or len(types) != layers or any(t not in allowed for t in types):
-            raise self.error(f"layer_types must list {layers} of {allowed}, but is {types!r}")
-        if window is None and "sliding_attention" in types:
-            raise self.error("layer_types has sliding_attention layers, but use_sliding_window gives no window")
-        return tuple(window if t == "sliding_attention" else None for t in types)
-
-    def rope(self, positions: int) -> RopeSpec:
-        """Both spellings: `rope_theta` with `rope_scaling`, and the newer `rope_parameters`."""
-        scaling = self.config.get("rope_scaling") or self.config.get("rope_parameters") or {}
-        if not isinstance(scaling, dict):
-            raise self.error(f"rope_scaling must be an object, but is {scaling!r}")
-        nested = [v for k, v in scaling.items() if k in ("full_attention", "sliding_attention") and v is not None]
-        if nested:
-            if any(v != nested[0] for v in nested):
-                raise self.error("rope_parameters differ between layer types; qwench needs one for all layers")
-            scaling = nested[0]
-        theta = self.number(scaling, "rope_theta", self.number(self.config, "rope_theta", 10000.0))
-        if scaling.get("partial_rotary_factor", self.config.get("partial_rotary_factor", 1.0)) not in (1, None):
-            raise self.error("partial_rotary_factor other than 1 is not part of Qwen2")
-        rope_type = scaling.get("rope_type", scaling.get("type", "default"))
-        if not isinstance(rope_type, str) or rope_type not in ROPE_TYPES:
-            raise self.error(f"rope_type is {rope_type!r}; supported: {', '.join(ROPE_TYPES)}")
-        return RopeSpec(theta, rope_type, self.rope_parameters(rope_type, scaling, positions))
-
-    def rope_parameters(self, rope_type: str, scaling: Mapping[str, Any], positions: int) -> dict[str, float]:
-        if rope_type == "default":
-            return {}
-        if rope_type == "linear":
-            return {"factor": self.number(scaling, "factor")}
-        original = self.number(scaling, "original_max_position_embeddings", float(positions))
-        if "original_max_position_embeddings" in self.config:
-            original = self.number(self.config, "original_max_position_embeddings")
-        if rope_type == "llama3":
-            keys = ("factor", "low_freq_factor", "high_freq_factor")
-            return {"original_max_position_embeddings": original} | {k: self.number(scaling, k) for k in keys}
-        parameters = {
-            "original_max_position_embeddings": original,
-            "factor": self.number(scaling, "factor", positions / original),
-            "beta_fast": self.number(scaling, "beta_fast", 32.0),
-            "beta_slow": self.number(scaling, "beta_slow", 1.0),
-            "truncate": float(bool(scaling.get("truncate", True))),
-        }
-        for key in ("attention_factor", "mscale", "mscale_all_dim"):
-            if scaling.get(key):  # transformers takes 0 as absent, too
-                parameters[key] = self.number(scaling, key)
-        return parameters
+def _rope(config: Fields, head_dim: int, positions: int) -> RopeSpec:
+    """Both spellings: `rope_theta` with `rope_scaling`, and the newer `rope_parameters`."""
+    scaling = config.get("rope_scaling") or config.get("rope_parameters") or {}
+    if not isinstance(scaling, dict):
+        raise config.error(f"rope_scaling must be an object, but is {scaling!r}")
+    nested = [v for k, v in scaling.items() if k in ("full_attention", "sliding_attention") and v is not None]
+    if nested:
+        if any(v != nested[0] for v in nested) or not isinstance(nested[0], dict):
+            raise config.error("rope_parameters differ between layer types; qwench needs one for all layers")
+        scaling = nested[0]
+    fields = Fields({"partial_rotary_factor": config.get("partial_rotary_factor"), **scaling}, config.where)
+    theta = fields.number("rope_theta", config.number("rope_theta", 10000.0))
+    original = None
+    if config.get("original_max_position_embeddings") is not None:
+        original = config.number("original_max_position_embeddings")
+    return read_rope(fields, theta, head_dim, positions, original)

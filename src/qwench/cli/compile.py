@@ -7,6 +7,8 @@ import time
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
+from qwench.cli.options import ROPE_SCALING_HELP
+
 
 def add_arguments(parser: ArgumentParser) -> None:
     add = parser.add_argument
@@ -17,6 +19,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     add("--group-size", type=int, metavar="N", help="weights that share a scale: 32, 64, 128 (default) or 256")
     add("--kv-cache", metavar="KIND", help="bf16 or fp32; default: fp32 beside bf16 weights, else bf16")
     add("--max-seq-len", type=int, metavar="N", help="tokens of prompt and answer; default: the model's")
+    add("--rope-scaling", metavar="S", help=ROPE_SCALING_HELP)
     add("--batch-size", type=int, metavar="N", help="sequences that generate at once; default 32")
     add("--prefill-chunk-size", type=int, metavar="N", help="tokens in one step; default 512")
     add("--attn-impl", metavar="KIND", help="flash_attn (default): in partitions; eager: each sequence as one")
@@ -43,6 +46,7 @@ def execute(args: Namespace) -> None:
         group_size=args.group_size,
         kv_cache=args.kv_cache,
         max_seq_len=args.max_seq_len,
+        rope_scaling=args.rope_scaling,
         batch_size=args.batch_size,
         prefill_chunk_size=args.prefill_chunk_size,
         attn_impl=args.attn_impl,

@@ -16,6 +16,10 @@ DEFAULT_MAX_NEW_TOKENS = 512
 DEFAULT_GUESSES = 16  # where more stop paying, text that is copied whole included
 DEFAULT_MODEL = Path("models/qwench-tiny")
 WEIGHTS_HELP = "bf16, int8 or int4, for a MODEL still to be compiled; default bf16"
+ROPE_SCALING_HELP = (
+    "instead of the checkpoint's: TYPE:FACTOR such as yarn:4, which also makes the context so much longer, or a JSON "
+    "object as in config.json"
+)
 SAMPLING = ("temperature", "top_k", "top_p", "seed", "prompt_lookup_num_tokens")
 
 
@@ -30,6 +34,8 @@ def add_loading(parser: ArgumentParser) -> None:
     """How to load a model, beside `--weights`."""
     add = parser.add_argument
     add("--threads", type=int, metavar="N", help="default: the processors this process may use")
+    add("--max-seq-len", type=int, metavar="N", help="tokens of prompt and answer, for a MODEL still to be compiled")
+    add("--rope-scaling", metavar="S", help=ROPE_SCALING_HELP)
     add("--target", metavar="T", help="run with other kernels, such as cpu-generic")
     add("--memory", metavar="SIZE", help="what the loaded model may use, such as 8GiB; default: what is free")
     add("--kvcache-num-blocks", type=int, metavar="N", help="cache blocks; default: what memory allows")
@@ -82,6 +88,8 @@ def load_config(args: Namespace) -> QwenchConfig:
     memory = None if args.memory is None else parse_size(args.memory, "--memory")
     return QwenchConfig(
         weights=args.weights,
+        max_seq_len=args.max_seq_len,
+        rope_scaling=args.rope_scaling,
         target=args.target,
         memory=memory,
         kvcache_num_blocks=args.kvcache_num_blocks,

@@ -26,7 +26,6 @@ def add_arguments(parser: ArgumentParser) -> None:
         "but only this machine's where only it can connect")  # fmt: skip
     add("--max-queued", type=int, default=128, metavar="N", help="answers that may wait beside those that run; further "
         "requests get status 429; default 128")  # fmt: skip
-    add("--max-seq-len", type=int, metavar="N", help="tokens of prompt and answer, for a MODEL still to be compiled")
     add("--batch-size", type=int, metavar="N", help="answers that run at once, for a MODEL still to be compiled")
     add("--no-prefix-cache", action="store_true", help="compute each prompt anew")
     add("--max-body-bytes", type=int, metavar="N", help="default: 262144 and 32 per token of the context")
@@ -77,7 +76,7 @@ def _compiled(args: Namespace) -> tuple[Path, QwenchConfig]:
     from qwench.artifact import is_artifact
     from qwench.load import resolve_model
 
-    config = dataclasses.replace(options.load_config(args), max_seq_len=args.max_seq_len, batch_size=args.batch_size)
+    config = dataclasses.replace(options.load_config(args), batch_size=args.batch_size)
     path = Path(args.model).expanduser()
     if is_artifact(path):
         return path, config

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 import numpy as np
 import numpy.typing as npt
 
-from qwench.checkpoint.spec import RopeSpec
+from qwench.checkpoint.rope import RopeSpec
 
 Float32 = npt.NDArray[np.float32]
 
@@ -20,21 +20,53 @@ Float32 = npt.NDArray[np.float32]
 def inverse_frequencies(rope: RopeSpec, head_dim: int) -> tuple[Float32, float]:
     """Inverse frequencies [head_dim / 2] fp32, and the factor that scales cos and sin.
 
-    Source: transformers, modeling_rope_utils.py; YaRN is arXiv:2309.00071.
+    Source: transformers, modeling_rope_utils.py; YaRN is arXiv:2309.00071, LongRoPE arXiv:2402.13753.
     """
+    p, theta = rope.parameters, rope.theta
+    if rope.rope_type == "dynamic":
+        theta = _dynamic_theta(theta, p, head_dim)
     exponent = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
     # The power in fp64 rounded to fp32. torch's fp32 power differs by one ulp in places, here in one of 64 at theta
     # 1e6 and head_dim 128 (torch 2.13, AVX-512); NumPy's own fp32 power in more.
-    powers = np.power(rope.theta, exponent.astype(np.float64)).astype(np.float32)
+    powers = np.power(theta, exponent.astype(np.float64)).astype(np.float32)
     inv_freq = np.float32(1) / powers
-    p = rope.parameters
     if rope.rope_type == "linear":
         return inv_freq / np.float32(p["factor"]), 1.0
+    if rope.rope_type == "proportional":
+        is_rotated = np.arange(head_dim // 2) < int(p["partial_rotary_factor"] * head_dim // 2)
+        return inv_freq * is_rotated.astype(np.float32) / np.float32(p["factor"]), 1.0
     if rope.rope_type == "yarn":
-        return _yarn(powers, p, rope.theta, head_dim), _yarn_attention_factor(p)
+        return _yarn(powers, p, theta, head_dim), _yarn_attention_factor(p)
+    if rope.rope_type == "longrope":
+        return _longrope(powers, rope), _longrope_attention_factor(p)
     if rope.rope_type == "llama3":
         return _llama3(inv_freq, p), 1.0
     return inv_freq, 1.0
+
+
+def _dynamic_theta(theta: float, p: Mapping[str, float], head_dim: int) -> float:
+    """NTK scaling for sequences of p["seq_len"]; transformers computes it in fp32 as soon as there is any."""
+    if p["seq_len"] <= p["original_max_position_embeddings"]:
+        return theta
+    stretch = np.float32(p["factor"]) * np.float32(p["seq_len"]) / np.float32(p["original_max_position_embeddings"])
+    scale = np.float32(stretch - np.float32(p["factor"] - 1))
+    return float(np.float32(theta) * np.float32(float(scale) ** (head_dim / (head_dim - 2))))
+
+
+def _longrope(powers: Float32, rope: RopeSpec) -> Float32:
+    """Long factors for a model whose sequences may be longer than those that it was trained for."""
+    is_long = rope.parameters["seq_len"] > rope.parameters["original_max_position_embeddings"]
+    factors = np.array(rope.long_factors if is_long else rope.short_factors, np.float32)
+    inv_freq: Float32 = np.float32(1) / (factors * powers)
+    return inv_freq
+
+
+def _longrope_attention_factor(p: Mapping[str, float]) -> float:
+    if "attention_factor" in p:
+        return p["attention_factor"]
+    if p["factor"] <= 1:
+        return 1.0
+    return math.sqrt(1 + math.log(p["factor"]) / math.log(p["original_max_position_embeddings"]))
 
 
 def _yarn(powers: Float32, p: Mapping[str, float], theta: float, head_dim: int) -> Float32:

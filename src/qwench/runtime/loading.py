@@ -13,7 +13,7 @@ from typing import Protocol
 from qwench.config import QwenchConfig
 from qwench.errors import CapacityError, ConfigError, TargetError
 from qwench.host import available_memory_bytes, num_cpus
-from qwench.program.cache_groups import most_blocks, windows_of
+from qwench.program.cache_groups import windows_of
 from qwench.program.memory import MemoryPlan
 from qwench.program.ops import Program
 from qwench.runtime.engine import Engine
@@ -115,8 +115,7 @@ def choose_num_blocks(model: CompiledModel, wanted: int | None = None, memory: i
     config = model.config
     assert config.max_seq_len and config.batch_size and config.kvcache_block_size
     block_bytes = config.cache(1).block_bytes(model.program)
-    windows = windows_of(model.program.spec)
-    one_sequence = most_blocks(windows, config.max_seq_len, config.kvcache_block_size, model.plan.max_step_tokens)
+    windows, one_sequence = windows_of(model.program.spec), config.blocks_of_one_sequence(model.program.spec)
     fit = memory_budget(model, memory)
     rest = fit.rest
     least = wanted or one_sequence
