@@ -93,7 +93,7 @@ def compile_checkpoint(
         manifest = _manifest(work, new, source_name or name, work.checkpoint.content_digest(crcs), packed_crcs, digest)
         (new / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
         artifact = open_artifact(new)  # verified before it gets its name; mapped files stay mapped
-    return dataclasses.replace(artifact, path=out)
+    return dataclasses.replace(artifact, path=out, config=work.config)  # the options of a run, too
 
 
 def _copy_companions(checkpoint: Checkpoint, folder: Path) -> None:

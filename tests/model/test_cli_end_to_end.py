@@ -103,9 +103,12 @@ def artifact(checkpoint: Path) -> Path:
 
 def test_compile_tells_what_it_made(checkpoint: Path, tmp_path: Path) -> None:
     stdout, _ = qwench(
-        "compile", checkpoint, "-o", tmp_path / "a", "--weights", "int4", "--max-seq-len", "64", "--json"
-    )
+        "compile", checkpoint, "-o", tmp_path / "a", "--weights", "int4", "--max-seq-len", "64", "--json",
+        "--kvcache-partition-len", "128", "--kvcache-block-size", "16", "--kvcache-num-blocks", "9",
+    )  # fmt: skip
     report = one_object(stdout)
+    cache = ("attn_impl", "kvcache_partition_len", "kvcache_block_size", "kvcache_num_blocks")
+    assert [report["config"][name] for name in cache] == ["flash_attn", 128, 16, 9]
     assert report["config"]["weights"] == "int4" and report["config"]["head_weights"] == "int8"
     assert report["config"]["max_seq_len"] == 64
     assert report["bytes"] == sum(path.stat().st_size for path in (tmp_path / "a").iterdir())

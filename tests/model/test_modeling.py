@@ -19,7 +19,7 @@ from transformers import DynamicCache
 from transformers_parity import left_padded, load_truth, random_prompts, write_checkpoint
 
 from qwench import QwenchConfig, QwenchForCausalLM
-from qwench.errors import ArtifactError, CapacityError, ConfigError, NumericalError, RequestError
+from qwench.errors import ArtifactError, CapacityError, ConfigError, DeadlineError, NumericalError, RequestError
 from qwench.text.tokenizer import byte_level_tokenizer
 
 CLOSE = {"rtol": 2e-4, "atol": 2e-4}  # fp32 on both sides, summed in different orders
@@ -105,6 +105,31 @@ def test_save_and_load(pair: tuple[Any, Any], tmp_path: Path) -> None:
 def test_export_false_demands_an_artifact(pair_folder: Path) -> None:
     with pytest.raises(ArtifactError, match="export=False"):
         QwenchForCausalLM.from_pretrained(pair_folder, export=False)
+
+
+def test_options_of_a_run_reach_the_model_however_it_is_made(
+    pair: tuple[Any, Any], pair_folder: Path, tmp_path: Path, best_target: str
+) -> None:
+    """Compiled now, from the cache, from a live model, from a folder; and an artifact keeps none of them."""
+    given = {"qwench_target": best_target, "qwench_max_seq_len": 72, "qwench_timeout": 1e-6}
+    model, truth = pair
+    model.save_pretrained(tmp_path / "saved")
+    ids = torch.tensor([[5, 6, 7]])
+    for hasty in (
+        QwenchForCausalLM.from_pretrained(pair_folder, export=True, **given),
+        QwenchForCausalLM.from_pretrained(pair_folder, **given),
+        QwenchForCausalLM.from_pretrained(pair_folder, **given),
+        QwenchForCausalLM.from_model(truth, **given),
+        QwenchForCausalLM.from_pretrained(tmp_path / "saved", qwench_timeout=1e-6),
+    ):
+        for call in (hasty, hasty.generate):
+            with pytest.raises(DeadlineError, match="timeout of 1e-06 seconds"):
+                call(ids)
+    hasty.save_pretrained(tmp_path / "again")
+    assert QwenchForCausalLM.from_pretrained(tmp_path / "again").qwench_config.timeout is None
+    idle = QwenchForCausalLM.from_pretrained(tmp_path / "again", qwench_create_runtimes=False)
+    with pytest.raises(ConfigError, match="can be saved, not run"):
+        idle(ids)
 
 
 def test_from_model(pair: tuple[Any, Any], best_target: str) -> None:

@@ -66,7 +66,7 @@ def execute(args: Namespace) -> None:
     elapsed_s = time.perf_counter() - started_s
     size = sum(path.stat().st_size for path in out.iterdir())
     if args.json:
-        report = {"artifact": str(out), "bytes": size, "compile_s": elapsed_s, "config": artifact.config.to_dict()}
+        report = {"artifact": str(out), "bytes": size, "compile_s": elapsed_s, "config": artifact.config.to_saved()}
         print(json.dumps(report))
     else:
         formats = f"{artifact.config.weights} weights, head {artifact.config.head_weights}"

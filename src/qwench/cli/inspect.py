@@ -41,7 +41,7 @@ def describe(artifact: Artifact) -> dict[str, Any]:
         "qwench_version": manifest.qwench_version,
         "created": manifest.created,
         "source": {"name": manifest.source_name, "digest": manifest.source_digest},
-        "config": artifact.config.to_dict(),
+        "config": artifact.config.to_saved(),
         "spec": program.spec.to_dict(),
         "layout": manifest.layout,
         "files": {name: record.num_bytes for name, record in manifest.files.items()},

@@ -1,0 +1,166 @@
+"""RBLNQwen2ForCausalLM: QwenchForCausalLM under Optimum RBLN's names, signatures and rules.
+
+Adds no way of computing: options are translated, folders get an rbln_config.json, everything else is QwenchForCausalLM.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, TypeAlias
+
+import torch
+from transformers import Qwen2ForCausalLM
+
+from qwench.artifact import Artifact, is_artifact
+from qwench.checkpoint.hub import find_checkpoint
+from qwench.compiler import compile_checkpoint
+from qwench.errors import ArtifactError, ConfigError
+from qwench.load import resolve_model
+from qwench.modeling import QwenchForCausalLM, loading
+from qwench.rbln.config import RBLNDecoderOnlyModelForCausalLMConfig
+from qwench.rbln.memory import with_cache_blocks
+
+logger = logging.getLogger(__name__)
+
+PREFIX = "rbln_"
+CONFIG_FILE = "rbln_config.json"
+ConfigLike: TypeAlias = "RBLNDecoderOnlyModelForCausalLMConfig | Mapping[str, Any] | None"
+
+
+class RBLNDecoderOnlyModelForCausalLM(QwenchForCausalLM):
+    """Made by `from_pretrained` or `from_model`. `rbln_config`: its options, complete."""
+
+    def __init__(
+        self,
+        artifact: Artifact,
+        rbln_config: RBLNDecoderOnlyModelForCausalLMConfig,
+        workspace: TemporaryDirectory[str] | None = None,
+    ) -> None:
+        self.rbln_config = rbln_config
+        _say_what_tensor_parallel_does(rbln_config)
+        super().__init__(
+            with_cache_blocks(artifact, rbln_config) if rbln_config.create_runtimes else artifact, workspace
+        )
+
+    @classmethod
+    def from_pretrained(  # type: ignore[override]
+        cls, model_id: str | Path, export: bool = False, rbln_config: ConfigLike = None, **kwargs: Any
+    ) -> RBLNDecoderOnlyModelForCausalLM:
+        """export: True compiles a checkpoint (hub id or folder); False loads a folder that `save_pretrained` wrote.
+
+        `rbln_*` keywords are options and win over `rbln_config`. Others go to transformers' from_pretrained, which then
+        loads the checkpoint; without any, it's compiled from its files, tensor by tensor. Raises ConfigError, which is
+        a ValueError, for options that break a rule, and what compiling and opening raise.
+        """
+        options = _take_options(rbln_config, kwargs)
+        if export:
+            return cls._export(model_id, options, kwargs)
+        loading.check_other_keywords(kwargs, PREFIX)
+        compiled = _read_config(Path(model_id))
+        options.check_agreement(compiled, model_id)
+        config = compiled.merged(compiled, options.to_dict())
+        artifact = resolve_model(model_id, config.to_qwench())
+        config = dataclasses.replace(config, quantization=compiled.quantization)
+        return cls(artifact, config.resolve(_model_config(artifact.path)))
+
+    @classmethod
+    def _export(
+        cls, model_id: str | Path, options: RBLNDecoderOnlyModelForCausalLMConfig, keywords: dict[str, Any]
+    ) -> RBLNDecoderOnlyModelForCausalLM:
+        if is_artifact(Path(model_id)):
+            raise ArtifactError(f"{model_id} is compiled already; leave export=True out to load it")
+        if any(
+            name not in loading.TOLERATED or value not in loading.TOLERATED[name] for name, value in keywords.items()
+        ):
+            return cls._compile_live(Qwen2ForCausalLM.from_pretrained(model_id, **keywords), options)
+        folder, name = find_checkpoint(model_id, None)
+        config = options.resolve(_model_config(folder))
+        workspace = loading.make_workspace()
+        out = Path(workspace.name) / "artifact"
+        return cls(compile_checkpoint(folder, out, config.to_qwench(), source_name=name), config, workspace)
+
+    @classmethod
+    def from_model(  # type: ignore[override]
+        cls, model: Any, rbln_config: ConfigLike = None, **kwargs: Any
+    ) -> RBLNDecoderOnlyModelForCausalLM:
+        """Compiles a live transformers Qwen2ForCausalLM. Options as for `from_pretrained`."""
+        options = _take_options(rbln_config, kwargs)
+        loading.check_other_keywords(kwargs, PREFIX)
+        return cls._compile_live(model, options)
+
+    @classmethod
+    def _compile_live(
+        cls, model: Any, options: RBLNDecoderOnlyModelForCausalLMConfig
+    ) -> RBLNDecoderOnlyModelForCausalLM:
+        config = options.resolve(model.config.to_dict())
+        workspace = loading.make_workspace()
+        return cls(loading.compile_model(model, config.to_qwench(), workspace.name), config, workspace)
+
+    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
+        """Writes the compiled folder, which `from_pretrained` loads, whole or not at all. Options of a run stay out."""
+        loading.check_save_keywords(kwargs)
+        text = json.dumps(self.rbln_config.to_saved(), indent=2) + "\n"
+        loading.copy_artifact(self.artifact, Path(save_directory), {CONFIG_FILE: text})
+
+    def generate(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        max_length: int | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """transformers' `generate`, every mode of it. input_ids: [batch, length] int64; more rows than batch_size wait
+        for their turn. Raises RequestError, a ValueError, before the first step for what can't be finished."""
+        given = {"attention_mask": attention_mask, "max_length": max_length}
+        kwargs |= {name: value for name, value in given.items() if value is not None}
+        return super().generate(**kwargs) if input_ids is None else super().generate(input_ids, **kwargs)
+
+
+class RBLNQwen2ForCausalLM(RBLNDecoderOnlyModelForCausalLM):
+    """The class of Optimum RBLN's Qwen2 page."""
+
+
+def _take_options(given: ConfigLike, keywords: dict[str, Any]) -> RBLNDecoderOnlyModelForCausalLMConfig:
+    """The options of a call; `rbln_*` are taken out of `keywords`."""
+    names = [name for name in keywords if name.startswith(PREFIX)]
+    asked = {name.removeprefix(PREFIX): keywords.pop(name) for name in names}
+    return RBLNDecoderOnlyModelForCausalLMConfig.merged(given, asked)
+
+
+def _model_config(folder: Path) -> Mapping[str, Any]:
+    """config.json as it is; what is wrong with it is said by those who need more of it."""
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return config if isinstance(config, dict) else {}
+
+
+def _read_config(folder: Path) -> RBLNDecoderOnlyModelForCausalLMConfig:
+    """The options that a compiled folder was made with."""
+    if not is_artifact(folder):
+        raise ArtifactError(f"{folder} is not a compiled folder; say export=True to compile a checkpoint")
+    try:
+        data = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+        return RBLNDecoderOnlyModelForCausalLMConfig(**data)
+    except FileNotFoundError:
+        raise ArtifactError(
+            f"{folder} has no {CONFIG_FILE}: it was not compiled by this class. QwenchForCausalLM loads it; or compile "
+            "the checkpoint with export=True"
+        ) from None
+    except (OSError, ValueError, TypeError, ConfigError) as error:
+        raise ArtifactError(f"{folder}: {CONFIG_FILE} can't be used: {error}; compile the checkpoint again") from None
+
+
+def _say_what_tensor_parallel_does(config: RBLNDecoderOnlyModelForCausalLMConfig) -> None:
+    if (config.tensor_parallel_size or 1) > 1:
+        logger.warning(
+            "tensor_parallel_size is %d: this version computes in one process, with all its threads. Tokens are those "
+            "of tensor_parallel_size 1, and this process needs the memory of the whole model",
+            config.tensor_parallel_size,
+        )
