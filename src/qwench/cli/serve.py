@@ -45,11 +45,8 @@ def execute(args: Namespace) -> None:
 
     Ctrl-C and SIGTERM let the answers that are running end first.
     """
-    try:
-        from qwench.serve.server import serve
-    except ModuleNotFoundError as error:
-        raise ConfigError(f'serving needs {error.name}, which isn\'t installed: pip install "qwench[serve]"') from None
     from qwench.cli.clock import process_age_s
+    from qwench.serve.children import Children
     from qwench.serve.settings import ServeSettings
 
     folder, config = _compiled(args)
@@ -64,7 +61,13 @@ def execute(args: Namespace) -> None:
     def say(url: str) -> None:
         print(f"qwench: serving {settings.names[0]} at {url}, ready after {process_age_s():.1f} s", file=sys.stderr)
 
-    serve(settings, say)
+    children = Children.launch(settings)
+    try:
+        from qwench.serve.server import serve  # takes as long as a small model to load
+    except ModuleNotFoundError as error:
+        children.end()
+        raise ConfigError(f'serving needs {error.name}, which isn\'t installed: pip install "qwench[serve]"') from None
+    serve(settings, children, say)
 
 
 def _name(model: str) -> str:

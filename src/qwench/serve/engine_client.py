@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 from qwench.runtime.limits import RequestLimits
 from qwench.runtime.request import FinishReason, SamplingParams
+from qwench.serve.child import Child
 from qwench.serve.failures import ApiError
 from qwench.serve.supervisor import Supervised
 from qwench.serve.wire import Message, params_from_json, params_to_json
@@ -164,8 +165,8 @@ class EngineClient(Supervised):
     """info: None while there is no engine that could work. metrics: runtime.metrics.Metrics, as last told.
     on_choice_end: told of each answer that ends."""
 
-    def __init__(self, options: Message) -> None:
-        super().__init__("qwench.serve.engine_process", options)
+    def __init__(self, child: Child) -> None:
+        super().__init__(child)
         self.info: EngineInfo | None = None
         self.metrics: dict[str, float] = {}
         self.on_choice_end: Callable[[ChoiceTimes], None] = lambda times: None

@@ -1,8 +1,4 @@
-"""Runs the server: starts the two children, listens, and ends in order.
-
-`launch` starts the children and costs little, so that the model loads while FastAPI is imported. Called by the command
-line.
-"""
+"""Runs the server: listens, waits for the two children, and ends in order. Called by the command line."""
 
 from __future__ import annotations
 
@@ -18,6 +14,7 @@ import uvicorn
 
 from qwench.errors import ConfigError
 from qwench.serve.app import ANSWER_PATHS, make_app
+from qwench.serve.children import Children
 from qwench.serve.engine_client import EngineClient
 from qwench.serve.guard import Guard
 from qwench.serve.http_protocol import LimitedProtocol
@@ -29,25 +26,20 @@ from qwench.serve.text_client import TextClient
 KEEP_ALIVE_S = 75  # longer than what proxies keep a connection for, so that it's they who close
 
 
-def serve(settings: ServeSettings, on_ready: Callable[[str], None]) -> None:
-    """Serves until SIGTERM or SIGINT, then lets answers end and returns.
+def serve(settings: ServeSettings, children: Children, on_ready: Callable[[str], None]) -> None:
+    """Serves until SIGTERM or SIGINT, then lets answers end and returns; the children end with it.
 
     on_ready: told the server's URL once a request would be answered. Raises ConfigError when it can't listen or the
     keys can't be read, StartError when the model can't be loaded.
     """
-    keys = None if settings.api_key_file is None else ApiKeys.from_file(settings.api_key_file)
-    engine = EngineClient(
-        {
-            "model": str(settings.model), "config": settings.config.to_dict(), "num_threads": settings.num_threads,
-            "enable_prefix_caching": settings.enable_prefix_caching,
-        }
-    )  # fmt: skip
-    text = TextClient({"folder": str(settings.model)}, time_limit_s=settings.text_limit_s)
-    listener = _listen(settings.host, settings.port)
-    _allow_many_connections()
-    engine.launch()
-    text.launch()
-    asyncio.run(_serve(settings, keys, engine, text, listener, on_ready))
+    try:
+        keys = None if settings.api_key_file is None else ApiKeys.from_file(settings.api_key_file)
+        listener = _listen(settings.host, settings.port)
+        _allow_many_connections()
+        engine, text = EngineClient(children.engine), TextClient(children.text, time_limit_s=settings.text_limit_s)
+        asyncio.run(_serve(settings, keys, engine, text, listener, on_ready))
+    finally:
+        children.end()
 
 
 async def _serve(

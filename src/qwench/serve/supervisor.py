@@ -1,4 +1,4 @@
-"""A child process that is started, listened to, and started again when it dies.
+"""A child process that is listened to, and started again when it dies.
 
 Knows no message but the first one: {"ready": ...} when the child can work, {"failed": reason} when it never will. Its
 two subclasses are the clients of the engine and of the text process.
@@ -10,13 +10,12 @@ import asyncio
 import contextlib
 import json
 import logging
-import socket
 import subprocess
-import sys
 import time
 from abc import ABC, abstractmethod
 
 from qwench.errors import QwenchError
+from qwench.serve.child import Child
 from qwench.serve.wire import LENGTH, Message, pack
 
 logger = logging.getLogger(__name__)
@@ -31,15 +30,10 @@ class StartError(QwenchError):
 
 
 class Supervised(ABC):
-    """Keeps `python -m module FD OPTIONS` alive and passes on what it says.
+    """Keeps a child alive and passes on what it says."""
 
-    `launch` may be called before there is an event loop, so that the child loads while the parent imports.
-    """
-
-    def __init__(self, module: str, options: Message) -> None:
-        self._module, self._options = module, json.dumps(options)
-        self._process: subprocess.Popen[bytes] | None = None
-        self._socket: socket.socket | None = None
+    def __init__(self, child: Child) -> None:
+        self._child = child
         self._writer: asyncio.StreamWriter | None = None
         self._task: asyncio.Task[None] | None = None
         self._was_killed = False
@@ -57,21 +51,6 @@ class Supervised(ABC):
     def on_down(self) -> None:
         """The child is gone, and with it what it was working on. Another one is on its way."""
 
-    @property
-    def pid(self) -> int | None:
-        return None if self._process is None else self._process.pid
-
-    def launch(self) -> None:
-        """Starts the child. It sees the end of its socket when this process is gone, however that ends."""
-        ours, theirs = socket.socketpair()
-        with theirs:
-            # In a session of its own: Ctrl-C at the terminal is for the parent, which lets streams end first.
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", self._module, str(theirs.fileno()), self._options],
-                pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, start_new_session=True,
-            )  # fmt: skip
-        self._socket = ours
-
     async def start(self) -> None:
         """Waits until the child is ready for the first time and supervises it from then on. Raises StartError."""
         ready = asyncio.get_running_loop().create_future()
@@ -83,11 +62,11 @@ class Supervised(ABC):
         while True:
             started = time.monotonic()
             try:
-                reason = await self._serve(ready)
+                reason = await self._listen(ready)
             except Exception:  # a bug in a handler must not leave the server without its child
-                logger.exception("while listening to %s", self._module)
+                logger.exception("while listening to %s", self._child.module)
                 reason = "it said what nobody understood"
-            self._reap()
+            self._bury()
             self.on_down()
             if not ready.done():
                 ready.set_exception(StartError(reason))
@@ -96,16 +75,14 @@ class Supervised(ABC):
                 self._was_killed = False
             else:
                 delay = 0.0 if time.monotonic() - started > STEADY_S else min(2 * delay + 0.1, MAX_DELAY_S)
-                logger.error("%s died (%s); starting it again in %.1f s", self._module.split(".")[-1], reason, delay)
+                logger.error("%s died (%s); starting it again in %.1f s", self._child.module, reason, delay)
                 await asyncio.sleep(delay)
+            self._child = self._child.again()
             self.num_restarts += 1
 
-    async def _serve(self, ready: asyncio.Future[None]) -> str:
-        """One life of the child; returns why it ended."""
-        if self._socket is None:
-            self.launch()
-        assert self._socket is not None
-        reader, self._writer = await asyncio.open_connection(sock=self._socket)
+    async def _listen(self, ready: asyncio.Future[None]) -> str:
+        """To one life of the child; returns why it ended."""
+        reader, self._writer = await asyncio.open_connection(sock=self._child.socket)
         while (message := await _receive(reader)) is not None:
             if "failed" in message:
                 return str(message["failed"])
@@ -124,17 +101,14 @@ class Supervised(ABC):
 
     def kill(self) -> None:
         """Ends the child at once; another one is started without delay, since this is no fault of the child."""
-        if self._process is not None:
-            self._was_killed = True
-            self._process.kill()
+        self._was_killed = True
+        self._child.process.kill()
 
-    def _reap(self) -> None:
+    def _bury(self) -> None:
         if self._writer is not None:
             self._writer.close()
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait()
-        self._process = self._socket = self._writer = None
+            self._writer = None
+        self._child.end()
 
     async def stop(self) -> None:
         """Ends the child, kindly first."""
@@ -144,12 +118,11 @@ class Supervised(ABC):
                 await self._task
         if self._writer is not None:
             self._writer.close()
-        elif self._socket is not None:
-            self._socket.close()
-        if self._process is not None:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                await asyncio.to_thread(self._process.wait, STOP_S)
-        self._reap()
+        else:
+            self._child.socket.close()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            await asyncio.to_thread(self._child.process.wait, STOP_S)
+        self._bury()
 
 
 async def _receive(reader: asyncio.StreamReader) -> Message | None:

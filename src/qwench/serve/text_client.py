@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from qwench.serve.child import Child
 from qwench.serve.failures import ApiError
 from qwench.serve.supervisor import Supervised
 from qwench.serve.wire import Message
@@ -30,8 +31,8 @@ class TextInfo:
 class TextClient(Supervised):
     """info: None while there's no process that could work. time_limit_s: of one task, from when it is begun."""
 
-    def __init__(self, options: Message, *, time_limit_s: float) -> None:
-        super().__init__("qwench.serve.text_process", options)
+    def __init__(self, child: Child, *, time_limit_s: float) -> None:
+        super().__init__(child)
         self.info: TextInfo | None = None
         self.time_limit_s = time_limit_s
         self._turn = asyncio.Lock()
