@@ -17,13 +17,17 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, TypeAlias, overload
 
+import numpy as np
+
 from qwench.config import QwenchConfig
 from qwench.errors import RequestError
 from qwench.progress import ProgressCallback
 from qwench.runtime.engine import Engine
 from qwench.runtime.loading import load_engine
 from qwench.runtime.metrics import Metrics
+from qwench.runtime.pooling import Pooling
 from qwench.runtime.request import SamplingParams
+from qwench.targets.target import Float32
 from qwench.text.chat import Message, render_chat
 from qwench.text.generation import Delta, GenerationDefaults, RequestOutput, TextEngine, chat_params
 from qwench.text.tokenizer import Tokenizer, has_tokenizer
@@ -161,14 +165,45 @@ class LLM:
         finished = {delta.prompt_index: delta.output for delta in deltas if delta.output is not None}
         return [finished[i] for i in range(len(tokens))]
 
+    def embed(
+        self, prompts: Prompt | Sequence[Prompt], *, pooling: Pooling = "last", normalize: bool = True
+    ) -> Float32:
+        """Embeddings of one prompt or several (text or token ids), in their order: [num_prompts, hidden_size] fp32.
+
+        pooling: the hidden state after the model's final norm, of the last token or the mean of all. normalize: to
+        length 1, so that a product of two is their cosine. A prompt is read as it is, without a chat template, and
+        shares steps and cached prefixes with everything else. Raises RequestError for a prompt that can't be read.
+        """
+        batch, _ = _as_batch(prompts)
+        if not batch:
+            raise RequestError("there are no prompts to embed; give at least one")
+        tokens = [self.text_engine.encode(p) if isinstance(p, str) else [int(t) for t in p] for p in batch]
+        for ids in tokens:
+            self.engine.check_request(ids, SamplingParams(max_tokens=1))
+        mine = [self.text_engine.add_embedding(ids, pooling, prompt_index=i) for i, ids in enumerate(tokens)]
+        found: dict[int, Float32] = {}
+        for delta in self._follow(mine):
+            if delta.embedding is None:
+                raise delta.error or RequestError("the request was aborted")
+            found[delta.prompt_index] = delta.embedding
+        rows: Float32 = np.stack([found[i] for i in range(len(tokens))])
+        return rows / np.linalg.norm(rows, axis=1, keepdims=True) if normalize else rows
+
     def _run(
         self, texts: Sequence[str | None], tokens: list[list[int]], params: list[SamplingParams], is_single: bool
     ) -> Iterator[Delta]:
-        """Adds the requests and steps until they are done; another stream's deltas wait in its own inbox."""
         mine = [
             self.text_engine.add(ids, each, prompt=text, prompt_index=i)
             for i, (text, ids, each) in enumerate(zip(texts, tokens, params, strict=True))
         ]
+        for delta in self._follow(mine):
+            if delta.output is not None:
+                self._raise_if_failed(delta.output, is_single)
+            yield delta
+
+    def _follow(self, mine: list[str]) -> Iterator[Delta]:
+        """Steps until these requests are done, and aborts them if nobody listens any more; another stream's deltas
+        wait in its own inbox."""
         inbox: deque[Delta] = deque()
         self._inbox |= dict.fromkeys(mine, inbox)
         open_requests = set(mine)
@@ -179,9 +214,8 @@ class LLM:
                         self._inbox[delta.request_id].append(delta)
                 while inbox:
                     delta = inbox.popleft()
-                    if delta.output is not None:
+                    if delta.is_whole:
                         open_requests.discard(delta.request_id)
-                        self._raise_if_failed(delta.output, is_single)
                     yield delta
         finally:
             for request_id in mine:

@@ -18,7 +18,7 @@ from tokenizers import models, pre_tokenizers
 from transformers import DynamicCache
 from transformers_parity import left_padded, load_truth, random_prompts, write_checkpoint
 
-from qwench import QwenchConfig, QwenchForCausalLM
+from qwench import LLM, QwenchConfig, QwenchForCausalLM
 from qwench.errors import ArtifactError, CapacityError, ConfigError, DeadlineError, NumericalError, RequestError
 from qwench.text.tokenizer import byte_level_tokenizer
 
@@ -280,6 +280,18 @@ def test_embeddings_of_no_token_equal_transformers(pair: tuple[Any, Any]) -> Non
     torch.testing.assert_close(ours.logits, theirs.logits, **CLOSE)
     for mine, right in zip(ours.hidden_states, theirs.hidden_states, strict=True):
         torch.testing.assert_close(mine, right, **CLOSE)
+
+
+@pytest.mark.parametrize("pooling", ["last", "mean"])
+def test_llm_embeds_what_transformers_would(pair: tuple[Any, Any], pooling: Any) -> None:
+    model, truth = pair
+    prompts = random_prompts(11, 300, [5, 41, 18])
+    got = LLM.from_engine(model.engine).embed([prompt.tolist() for prompt in prompts], pooling=pooling)
+    for row, prompt in zip(got, prompts, strict=True):
+        with torch.no_grad():
+            states = truth.model(prompt[None]).last_hidden_state[0]
+        pooled = states[-1] if pooling == "last" else states.mean(dim=0)
+        torch.testing.assert_close(torch.from_numpy(row), torch.nn.functional.normalize(pooled, dim=0), **CLOSE)
 
 
 def test_it_is_a_module_that_others_can_handle(pair: tuple[Any, Any]) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import os
 import time
 from collections.abc import Iterable, Sequence
 
@@ -17,6 +18,7 @@ from qwench.errors import DeadlineError, NumericalError, QwenchError, RequestErr
 from qwench.runtime.block_pool import BlockPool
 from qwench.runtime.limits import RequestLimits
 from qwench.runtime.metrics import Metrics
+from qwench.runtime.pooling import Pooler, Pooling
 from qwench.runtime.profiler import Profiler
 from qwench.runtime.request import (
     FinishReason,
@@ -64,6 +66,7 @@ class Engine:
         self._batch = _BatchArrays(max_step_tokens, max_num_seqs, len(windows), -(-max_seq_len // cache.block_size))
         num_rows = max_num_seqs + MAX_STEP_DRAFTS
         self._logits: Float32 = np.empty((num_rows, vocab_size), np.float32)
+        self._hidden: Float32 | None = None  # [1, max_step_tokens, hidden_size], from the first embedding on
         self._maxima: Float32 = np.empty((num_rows, -(-vocab_size // LOGIT_GROUP)), np.float32)
 
     def add_request(
@@ -76,20 +79,13 @@ class Engine:
         """
         params = params or SamplingParams()
         prompt, max_len = self.check_request(prompt_token_ids, params)
-        if request_id is None:
-            request_id = f"request-{next(self._names)}"
-        if request_id in self._requests:
-            raise RequestError(f"there is already an unfinished request with the id {request_id!r}")
+        request_id = self._new_id(request_id)
         ends = frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else self.eos_token_ids)
         timings_start, leader = time.monotonic(), None
         samples = self._requests[request_id] = {}
         for index in range(params.n):
-            request = Request(request_id, index, prompt, params, max_len)
-            num_groups = len(self.scheduler.windows)
-            request.block_table = np.zeros((num_groups, -(-max_len // self.cache.block_size)), np.int32)
-            request.first_block = [0] * num_groups
-            request.arrival, request.salt = next(self._arrivals), cache_salt.encode()
-            request.timings, request.stop_tokens = RequestTimings(timings_start), ends
+            request = self._new_request(request_id, index, prompt, params, max_len, cache_salt.encode(), timings_start)
+            request.stop_tokens = ends
             request.sampler = TokenSampler(params, prompt, self.vocab_size, index, ends)
             # A prompt below one block has nothing to share, and waiting for its leader would only cost time.
             request.leader = leader if self.scheduler.reuse and len(prompt) > self.cache.block_size else None
@@ -98,6 +94,47 @@ class Engine:
             self.scheduler.add(request)
         self.metrics.requests += params.n
         return request_id
+
+    def add_embedding(
+        self, prompt_token_ids: Sequence[int] | Int32, pooling: Pooling = "last", request_id: str | None = None, *,
+        cache_salt: str = "",
+    ) -> str:  # fmt: skip
+        """Queues a prompt that gets an embedding instead of an answer, and returns its id.
+
+        pooling: the hidden state after the final norm of the last token, or the mean of all tokens'. Raises
+        RequestError if it can't be served; the prompt must leave room for a token.
+        """
+        params = SamplingParams(max_tokens=1)
+        prompt, max_len = self.check_request(prompt_token_ids, params)
+        pooler = Pooler(pooling, len(prompt))
+        request_id = self._new_id(request_id)
+        # A mean needs the states of all tokens, so it finds no prefix but its own, as after a preemption.
+        salt = cache_salt.encode() if pooling == "last" else os.urandom(16) + b"mean"
+        request = self._new_request(request_id, 0, prompt, params, max_len, salt, time.monotonic())
+        request.pooler = pooler
+        if self._hidden is None:
+            width = self.executor.embed(np.zeros(1, np.int32)).shape[1]
+            self._hidden = np.empty((1, self.scheduler.max_step_tokens, width), np.float32)
+        self._requests[request_id] = {0: request}
+        self.scheduler.add(request)
+        self.metrics.requests += 1
+        return request_id
+
+    def _new_id(self, wanted: str | None) -> str:
+        request_id = f"request-{next(self._names)}" if wanted is None else wanted
+        if request_id in self._requests:
+            raise RequestError(f"there is already an unfinished request with the id {request_id!r}")
+        return request_id
+
+    def _new_request(
+        self, request_id: str, index: int, prompt: Int32, params: SamplingParams, max_len: int, salt: bytes,
+        arrival_s: float,
+    ) -> Request:  # fmt: skip
+        request, num_groups = Request(request_id, index, prompt, params, max_len), len(self.scheduler.windows)
+        request.block_table = np.zeros((num_groups, -(-max_len // self.cache.block_size)), np.int32)
+        request.first_block = [0] * num_groups
+        request.arrival, request.salt, request.timings = next(self._arrivals), salt, RequestTimings(arrival_s)
+        return request
 
     def check_request(self, prompt_token_ids: Sequence[int] | Int32, params: SamplingParams) -> tuple[Int32, int]:
         """The prompt as [n] int32, and the most tokens its sequence may have. Raises RequestError."""
@@ -125,10 +162,10 @@ class Engine:
         if not plan:
             assert not self._requests
             return []
-        batch, sampled = self._batch.fill(plan)
+        batch, sampled, pooled = self._batch.fill(plan)
         start = time.monotonic()
         try:
-            self.executor.step(batch, self._logits, maxima=self._maxima)
+            self.executor.step(batch, self._logits, self._hidden if pooled else None, self._maxima)
         except Exception as error:
             logger.exception("the executor failed; %d running requests fail with it", len(self.scheduler.running))
             return self._fail_running(error)
@@ -139,7 +176,7 @@ class Engine:
         metrics.execute_s += now - start
         for request, count in plan.items():
             self.scheduler.advance(request, count - request.num_drafts)
-        outputs: list[TokenOutput] = []
+        outputs = self._pool(pooled)
         first = 0
         for request in sampled:
             if not request.num_drafts:
@@ -153,6 +190,22 @@ class Engine:
             outputs += self._expire(time.monotonic() - self.timeout_s)
         metrics.num_running, metrics.num_waiting = len(self.scheduler.running), len(self.scheduler.waiting)
         metrics.blocks_used = metrics.blocks_total - self.scheduler.pool.num_free
+        return outputs
+
+    def _pool(self, pooled: list[tuple[Request, int]]) -> list[TokenOutput]:
+        """Hands each request its rows of hidden states; those whose prompt is computed end."""
+        outputs, first = [], 0
+        for request, num_rows in pooled:
+            assert self._hidden is not None and request.pooler is not None
+            request.pooler.add(self._hidden[0, first : first + num_rows])
+            first += num_rows
+            if request.num_computed < request.num_tokens:
+                continue
+            try:
+                outputs.append(self._finish(request, None, "stop", embedding=request.pooler.result()))
+            except NumericalError as error:
+                self.scheduler.forget_content(request)
+                outputs.append(self._finish(request, None, "error", error=error))
         return outputs
 
     def _sample_run(self, request: Request, rows: range, now: float) -> list[TokenOutput]:
@@ -196,7 +249,7 @@ class Engine:
 
     def _finish(
         self, request: Request, token: int | None, reason: FinishReason, logprobs: TokenLogprobs | None = None,
-        stop_reason: int | None = None, error: QwenchError | None = None,
+        stop_reason: int | None = None, error: QwenchError | None = None, embedding: Float32 | None = None,
     ) -> TokenOutput:  # fmt: skip
         self.scheduler.remove(request)
         timings = request.timings
@@ -206,7 +259,9 @@ class Engine:
         del samples[request.index]
         if not samples:
             del self._requests[request.request_id]
-        return TokenOutput(request.request_id, request.index, token, logprobs, reason, stop_reason, error, timings)
+        return TokenOutput(
+            request.request_id, request.index, token, logprobs, reason, stop_reason, error, timings, embedding
+        )
 
     def _fail_running(self, cause: Exception) -> list[TokenOutput]:
         error = cause if isinstance(cause, QwenchError) else QwenchError(f"the step failed: {cause!r}")
@@ -244,12 +299,14 @@ class _BatchArrays:
         self.seq_lens = np.empty(max_num_seqs, np.int32)
         self.block_tables = np.zeros((max_num_seqs, num_groups, max_blocks), np.int32)
         self.logit_rows = np.empty(max_num_seqs + MAX_STEP_DRAFTS, np.int32)
+        self.hidden_rows = np.empty(max_step_tokens, np.int32)
 
-    def fill(self, plan: dict[Request, int]) -> tuple[StepBatch, list[Request]]:
-        """The batch, and the requests whose last known token is in it, in the order of its logits: a row for that
-        token and one for each guess."""
+    def fill(self, plan: dict[Request, int]) -> tuple[StepBatch, list[Request], list[tuple[Request, int]]]:
+        """The batch; the requests whose last known token is in it, in the order of its logits: a row for that token
+        and one for each guess; and those that want an embedding, with their numbers of hidden rows, in their order."""
         sampled: list[Request] = []
-        end = num_logits = 0
+        pooled: list[tuple[Request, int]] = []
+        end = num_logits = num_hidden = 0
         for s, (request, count) in enumerate(plan.items()):
             done = request.num_computed
             self.token_ids[end : end + count] = request.tokens[done : done + count]
@@ -257,7 +314,14 @@ class _BatchArrays:
             self.query_start[s + 1] = end
             self.seq_lens[s] = done + count
             self.block_tables[s, :, : request.num_blocks] = request.block_table[:, : request.num_blocks]
-            if done + count >= request.num_tokens:
+            if request.pooler is not None:
+                wanted = request.pooler.wanted(done, done + count)
+                if wanted:
+                    first = end - count + wanted.start - done
+                    self.hidden_rows[num_hidden : num_hidden + len(wanted)] = range(first, first + len(wanted))
+                    num_hidden += len(wanted)
+                    pooled.append((request, len(wanted)))
+            elif done + count >= request.num_tokens:
                 for row in range(end - 1 - request.num_drafts, end):
                     self.logit_rows[num_logits] = row
                     num_logits += 1
@@ -265,6 +329,6 @@ class _BatchArrays:
         n = len(plan)
         batch = StepBatch(
             self.token_ids[:end], self.query_start[: n + 1], self.seq_lens[:n], self.block_tables[:n].reshape(n, -1),
-            self.logit_rows[:num_logits],
+            self.logit_rows[:num_logits], None, self.hidden_rows[:num_hidden] if pooled else None,
         )  # fmt: skip
-        return batch, sampled
+        return batch, sampled, pooled

@@ -15,8 +15,9 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from qwench.errors import QwenchError, RequestError
+from qwench.runtime.pooling import Pooler
 from qwench.runtime.prompt_lookup import PromptLookup
-from qwench.targets.target import Int32
+from qwench.targets.target import Float32, Int32
 
 FinishReason = Literal["stop", "length", "abort", "error"]
 
@@ -150,7 +151,8 @@ class TokenOutput:
 
     token_id is None when the request ended without a token: "abort", or "error" with its `error`.
     stop_reason: the token of `stop_token_ids` that ended it; None for the model's own end of text.
-    timings come with the last output.
+    timings come with the last output. embedding: [hidden_size] fp32, of a request that asked for it: its only output,
+    with the finish_reason "stop".
     """
 
     request_id: str
@@ -161,6 +163,7 @@ class TokenOutput:
     stop_reason: int | None = None
     error: QwenchError | None = None
     timings: RequestTimings | None = None
+    embedding: Float32 | None = None
 
 
 class Request:
@@ -173,12 +176,13 @@ class Request:
     block_hashes: of the full blocks of known tokens, in order; the first num_registered have been in the cache.
     leader: the first sample of the same prompt, whose blocks this one waits to share.
     lookup: what makes the guesses; None: nobody asked for any.
+    pooler: what makes an embedding of the prompt, in place of an answer; None: an answer was asked for.
     """
 
     __slots__ = (
         "arrival", "block_hashes", "block_table", "first_block", "index", "is_running", "leader", "lookup", "max_len",
         "num_blocks", "num_computed", "num_drafts", "num_prompt", "num_registered", "num_tokens", "params",
-        "request_id", "salt", "sampler", "stop_tokens", "timings", "tokens",
+        "pooler", "request_id", "salt", "sampler", "stop_tokens", "timings", "tokens",
     )  # fmt: skip
 
     def __init__(self, request_id: str, index: int, prompt: Int32, params: SamplingParams, max_len: int) -> None:
@@ -197,6 +201,7 @@ class Request:
         self.lookup = PromptLookup(self.tokens) if params.prompt_lookup_num_tokens else None
         self.stop_tokens: frozenset[int] = frozenset()
         self.sampler: Any = None
+        self.pooler: Pooler | None = None
         self.timings = RequestTimings(0.0)
 
     @property

@@ -15,7 +15,9 @@ from typing import Any
 
 from qwench.errors import CheckpointError, QwenchError, RequestError
 from qwench.runtime.engine import Engine
+from qwench.runtime.pooling import Pooling
 from qwench.runtime.request import FinishReason, RequestTimings, SamplingParams, TokenLogprobs, TokenOutput
+from qwench.targets.target import Float32
 from qwench.text.detokenize import Detokenizer
 from qwench.text.stops import StopChecker
 from qwench.text.tokenizer import Tokenizer, special_ids
@@ -58,7 +60,8 @@ class Delta:
     certain. A step gives several of them when prompt lookup guessed right.
 
     prompt_index: place of the prompt in the caller's list. With a finish_reason it is the sample's last; the last of
-    the whole request carries its `output`.
+    the whole request carries its `output`. A request for an embedding has a single one, with the `embedding`
+    [hidden_size] fp32, or the `error`.
     """
 
     request_id: str
@@ -70,6 +73,9 @@ class Delta:
     finish_reason: FinishReason | None = None
     stop_reason: int | str | None = None
     output: RequestOutput | None = None
+    embedding: Float32 | None = None
+    error: QwenchError | None = None
+    is_whole: bool = False  # nothing more comes of the request
 
 
 class TextEngine:
@@ -78,6 +84,7 @@ class TextEngine:
     def __init__(self, engine: Engine, tokenizer: Tokenizer | None) -> None:
         self.engine, self.tokenizer = engine, tokenizer
         self._requests: dict[str, _TextRequest] = {}
+        self._embeddings: dict[str, int] = {}  # prompt_index of those that are being made
 
     def encode(self, prompt: str) -> list[int]:
         """The prompt's tokens. Raises RequestError when the model came without a tokenizer."""
@@ -106,11 +113,23 @@ class TextEngine:
         self._requests[request_id] = _TextRequest(request_id, prompt, prompt_index, ids, samples)
         return request_id
 
+    def add_embedding(
+        self, prompt_token_ids: Sequence[int], pooling: Pooling = "last", *, prompt_index: int = 0,
+        request_id: str | None = None, cache_salt: str = "",
+    ) -> str:  # fmt: skip
+        """As `add`, for a prompt that gets an embedding instead of an answer; see Engine.add_embedding."""
+        request_id = self.engine.add_embedding(prompt_token_ids, pooling, request_id, cache_salt=cache_salt)
+        self._embeddings[request_id] = prompt_index
+        return request_id
+
     def step(self) -> list[Delta]:
         """One step of the engine, as text. A sample that meets a stop string ends in the same step."""
         deltas = []
         outputs = self.engine.step()
         for i, output in enumerate(outputs):
+            if output.request_id in self._embeddings:
+                deltas.append(self._embedding_delta(output))
+                continue
             request = self._requests.get(output.request_id)
             if request is None:
                 continue  # added to the engine by somebody else, or ended by a stop string before this output
@@ -126,6 +145,8 @@ class TextEngine:
 
     def abort(self, request_id: str) -> list[Delta]:
         """Ends a request at once. Returns the last word of each unfinished sample; none for an unknown id."""
+        if request_id in self._embeddings:
+            return [self._embedding_delta(output) for output in self.engine.abort(request_id)]
         request = self._requests.get(request_id)
         if request is None:
             return []
@@ -136,7 +157,14 @@ class TextEngine:
         return deltas
 
     def has_unfinished(self) -> bool:
-        return bool(self._requests)
+        return bool(self._requests or self._embeddings)
+
+    def _embedding_delta(self, output: TokenOutput) -> Delta:
+        index = self._embeddings.pop(output.request_id)
+        return Delta(
+            output.request_id, index, 0, "", (), finish_reason=output.finish_reason, embedding=output.embedding,
+            error=output.error, is_whole=True,
+        )  # fmt: skip
 
     def _delta(self, request: _TextRequest, sample: _TextSample, text: str, output: TokenOutput) -> Delta:
         whole = None
@@ -147,7 +175,7 @@ class TextEngine:
         tokens = () if output.token_id is None else (output.token_id,)
         return Delta(
             request.request_id, request.prompt_index, sample.index, text, tokens, output.logprobs,
-            sample.finish_reason, sample.stop_reason, whole,
+            sample.finish_reason, sample.stop_reason, whole, is_whole=whole is not None,
         )  # fmt: skip
 
 
