@@ -146,8 +146,8 @@ def test_nan_fails_its_request_only(value: float) -> None:
     engine.step()
     step = engine.executor.step
 
-    def poisoned(batch, logits, maxima):
-        result = step(batch, logits, maxima=maxima)
+    def poisoned(batch, logits, hidden, maxima):
+        result = step(batch, logits, hidden, maxima)
         result[1, 17] = value
         maxima[1] = largest_of_groups(result[1])
         return result

@@ -243,8 +243,8 @@ def test_a_failing_request(tokenizer: Tokenizer, caplog: pytest.LogCaptureFixtur
     llm = make(tokenizer)
     step = llm.engine.executor.step
 
-    def poisoned(batch: Any, logits: Any, maxima: Any) -> Any:
-        result = step(batch, logits, maxima=maxima)
+    def poisoned(batch: Any, logits: Any, hidden: Any, maxima: Any) -> Any:
+        result = step(batch, logits, hidden, maxima)
         result[-1, 0] = maxima[len(result) - 1, 0] = np.nan
         return result
 

@@ -211,8 +211,8 @@ def test_nan_in_one_row(row: int) -> None:
         engine.step()
     step = engine.executor.step
 
-    def poisoned(batch: Any, logits: Any, maxima: Any) -> Any:
-        result = step(batch, logits, maxima=maxima)
+    def poisoned(batch: Any, logits: Any, hidden: Any, maxima: Any) -> Any:
+        result = step(batch, logits, hidden, maxima)
         assert len(result) == 5
         result[2] = 0
         result[2, 40] = 1  # not the token that was guessed
