@@ -20,7 +20,7 @@ from qwench.program.formats import GROUP_SIZES, WEIGHT_KINDS, Format
 from qwench.program.ops import Weight
 from qwench.targets.target import TARGETS, CacheConfig
 
-KV_CACHE_DTYPES = ("bf16", "fp32")
+KV_CACHE_DTYPES = ("bf16", "fp32", "int8")
 ATTN_IMPLS = ("eager", "flash_attn")
 DEVICES = ("cpu",)
 BLOCK_MULTIPLE = 16  # cache positions per vector of scores; see targets/cpu/native/attention
@@ -39,7 +39,8 @@ class QwenchConfig:
     weights: format of the matrices: bf16 (exact for bf16 checkpoints), int8 or int4.
     head_weights: format of embedding and output head; default: int8 when `weights` is int4, else as `weights`.
     group_size: values along K that share a scale in int8 and int4.
-    kv_cache: fp32 or bf16; default: fp32 beside bf16 weights, where answers must match the original's, else bf16.
+    kv_cache: fp32, bf16 or int8 (half of bf16); default: fp32 beside bf16 weights, where answers must match the
+        original's, else bf16.
     quantization: weights, kv_cache and group_size as one dict, in Optimum RBLN's words: `QUANTIZATION_KEYS`.
     max_seq_len: tokens in a sequence, prompt and answer; default: the model's max_position_embeddings, or what its rope
         scaling makes of it.

@@ -47,7 +47,7 @@ def test_same_bits(weights: str) -> None:
 
 
 @pytest.mark.parametrize("target", ["cpu-generic-bf16", "cpu-generic", "cpu-avx2", "cpu-avx512", "cpu-avx512bf16"])
-@pytest.mark.parametrize("kv_cache", ["fp32", "bf16"])
+@pytest.mark.parametrize("kv_cache", ["fp32", "bf16", "int8"])
 def test_every_variant(target: str, kv_cache: str) -> None:
     try:
         get_target(target)

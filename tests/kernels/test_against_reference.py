@@ -56,7 +56,7 @@ def test_linear(variant: str, fmt: Format) -> None:
 
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("fmt", [BF16, Format("int8", 128), Format("int4", 32)], ids=str)
-@pytest.mark.parametrize("cache_dtype", ["fp32", "bf16"])
+@pytest.mark.parametrize("cache_dtype", ["fp32", "bf16", "int8"])
 def test_random_models(variant: str, fmt: Format, cache_dtype: str) -> None:
     """Whole models of odd shapes: a mixed batch of three sequences in scattered blocks, then one more step."""
     for seed in range(4):

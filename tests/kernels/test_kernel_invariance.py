@@ -15,7 +15,7 @@ VARIANTS = [f"cpu-{v}" for v in _native.supported_variants()]
 
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("fmt", [BF16, Format("int8", 128), Format("int4", 128)], ids=str)
-@pytest.mark.parametrize("cache_dtype", ["fp32", "bf16"])
+@pytest.mark.parametrize("cache_dtype", ["fp32", "bf16", "int8"])
 def test_bits_are_those_of_the_request_alone(variant: str, fmt: Format, cache_dtype: str) -> None:
     rng = np.random.default_rng(7)
     spec = random_spec(rng, vocab_size=90, head_dim=24, num_heads=6, num_kv_heads=2)
@@ -55,7 +55,7 @@ def test_bits_are_those_of_the_request_alone(variant: str, fmt: Format, cache_dt
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("cache_dtype", ["fp32", "bf16"])
+@pytest.mark.parametrize("cache_dtype", ["fp32", "bf16", "int8"])
 @pytest.mark.parametrize(("window", "partition_len"), [(None, 512), (700, 512), (None, 192), (700, 1344)])
 def test_a_long_context_is_split_over_threads_without_a_trace(
     variant: str, cache_dtype: str, window: int | None, partition_len: int

@@ -17,7 +17,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     add("--weights", metavar="KIND", help="bf16 (default), int8 or int4")
     add("--head-weights", metavar="KIND", help="of embedding and output head; default: int8 beside int4, else the same")
     add("--group-size", type=int, metavar="N", help="weights that share a scale: 32, 64, 128 (default) or 256")
-    add("--kv-cache", metavar="KIND", help="bf16 or fp32; default: fp32 beside bf16 weights, else bf16")
+    add("--kv-cache", metavar="KIND", help="bf16, fp32 or int8; default: fp32 beside bf16 weights, else bf16")
     add("--max-seq-len", type=int, metavar="N", help="tokens of prompt and answer; default: the model's")
     add("--rope-scaling", metavar="S", help=ROPE_SCALING_HELP)
     add("--batch-size", type=int, metavar="N", help="sequences that generate at once; default 32")

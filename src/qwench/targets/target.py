@@ -67,8 +67,10 @@ class PackedTensor:
 @dataclass(frozen=True)
 class CacheConfig:
     """The paged KV cache: `num_blocks` blocks of `block_size` positions, each for the layers of one cache group, which
-    are all layers unless some slide; `dtype` is fp32 or bf16.
+    are all layers unless some slide.
 
+    dtype: fp32, bf16, or int8: codes with one fp32 scale per position and head, and keys less their layer's bias, which
+        is added again where they are read.
     partition_len: positions, a multiple of 64, whose attention a target may compute apart from that of others.
     """
 
@@ -81,8 +83,8 @@ class CacheConfig:
         """Bytes of one block over the layers of a group, as this configuration stores it (head_dim padded to 16)."""
         spec = program.spec
         padded = -(-spec.head_dim // 16) * 16
-        itemsize = {"fp32": 4, "bf16": 2}[self.dtype]
-        return 2 * len(cache_groups(spec)[0].layers) * spec.num_kv_heads * self.block_size * padded * itemsize
+        vector_bytes = {"fp32": 4 * padded, "bf16": 2 * padded, "int8": padded + 4}[self.dtype]
+        return 2 * len(cache_groups(spec)[0].layers) * spec.num_kv_heads * self.block_size * vector_bytes
 
 
 class Executor(Protocol):

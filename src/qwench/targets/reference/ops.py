@@ -6,7 +6,7 @@ Activations are [rows, width] fp32. Weights are `Matrix` (dense or quantised) or
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from qwench.checkpoint.spec import ModelSpec
 from qwench.program.formats import Format, quantize_activation
+from qwench.targets.reference.cache import Cache, rotate
 
 Float32 = npt.NDArray[np.float32]
 
@@ -39,8 +40,7 @@ class Matrix:
 
 @dataclass
 class StepState:
-    """What ops need beside their inputs. slots: per layer [num_tokens] cache rows; keys, values: per layer [slots, kv,
-    dim]."""
+    """What ops need beside their inputs. slots: per layer [num_tokens] cache rows; caches: one a layer."""
 
     spec: ModelSpec
     token_ids: npt.NDArray[np.int32]
@@ -50,8 +50,7 @@ class StepState:
     context: list[list[tuple[slice, npt.NDArray[np.int64]]]]  # per layer and sequence: token rows, slots by position
     rows: dict[str, npt.NDArray[np.int32]]  # whose logits and whose hidden states were asked for
     cos_sin: Float32  # [num_tokens, head_dim]
-    keys: list[npt.NDArray[Any]]
-    values: list[npt.NDArray[Any]]
+    caches: Sequence[Cache]
 
 
 def embed(s: StepState, attrs: dict[str, Any], weight: Matrix) -> Float32:
@@ -84,17 +83,12 @@ def _quantized_linear(x: Float32, weight: Matrix) -> Float32:
 
 
 def rope(s: StepState, attrs: dict[str, Any], x: Float32) -> Float32:
-    half = s.spec.head_dim // 2
-    heads = x.reshape(len(x), -1, 2, half)
-    cos, sin = s.cos_sin[:, None, :half], s.cos_sin[:, None, half:]
-    first, second = heads[:, :, 0], heads[:, :, 1]
-    return np.stack([first * cos - second * sin, second * cos + first * sin], axis=2).reshape(x.shape)
+    return rotate(x.reshape(len(x), -1, s.spec.head_dim), s.cos_sin).reshape(x.shape)
 
 
 def cache_write(s: StepState, attrs: dict[str, Any], k: Float32, v: Float32) -> None:
     layer, shape = attrs["layer"], (len(k), s.spec.num_kv_heads, s.spec.head_dim)
-    s.keys[layer][s.slots[layer]] = k.reshape(shape).astype(s.keys[layer].dtype)
-    s.values[layer][s.slots[layer]] = v.reshape(shape).astype(s.values[layer].dtype)
+    s.caches[layer].write(s.slots[layer], s.positions, k.reshape(shape), v.reshape(shape))
 
 
 def attention(s: StepState, attrs: dict[str, Any], q: Float32) -> Float32:
@@ -103,10 +97,11 @@ def attention(s: StepState, attrs: dict[str, Any], q: Float32) -> Float32:
     heads = q.reshape(out.shape)
     for rows, slots in s.context[layer]:
         first = max(0, int(s.positions[rows][0]) + 1 - (window or len(slots)))  # what lies before, nobody sees
-        k, v = (c[layer][slots[first:]].astype(np.float32) for c in (s.keys, s.values))
+        at = np.arange(first, len(slots))
+        k, v = s.caches[layer].read(slots[first:], at)
         k, v = (np.repeat(c, spec.num_heads // spec.num_kv_heads, axis=1) for c in (k, v))
         scores = np.einsum("qhd,khd->hqk", heads[rows], k) * np.float32(attrs["scale"])
-        distance = s.positions[rows][:, None] - np.arange(first, len(slots))[None, :]
+        distance = s.positions[rows][:, None] - at[None, :]
         visible = (distance >= 0) & (distance < (window or len(slots) + 1))
         scores = np.where(visible, scores, np.float32(-np.inf))
         weights = np.exp(scores - scores.max(axis=2, keepdims=True))

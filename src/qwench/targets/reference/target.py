@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
+from typing import cast
 
 import ml_dtypes
 import numpy as np
@@ -12,8 +13,9 @@ import numpy.typing as npt
 from qwench.program.cache_groups import cache_groups
 from qwench.program.formats import quantize_weight
 from qwench.program.memory import MemoryPlan
-from qwench.program.ops import Program, Weight
+from qwench.program.ops import Op, Program, Weight
 from qwench.program.rope import cos_sin, inverse_frequencies
+from qwench.targets.reference.cache import make_caches
 from qwench.targets.reference.ops import OPS, Float32, Matrix, StepState
 from qwench.targets.target import LOGIT_GROUP, Array, CacheConfig, Executor, Int32, PackedTensor, StepBatch
 
@@ -82,16 +84,22 @@ def _group_maxima(logits: Float32) -> Float32:
 
 
 class ReferenceExecutor:
-    """Interprets the Program. The cache is [layer][slot, kv head, head_dim], slot = block * block_size + offset."""
+    """Interprets the Program. A position lies in slot block * block_size + offset of each layer's cache."""
 
     def __init__(self, program: Program, weights: Mapping[str, Matrix | Float32], cache: CacheConfig) -> None:
         self.program, self.weights, self.cache = program, weights, cache
         spec = program.spec
         self.inv_freq, self.rope_factor = inverse_frequencies(spec.rope, spec.head_dim)
-        shape = (cache.num_blocks * cache.block_size, spec.num_kv_heads, spec.head_dim)
-        dtype = {"fp32": np.float32, "bf16": ml_dtypes.bfloat16}[cache.dtype]
-        self.keys = [np.zeros(shape, dtype) for _ in range(spec.num_layers)]
-        self.values = [np.zeros(shape, dtype) for _ in range(spec.num_layers)]
+        biases = [self._key_bias(op) for op in program.ops if op.kind in ("cache_write", "qkv_rope_write")]
+        self.caches = make_caches(cache.num_blocks * cache.block_size, cache.dtype, spec, biases)
+
+    def _key_bias(self, write: Op) -> Float32:
+        """The bias of the keys that a cache write gets."""
+        spec, producers = self.program.spec, {op.output: op for op in self.program.ops}
+        if write.kind == "cache_write":
+            linear = producers[producers[write.inputs[0]].inputs[0]]
+            return cast(Float32, self.weights[linear.weights[1]])
+        return cast(Float32, self.weights[write.weights[1]])[spec.q_size : spec.q_size + spec.kv_size]
 
     def step(
         self, batch: StepBatch, logits: Float32 | None = None, hidden: Float32 | None = None,
@@ -143,17 +151,17 @@ class ReferenceExecutor:
         wanted = np.empty(0, np.int32) if batch.hidden_rows is None else batch.hidden_rows
         return StepState(
             spec, batch.token_ids, nothing if batch.embeddings is None else batch.embeddings, at_tokens, slots, context,
-            {"logits": batch.logit_rows, "hidden": wanted}, table, self.keys, self.values,
+            {"logits": batch.logit_rows, "hidden": wanted}, table, self.caches,
         )  # fmt: skip
 
     def copy_blocks(self, source: Sequence[int], destination: Sequence[int]) -> None:
         size = self.cache.block_size
         for old, new in zip(source, destination, strict=True):
-            for array in (*self.keys, *self.values):
-                array[new * size : (new + 1) * size] = array[old * size : (old + 1) * size]
+            for cache in self.caches:
+                cache.copy(slice(old * size, (old + 1) * size), slice(new * size, (new + 1) * size))
 
     def kernels(self) -> dict[str, str]:
         return {op.name: f"numpy.{op.kind}" for op in self.program.ops}
 
     def close(self) -> None:
-        self.keys, self.values = [], []
+        self.caches = []

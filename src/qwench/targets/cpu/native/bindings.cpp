@@ -44,6 +44,13 @@ qwench::SourceKind source_kind(const std::string& name) {
   throw std::invalid_argument("dtype must be bf16, fp16 or fp32");
 }
 
+qwench::CacheKind cache_kind(const std::string& name) {
+  if (name == "fp32") return qwench::CacheKind::kFp32;
+  if (name == "bf16") return qwench::CacheKind::kBf16;
+  if (name == "int8") return qwench::CacheKind::kInt8;
+  throw std::invalid_argument("cache dtype must be fp32, bf16 or int8");
+}
+
 PackedMatrix packed_matrix(const std::string& kind, int n, int k, int group_size, const uint8_t* data) {
   require(n > 0 && k > 0, "a matrix needs rows and columns");
   PackedMatrix w{data, qwench::WeightKind::kBf16, n, k, group_size};
@@ -167,8 +174,7 @@ NB_MODULE(_native, m) {
                 "partition_len must be a multiple of 64 below 2^30");
             require(num_kv_heads > 0 && num_heads % num_kv_heads == 0, "num_heads must be a multiple of num_kv_heads");
             require(head_dim > 0 && head_dim % 2 == 0, "head_dim must be even");
-            require(cache_dtype == "fp32" || cache_dtype == "bf16", "cache dtype must be fp32 or bf16");
-            const auto kind = cache_dtype == "fp32" ? qwench::CacheKind::kFp32 : qwench::CacheKind::kBf16;
+            const auto kind = cache_kind(cache_dtype);
             std::vector<qwench::CachePlace> places;
             for (const auto& [group, place] : cache_places) places.push_back({group, place});
             new (self) qwench::Executor({variant, num_threads, max_tokens, num_heads, vocab_size, arena_bytes,

@@ -40,8 +40,26 @@ Executor::Executor(const ExecutorConfig& config, const KVCache::Shape& cache)
       throw std::invalid_argument("a layer's place is outside the cache");
     num_cache_groups_ = std::max(num_cache_groups_, at.group + 1);
   }
+  const size_t near_bytes = size_t(kScoreTile) * cache.head_dim * sizeof(float);
+  near_rope_rows_.reset(static_cast<float*>(allocate(near_bytes)));
+  near_rope_panel_.reset(static_cast<float*>(allocate(near_bytes)));
+  key_bias_.resize(config.cache_places.size());
   step_.positions.resize(config.max_tokens);
   step_.sequence.resize(config.max_tokens);
+}
+
+void Executor::set_rope_table(const float* table, int num_positions) {
+  rope_table_ = table, rope_positions_ = num_positions;
+  const int dim = cache_.shape().head_dim;
+  far_rope_.clear();
+  for (int p = 0; p < num_positions; p += kScoreTile)
+    far_rope_.insert(far_rope_.end(), table + size_t(p) * dim, table + size_t(p + 1) * dim);
+  const float factor = num_positions ? table[0] : 1.0f;  // cos 0, times the factor
+  for (int p = 0; p < kScoreTile; ++p)
+    for (int d = 0; d < dim; ++d) {
+      const float v = p < num_positions ? table[size_t(p) * dim + d] / factor : 0.0f;
+      near_rope_rows_[size_t(p) * dim + d] = near_rope_panel_[size_t(d) * kScoreTile + p] = v;
+    }
 }
 
 void Executor::reserve_thread_scratch(size_t num_floats) {

@@ -107,7 +107,7 @@ class Executor {
   void add_take_rows(Buffer in, Buffer out);
 
   // cos and sin by position, [positions, head_dim] fp32; must outlive the executor or the next call.
-  void set_rope_table(const float* table, int num_positions) { rope_table_ = table, rope_positions_ = num_positions; }
+  void set_rope_table(const float* table, int num_positions);
 
   // Computes one step. Throws std::invalid_argument for a batch out of bounds, and std::runtime_error when another
   // thread is in a step.
@@ -122,6 +122,13 @@ class Executor {
   const KernelTable& kernels() const { return kernels_; }
   const KVCache& cache() const { return cache_; }
   const float* rope_row(int position) const { return rope_table_ + size_t(position) * cache_.shape().head_dim; }
+  // Of an int8 cache, the bias of a layer's keys [num_kv_heads, head_dim], which lie there without it; null: none.
+  const float* key_bias(int layer) const { return key_bias_[layer]; }
+  // The RoPE table in two parts, as rotations add up: of every 64th position; and of positions 0 to 63 over the table's
+  // factor, as rows and as a panel [head_dim][64].
+  const float* far_rope_row(int i) const { return far_rope_.data() + size_t(i) * cache_.shape().head_dim; }
+  const float* near_rope_row(int i) const { return near_rope_rows_.get() + size_t(i) * cache_.shape().head_dim; }
+  const float* near_rope_panel() const { return near_rope_panel_.get(); }
   int num_threads() const { return pool_.num_threads(); }
   int num_heads() const { return config_.num_heads; }
   int partition_len() const { return config_.partition_len; }
@@ -182,6 +189,9 @@ class Executor {
   int num_cache_groups_ = 1;
   const float* rope_table_ = nullptr;
   int rope_positions_ = 0;
+  std::vector<float> far_rope_;
+  Memory<float> near_rope_rows_, near_rope_panel_;
+  std::vector<const float*> key_bias_;
   std::vector<std::unique_ptr<Phase>> phases_;
   std::vector<float> partials_;  // states of partitions computed apart
   StepContext step_;

@@ -8,8 +8,10 @@
 namespace qwench {
 
 KVCache::KVCache(const Shape& shape) : shape_(shape) {
-  const size_t item = shape.kind == CacheKind::kFp32 ? 4 : 2;
-  head_stride_ = item * shape.block_size * shape.padded_dim();
+  const size_t position_bytes = shape.kind == CacheKind::kInt8
+                                    ? code_group_bytes(shape.padded_dim()) / kKeyGroup
+                                    : shape.padded_dim() * (shape.kind == CacheKind::kFp32 ? 4 : 2);
+  head_stride_ = position_bytes * shape.block_size;
   block_stride_ = 2 * head_stride_ * shape.num_kv_heads;
   place_stride_ = block_stride_ * shape.num_blocks;
   num_bytes_ = place_stride_ * shape.num_places;

@@ -108,10 +108,22 @@ struct Encode final : Phase {
   }
 };
 
+// From the rotated keys of one position, their bias: rotated by the position in its tile, then by the tile's, as
+// attention will rotate it. That is not to the last bit what rotating by the position's own angles gives, whose
+// rounding is the model's; the difference stays with the keys.
+void take_bias_off(const Executor& e, const float* bias, int position, float* scratch, float* keys) {
+  const KVCache::Shape& shape = e.cache().shape();
+  const int in_tile = position % kScoreTile, size = shape.num_kv_heads * shape.head_dim;
+  e.kernels().rope(bias, e.near_rope_row(in_tile), shape.num_kv_heads, shape.head_dim, scratch);
+  e.kernels().rope(scratch, e.far_rope_row(position / kScoreTile), shape.num_kv_heads, shape.head_dim, scratch);
+  for (int i = 0; i < size; ++i) keys[i] -= scratch[i];
+}
+
 // Rows of [q, k, v] in the working space: rotates q into the arena, rotated k and v into the cache.
 struct RopeWrite final : Phase {
   const char* kind() const override { return "rope_write"; }
   Buffer q;
+  int layer;
   CachePlace cached;
   void run(Executor& e, const StepContext& step, int thread) override {
     const KVCache::Shape& shape = e.cache().shape();
@@ -123,12 +135,13 @@ struct RopeWrite final : Phase {
       e.kernels().rope(qkv, table, e.num_heads(), shape.head_dim, e.values(q) + size_t(row) * q.width);
       float* k = qkv + q.width;
       e.kernels().rope(k, table, shape.num_kv_heads, shape.head_dim, k);
+      if (e.key_bias(layer)) take_bias_off(e, e.key_bias(layer), position, e.thread_scratch(thread), k);
       const int32_t* block_table = step.batch.block_table(step.sequence[row], cached.group);
       const size_t block = block_table[position / shape.block_size] * e.cache().block_stride();
       const int offset = position % shape.block_size;
       for (int h = 0; h < shape.num_kv_heads; ++h) {
         const size_t at = block + h * e.cache().head_stride();
-        e.kernels().write_keys(k + h * shape.head_dim, shape.head_dim, offset, shape.kind,
+        e.kernels().write_keys(k + h * shape.head_dim, shape.head_dim, shape.padded_dim(), offset, shape.kind,
                                e.cache().keys(cached.place) + at);
         e.kernels().write_values(k + kv_size + h * shape.head_dim, shape.head_dim, shape.padded_dim(), offset,
                                  shape.kind, e.cache().values(cached.place) + at);
@@ -140,8 +153,8 @@ struct RopeWrite final : Phase {
 struct Attention final : Phase {
   const char* kind() const override { return "attention"; }
   Buffer q, out;
+  int layer, window;
   CachePlace cached;
-  int window;
   float scale;
   void run(Executor& e, const StepContext& step, int thread) override {
     const KVCache& cache = e.cache();
@@ -163,6 +176,9 @@ struct Attention final : Phase {
     args.partition_len = e.partition_len();
     args.scale = scale;
     args.scratch = e.thread_scratch(thread);
+    args.key_bias = e.key_bias(layer);
+    args.far_rope = e.far_rope_row(0);
+    args.near_rope = e.near_rope_panel();
     for (int i; (i = next_item.fetch_add(1, std::memory_order_relaxed)) < int(step.attention.size());) {
       const auto& [seq, item, group] = step.attention[i];
       args.block_table = step.batch.block_table(seq, cached.group);
@@ -232,6 +248,14 @@ void Executor::add_linear(Buffer in, PackedMatrix weight, const float* bias, Epi
 }
 
 void Executor::add_qkv_rope_write(Buffer in, PackedMatrix weight, const float* bias, int layer, Buffer q) {
+  const CachePlace cached = cache_place(layer);
+  const KVCache::Shape& shape = cache_.shape();
+  const float* key_bias = bias + q.width;
+  const int kv_size = shape.num_kv_heads * shape.head_dim;
+  if (shape.kind == CacheKind::kInt8 && std::any_of(key_bias, key_bias + kv_size, [](float v) { return v != 0; })) {
+    key_bias_[layer] = key_bias;
+    reserve_thread_scratch(kv_size);
+  }
   auto linear = std::make_unique<Linear>();
   linear->in = in;
   linear->weight = weight;
@@ -242,7 +266,8 @@ void Executor::add_qkv_rope_write(Buffer in, PackedMatrix weight, const float* b
   add(std::move(linear));
   auto rope = std::make_unique<RopeWrite>();
   rope->q = q;
-  rope->cached = cache_place(layer);
+  rope->layer = layer;
+  rope->cached = cached;
   add(std::move(rope));
 }
 
@@ -251,6 +276,7 @@ void Executor::add_attention(Buffer q, int layer, int window, float scale, Buffe
   auto phase = std::make_unique<Attention>();
   phase->q = q;
   phase->out = out;
+  phase->layer = layer;
   phase->cached = cache_place(layer);
   phase->window = window;
   phase->scale = scale;

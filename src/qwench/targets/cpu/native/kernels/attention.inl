@@ -169,16 +169,21 @@ inline void softmax_tile(const AttentionArgs& a, const AttentionItem& item, int 
 struct AttentionScratch {
   float *q, *keys, *values, *scores, *running, *part;
   uint16_t* pairs;  // probabilities as bf16
-  AttentionScratch(float* memory, int head_dim, int num_panels) {
+  float* rest;      // for CodeScratch
+  AttentionScratch(float* memory, int head_dim, int padded_dim, int num_panels) {
     q = memory;
     keys = q + size_t(kMaxAttentionRows) * head_dim;
-    values = keys + size_t(head_dim) * kScoreTile;
+    values = keys + size_t(padded_dim) * kScoreTile;
     scores = values + size_t(num_panels) * kScoreTile * kPanelColumns;
     running = scores + size_t(kMaxAttentionRows) * kScoreTile;
     part = running + Gathered::num_floats(kMaxAttentionRows, num_panels);
-    pairs = reinterpret_cast<uint16_t*>(part + Gathered::num_floats(kMaxAttentionRows, num_panels));
+    rest = part + Gathered::num_floats(kMaxAttentionRows, num_panels);
+    pairs = reinterpret_cast<uint16_t*>(rest);
+    rest += size_t(kMaxAttentionRows) * kScoreTile / 2;
   }
 };
+
+#include "kernels/attention_int8.inl"
 
 // Adds the tile at position `tile` to `state`. With kPairs, queries, probabilities and the cache are multiplied as
 // bf16.
@@ -231,7 +236,7 @@ inline int dim_panels(const AttentionArgs& a) { return (a.padded_dim + kPanelCol
 
 void attention(const AttentionArgs& a, const AttentionItem& item) {
   const int num_rows = item.num_tokens * item.num_heads, num_panels = dim_panels(a);
-  const AttentionScratch s(a.scratch, a.head_dim, num_panels);
+  const AttentionScratch s(a.scratch, a.head_dim, a.padded_dim, num_panels);
   const bool pairs = kBf16Dots && a.cache == CacheKind::kBf16;
   for (int r = 0; r < num_rows; ++r) {
     const int token = item.first_row + r / item.num_heads, head = item.first_head + r % item.num_heads;
@@ -241,6 +246,9 @@ void attention(const AttentionArgs& a, const AttentionItem& item) {
     else
       __builtin_memcpy(s.q + size_t(r) * a.head_dim, q, a.head_dim * sizeof(float));
   }
+  const bool is_int8 = a.cache == CacheKind::kInt8;
+  const CodeScratch codes(s.rest, a.padded_dim);
+  if (is_int8) prepare_queries(a, item.first_head / (a.num_heads / a.num_kv_heads), num_rows, s.q, codes);
   if (num_panels * kPanelColumns > a.padded_dim)  // columns that lay_out_values leaves alone
     for (int i = 0; i < num_panels * kScoreTile * kPanelColumns; i += kLanes) store(s.values + i, set(0.0f));
 
@@ -254,7 +262,10 @@ void attention(const AttentionArgs& a, const AttentionItem& item) {
     if (begin >= last && !item.partial) continue;
     part.clear();
     for (int tile = (begin > first ? begin : first) / kScoreTile * kScoreTile; tile < last; tile += kScoreTile)
-      if constexpr (kBf16Dots) {
+      if (is_int8) {
+        attend_codes(a, item, s.q, s.scores, reinterpret_cast<uint8_t*>(s.keys), reinterpret_cast<uint8_t*>(s.values),
+                     codes, tile, last, part);
+      } else if constexpr (kBf16Dots) {
         pairs ? attend_tile<true>(a, item, s, tile, part) : attend_tile<false>(a, item, s, tile, part);
       } else {
         attend_tile<false>(a, item, s, tile, part);
@@ -266,7 +277,7 @@ void attention(const AttentionArgs& a, const AttentionItem& item) {
 
 void merge_attention(const AttentionArgs& a, const AttentionItem& item, const float* partials, int num_partials) {
   const int num_rows = item.num_tokens * item.num_heads, num_panels = dim_panels(a);
-  const AttentionScratch s(a.scratch, a.head_dim, num_panels);
+  const AttentionScratch s(a.scratch, a.head_dim, a.padded_dim, num_panels);
   const Gathered running(s.running, num_rows, num_panels);
   running.clear();
   for (int i = 0; i < num_partials; ++i) {

@@ -21,7 +21,7 @@ constexpr int kMaxPartition = 1 << 30;  // its end and a tile more fit 32 bits
 
 enum class WeightKind : int { kBf16 = 0, kInt8 = 1, kInt4 = 2 };
 enum class SourceKind : int { kBf16 = 0, kFp16 = 1, kFp32 = 2 };
-enum class CacheKind : int { kFp32 = 0, kBf16 = 1 };
+enum class CacheKind : int { kFp32 = 0, kBf16 = 1, kInt8 = 2 };
 enum class PeakKind : int { kFp32 = 0, kBf16 = 1, kInt8 = 2 };
 enum class Epilogue : int { kStore = 0, kAdd = 1, kSiluMul = 2 };
 
@@ -102,7 +102,8 @@ struct LinearArgs {
 
 // One sequence's view of one layer of the paged cache. Of a block and head, fp32: keys [block_size / 16][head_dim][16],
 // values [block_size][padded_dim]; bf16 with neighbours paired: keys [block_size / 16][head_dim / 2][16][2], values
-// [block_size / 2][padded_dim][2].
+// [block_size / 2][padded_dim][2]; int8: per 16 positions their fp32 scales, then codes + 128, keys less their rotated
+// bias [padded_dim / 4][16][4], values [4][padded_dim][4].
 struct AttentionArgs {
   const float* q;         // [tokens of the step, num_heads, head_dim], rotated
   float* out;             // the same shape
@@ -117,7 +118,14 @@ struct AttentionArgs {
   int partition_len;  // positions that may be computed apart, a multiple of kScoreTile
   float scale;
   float* scratch;  // this thread's, attention_scratch_floats
+  // For keys without their bias: the bias [num_kv_heads, head_dim], or null if it is zero; cosines and sines of every
+  // 64th position; the same of positions 0 to 63 over the table's factor, [head_dim][64].
+  const float *key_bias, *far_rope, *near_rope;
 };
+
+constexpr int kGroupScaleBytes = kKeyGroup * sizeof(float);
+// Of 16 positions of one head's keys, or values, in an int8 cache: scales and codes.
+QWENCH_INLINE size_t code_group_bytes(int padded_dim) { return kGroupScaleBytes + size_t(kKeyGroup) * padded_dim; }
 
 // The state of attention over some positions: `rows` of values, a highest score and a sum each.
 QWENCH_INLINE size_t attention_state_floats(int num_rows, int padded_dim) {
@@ -125,8 +133,11 @@ QWENCH_INLINE size_t attention_state_floats(int num_rows, int padded_dim) {
 }
 QWENCH_INLINE size_t attention_scratch_floats(int head_dim, int padded_dim) {
   const int panels = (padded_dim + kPanelColumns - 1) / kPanelColumns;
-  return size_t(kMaxAttentionRows) * (head_dim + kScoreTile + kScoreTile / 2) + size_t(head_dim) * kScoreTile +
-         size_t(panels) * kScoreTile * kPanelColumns + 2 * attention_state_floats(kMaxAttentionRows, padded_dim);
+  const size_t of_any_cache = size_t(kMaxAttentionRows) * (head_dim + kScoreTile + kScoreTile / 2) +
+                              size_t(padded_dim) * kScoreTile + size_t(panels) * kScoreTile * kPanelColumns +
+                              2 * attention_state_floats(kMaxAttentionRows, padded_dim);
+  const size_t of_codes = size_t(kMaxAttentionRows) * (padded_dim + padded_dim / 2 + kScoreTile / 2 + 8);
+  return of_any_cache + of_codes + 2 * kScoreTile;
 }
 
 // Heads [first_head, first_head + num_heads), which share a kv head, of `num_tokens` tokens: rows first_row... of the
@@ -154,7 +165,8 @@ struct KernelTable {
   void (*to_bf16)(const float* x, int width, uint16_t* y);
   // Rotates one row of `num_heads` heads; table row: head_dim / 2 cosines, then sines.
   void (*rope)(const float* x, const float* table_row, int num_heads, int head_dim, float* y);
-  void (*write_keys)(const float* k, int head_dim, int offset_in_block, CacheKind cache, uint8_t* block_head);
+  void (*write_keys)(const float* k, int head_dim, int padded_dim, int offset_in_block, CacheKind cache,
+                     uint8_t* block_head);
   void (*write_values)(const float* v, int head_dim, int padded_dim, int offset_in_block, CacheKind cache,
                        uint8_t* block_head);
   // One row of the matrix, dequantised: y [k].

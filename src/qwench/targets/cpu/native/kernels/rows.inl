@@ -1,4 +1,4 @@
-// Ops that work on one row: norm, quantisation, RoPE, cache writes, embedding. Included inside a simd namespace.
+// Ops that work on one row: norm, quantisation, RoPE, embedding. Included inside a simd namespace.
 
 // Four partial sums a row keep the adders busy; the order is fixed by the width alone.
 void rms_norm(const float* x, const float* gain, float eps, int width, float* y) {
@@ -63,31 +63,6 @@ void rope(const float* x, const float* table_row, int num_heads, int head_dim, f
       y[half + i] = b * cosines[i] + a * sines[i];
     }
   }
-}
-
-// Where element d of the key at `offset` lies within a block and head, and likewise for values; see AttentionArgs.
-inline int key_index(CacheKind cache, int offset, int d, int head_dim) {
-  const int group = offset / kKeyGroup * kKeyGroup * head_dim, lane = offset % kKeyGroup;
-  return cache == CacheKind::kFp32 ? group + d * kKeyGroup + lane : group + d / 2 * 2 * kKeyGroup + lane * 2 + d % 2;
-}
-inline int value_index(CacheKind cache, int offset, int d, int padded_dim) {
-  return cache == CacheKind::kFp32 ? offset * padded_dim + d : offset / 2 * 2 * padded_dim + 2 * d + offset % 2;
-}
-inline void put(CacheKind cache, uint8_t* block_head, int index, float v) {
-  if (cache == CacheKind::kFp32)
-    reinterpret_cast<float*>(block_head)[index] = v;
-  else
-    reinterpret_cast<uint16_t*>(block_head)[index] = float_to_bf16(v);
-}
-
-void write_keys(const float* k, int head_dim, int offset_in_block, CacheKind cache, uint8_t* block_head) {
-  for (int d = 0; d < head_dim; ++d) put(cache, block_head, key_index(cache, offset_in_block, d, head_dim), k[d]);
-}
-
-void write_values(const float* v, int head_dim, int padded_dim, int offset_in_block, CacheKind cache,
-                  uint8_t* block_head) {
-  for (int d = 0; d < padded_dim; ++d)
-    put(cache, block_head, value_index(cache, offset_in_block, d, padded_dim), d < head_dim ? v[d] : 0.0f);
 }
 
 void embed(const PackedMatrix& w, int row, float* y) {

@@ -8,6 +8,7 @@ namespace qwench::QWENCH_SIMD {
 #include QWENCH_TILE
 #include "kernels/tile_rows.inl"
 #include "kernels/rows.inl"
+#include "kernels/cache.inl"
 #include "kernels/linear.inl"
 #include "kernels/attention.inl"
 #include "kernels/pack.inl"
