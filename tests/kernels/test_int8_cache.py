@@ -11,7 +11,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
-from programs import Tensors, batch, load, model_program, random_spec, random_tensors
+from programs import Tensors, batch, load, model_program, num_groups, random_spec, random_tensors
 
 from qwench.checkpoint.spec import RopeSpec
 from qwench.program.formats import BF16
@@ -52,7 +52,7 @@ def logits_of(target: str, cache_dtype: str, model: tuple[Program, Tensors], par
     table, done, rows = [14, *range(13)], 0, []
     for part in np.array_split(ids, parts):
         done += len(part)
-        rows.append(executor.step(batch([part], [done], [table])).copy())
+        rows.append(executor.step(batch([part], [done], [table], num_groups(program.spec))).copy())
     return np.concatenate(rows)
 
 
