@@ -224,6 +224,17 @@ def test_the_estimate_of_kvcache_num_blocks(
         RBLNQwen2ForCausalLM.from_pretrained(compiled)
 
 
+def test_layers_that_slide_count_as_the_others(tmp_path: Path) -> None:
+    """A block is of all layers; those with a window use less of it."""
+    sliding = {"use_sliding_window": True, "sliding_window": 64, "max_window_layers": 1}
+    folder = write_checkpoint(tmp_path / "checkpoint", seed=4, max_position_embeddings=POSITIONS, **sliding)
+    model = RBLNQwen2ForCausalLM.from_pretrained(folder, export=True)
+    cache, program = model.engine.cache, model.artifact.program
+    assert cache.num_blocks * cache.block_bytes(program) == BLOCK_BYTES
+    inputs = left_padded(random_prompts(14, 300, [200]))
+    assert_equal_answers(model, load_truth(folder), inputs, max_new_tokens=30, do_sample=False)
+
+
 # --- options and folders ------------------------------------------------------------------------------------------
 
 

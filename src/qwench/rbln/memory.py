@@ -9,6 +9,7 @@ import dataclasses
 import logging
 
 from qwench.artifact import Artifact
+from qwench.program.cache_groups import windows_of
 from qwench.rbln.config import RBLNDecoderOnlyModelForCausalLMConfig
 from qwench.runtime.loading import format_bytes, memory_budget
 
@@ -24,9 +25,13 @@ def with_cache_blocks(artifact: Artifact, config: RBLNDecoderOnlyModelForCausalL
     more was asked for than fits, or when less fits than full sequences for all rows need.
     """
     assert config.kvcache_block_size
-    budget, page = memory_budget(artifact), artifact.config.cache(1)
-    page_bytes = page.block_bytes(artifact.program)
-    block_bytes = page_bytes * config.kvcache_block_size / page.block_size
+    spec, page = artifact.program.spec, artifact.config.cache(1)
+    num_groups, page_bytes = (
+        len(windows_of(spec)),
+        page.block_bytes(artifact.program),
+    )  # a page is of one group's layers
+    budget = memory_budget(artifact)
+    block_bytes = num_groups * page_bytes * config.kvcache_block_size / page.block_size
     estimate = max(int(budget.rest // block_bytes), 0)
     blocks = config.kvcache_num_blocks or min(estimate, config.num_full_blocks)
     logger.info(
@@ -44,9 +49,9 @@ def with_cache_blocks(artifact: Artifact, config: RBLNDecoderOnlyModelForCausalL
             "memory holds %d cache blocks, %d would hold a full sequence in each of %s rows: when it is full, rows "
             "wait and are computed again", blocks, config.num_full_blocks, config.batch_size,
         )  # fmt: skip
-    if blocks * config.kvcache_block_size < (config.max_seq_len or 0):
+    pages = num_groups * -(-blocks * config.kvcache_block_size // page.block_size)
+    if pages < artifact.config.blocks_of_one_sequence(spec):
         return artifact  # the engine says how much memory is missing
-    pages = -(-blocks * config.kvcache_block_size // page.block_size)
     memory = max(budget.available, budget.used + pages * page_bytes)
     given = dataclasses.replace(artifact.config, kvcache_num_blocks=pages, memory=memory)
     return dataclasses.replace(artifact, config=given)
