@@ -171,7 +171,24 @@ def test_a_small_cache_gives_the_same_answers(artifact: Path, server: ServerProc
         assert small.metric("qwench_preemptions_total") > 0 and idle(small)
 
 
-def test_a_model_that_is_none(tmp_path: Path) -> None:
-    server = ServerProcess(tmp_path)
+@pytest.mark.parametrize("options", [("--memory", "1MiB"), ("--host", "203.0.113.1"), ("--api-key-file", "/no/such")])
+def test_a_server_that_can_not_start_says_why(artifact: Path, options: tuple[str, ...]) -> None:
+    server = ServerProcess(artifact, *options)
     assert server.process.wait(60) == 2
+    wait_for(lambda: server.log)
     assert len(server.log) == 1 and server.log[0].startswith("qwench: error:"), server.log
+
+
+def test_a_request_that_takes_too_long(artifact: Path) -> None:
+    with running_server(artifact, "--threads", "1", "--timeout", "0.3") as server, server.client() as http:
+        answer = http.post("/v1/completions", json=LONG)
+        assert answer.status_code == 504 and answer.json()["error"]["code"] == "timeout"
+        lines = http.post("/v1/completions", json={**LONG, "stream": True}).text.strip().split("\n\n")
+        assert json.loads(lines[-1][6:])["error"]["code"] == "timeout"
+        assert http.post("/v1/completions", json={"prompt": "a", "max_tokens": 1}).status_code == 200
+
+
+def test_nobody_waits_where_nobody_may(artifact: Path) -> None:
+    with running_server(artifact, "--threads", "1", "--max-queued", "0") as server, server.client() as http:
+        assert http.post("/v1/completions", json={**LONG, "n": 8, "max_tokens": 2}).status_code == 200
+        assert http.post("/v1/completions", json={**LONG, "n": 9, "max_tokens": 2}).status_code == 400

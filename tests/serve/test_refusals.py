@@ -79,6 +79,7 @@ BAD_COMPLETIONS: list[dict[str, Any]] = [
     {"prompt": ["a"] * 129}, {"prompt": [1] * 2048}, {"prompt": "a", "max_tokens": 0}, {"prompt": "a", "logprobs": 21},
     {"prompt": "a", "best_of": 2}, {"prompt": ["a", "b"], "suffix": "c"}, {"prompt": "a", "suffix": "c"},
     {"prompt": "a", "max_tokens": 2048}, {"prompt": [[1], "a"]}, {"prompt": [True]}, {"prompt": None},
+    {"prompt": "a", "n": 100, "max_tokens": 1000, "logprobs": 5},
     {"prompt": "a", "echo": True, "logprobs": 1}, {"prompt": ["a"] * 128, "n": 2},
 ]  # fmt: skip
 
@@ -141,6 +142,8 @@ def test_refusals_are_quick(http: httpx.Client) -> None:
     bodies = (
         {"messages": MESSAGES, "n": 10**9}, {"messages": MESSAGES, "max_tokens": 10**9},
         {"messages": [{"role": "user", "content": "fox " * 50_000}]}, {"messages": [{"role": "x"}] * 5000},
+        {str(i): i for i in range(10_000)}, {"messages": MESSAGES, "logit_bias": {str(-i): "x" for i in range(9000)}},
+        {"messages": [{str(i): i for i in range(10_000)}]}, {"messages": [[[[]]]] * 8000},
     )  # fmt: skip
     for body in bodies:
         taken = []

@@ -19,7 +19,7 @@ class Admission:
     """num_open: samples admitted and not yet over."""
 
     def __init__(self, max_queued: int) -> None:
-        self.max_queued, self.max_running = max_queued, 0
+        self.max_queued, self.max_running = max_queued, 0  # how many run is known once there's an engine
         self.num_open = self.num_refused = 0
         self._sample_s = 0.5  # how long a place stays taken, a moving average
 

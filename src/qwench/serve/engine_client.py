@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from qwench.errors import DeadlineError
 from qwench.runtime.limits import RequestLimits
 from qwench.runtime.request import FinishReason, SamplingParams
 from qwench.serve.child import Child
@@ -39,7 +40,7 @@ class Piece(NamedTuple):
 
     choice: prompt's place times n, plus the sample's index. logprobs: [token_id, text, logprob, [[token_id, text,
     logprob], ...]], TokenInfo of the token and of the likeliest ones. num_cached: prompt tokens found in the KV cache,
-    known with the last piece of a prompt. error: why finish_reason is "error".
+    known with the last piece of a prompt. error: why finish_reason is "error": kind of QwenchError and message.
     """
 
     choice: int
@@ -49,7 +50,7 @@ class Piece(NamedTuple):
     finish_reason: FinishReason | None
     stop_reason: int | str | None
     num_cached: int
-    error: str | None
+    error: list[str] | None
 
 
 @dataclass(frozen=True)
@@ -122,7 +123,7 @@ class Generation:
         if piece.finish_reason is not None:
             self._end_choice(piece.choice, piece.finish_reason)
             if piece.finish_reason == "error":
-                self.fail(ApiError.server_error(f"the engine failed: {piece.error or 'a step went wrong'}"))
+                self.fail(_failure(*(piece.error or ("QwenchError", "the step failed"))))
             elif not self._open:
                 self._end()
 
@@ -159,6 +160,12 @@ class _Progress:
 
     num_tokens: int = 0
     first_token_s: float | None = None
+
+
+def _failure(kind: str, message: str) -> ApiError:
+    if kind == DeadlineError.__name__:
+        return ApiError(504, message, "server_error", code="timeout")
+    return ApiError.server_error(message)
 
 
 class EngineClient(Supervised):

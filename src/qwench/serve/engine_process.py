@@ -109,7 +109,7 @@ class EngineProcess:
         error, num_cached, logprobs = None, 0, None
         if delta.output is not None:
             answer = delta.output.outputs[delta.index]
-            error = None if answer.error is None else str(answer.error)
+            error = None if answer.error is None else [type(answer.error).__name__, str(answer.error)]
             num_cached = delta.output.outputs[0].timings.num_cached_tokens
         if delta.logprobs is not None and not _is_end_token(delta):
             logprobs = self._logprobs(delta.token_ids[0], delta.logprobs)

@@ -14,7 +14,6 @@ from collections.abc import Callable
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from qwench.serve.admission import Admission
 from qwench.serve.failures import ApiError
 from qwench.serve.keys import ApiKeys
 
@@ -26,14 +25,15 @@ MAX_BODIES_BYTES = 256 << 20  # of all requests together that are being read or 
 
 
 class Guard:
-    """ASGI middleware. max_body_bytes: asked for each request, because it depends on a model that may not be loaded."""
+    """ASGI middleware. check_room: raises ApiError when one of `answer_paths` has to wait for better times.
+    max_body_bytes: asked for each request, because it depends on a model that may not be loaded."""
 
     def __init__(
-        self, app: ASGIApp, *, keys: ApiKeys | None, hosts: frozenset[str], admission: Admission,
-        answer_paths: frozenset[str], max_body_bytes: Callable[[], int],
+        self, app: ASGIApp, *, keys: ApiKeys | None, hosts: frozenset[str], answer_paths: frozenset[str],
+        check_room: Callable[[], None], max_body_bytes: Callable[[], int],
     ) -> None:  # fmt: skip
-        self._app, self._keys, self._hosts, self._admission = app, keys, hosts, admission
-        self._answer_paths, self._max_body_bytes = answer_paths, max_body_bytes
+        self._app, self._keys, self._hosts, self._answer_paths = app, keys, hosts, answer_paths
+        self._check_room, self._max_body_bytes = check_room, max_body_bytes
         self._bodies_bytes = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -69,7 +69,7 @@ class Guard:
         if scope["method"] == "POST":
             self._check_body(headers)
             if scope["path"] in self._answer_paths:
-                self._admission.check_room()
+                self._check_room()
 
     def _check_body(self, headers: Headers) -> None:
         kind = headers.get("content-type", "").partition(";")[0].strip().lower()

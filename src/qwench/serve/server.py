@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import math
 import resource
 import socket
@@ -48,13 +49,14 @@ async def _serve(
 ) -> None:  # fmt: skip
     service = Service(settings, engine, text)
     app = Guard(
-        make_app(service), keys=keys, hosts=settings.accepted_hosts, admission=service.admission,
-        answer_paths=ANSWER_PATHS, max_body_bytes=service.max_body_bytes,
+        make_app(service), keys=keys, hosts=settings.accepted_hosts, answer_paths=ANSWER_PATHS,
+        check_room=service.check_room, max_body_bytes=service.max_body_bytes,
     )  # fmt: skip
     config = uvicorn.Config(
         app, http=LimitedProtocol, ws="none", lifespan="off", log_config=None, access_log=False, server_header=False,
         proxy_headers=False, timeout_keep_alive=KEEP_ALIVE_S, timeout_graceful_shutdown=math.ceil(settings.drain_s),
     )  # fmt: skip
+    logging.getLogger("uvicorn").setLevel(logging.CRITICAL)  # what clients do wrong is told to them, not to the log
     server = _Server(config)
     listening = asyncio.create_task(server.serve([listener]))
     starting = asyncio.create_task(_start(engine, text))

@@ -18,6 +18,7 @@ from qwench.serve.metrics import ServerMetrics
 from qwench.serve.settings import ServeSettings
 from qwench.serve.text_client import TextClient
 
+MAX_LOGPROBS = 1 << 18  # of one request; each takes about 250 bytes while it is gathered
 BODY_BYTES, BODY_BYTES_PER_TOKEN = 256 << 10, 32  # what a body may have by default
 
 
@@ -38,6 +39,11 @@ class Service:
     def name(self) -> str:
         """What the model is called in answers."""
         return self.settings.names[0]
+
+    def check_room(self) -> None:
+        """Raises ApiError 503 while there's no engine, 429 when not even one more answer may wait."""
+        self.engine_info()
+        self.admission.check_room()
 
     def engine_info(self) -> EngineInfo:
         """Raises ApiError 503 while there's no engine."""
@@ -75,6 +81,7 @@ class Service:
             for prompt in prompts:
                 check_length(prompt, params, limits.max_seq_len)
                 limits.check(prompt, params)
+            check_logprobs(prompts, params, limits.max_seq_len)
             return self.engine.submit(prompts, params, start_s, release, salt=salt or ""), prompts
         except RequestError as error:
             release()
@@ -94,6 +101,20 @@ def check_length(prompt: list[int], params: SamplingParams, max_seq_len: int) ->
             "prompt or the answer.",
             param="messages", code="context_length_exceeded",
         )  # fmt: skip
+
+
+def check_logprobs(prompts: list[list[int]], params: SamplingParams, max_seq_len: int) -> None:
+    """Raises ApiError when the request could get more log-probabilities than memory is to hold."""
+    if params.logprobs is None:
+        return
+    longest = sum(params.max_tokens or max_seq_len - len(prompt) for prompt in prompts)
+    count = longest * params.n * (params.logprobs + 1)
+    if count > MAX_LOGPROBS:
+        raise ApiError.bad_request(
+            f"the answers could have {count} log-probabilities, and no more than {MAX_LOGPROBS} are given at once; "
+            "lower max_tokens, n or the number of likeliest tokens",
+            param="logprobs",
+        )
 
 
 def new_id(prefix: str) -> str:

@@ -18,12 +18,13 @@ from qwench.serve.engine_client import Generation
 from qwench.serve.failures import ApiError
 
 DONE = b"data: [DONE]\n\n"
+_to_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}  # proxies must not hold events back
 
 
 def event(data: dict[str, Any], name: str | None = None) -> bytes:
     """One event. Its JSON has no line breaks, so that it is one line of data."""
-    text = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
+    text = _to_json(data)
     return f"event: {name}\ndata: {text}\n\n".encode() if name else f"data: {text}\n\n".encode()
 
 

@@ -4,9 +4,16 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
-from qwench.serve.protocol.common import MAX_TOP_LOGPROBS, Body, Count, SamplingFields, StreamOptions
+from qwench.serve.protocol.common import (
+    MAX_TOP_LOGPROBS,
+    Body,
+    Count,
+    SamplingFields,
+    StreamOptions,
+    few_entries,
+)
 
 
 class TextPart(Body):
@@ -20,7 +27,7 @@ class ChatMessage(Body):
     """One turn. `developer` is what OpenAI calls `system` now."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | Annotated[list[TextPart], Field(max_length=1024)]
+    content: str | Annotated[list[TextPart], Field(max_length=1024, fail_fast=True)]
     name: str | None = None
 
     def to_template(self) -> dict[str, Any]:
@@ -39,7 +46,7 @@ class TextFormat(Body):
 class ChatRequest(SamplingFields):
     """A conversation to go on with."""
 
-    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=8192)]
+    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=8192, fail_fast=True)]
     model: str | None = None
     logprobs: bool | None = None
     max_completion_tokens: Count | None = None
@@ -49,4 +56,4 @@ class ChatRequest(SamplingFields):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
-    chat_template_kwargs: Annotated[dict[str, bool | int | float | str], Field(max_length=16)] | None = None
+    chat_template_kwargs: Annotated[dict[str, bool | int | float | str], BeforeValidator(few_entries)] | None = None

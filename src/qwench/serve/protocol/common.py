@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
 
 from qwench.runtime.request import SamplingParams
 
@@ -22,10 +23,32 @@ TokenIdText = Annotated[str, Field(pattern=r"^[0-9]{1,10}$")]
 Bias = Annotated[float, Field(ge=-100, le=100)]
 
 
-class Body(BaseModel):
-    """JSON that means what it says: "1" is no number, 1 no truth, NaN nothing at all."""
+MAX_ENTRIES = 1024
 
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+def few_entries(value: Any) -> Any:
+    """Before any of them is looked at."""
+    if isinstance(value, dict) and len(value) > MAX_ENTRIES:
+        raise ValueError(f"it has {len(value)} entries; no more than {MAX_ENTRIES} are allowed")
+    return value
+
+
+class Body(BaseModel):
+    """JSON that means what it says: "1" is no number, 1 no truth, NaN nothing at all, and an unknown field a mistake.
+
+    The first unknown field is refused, where pydantic's own extra="forbid" would collect them all, however many.
+    """
+
+    model_config = ConfigDict(strict=True, allow_inf_nan=False, json_schema_extra={"additionalProperties": False})
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_unknown(cls, data: Any) -> Any:
+        if isinstance(data, dict):
+            for name in data:
+                if name not in cls.model_fields:
+                    raise PydanticCustomError("unknown_field", "unknown field {name}", {"name": name[:64]})
+        return data
 
 
 class StreamOptions(Body):
@@ -38,11 +61,11 @@ class SamplingFields(Body):
     """How to choose tokens and when to stop. What isn't given is as the model's generation_config.json says."""
 
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
-    logit_bias: Annotated[dict[TokenIdText, Bias], Field(max_length=1024)] | None = None
+    logit_bias: Annotated[dict[TokenIdText, Bias], BeforeValidator(few_entries)] | None = None
     n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     seed: Annotated[int, Field(ge=-INT64, lt=INT64)] | None = None
-    stop: StopString | Annotated[list[StopString], Field(max_length=MAX_STOPS)] | None = None
+    stop: StopString | Annotated[list[StopString], Field(max_length=MAX_STOPS, fail_fast=True)] | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
 
@@ -53,7 +76,7 @@ class SamplingFields(Body):
     min_tokens: Annotated[int, Field(ge=0, lt=MAX_TOKENS)] | None = None
     repetition_penalty: Annotated[float, Field(gt=0, le=100)] | None = None
     skip_special_tokens: bool | None = None
-    stop_token_ids: Annotated[list[TokenId], Field(max_length=1024)] | None = None
+    stop_token_ids: Annotated[list[TokenId], Field(max_length=1024, fail_fast=True)] | None = None
     top_k: Annotated[int, Field(ge=-1, lt=MAX_TOKENS)] | None = None
     cache_salt: Annotated[str, Field(max_length=256)] | None = None
 

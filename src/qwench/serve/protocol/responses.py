@@ -25,7 +25,7 @@ class InputMessage(Body):
     """One turn; id and status where it is a former answer given back."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | Annotated[list[InputText], Field(max_length=1024)]
+    content: str | Annotated[list[InputText], Field(max_length=1024, fail_fast=True)]
     type: Literal["message"] = "message"
     id: str | None = None
     status: Literal["in_progress", "completed", "incomplete"] | None = None
@@ -48,7 +48,7 @@ class ResponsesRequest(SamplingFields):
 
     n: None = None
     stop: None = None
-    input: str | Annotated[list[InputMessage], Field(min_length=1, max_length=8192)]
+    input: str | Annotated[list[InputMessage], Field(min_length=1, max_length=8192, fail_fast=True)]
     model: str | None = None
     background: Literal[False] | None = None
     include: list[Literal["message.output_text.logprobs", "reasoning.encrypted_content"]] | None = None
@@ -58,7 +58,7 @@ class ResponsesRequest(SamplingFields):
     stream: bool | None = None
     text: TextOptions | None = None
     tool_choice: Literal["auto", "none"] | None = None
-    tools: Annotated[list[Any], Field(max_length=0)] | None = None
+    tools: Annotated[list[Any], Field(max_length=0, fail_fast=True)] | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
     truncation: Literal["disabled"] | None = None
 

@@ -14,7 +14,7 @@ class TokenizeRequest(Body):
     """A text, or a conversation that goes through the chat template. return_token_strs: the tokens as text, too."""
 
     prompt: str | None = None
-    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=8192)] | None = None
+    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=8192, fail_fast=True)] | None = None
     model: str | None = None
     add_generation_prompt: bool = True
     add_special_tokens: bool = True
@@ -30,5 +30,5 @@ class TokenizeRequest(Body):
 class DetokenizeRequest(Body):
     """Token ids to read."""
 
-    tokens: Annotated[list[TokenId], Field(max_length=1 << 20)]
+    tokens: Annotated[list[TokenId], Field(max_length=1 << 20, fail_fast=True)]
     model: str | None = None
