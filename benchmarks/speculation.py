@@ -30,7 +30,7 @@ from qwench import LLM, SamplingParams
 from qwench.host import cpu_name, num_cpus
 from qwench.runtime.engine import Engine
 from qwench.runtime.request import Request
-from qwench.targets.target import Executor, Float32, StepBatch
+from qwench.targets.target import LOGIT_GROUP, Executor, Float32, StepBatch
 from qwench.text.chat import render_chat
 
 TEXTS = Path(__file__).parent / "texts"
@@ -81,7 +81,10 @@ class DictatingExecutor:
                 sequence += 1
             following = lengths[sequence] - (ends[sequence] - row) + 1
             if following < len(self.text):
-                result[i, self.text[following]] = FAR_ABOVE
+                token = self.text[following]
+                result[i, token] = FAR_ABOVE
+                if maxima is not None:
+                    maxima[i, token // LOGIT_GROUP] = FAR_ABOVE
         return result
 
     def __getattr__(self, name: str) -> Any:
@@ -204,7 +207,9 @@ def measure(engines: tuple[Engine, Engine], works: Sequence[Work], args: argpars
         for name, work, guesses in [*((w.name, w, args.guesses) for w in works), (CONTROL, control, 0)]:
             count = args.generate if work.answer is None else len(work.answer)
             runs = [Answering(e, work, count, n, args.users) for e, n in zip(pair, (0, guesses), strict=True)]
-            keep(found, name, "with", race(runs))
+            samples = race(runs)
+            assert work.answer is None or samples[0].tokens == work.answer[:count], "it says what is dictated"
+            keep(found, name, "with", samples)
         for guesses in GUESSES if args.bounds else ():
             for kind in ("right", "wrong"):
                 keep(found, str(guesses), kind, race(fixed(engines, works[0], guesses, kind == "right", args.users)))
