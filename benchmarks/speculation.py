@@ -110,6 +110,9 @@ class FixedGuesses:
     def __init__(self, text: list[int], is_right: bool) -> None:
         self.text, self.is_right = text, is_right
 
+    def has_guess(self, num_tokens: int) -> bool:
+        return num_tokens < len(self.text)
+
     def propose(self, num_tokens: int, limit: int) -> Iterator[tuple[int, float]]:
         for token in self.text[num_tokens : num_tokens + limit]:
             yield (token if self.is_right else token ^ 1), 1.0

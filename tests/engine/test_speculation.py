@@ -243,6 +243,9 @@ class Oracle:
         self.text = prompt + [token for token, _, _ in answer]
         self.rng, self.share_right = rng, rng.choice((0.0, 0.5, 0.9, 1.0))
 
+    def has_guess(self, num_tokens: int) -> bool:
+        return True
+
     def propose(self, num_tokens: int, limit: int) -> Iterator[tuple[int, float]]:
         for at in range(num_tokens, num_tokens + limit):
             is_right = at < len(self.text) and self.rng.random() < self.share_right

@@ -171,7 +171,7 @@ def _plans(args: Namespace, llm: LLM, style: str) -> tuple[list[str], list[Plan]
 
 def _default_users(engine: Engine, prompts: Sequence[Sequence[int]], num_iterations: int) -> int:
     """As many as the demo has by default, or as batch_size and cache allow."""
-    blocks = -(-(max(map(len, prompts)) + num_iterations) // engine.cache.block_size)
+    blocks = engine.scheduler.most_blocks(max(map(len, prompts)) + num_iterations)
     return max(1, min(DEFAULT_USERS, engine.max_num_seqs, engine.cache.num_blocks // blocks))
 
 

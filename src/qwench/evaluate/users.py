@@ -103,7 +103,7 @@ def check_plan(engine: Engine, plan: Plan) -> None:
             f"the longest prompt and {plan.num_iterations} iterations make {longest} tokens, more than the "
             f"{engine.max_seq_len} the model was compiled for; ask for fewer iterations or give shorter prompts"
         )
-    needed = users * -(-(longest - 1) // engine.cache.block_size)  # the last token is never computed
+    needed = users * engine.scheduler.most_blocks(longest - 1)  # the last token is never computed
     if needed > engine.cache.num_blocks:
         raise ConfigError(
             f"{users} users with up to {longest} tokens each need {needed} cache blocks, and memory allows "

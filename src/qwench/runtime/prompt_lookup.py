@@ -37,12 +37,21 @@ class PromptLookup:
         self._match_len = 0  # tokens before `_source` that equal the last ones
         self._odds = list(_FIRST_ODDS)
 
+    def has_guess(self, num_tokens: int) -> bool:
+        """Whether there is a guess for what follows the first `num_tokens` tokens, which never fall from call to call.
+
+        Cheap: this is all that text costs which doesn't repeat itself.
+        """
+        if num_tokens > self._num_seen:
+            self._catch_up(num_tokens)
+        return self._source is not None
+
     def propose(self, num_tokens: int, limit: int) -> Iterator[tuple[int, float]]:
         """Up to `limit` guesses for what follows the first `num_tokens` tokens: each a token, and the probability that
-        it and all before it are right. None without a match. `num_tokens` never falls from call to call."""
-        self._catch_up(num_tokens)
-        if self._source is None:
+        it and all before it are right. None without a match."""
+        if not self.has_guess(num_tokens):
             return
+        assert self._source is not None
         guesses: list[int] = []
         probability = 1.0
         for i in range(limit):
@@ -53,29 +62,27 @@ class PromptLookup:
             yield guesses[-1], probability
 
     def _catch_up(self, num_tokens: int) -> None:
-        new = self._tokens[self._num_seen : num_tokens].tolist()
         if self._num_seen == 0:
-            for token in new:
+            for token in self._tokens[:num_tokens].tolist():
                 self._remember(token)
             self._find_match()
         else:
-            for token in new:
-                resumed = self._judge(token)
+            for at in range(self._num_seen, num_tokens):
+                token = int(self._tokens[at])
+                resumed = None if self._source is None else self._judge(token, self._source)
                 self._remember(token)
                 if self._source is None:
                     self._find_match()
                 if self._source is None:
                     self._source, self._match_len = resumed, 0
 
-    def _judge(self, token: int) -> int | None:
-        """Was the next token guessed right? A match goes on as long as it is. Returns where a long one that ended
-        here could be resumed."""
-        if self._source is None:
-            return None
-        is_right = bool(self._tokens[self._source] == token)
+    def _judge(self, token: int, source: int) -> int | None:
+        """Was the next token guessed right, from `source`? A match goes on as long as it is. Returns where a long one
+        that ended here could be resumed."""
+        is_right = bool(self._tokens[source] == token)
         index = _odds_index(self._match_len)
         self._odds[index] += _LEARNING_RATE * (is_right - self._odds[index])
-        following = self._source + 1
+        following = source + 1
         if is_right:
             self._source, self._match_len = following, self._match_len + 1
             return None

@@ -109,12 +109,13 @@ class Scheduler:
         budget = min(budget, MAX_STEP_DRAFTS)
         for request, count in plan.items():
             end = request.num_tokens
-            if request.lookup is None or request.num_computed + count < end:
+            lookup = request.lookup
+            if lookup is None or request.num_computed + count < end or not lookup.has_guess(end):
                 continue
             room = (request.num_blocks + self.pool.num_free // len(self.windows)) * self.block_size
             limit = min(budget, request.params.prompt_lookup_num_tokens, room - end, request.max_len - end - 1)
             num_drafts = 0
-            for token, probability in request.lookup.propose(end, limit):
+            for token, probability in lookup.propose(end, limit):
                 if probability * cost <= _TOKEN_COST * expected or token in request.stop_tokens:
                     break
                 request.tokens[end + num_drafts] = token
