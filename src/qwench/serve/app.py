@@ -20,6 +20,7 @@ from qwench.serve.chat import answer_chat
 from qwench.serve.completions import answer_completion
 from qwench.serve.failures import ApiError
 from qwench.serve.json_body import StrictRoute
+from qwench.serve.page import page_file
 from qwench.serve.protocol.chat import ChatRequest
 from qwench.serve.protocol.completions import CompletionRequest
 from qwench.serve.protocol.responses import ResponsesRequest
@@ -42,6 +43,7 @@ def make_app(service: Service) -> FastAPI:
     _add_answers(app, service)
     _add_tokens(app, service)
     _add_state(app, service)
+    _add_page(app)
     return app
 
 
@@ -95,6 +97,13 @@ def _add_state(app: FastAPI, service: Service) -> None:
     async def model(name: str) -> Response:
         service.check_model(name)
         return JSONResponse(_model(service, name))
+
+
+def _add_page(app: FastAPI) -> None:
+    @app.get("/", include_in_schema=False)
+    @app.get("/ui/{name}", include_in_schema=False)
+    async def page(request: Request) -> Response:
+        return page_file(request.url.path)
 
 
 def _model(service: Service, name: str) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from qwench.serve.failures import ApiError
 from qwench.serve.keys import ApiKeys
+from qwench.serve.page import PATHS as PAGE_PATHS
 
 logger = logging.getLogger(__name__)
 
@@ -61,7 +62,8 @@ class Guard:
             return
         given = b",".join(value for name, value in scope["headers"] if name == b"authorization")
         if self._keys is not None and not self._keys.accepts(given):
-            hint = {"www-authenticate": "Bearer"}
+            # A browser that opens the page asks its user then, and takes the password for all the page asks for.
+            hint = {"www-authenticate": 'Basic realm="qwench"' if scope["path"] in PAGE_PATHS else "Bearer"}
             raise ApiError(
                 401, "give an API key of this server as Authorization: Bearer KEY", code="invalid_api_key",
                 headers=hint,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import binascii
 import hashlib
 import hmac
 from pathlib import Path
@@ -36,11 +38,21 @@ class ApiKeys:
         return cls(keys)
 
     def accepts(self, authorization: bytes) -> bool:
-        """Whether an Authorization header's value is "Bearer" and one of the keys. Takes as long for each."""
+        """Whether an Authorization header's value is "Bearer" and one of the keys, or "Basic" with a key as any user's
+        password. Takes as long for each key."""
         scheme, _, key = authorization.partition(b" ")
-        given = _digest(key.strip())
+        kind = scheme.lower()
+        given = _digest(_password(key) if kind == b"basic" else key.strip())
         matches = [hmac.compare_digest(given, digest) for digest in self._digests]
-        return any(matches) and scheme.lower() == b"bearer"
+        return any(matches) and kind in (b"bearer", b"basic")
+
+
+def _password(credentials: bytes) -> bytes:
+    """Of RFC 7617's base64 of "user:password"; empty, which is no key, for anything else."""
+    try:
+        return base64.b64decode(credentials.strip(), validate=True).partition(b":")[2]
+    except binascii.Error:
+        return b""
 
 
 def _digest(key: bytes) -> bytes:
