@@ -84,3 +84,11 @@ def test_options_of_the_config(model: PackedModel) -> None:
     assert engine.eos_token_ids == {3}
     with pytest.raises(ConfigError, match="num_threads"):
         load_engine(model, num_threads=0)
+
+
+def test_batch_sizes_to_prepare_are_not_passed_over_in_silence(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    load_engine(packed_model(max_seq_len=256, batch_size=4), memory=GIB)
+    assert "decoder_batch_sizes" not in caplog.text
+    load_engine(packed_model(max_seq_len=256, batch_size=4, decoder_batch_sizes=[1, 4]), memory=GIB)
+    assert "decoder_batch_sizes (4, 1): this target runs any number of sequences up to 4" in caplog.text

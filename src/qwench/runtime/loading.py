@@ -58,6 +58,11 @@ def load_engine(
         raise ConfigError(
             "create_runtimes is False: such a model is only compiled and saved; load it without to run it"
         )
+    if config.decoder_batch_sizes not in (None, (config.batch_size,)):
+        logger.info(
+            "decoder_batch_sizes %s: this target runs any number of sequences up to %d as it is and prepares nothing",
+            config.decoder_batch_sizes, config.batch_size,
+        )  # fmt: skip
     threads = num_cpus() if num_threads is None else num_threads
     if not 1 <= threads <= MAX_THREADS:
         raise ConfigError(f"num_threads is {num_threads}; it must be from 1 to {MAX_THREADS}")
