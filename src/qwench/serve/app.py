@@ -18,17 +18,21 @@ from qwench.errors import RequestError
 from qwench.serve import failures, tokens
 from qwench.serve.chat import answer_chat
 from qwench.serve.completions import answer_completion
+from qwench.serve.embeddings import embed
 from qwench.serve.failures import ApiError
 from qwench.serve.json_body import StrictRoute
 from qwench.serve.page import page_file
 from qwench.serve.protocol.chat import ChatRequest
 from qwench.serve.protocol.completions import CompletionRequest
+from qwench.serve.protocol.embeddings import EmbeddingRequest
 from qwench.serve.protocol.responses import ResponsesRequest
 from qwench.serve.protocol.tokens import DetokenizeRequest, TokenizeRequest
 from qwench.serve.responses import answer_response
 from qwench.serve.service import Service
 
-ANSWER_PATHS = frozenset(("/v1/chat/completions", "/v1/completions", "/v1/responses"))  # they need places in the queue
+ANSWER_PATHS = frozenset(
+    ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/embeddings")
+)  # they need places in the queue
 
 
 def make_app(service: Service) -> FastAPI:
@@ -59,6 +63,10 @@ def _add_answers(app: FastAPI, service: Service) -> None:
     @app.post("/v1/responses")
     async def responses(body: ResponsesRequest, request: Request) -> Response:
         return await answer_response(service, body, request)
+
+    @app.post("/v1/embeddings")
+    async def embeddings(body: EmbeddingRequest, request: Request) -> Response:
+        return JSONResponse(await embed(service, body, request))
 
 
 def _add_tokens(app: FastAPI, service: Service) -> None:

@@ -26,16 +26,14 @@ async def answer_completion(service: Service, body: CompletionRequest, request: 
     service.check_model(body.model)
     info = service.engine_info()
     params, max_len = _params(body, info), info.limits.max_seq_len
-    prompts = _as_list(body.prompt)
+    prompts = as_list(body.prompt)
     if body.suffix is not None and (len(prompts) > 1 or not isinstance(prompts[0], str)):
         raise ApiError.bad_request("suffix goes with one prompt, given as text", param="suffix")
 
     async def make_prompts() -> list[list[int]]:
         if body.suffix is not None:
             return [await service.text.fill(str(prompts[0]), body.suffix, max_len)]
-        texts = [prompt for prompt in prompts if isinstance(prompt, str)]
-        encoded = iter(await service.text.encode(texts, max_len)) if texts else iter(())
-        return [next(encoded) if isinstance(prompt, str) else prompt for prompt in prompts]
+        return await service.encode(prompts, max_len)
 
     generation, token_ids = await service.submit(make_prompts, len(prompts), params, body.cache_salt)
     try:
@@ -64,7 +62,8 @@ def _params(body: CompletionRequest, info: EngineInfo) -> SamplingParams:
     return body.sampling_params(info.defaults, max_tokens=max_tokens, logprobs=body.logprobs)
 
 
-def _as_list(prompt: str | list[str] | list[int] | list[list[int]]) -> list[str | list[int]]:
+def as_list(prompt: str | list[str] | list[int] | list[list[int]]) -> list[str | list[int]]:
+    """One prompt or several, as several."""
     if isinstance(prompt, str) or isinstance(prompt[0], int):
         return [prompt]
     return list(prompt)

@@ -1,7 +1,8 @@
 """The engine process as the endpoints see it: submit prompts, take the pieces of the answers as they come.
 
-Messages to the process: {"add": name, "prompt": token ids, "params": ..., "salt": ...} and {"abort": name}. From it:
-{"ready": EngineInfo}, {"deltas": [[name, *Piece], ...], "metrics": {...}} and {"refused": name, "reason": ...}.
+Messages to the process: {"add": name, "prompt": token ids, "params": ..., "salt": ...}, the same with "pooling" in
+place of "params" for an embedding, and {"abort": name}. From it: {"ready": EngineInfo}, {"deltas": [[name, *Piece],
+...], "metrics": {...}} and {"refused": name, "reason": ...}.
 Knows no HTTP and no JSON of OpenAI's.
 """
 
@@ -18,6 +19,7 @@ from typing import Any, NamedTuple
 
 from qwench.errors import DeadlineError
 from qwench.runtime.limits import RequestLimits
+from qwench.runtime.pooling import Pooling
 from qwench.runtime.request import FinishReason, SamplingParams
 from qwench.serve.child import Child
 from qwench.serve.failures import ApiError
@@ -41,6 +43,7 @@ class Piece(NamedTuple):
     choice: prompt's place times n, plus the sample's index. logprobs: [token_id, text, logprob, [[token_id, text,
     logprob], ...]], TokenInfo of the token and of the likeliest ones. num_cached: prompt tokens found in the KV cache,
     known with the last piece of a prompt. error: why finish_reason is "error": kind of QwenchError and message.
+    embedding: base64 of the little-endian fp32 numbers, where one was asked for.
     """
 
     choice: int
@@ -51,6 +54,7 @@ class Piece(NamedTuple):
     stop_reason: int | str | None
     num_cached: int
     error: list[str] | None
+    embedding: str | None
 
 
 @dataclass(frozen=True)
@@ -187,13 +191,24 @@ class EngineClient(Supervised):
         """Queues the prompts, checked by `info.limits`, each with `params`. start_s: when the request came, on the
         monotonic clock. on_end: called once, when all is over."""
         generation = Generation(self, len(prompts) * params.n, start_s, on_end)
-        plain = params_to_json(params)
+        self._queue(generation, prompts, params.n, {"params": params_to_json(params), "salt": salt})
+        return generation
+
+    def embed(
+        self, prompts: Sequence[list[int]], pooling: Pooling, start_s: float, on_end: Callable[[], None],
+        *, salt: str = "",
+    ) -> Generation:  # fmt: skip
+        """As `submit`, for embeddings: each prompt gets a single piece."""
+        generation = Generation(self, len(prompts), start_s, on_end)
+        self._queue(generation, prompts, 1, {"pooling": pooling, "salt": salt})
+        return generation
+
+    def _queue(self, generation: Generation, prompts: Sequence[list[int]], n: int, wish: Message) -> None:
         for index, prompt in enumerate(prompts):
             name = str(next(self._names))
             generation.names.append(name)
-            self._open[name] = (generation, index * params.n)
-            self.send({"add": name, "prompt": prompt, "params": plain, "salt": salt})
-        return generation
+            self._open[name] = (generation, index * n)
+            self.send({"add": name, "prompt": prompt, **wish})
 
     def abort(self, name: str) -> None:
         if self._open.pop(name, None) is not None:

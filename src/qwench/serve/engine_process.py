@@ -7,6 +7,7 @@ EngineClient, which documents the messages.
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 import os
 import queue
@@ -82,15 +83,18 @@ class EngineProcess:
             if "abort" in message:
                 engine.abort(message["abort"])
             else:
-                self._add(message)
+                self._add(message["add"], message)
         return True
 
-    def _add(self, message: Message) -> None:
+    def _add(self, name: str, message: Message) -> None:
+        engine, prompt, salt = self._llm.text_engine, message["prompt"], message["salt"]
         try:
-            params = params_from_json(message["params"])
-            self._llm.text_engine.add(message["prompt"], params, request_id=message["add"], cache_salt=message["salt"])
+            if "pooling" in message:
+                engine.add_embedding(prompt, message["pooling"], request_id=name, cache_salt=salt)
+            else:
+                engine.add(prompt, params_from_json(message["params"]), request_id=name, cache_salt=salt)
         except RequestError as error:
-            self._outbox.put({"refused": message["add"], "reason": str(error)})
+            self._outbox.put({"refused": name, "reason": str(error)})
 
     def _step(self) -> None:
         rows = [self._row(delta) for delta in self._llm.text_engine.step()]
@@ -106,16 +110,17 @@ class EngineProcess:
 
     def _row(self, delta: Delta) -> list[Any]:
         """The fields of engine_client.Piece behind the request's name."""
-        error, num_cached, logprobs = None, 0, None
+        error, num_cached, logprobs, embedding = delta.error, 0, None, None
         if delta.output is not None:
-            answer = delta.output.outputs[delta.index]
-            error = None if answer.error is None else [type(answer.error).__name__, str(answer.error)]
+            error = delta.output.outputs[delta.index].error
             num_cached = delta.output.outputs[0].timings.num_cached_tokens
         if delta.logprobs is not None and not _is_end_token(delta):
             logprobs = self._logprobs(delta.token_ids[0], delta.logprobs)
+        if delta.embedding is not None:
+            embedding = base64.b64encode(delta.embedding.astype("<f4").tobytes()).decode()
         return [
             delta.request_id, delta.index, delta.text, delta.token_ids, logprobs, delta.finish_reason,
-            delta.stop_reason, num_cached, error,
+            delta.stop_reason, num_cached, error and [type(error).__name__, str(error)], embedding,
         ]  # fmt: skip
 
     def _logprobs(self, token_id: int, logprobs: TokenLogprobs) -> list[Any]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 
 from qwench.errors import RequestError
 from qwench.runtime.request import SamplingParams
@@ -67,6 +67,12 @@ class Service:
             return self.settings.max_body_bytes
         info = self.engine.info
         return BODY_BYTES + (BODY_BYTES_PER_TOKEN * info.limits.max_seq_len if info else 0)
+
+    async def encode(self, prompts: Sequence[str | list[int]], max_tokens: int) -> list[list[int]]:
+        """Texts as tokens; tokens stay what they are."""
+        texts = [prompt for prompt in prompts if isinstance(prompt, str)]
+        encoded = iter(await self.text.encode(texts, max_tokens)) if texts else iter(())
+        return [next(encoded) if isinstance(prompt, str) else prompt for prompt in prompts]
 
     async def submit(
         self, make_prompts: Callable[[], Awaitable[list[list[int]]]], num_prompts: int, params: SamplingParams,

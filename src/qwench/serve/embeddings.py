@@ -1,0 +1,76 @@
+"""/v1/embeddings: the model's hidden states as vectors.
+
+Called by app.py.
+"""
+
+from __future__ import annotations
+
+import base64
+import time
+from typing import Any
+
+import numpy as np
+from fastapi import Request
+
+from qwench.runtime.request import SamplingParams
+from qwench.serve.completions import as_list
+from qwench.serve.engine_client import Generation
+from qwench.serve.protocol.embeddings import EmbeddingRequest
+from qwench.serve.service import Service, check_length
+from qwench.serve.streaming import abort_when_gone
+
+ROOM = SamplingParams(max_tokens=1)  # the engine wants room for a token behind the prompt
+
+
+async def embed(service: Service, body: EmbeddingRequest, request: Request) -> dict[str, Any]:
+    """As many inputs at once as answers can run, which is how many places the request takes. Raises ApiError."""
+    service.check_model(body.model)
+    start_s, info = time.monotonic(), service.engine_info()
+    inputs = as_list(body.input)
+    width = min(len(inputs), info.max_num_seqs)
+    release = service.admission.admit(width)
+    vectors: list[str] = []
+    try:
+        prompts = await service.encode(inputs, info.limits.max_seq_len)
+        for prompt in prompts:
+            check_length(prompt, ROOM, info.limits.max_seq_len)
+            info.limits.check(prompt, ROOM)
+        for first in range(0, len(prompts), width):
+            some = prompts[first : first + width]
+            generation = service.engine.embed(some, body.pooling, start_s, _nothing, salt=body.cache_salt or "")
+            async with abort_when_gone(request.receive, generation):
+                found = await _vectors(generation, len(some))
+            if not all(found):
+                break  # the client has gone
+            vectors += found
+    finally:
+        release()
+    num_tokens = sum(map(len, prompts))
+    data = [{"object": "embedding", "index": i, "embedding": _shown(vector, body)} for i, vector in enumerate(vectors)]
+    usage = {"prompt_tokens": num_tokens, "total_tokens": num_tokens}
+    return {"object": "list", "data": data, "model": service.name, "usage": usage}
+
+
+async def _vectors(generation: Generation, count: int) -> list[str]:
+    """In the order of the prompts; "" where the generation was aborted."""
+    found = [""] * count
+    while not generation.is_finished:
+        for piece in await generation.take():
+            found[piece.choice] = piece.embedding or ""
+    return found
+
+
+def _shown(vector: str, body: EmbeddingRequest) -> list[float] | str:
+    """Of length 1 unless told otherwise, as numbers or as base64 of little-endian fp32."""
+    values = np.frombuffer(base64.b64decode(vector), "<f4")
+    norm = np.linalg.norm(values)
+    if body.normalize and norm > 0:
+        values = values / norm
+    if body.encoding_format == "base64":
+        return base64.b64encode(values.astype("<f4").tobytes()).decode()
+    numbers: list[float] = values.tolist()
+    return numbers
+
+
+def _nothing() -> None:
+    """The places are given back when all inputs are done."""
