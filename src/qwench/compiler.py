@@ -30,6 +30,8 @@ from qwench.artifact import (
     program_json,
 )
 from qwench.artifact_folder import check_destination, new_artifact_folder
+from qwench.calibration.calibrator import Calibrator
+from qwench.calibration.text import calibration_rows
 from qwench.checkpoint.hub import find_checkpoint
 from qwench.checkpoint.spec import ModelSpec
 from qwench.checkpoint.tokenizer_tables import write_tokenizer_tables
@@ -59,6 +61,7 @@ class _Plan:
     target: Target
     packed: dict[str, list[PackedTensor]]
     packed_bytes: int
+    calibrator: Calibrator | None
 
 
 def compile_checkpoint(
@@ -136,7 +139,11 @@ def _prepare(source: Path, config: QwenchConfig) -> _Plan:
     plan = plan_memory(program, resolved.prefill_chunk_size)
     packed = {name: target.packed_tensors(weight) for name, weight in program.weights.items()}
     packed_bytes = sum(t.num_bytes for tensors in packed.values() for t in tensors)
-    return _Plan(checkpoint, resolved, program, plan, target, packed, packed_bytes)
+    calibrator = None
+    if config.calibrate is not None:
+        rows = calibration_rows(Path(config.calibrate), source, resolved.max_seq_len or spec.max_position_embeddings)
+        calibrator = Calibrator(program, checkpoint.array, rows)
+    return _Plan(checkpoint, resolved, program, plan, target, packed, packed_bytes, calibrator)
 
 
 def source_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
@@ -150,13 +157,18 @@ def _write_weights(work: _Plan, path: Path, report: Reporter) -> tuple[dict[str,
     source_crcs: dict[str, int] = {}
     packed_crcs: dict[str, int] = {}
     done = 0
-    header = [(t.name, "U8", t.shape) for tensors in work.packed.values() for t in tensors]
+    order = dict.fromkeys(name for op in work.program.ops for name in op.weights)  # as calibration meets them
+    header = [(t.name, "U8", t.shape) for name in order for t in work.packed[name]]
     with SafetensorsWriter(path, header, threads) as writer:
-        for name, weight in work.program.weights.items():
+        for name in order:
+            weight = work.program.weights[name]
             sources = [checkpoint.array(source) for source in weight.sources]
             source_crcs |= {source: checkpoint.crc(source) for source in weight.sources}
             out = {t.name: np.empty(t.num_bytes, np.uint8) for t in work.packed[name]}
-            work.target.pack(weight, sources, out)
+            if work.calibrator is not None and work.calibrator.wants(weight):
+                work.target.pack_codes(weight, *work.calibrator.quantize(weight), out)
+            else:
+                work.target.pack(weight, sources, out)
             for source in weight.sources:
                 checkpoint.release(source)
             for tensor, data in out.items():

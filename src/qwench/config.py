@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import InitVar, dataclass
 from typing import Any
 
+from qwench.calibration.text import text_identity
 from qwench.checkpoint.rope import parse_rope_scaling
 from qwench.checkpoint.spec import ModelSpec
 from qwench.errors import ConfigError
@@ -18,6 +19,7 @@ from qwench.option_checks import batch_sizes, check_choice, check_flag, check_kn
 from qwench.program.cache_groups import most_blocks, windows_of
 from qwench.program.formats import GROUP_SIZES, WEIGHT_KINDS, Format
 from qwench.program.ops import Weight
+from qwench.program.recipes import RECIPES, check_matches, check_overrides, overridden
 from qwench.targets.target import TARGETS, CacheConfig
 
 KV_CACHE_DTYPES = ("bf16", "fp32", "int8")
@@ -39,6 +41,10 @@ class QwenchConfig:
     weights: format of the matrices: bf16 (exact for bf16 checkpoints), int8 or int4.
     head_weights: format of embedding and output head; default: int8 when `weights` is int4, else as `weights`.
     group_size: values along K that share a scale in int8 and int4.
+    recipe: accuracy, balanced or speed: defaults for the three above and `overrides`; `program/recipes.py`.
+    overrides: pattern of checkpoint names -> format, such as {"*.down_proj.weight": "int8/g64"}; the last match counts.
+    calibrate: path of a text whose tokens the model reads while it is compiled, so that rounding harms least what it
+        does to such text. An artifact keeps the file's name and sha256.
     kv_cache: fp32, bf16 or int8 (half of bf16); default: fp32 beside bf16 weights, where answers must match the
         original's, else bf16.
     quantization: weights, kv_cache and group_size as one dict, in Optimum RBLN's words: `QUANTIZATION_KEYS`.
@@ -70,6 +76,9 @@ class QwenchConfig:
     weights: str | None = None
     head_weights: str | None = None
     group_size: int | None = None
+    recipe: str | None = None
+    overrides: Mapping[str, str] | None = None
+    calibrate: str | None = None
     kv_cache: str | None = None
     max_seq_len: int | None = None
     rope_scaling: Mapping[str, Any] | str | None = None
@@ -108,6 +117,11 @@ class QwenchConfig:
         check_choice("weights", self.weights, WEIGHT_KINDS)
         check_choice("head_weights", self.head_weights, WEIGHT_KINDS)
         check_choice("group_size", self.group_size, GROUP_SIZES)
+        check_choice("recipe", self.recipe, tuple(RECIPES))
+        if self.overrides is not None:
+            check_overrides(self.overrides)
+        if self.calibrate is not None and (not isinstance(self.calibrate, str) or not self.calibrate):
+            raise ConfigError(f"calibrate is {self.calibrate!r}; it must be the path of a text file")
         check_choice("kv_cache", self.kv_cache, KV_CACHE_DTYPES)
         check_choice("target", self.target, TARGETS)
         check_choice("attn_impl", self.attn_impl, ATTN_IMPLS)
@@ -123,15 +137,20 @@ class QwenchConfig:
     def resolve(self, spec: ModelSpec) -> QwenchConfig:
         """A copy with every default filled in for this model, except `kvcache_num_blocks` and `memory`, which are
         decided where the model is loaded, and `timeout`. Raises ConfigError for options that can't go together."""
-        weights = self.weights or "bf16"
+        recipe = RECIPES.get(self.recipe or "")
+        weights = self.weights or (recipe.weights if recipe else "bf16")
+        head_weights = self.head_weights or (recipe.head_weights if recipe and not self.weights else None)
+        overrides = {**(recipe.overrides if recipe else {}), **(self.overrides or {})}
         attn_impl = self.attn_impl or "flash_attn"
         partition_len = None if attn_impl == "eager" else self.kvcache_partition_len or DEFAULT_PARTITION_LEN
         batch_size = self.batch_size or 32
         resolved = dataclasses.replace(
             self,
             weights=weights,
-            head_weights=self.head_weights or ("int8" if weights == "int4" else weights),
-            group_size=self.group_size or 128,
+            head_weights=head_weights or ("int8" if weights == "int4" else weights),
+            group_size=self.group_size or (recipe.group_size if recipe else 128),
+            overrides=overrides or None,
+            calibrate=None if self.calibrate is None else text_identity(self.calibrate),
             kv_cache=self.kv_cache or ("fp32" if weights == "bf16" else "bf16"),
             max_seq_len=self.max_seq_len or self._scaled(spec).max_position_embeddings,
             batch_size=batch_size,
@@ -148,10 +167,15 @@ class QwenchConfig:
             activate_profiler=self.activate_profiler is True,
         )
         resolved._check_together(spec)
+        check_matches(overrides, spec)
         return resolved
 
     def _check_together(self, spec: ModelSpec) -> None:
         assert self.max_seq_len and self.batch_size and self.kvcache_block_size and self.decoder_batch_sizes
+        if self.calibrate is not None and self.weights == "bf16" and not self.overrides:
+            raise ConfigError(
+                "calibrate chooses how to round, but bf16 weights are not rounded; say weights int8 or int4"
+            )
         num_blocks, block_size = self.kvcache_num_blocks, self.kvcache_block_size
         least = self.blocks_of_one_sequence(spec)
         if num_blocks is not None and num_blocks < least:
@@ -193,7 +217,9 @@ class QwenchConfig:
         return CacheConfig(num_blocks, self.kvcache_block_size, self.kv_cache, self.partition_len)
 
     def format_of(self, weight: Weight) -> Format:
-        """The format of one matrix; call it on a resolved config."""
+        """The format of one matrix; call it on a resolved config. Raises ConfigError for overrides that can't be."""
+        if self.overrides and self.group_size and (given := overridden(weight, self.overrides, self.group_size)):
+            return given
         is_head = weight.name in ("model.embed_tokens.weight", "lm_head.weight")
         kind = self.head_weights if is_head else self.weights
         assert kind in WEIGHT_KINDS and self.group_size, "resolve() first"

@@ -10,6 +10,7 @@ import dataclasses
 from pathlib import Path
 
 from qwench.artifact import Artifact, is_artifact, open_artifact
+from qwench.calibration.text import text_identity
 from qwench.config import LOAD_OPTIONS, RUNTIME_OPTIONS, QwenchConfig
 from qwench.errors import ConfigError
 from qwench.progress import ProgressCallback
@@ -44,6 +45,8 @@ def _check_agreement(artifact: Artifact, config: QwenchConfig) -> None:
     for field in dataclasses.fields(config):
         asked, compiled = getattr(config, field.name), getattr(artifact.config, field.name)
         if asked is None or asked == compiled or field.name in (*LOAD_OPTIONS, *RUNTIME_OPTIONS):
+            continue
+        if field.name == "calibrate" and text_identity(asked) == compiled:
             continue
         if field.name == "target" and get_target(asked).layout == artifact.manifest.layout:
             continue

@@ -17,6 +17,9 @@ def add_arguments(parser: ArgumentParser) -> None:
     add("--weights", metavar="KIND", help="bf16 (default), int8 or int4")
     add("--head-weights", metavar="KIND", help="of embedding and output head; default: int8 beside int4, else the same")
     add("--group-size", type=int, metavar="N", help="weights that share a scale: 32, 64, 128 (default) or 256")
+    add("--recipe", metavar="NAME", help="accuracy, balanced or speed: formats for each kind of layer")
+    add("--overrides", type=Path, metavar="FILE", help='JSON: {"pattern of weight names": "format", ...}')
+    add("--calibrate", metavar="FILE", help="text like the model's own; rounds weights so that it is harmed least")
     add("--kv-cache", metavar="KIND", help="bf16, fp32 or int8; default: fp32 beside bf16 weights, else bf16")
     add("--max-seq-len", type=int, metavar="N", help="tokens of prompt and answer; default: the model's")
     add("--rope-scaling", metavar="S", help=ROPE_SCALING_HELP)
@@ -39,11 +42,15 @@ def execute(args: Namespace) -> None:
     from qwench.cli.sizes import format_size, parse_size
     from qwench.compiler import compile_checkpoint
     from qwench.config import QwenchConfig
+    from qwench.program.recipes import read_overrides
 
     config = QwenchConfig(
         weights=args.weights,
         head_weights=args.head_weights,
         group_size=args.group_size,
+        recipe=args.recipe,
+        overrides=None if args.overrides is None else read_overrides(args.overrides),
+        calibrate=args.calibrate,
         kv_cache=args.kv_cache,
         max_seq_len=args.max_seq_len,
         rope_scaling=args.rope_scaling,

@@ -20,6 +20,7 @@ from qwench.program.ops import Program, Weight
 
 Array = npt.NDArray[np.generic]
 Float32 = npt.NDArray[np.float32]
+Int8 = npt.NDArray[np.int8]
 Int32 = npt.NDArray[np.int32]
 
 TARGETS = ("cpu", "cpu-avx512bf16", "cpu-avx512", "cpu-avx2", "cpu-generic", "cpu-generic-bf16", "reference")
@@ -148,6 +149,10 @@ class Target(Protocol):
 
     def pack(self, weight: Weight, sources: Sequence[Array], out: Mapping[str, Array]) -> None:
         """Quantises and packs: a pure function of the sources (rows stacked in order, bf16, fp16 or fp32)."""
+        ...
+
+    def pack_codes(self, weight: Weight, codes: Int8, scales: Float32, out: Mapping[str, Array]) -> None:
+        """Packs a matrix that is quantised already: codes [N, padded K] int8, scales [N, groups] fp32."""
         ...
 
     def load(

@@ -16,7 +16,8 @@ from qwench.program.ops import Program, Weight
 from qwench.targets.cpu import _native
 from qwench.targets.cpu.executor import CpuExecutor
 from qwench.targets.cpu.host import variant_for
-from qwench.targets.target import Array, CacheConfig, Executor, PackedTensor
+from qwench.targets.cpu.pack_codes import pack_codes
+from qwench.targets.target import Array, CacheConfig, Executor, Float32, Int8, PackedTensor
 
 _DTYPE_NAMES = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
 
@@ -60,6 +61,9 @@ class CpuTarget:
             variant=self.variant,
             num_threads=num_cpus(),
         )
+
+    def pack_codes(self, weight: Weight, codes: Int8, scales: Float32, out: Mapping[str, Array]) -> None:
+        out[weight.name][:] = pack_codes(codes, scales, weight.format, weight.paired)
 
     def load(
         self, program: Program, plan: MemoryPlan, tensors: Mapping[str, Array], cache: CacheConfig, num_threads: int

@@ -99,14 +99,14 @@ def attention(s: StepState, attrs: dict[str, Any], q: Float32) -> Float32:
         first = max(0, int(s.positions[rows][0]) + 1 - (window or len(slots)))  # what lies before, nobody sees
         at = np.arange(first, len(slots))
         k, v = s.caches[layer].read(slots[first:], at)
-        k, v = (np.repeat(c, spec.num_heads // spec.num_kv_heads, axis=1) for c in (k, v))
-        scores = np.einsum("qhd,khd->hqk", heads[rows], k) * np.float32(attrs["scale"])
+        k, v = (np.repeat(c, spec.num_heads // spec.num_kv_heads, axis=1).transpose(1, 0, 2) for c in (k, v))
+        scores = heads[rows].transpose(1, 0, 2) @ k.transpose(0, 2, 1) * np.float32(attrs["scale"])
         distance = s.positions[rows][:, None] - at[None, :]
         visible = (distance >= 0) & (distance < (window or len(slots) + 1))
         scores = np.where(visible, scores, np.float32(-np.inf))
         weights = np.exp(scores - scores.max(axis=2, keepdims=True))
         weights /= weights.sum(axis=2, keepdims=True)
-        out[rows] = np.einsum("hqk,khd->qhd", weights, v)
+        out[rows] = (weights @ v).transpose(1, 0, 2)
     return out.reshape(q.shape)
 
 

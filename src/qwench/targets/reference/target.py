@@ -17,7 +17,7 @@ from qwench.program.ops import Op, Program, Weight
 from qwench.program.rope import cos_sin, inverse_frequencies
 from qwench.targets.reference.cache import make_caches
 from qwench.targets.reference.ops import OPS, Float32, Matrix, StepState
-from qwench.targets.target import LOGIT_GROUP, Array, CacheConfig, Executor, Int32, PackedTensor, StepBatch
+from qwench.targets.target import LOGIT_GROUP, Array, CacheConfig, Executor, Int8, Int32, PackedTensor, StepBatch
 
 Int64 = npt.NDArray[np.int64]
 
@@ -54,6 +54,12 @@ class ReferenceTarget:
             parts = [stacked.astype(ml_dtypes.bfloat16)]
         else:
             parts = list(quantize_weight(stacked, weight.format))
+        self._write(weight, parts, out)
+
+    def pack_codes(self, weight: Weight, codes: Int8, scales: Float32, out: Mapping[str, Array]) -> None:
+        self._write(weight, [codes, scales], out)
+
+    def _write(self, weight: Weight, parts: Sequence[Array], out: Mapping[str, Array]) -> None:
         for tensor, part in zip(self.packed_tensors(weight), parts, strict=True):
             raw = np.ascontiguousarray(part).view(np.uint8).reshape(-1)
             out[tensor.name][: raw.size] = raw
