@@ -77,7 +77,7 @@ def test_defaults_are_filled_into_a_new_object() -> None:
     resolved = config.resolve(SPEC)
     assert config == QwenchConfig() and resolved == resolved.resolve(SPEC)
     unset = {name for name, value in resolved.to_dict().items() if value is None}
-    assert unset == {"recipe", "overrides", "calibrate", "kvcache_num_blocks", "memory", "timeout"}
+    assert unset == {"recipe", "overrides", "calibrate", "rope_scaling", "kvcache_num_blocks", "memory", "timeout"}
     assert (resolved.attn_impl, resolved.kvcache_partition_len, resolved.partition_len) == ("flash_attn", 512, 128)
     assert (resolved.max_seq_len, resolved.batch_size, resolved.decoder_batch_sizes) == (128, 32, (32,))
     assert resolved.use_inputs_embeds and resolved.use_attention_mask and resolved.create_runtimes

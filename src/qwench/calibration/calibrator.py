@@ -16,6 +16,7 @@ from qwench.calibration.gptq import quantize_for_inputs
 from qwench.program.formats import BF16, Float32, Int8, dequantize_weight
 from qwench.program.ops import Op, Program, Weight
 from qwench.program.rope import cos_sin, inverse_frequencies
+from qwench.targets.reference.cache import PlainCache
 from qwench.targets.reference.ops import OPS, Matrix, StepState
 from qwench.targets.target import Array, Int32
 
@@ -100,10 +101,10 @@ def _state(program: Program, rows: Int32) -> StepState:
     slots = np.arange(rows.size, dtype=np.int64)
     spans = [slice(i * length, (i + 1) * length) for i in range(num_rows)]
     table = cos_sin(*inverse_frequencies(spec.rope, spec.head_dim), 0, length)[positions]
-    keys, values = (np.zeros((rows.size, spec.num_kv_heads, spec.head_dim), np.float32) for _ in range(2))
+    cache = PlainCache((rows.size, spec.num_kv_heads, spec.head_dim), np.float32)
     everything, nothing = np.arange(rows.size, dtype=np.int32), np.empty(0, np.int32)
     return StepState(
         spec, rows.reshape(-1), np.empty((0, spec.hidden_size), np.float32), positions,
-        [slots] * spec.num_layers, [[(span, slots[span]) for span in spans]] * spec.num_layers, {"logits": everything, "hidden": nothing}, table,
-        [keys] * spec.num_layers, [values] * spec.num_layers,
+        [slots] * spec.num_layers, [[(span, slots[span]) for span in spans]] * spec.num_layers,
+        {"logits": everything, "hidden": nothing}, table, [cache] * spec.num_layers,
     )  # fmt: skip
