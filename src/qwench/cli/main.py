@@ -28,6 +28,7 @@ COMMANDS = (
     "serve",
     "demo",
     "bench",
+    "bench-serve",
     "verify",
     "inspect",
     "pull",
@@ -52,7 +53,7 @@ def _parser(asked: str) -> ArgumentParser:
     parser.add_argument("--version", action="version", version=f"qwench {qwench.__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     for name in (asked,) if asked in COMMANDS else COMMANDS:
-        module = importlib.import_module(f"qwench.cli.{name}")
+        module = importlib.import_module(f"qwench.cli.{name.replace('-', '_')}")
         description = (module.execute.__doc__ or "").strip()
         command = commands.add_parser(
             name, help=description.splitlines()[0], description=description, allow_abbrev=False
