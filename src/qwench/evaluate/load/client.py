@@ -1,8 +1,8 @@
 """Sends the requests of a plan to a server and notes when what came.
 
 OpenAI's /v1/completions, streamed. Prompts are random words, as many as give the number of tokens asked for; how many
-tokens a word has is learnt from the server's own count in a first request. Answers are asked to go on past any end of text
-(`ignore_eos`, which qwench, llama.cpp and vLLM know), so that all servers do the same work. Knows no figures.
+tokens a word has is learnt from the server's own count in a first request. Answers are asked to go on past any end of
+text (`ignore_eos`, which qwench, llama.cpp and vLLM know), so that all servers do the same work. Knows no figures.
 """
 
 from __future__ import annotations
