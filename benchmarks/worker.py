@@ -63,6 +63,15 @@ def answer(contender: Contender, prompts: list[list[int]], num_generate: int) ->
     }
 
 
+def logits(contender: Contender, token_ids: list[int], first: int, out: str) -> dict[str, Any]:
+    """Writes the logits of a sequence from row `first` on to `out`, as .npy: too many for a line of JSON."""
+    import numpy as np
+
+    rows = contender.logits(token_ids, first)
+    np.save(out, rows)
+    return {"num_rows": len(rows)}
+
+
 def memory(contender: Contender) -> dict[str, Any]:
     """Of this process: resident and peak bytes, and its share where pages are shared; and the KV cache taken."""
     status = _kilobytes("/proc/self/status")
@@ -86,7 +95,7 @@ def _one_line(error: Exception) -> str:
     return f"{type(error).__name__}: {first[:200]}"
 
 
-VERBS = {verb.__name__: verb for verb in (describe, compile, load, answer, memory)}
+VERBS = {verb.__name__: verb for verb in (describe, compile, load, answer, logits, memory)}
 
 
 def main() -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,10 @@ class Contender(ABC):
     @abstractmethod
     def decode(self) -> None:
         """Goes on greedily, past any end of text, until every user has `num_generate` tokens."""
+
+    def logits(self, token_ids: list[int], first: int) -> Any:
+        """Logits of one sequence from row `first` on: [rows, vocab_size] fp32. Asked for by `benchmarks.quality`."""
+        raise NotImplementedError(f"{type(self).__name__} shows no logits")
 
     @abstractmethod
     def cache_bytes(self) -> int:

@@ -121,8 +121,23 @@ class LlamaCppContender(Contender):
             self._decode([(self.answers[u][-1], self._positions[u], u, True) for u in users])
             self._positions = [position + 1 for position in self._positions]
 
+    def logits(self, token_ids: list[int], first: int) -> Any:
+        import numpy as np
+
+        self.prepare(1, len(token_ids))
+        rows = [(token, position, 0, position >= first) for position, token in enumerate(token_ids)]
+        result = []
+        for begin in range(0, len(rows), MAX_STEP_TOKENS):
+            result += [logits.copy() for _, logits in self._run(rows[begin : begin + MAX_STEP_TOKENS])]
+        return np.array(result)
+
     def _decode(self, rows: list[tuple[int, int, int, bool]]) -> None:
         """One call for rows of (token, position, user, whether its logits are wanted); appends to `answers`."""
+        for user, logits in self._run(rows):
+            self.answers[user].append(int(logits.argmax()))
+
+    def _run(self, rows: list[tuple[int, int, int, bool]]) -> list[tuple[int, Any]]:
+        """The same, and of each row that is wanted its user and its logits [vocab_size], valid until the next call."""
         import numpy as np
 
         batch, count = self._batch, len(rows)
@@ -138,9 +153,11 @@ class LlamaCppContender(Contender):
         if status != 0:
             raise RuntimeError(f"llama_decode returned {status}; the log says why")
         self._api.llama_synchronize(self._context)
-        for row in np.flatnonzero(wanted).tolist():
-            logits = np.ctypeslib.as_array(self._api.llama_get_logits_ith(self._context, row), (self._vocab_size,))
-            self.answers[int(users[row])].append(int(logits.argmax()))
+        get, shape = self._api.llama_get_logits_ith, (self._vocab_size,)
+        return [
+            (int(users[row]), np.ctypeslib.as_array(get(self._context, row), shape))
+            for row in np.flatnonzero(wanted).tolist()
+        ]
 
     def cache_bytes(self) -> int:
         """Its keys and values are fp16, for n_ctx positions."""

@@ -86,10 +86,11 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--count", type=int, default=10)
     parser.add_argument("--validation", action="store_true")
+    parser.add_argument("--separator", default="\n" + "-" * 60 + "\n", help="what follows each document")
     arguments = parser.parse_args()
     stream = documents(arguments.seed, arguments.validation)
     for _ in range(arguments.count):
-        print(next(stream), end="\n" + "-" * 60 + "\n")
+        print(next(stream), end=arguments.separator)
 
 
 if __name__ == "__main__":

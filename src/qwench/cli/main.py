@@ -30,6 +30,7 @@ COMMANDS = (
     "bench",
     "bench-serve",
     "verify",
+    "eval",
     "inspect",
     "pull",
 )  # each a module of this package
