@@ -13,6 +13,7 @@ from qwench.config import QwenchConfig
 from qwench.evaluate.compiled import CompiledModel
 from qwench.evaluate.metrics import relative_error
 from qwench.evaluate.modules import Module, ModuleRunner, end_modules, layer_modules, module_program
+from qwench.program.cache_groups import cache_groups
 from qwench.program.memory import plan_memory
 from qwench.program.ops import Program
 from qwench.program.passes import fuse, set_formats
@@ -56,9 +57,9 @@ def true_values(unfused: Program, tensors: dict[str, np.ndarray], sequence: np.n
         out = {p.name: np.zeros(p.shape, p.dtype) for p in target.packed_tensors(weight)}
         target.pack(weight, [tensors[s] for s in weight.sources], out)
         packed |= out
-    executor = target.load(unfused, plan_memory(unfused, 64), packed, CacheConfig(4, 16, "fp32"), 1)
+    executor = target.load(unfused, plan_memory(unfused, 64), packed, CacheConfig(8, 16, "fp32"), 1)
     assert isinstance(executor, ReferenceExecutor)
-    return executor.step_buffers(whole_sequences([sequence], 16))
+    return executor.step_buffers(whole_sequences([sequence], 16, len(cache_groups(unfused.spec))))
 
 
 def all_modules(program: Program) -> list[Module]:

@@ -12,6 +12,7 @@ import numpy as np
 
 from qwench.artifact import Artifact
 from qwench.evaluate.batches import chunks, num_blocks
+from qwench.program.cache_groups import cache_groups
 from qwench.runtime.loading import load_engine
 from qwench.runtime.request import SamplingParams
 from qwench.targets.target import CacheConfig, Executor, Float32, Int32
@@ -34,7 +35,7 @@ class CompiledModel:
         spec = self.artifact.program.spec
         hidden = np.empty((spec.num_layers + 1, len(token_ids), spec.hidden_size), np.float32)
         logits = np.empty((len(token_ids), spec.vocab_size), np.float32)
-        for begin, batch in chunks(token_ids, self._block_size, self.artifact.plan.max_step_tokens):
+        for begin, batch in chunks(token_ids, self._block_size, self.artifact.plan.max_step_tokens, self._num_groups):
             rows = slice(begin, begin + len(batch.token_ids))
             every = replace(batch, hidden_rows=batch.logit_rows)
             self._executor_for(len(token_ids)).step(every, logits[rows], hidden[:, rows])
@@ -43,7 +44,7 @@ class CompiledModel:
     def logit_rows(self, token_ids: Int32, first: int = 0) -> Iterator[tuple[int, Float32]]:
         """Logits step by step, from position `first` on: the position of the first row, and the rows as a copy."""
         size = self._block_size
-        for begin, batch in chunks(token_ids, size, self.artifact.plan.max_step_tokens, first):
+        for begin, batch in chunks(token_ids, size, self.artifact.plan.max_step_tokens, self._num_groups, first):
             logits = self._executor_for(len(token_ids)).step(batch)
             if len(batch.logit_rows):
                 yield begin + int(batch.logit_rows[0]), logits.copy()
@@ -84,11 +85,17 @@ class CompiledModel:
         assert self.artifact.config.kvcache_block_size is not None, "an artifact's config is resolved"
         return self.artifact.config.kvcache_block_size
 
+    @property
+    def _num_groups(self) -> int:
+        return len(cache_groups(self.artifact.program.spec))
+
     def _executor_for(self, length: int) -> Executor:
         """One whose cache holds `length` positions."""
         if self._executor is None or self._room < length:
             self._close_executor()
-            self._executor = load_executor(self.artifact, num_blocks([length], self._block_size), self.num_threads)
+            self._executor = load_executor(
+                self.artifact, num_blocks([length], self._block_size, self._num_groups), self.num_threads
+            )
             self._room = length
         return self._executor
 

@@ -19,6 +19,7 @@ from qwench.checkpoint.weights import Checkpoint
 from qwench.errors import ConfigError
 from qwench.evaluate.batches import num_blocks, whole_sequences
 from qwench.host import num_cpus
+from qwench.program.cache_groups import cache_groups
 from qwench.program.formats import FP32
 from qwench.program.qwen2 import build_qwen2
 from qwench.targets.reference.ops import Matrix
@@ -102,6 +103,7 @@ class ReferenceModel:
         return self._run([token_ids])["lm_head"]
 
     def _run(self, sequences: Sequence[Int32]) -> dict[str, Float32]:
-        blocks = num_blocks([len(ids) for ids in sequences], BLOCK_SIZE)
+        groups = len(cache_groups(self._program.spec))
+        blocks = num_blocks([len(ids) for ids in sequences], BLOCK_SIZE, groups)
         executor = ReferenceExecutor(self._program, self._weights, CacheConfig(blocks, BLOCK_SIZE, "fp32"))
-        return executor.step_buffers(whole_sequences(sequences, BLOCK_SIZE))
+        return executor.step_buffers(whole_sequences(sequences, BLOCK_SIZE, groups))
