@@ -80,9 +80,7 @@ def test_a_bias_of_norm_900_is_lost_on_a_naive_cache_alone(head_dim: int, monkey
         assert with_int8.min() > with_bf16.min(), target
         if not rounds_to_bf16(target):
             assert 1 - np.median(with_int8) < (1 - np.median(with_bf16)) / 5, target
-    monkeypatch.setattr(
-        ReferenceExecutor, "_key_bias", lambda self, op: np.zeros(self.program.spec.kv_size, np.float32)
-    )
+    monkeypatch.setattr(ReferenceExecutor, "key_bias", lambda self, op: np.zeros(self.program.spec.kv_size, np.float32))
     naive = pccs(logits_of("reference", "int8", model), exact)
     assert naive.min() < with_bf16.min() - 0.1, "the case is not hard"
     assert 1 - np.median(naive) > 10 * (1 - np.median(with_bf16)), "the case is not hard"

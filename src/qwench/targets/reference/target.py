@@ -96,10 +96,10 @@ class ReferenceExecutor:
         self.program, self.weights, self.cache = program, weights, cache
         spec = program.spec
         self.inv_freq, self.rope_factor = inverse_frequencies(spec.rope, spec.head_dim)
-        biases = [self._key_bias(op) for op in program.ops if op.kind in ("cache_write", "qkv_rope_write")]
+        biases = [self.key_bias(op) for op in program.ops if op.kind in ("cache_write", "qkv_rope_write")]
         self.caches = make_caches(cache.num_blocks * cache.block_size, cache.dtype, spec, biases)
 
-    def _key_bias(self, write: Op) -> Float32:
+    def key_bias(self, write: Op) -> Float32:
         """The bias of the keys that a cache write gets."""
         spec, producers = self.program.spec, {op.output: op for op in self.program.ops}
         if write.kind == "cache_write":
