@@ -206,10 +206,13 @@ class QwenchConfig:
         assert not isinstance(self.rope_scaling, str)
         return spec if self.rope_scaling is None else spec.with_rope_scaling(self.rope_scaling)
 
-    def blocks_of_one_sequence(self, spec: ModelSpec) -> int:
-        """Cache blocks that a sequence of max_seq_len holds at most; call it on a resolved config."""
+    def blocks_of_one_sequence(self, spec: ModelSpec, length: int | None = None) -> int:
+        """Cache blocks that a sequence of `length`, by default max_seq_len, holds at most; call it on a resolved
+        config."""
         assert self.max_seq_len and self.kvcache_block_size and self.prefill_chunk_size, "resolve() first"
-        return most_blocks(windows_of(spec), self.max_seq_len, self.kvcache_block_size, self.prefill_chunk_size)
+        return most_blocks(
+            windows_of(spec), length or self.max_seq_len, self.kvcache_block_size, self.prefill_chunk_size
+        )
 
     def cache(self, num_blocks: int) -> CacheConfig:
         """A cache of `num_blocks` blocks; call it on a resolved config."""

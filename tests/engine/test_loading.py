@@ -22,8 +22,8 @@ def model() -> PackedModel:
 
 
 def fixed_bytes(model: PackedModel) -> int:
-    logits = (4 + MAX_STEP_DRAFTS) * 300 * 4
-    return sum(t.nbytes for t in model.tensors.values()) + model.plan.num_bytes + logits
+    logits, rope_table = (4 + MAX_STEP_DRAFTS) * 300 * 4, 256 * 16 * 4
+    return sum(t.nbytes for t in model.tensors.values()) + model.plan.num_bytes + logits + rope_table
 
 
 def with_free(monkeypatch: pytest.MonkeyPatch, num_bytes: int) -> None:

@@ -6,14 +6,26 @@ import json
 import time
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from qwench.cli.options import ROPE_SCALING_HELP
+
+if TYPE_CHECKING:
+    from qwench.config import QwenchConfig
 
 
 def add_arguments(parser: ArgumentParser) -> None:
     add = parser.add_argument
     add("source", metavar="SRC", help="checkpoint folder or hub id")
     add("-o", "--output", type=Path, required=True, metavar="OUT", help="folder of the artifact")
+    add_options(parser)
+    add("--overwrite", action="store_true", help="replace an artifact in OUT")
+    add("--json", action="store_true", help="print one JSON object instead of a sentence")
+
+
+def add_options(parser: ArgumentParser) -> None:
+    """What `config_of` reads."""
+    add = parser.add_argument
     add("--weights", metavar="KIND", help="bf16 (default), int8 or int4")
     add("--head-weights", metavar="KIND", help="of embedding and output head; default: int8 beside int4, else the same")
     add("--group-size", type=int, metavar="N", help="weights that share a scale: 32, 64, 128 (default) or 256")
@@ -31,20 +43,15 @@ def add_arguments(parser: ArgumentParser) -> None:
     add("--kvcache-num-blocks", type=int, metavar="N", help="cache blocks; default: what memory allows when loaded")
     add("--memory", metavar="SIZE", help="what the loaded model may use, such as 8GiB or 800MB; default: what is free")
     add("--target", metavar="T", help="cpu (default), cpu-avx512bf16, cpu-avx512, cpu-avx2, cpu-generic or reference")
-    add("--overwrite", action="store_true", help="replace an artifact in OUT")
-    add("--json", action="store_true", help="print one JSON object instead of a sentence")
 
 
-def execute(args: Namespace) -> None:
-    """Compile a checkpoint into an artifact."""
-    from qwench.checkpoint.hub import find_checkpoint
-    from qwench.cli.progress import ProgressDisplay
-    from qwench.cli.sizes import format_size, parse_size
-    from qwench.compiler import compile_checkpoint
+def config_of(args: Namespace) -> QwenchConfig:
+    """The options of `add_options`. Raises ConfigError."""
+    from qwench.cli.sizes import parse_size
     from qwench.config import QwenchConfig
     from qwench.program.recipes import read_overrides
 
-    config = QwenchConfig(
+    return QwenchConfig(
         weights=args.weights,
         head_weights=args.head_weights,
         group_size=args.group_size,
@@ -63,6 +70,16 @@ def execute(args: Namespace) -> None:
         memory=None if args.memory is None else parse_size(args.memory, "--memory"),
         target=args.target,
     )
+
+
+def execute(args: Namespace) -> None:
+    """Compile a checkpoint into an artifact."""
+    from qwench.checkpoint.hub import find_checkpoint
+    from qwench.cli.progress import ProgressDisplay
+    from qwench.cli.sizes import format_size
+    from qwench.compiler import compile_checkpoint
+
+    config = config_of(args)
     out: Path = args.output
     with ProgressDisplay() as progress:
         folder, name = find_checkpoint(args.source, progress)

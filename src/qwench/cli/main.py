@@ -32,6 +32,7 @@ COMMANDS = (
     "verify",
     "eval",
     "inspect",
+    "plan",
     "pull",
 )  # each a module of this package
 

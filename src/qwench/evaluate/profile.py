@@ -176,7 +176,7 @@ def _batches(engine: Engine, workload: Workload, seed: int) -> tuple[list[StepBa
     users, prompt = workload.num_users, workload.num_prompt
     length = prompt + workload.num_generate
     tokens = np.random.default_rng(seed).integers(0, engine.vocab_size, (users, length), np.int32)
-    tables = _block_tables(engine, users, length)
+    tables = block_tables(engine, users, length)
     decode = [
         StepBatch(
             np.ascontiguousarray(tokens[:, at]),
@@ -190,7 +190,7 @@ def _batches(engine: Engine, workload: Workload, seed: int) -> tuple[list[StepBa
     return _prefill(tokens[:, :prompt], tables, engine.scheduler.max_step_tokens), decode
 
 
-def _block_tables(engine: Engine, users: int, length: int) -> Int32:
+def block_tables(engine: Engine, users: int, length: int) -> Int32:
     """[users, num_groups * blocks]: blocks of their own for each; behind a window they are used again, in a circle."""
     scheduler, size = engine.scheduler, engine.cache.block_size
     tables, taken = [], 0

@@ -84,7 +84,7 @@ def load_engine(
 
 @dataclass(frozen=True)
 class MemoryBudget:
-    """Bytes: available to the model; for packed weights; for activations and logits."""
+    """Bytes: available to the model; for packed weights; for activations, logits and the RoPE table."""
 
     available: int
     weights: int
@@ -102,13 +102,19 @@ class MemoryBudget:
 
 def memory_budget(model: CompiledModel, memory: int | None = None) -> MemoryBudget:
     """What the model takes of `memory` bytes, by default of what is free."""
-    assert model.config.batch_size
-    num_logits = model.config.batch_size + MAX_STEP_DRAFTS
     return MemoryBudget(
         available_memory_bytes() if memory is None else memory,
         sum(tensor.nbytes for tensor in model.tensors.values()),
-        model.plan.num_bytes + num_logits * model.program.spec.vocab_size * 4,
+        working_bytes(model.program, model.plan, model.config),
     )
+
+
+def working_bytes(program: Program, plan: MemoryPlan, config: QwenchConfig) -> int:
+    """Activations, the logits of a step, and the RoPE table of max_seq_len positions; of a resolved config."""
+    assert config.batch_size and config.max_seq_len, "resolve() first"
+    num_logits, spec = config.batch_size + MAX_STEP_DRAFTS, program.spec
+    floats = num_logits * spec.vocab_size + config.max_seq_len * spec.head_dim
+    return plan.num_bytes + 4 * floats
 
 
 def choose_num_blocks(model: CompiledModel, wanted: int | None = None, memory: int | None = None) -> int:

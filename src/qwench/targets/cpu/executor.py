@@ -24,7 +24,7 @@ BufferTuple = tuple[int, int, int, str, bool]
 _NO_BUFFER: BufferTuple = (0, 0, 0, "tokens", False)
 _NO_EMBEDDINGS, _NO_ROWS = np.empty((0, 0), np.float32), np.empty(0, np.int32)
 _NO_STATES = np.empty((0, 0, 0), np.float32)
-_FIRST_ROPE_POSITIONS = 4096
+_ROPE_POSITIONS = 4096
 
 
 class CpuExecutor:
@@ -127,8 +127,8 @@ class CpuExecutor:
             del self._native
 
     def _grow_rope_table(self, positions: int) -> None:
-        """At least doubles it: the table for 131,072 positions takes a second that short prompts need not wait."""
-        size = max(positions, 2 * len(self._rope_table), _FIRST_ROPE_POSITIONS)
+        """A part at a time: the table for 131,072 positions takes a second that short prompts need not wait."""
+        size = -(-positions // _ROPE_POSITIONS) * _ROPE_POSITIONS
         new = cos_sin(self._inv_freq, self._rope_factor, len(self._rope_table), size)
         self._rope_table = np.concatenate([self._rope_table, new])
         self._native.set_rope_table(self._rope_table)
