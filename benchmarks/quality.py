@@ -119,7 +119,7 @@ def measure_llama(judge: Judge, args: argparse.Namespace, folder: Path, threads:
                 version = worker.ask("describe")["version"]
                 made = worker.ask(
                     "compile", checkpoint=str(args.checkpoint), format_name=name, out=str(folder / f"gguf-{name}"),
-                    max_positions=args.window, threads=threads,
+                    max_positions=args.window, threads=threads, target="cpu",
                 )  # fmt: skip
                 with llama_rows(worker, made["path"], max(args.window, NUM_TOKENS), threads, folder) as rows:
                     judge.measure(f"{LLAMA} {LLAMA_NAMES[name]} ({version})", rows, made["weight_bytes"])
