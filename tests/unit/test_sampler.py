@@ -258,5 +258,7 @@ def test_any_parameters_give_a_token(
     )
     token, _ = sampler.sample(row.copy())
     assert 0 <= token < 2000
-    if temperature == 0 or top_k == 1 or min_p == 1:
+    if temperature == 0 or top_k == 1:
         assert token in best
+    elif min_p == 1:  # so little below the best that its weight rounds to the same
+        assert row.max() - row[token] <= 1e-7 * temperature
