@@ -12,7 +12,6 @@ import os
 import random
 import signal
 import socket
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -137,22 +136,42 @@ def test_a_client_that_does_not_read(fragile: ServerProcess) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_lets_streams_end(artifact: Path, number: int) -> None:
-    with running_server(artifact, "--threads", "1") as server:
-        texts: list[str] = []
-
-        def ask() -> None:
-            with server.client() as http:
-                texts.append(http.post("/v1/completions", json={**LONG, "max_tokens": 400, "stream": True}).text)
-
-        asking = threading.Thread(target=ask)
-        asking.start()
-        wait_for(lambda: server.metric("qwench_requests_running") == 1)
-        server.process.send_signal(number)
+    wish = {**LONG, "max_tokens": 400, "stream": True}
+    with running_server(artifact, "--threads", "1") as server, server.client() as http:
+        with http.stream("POST", "/v1/completions", json=wish) as stream:
+            events = stream.iter_lines()
+            next(events)
+            server.process.send_signal(number)
+            rest = [event for event in events if event]
         assert server.process.wait(30) == 0
-        asking.join()
-        events = texts[0].strip().split("\n\n")
-        assert events[-1] == "data: [DONE]" and json.loads(events[-2][6:])["choices"][0]["finish_reason"] == "length"
+        assert rest[-1] == "data: [DONE]" and json.loads(rest[-2][6:])["choices"][0]["finish_reason"] == "length"
         assert len(server.log) == 1, server.log  # nothing but where it served
+
+
+def test_a_second_signal_ends_at_once(artifact: Path) -> None:
+    wish = {**LONG, "n": 8, "stream": True}
+    with (
+        running_server(artifact, "--threads", "1") as server,
+        server.client() as http,
+        http.stream("POST", "/v1/completions", json=wish) as stream,
+    ):
+        lines = stream.iter_lines()
+        next(lines)
+        server.process.send_signal(signal.SIGTERM)
+        time.sleep(0.3)
+        server.process.send_signal(signal.SIGTERM)
+        assert server.process.wait(30) == 0
+        with contextlib.suppress(httpx.HTTPError):
+            assert "[DONE]" not in "".join(lines)
+
+
+def test_without_their_parent_the_children_end(artifact: Path) -> None:
+    with running_server(artifact, "--threads", "1") as server, server.client() as http:
+        children = [server.child("engine_process"), server.child("text_process")]
+        with http.stream("POST", "/v1/completions", json={**LONG, "stream": True}):
+            server.process.kill()
+            server.process.wait()
+        wait_for(lambda: not any(Path(f"/proc/{child}/cmdline").exists() for child in children), timeout_s=10)
 
 
 def test_a_small_cache_gives_the_same_answers(artifact: Path, server: ServerProcess) -> None:

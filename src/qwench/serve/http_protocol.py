@@ -9,6 +9,9 @@ Bodies that are of use are guard.py's business.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import socket
+import struct
 from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
@@ -21,6 +24,7 @@ MAX_REST_BYTES = 16 << 20  # of a body whose request was answered without it,
 REST_S = 10.0  # and how long it may take
 UNREAD_S = 30.0  # a client that takes nothing for so long has gone
 MAX_CONNECTIONS = 4096
+NO_LINGERING = struct.pack("ii", 1, 0)
 
 NOT_HTTP = ApiError.bad_request("this isn't an HTTP request")
 HEAD_TOO_LONG = ApiError(431, f"the head of the request is longer than {MAX_HEAD_BYTES} bytes")
@@ -80,7 +84,7 @@ class LimitedProtocol(HttpToolsProtocol):
         if self.cycle.response_complete:
             self._rest_bytes += len(body)
             if self._rest_bytes > MAX_REST_BYTES:
-                self.transport.abort()
+                self._drop()
 
     def on_message_complete(self) -> None:
         self._is_in_body = False
@@ -90,7 +94,7 @@ class LimitedProtocol(HttpToolsProtocol):
     def on_response_complete(self) -> None:
         super().on_response_complete()
         if self._is_in_body:
-            self._rest_timer = self.loop.call_later(REST_S, self.transport.abort)
+            self._rest_timer = self.loop.call_later(REST_S, self._drop)
 
     def _start_head(self) -> None:
         self._is_in_head, self._head_bytes, self._field_bytes = True, 0, 0
@@ -112,14 +116,21 @@ class LimitedProtocol(HttpToolsProtocol):
         """Closes once all is written, but doesn't wait for ever for a client that doesn't read."""
         self.transport.close()
         if self.transport.get_write_buffer_size() and self._write_timer is None:
-            self._write_timer = self.loop.call_later(UNREAD_S, self.transport.abort)
+            self._write_timer = self.loop.call_later(UNREAD_S, self._drop)
+
+    def _drop(self) -> None:
+        """Resets the connection, so that the kernel too forgets what was never read, megabytes perhaps."""
+        connection = self.transport.get_extra_info("socket")
+        with contextlib.suppress(OSError):
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, NO_LINGERING)
+        self.transport.abort()
 
     def timeout_keep_alive_handler(self) -> None:
         self._close()
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        self._write_timer = self.loop.call_later(UNREAD_S, self.transport.abort)
+        self._write_timer = self.loop.call_later(UNREAD_S, self._drop)
 
     def resume_writing(self) -> None:
         super().resume_writing()
