@@ -41,10 +41,12 @@ def resident_bytes() -> int:
 
 
 def planned_bytes(model: CompiledModel, length: int) -> int:
-    """Weights, activations, logits, RoPE, and the cache of one sequence of `length` tokens."""
-    config = model.config
-    blocks = config.cache(1).block_bytes(model.program) * config.blocks_of_one_sequence(model.program.spec, length)
-    return memory_budget(model).used + blocks
+    """Weights, activations, logits, and RoPE and cache of one sequence of `length` tokens."""
+    config, spec = model.config, model.program.spec
+    assert config.max_seq_len is not None, "an artifact's config is resolved"
+    blocks = config.cache(1).block_bytes(model.program) * config.blocks_of_one_sequence(spec, length)
+    later_rope = (config.max_seq_len - length) * spec.head_dim * 4
+    return memory_budget(model).used - later_rope + blocks
 
 
 class Measuring:
