@@ -115,7 +115,7 @@ def test_stopping(page: Any, server: ServerProcess) -> None:
     assert answer.locator(".token").count() >= 1
     assert page.is_enabled("#send")
     until(page, "document.getElementById('running').textContent === '0'")
-    assert server.metric('qwench_answers_total{reason="abort"}') == before + 1
+    wait_for(lambda: server.metric('qwench_answers_total{reason="abort"}') == before + 1)
     page.click("#new-chat")
     assert page.locator("#messages > li").count() == 0
 
