@@ -6,7 +6,7 @@ import dataclasses
 
 import numpy as np
 import pytest
-from programs import Tensors, batch, load, model_program, random_spec, random_tensors
+from programs import Tensors, batch, load, model_program, num_groups, random_spec, random_tensors
 
 from qwench.checkpoint.spec import ModelSpec
 from qwench.program.formats import BF16, Format
@@ -41,9 +41,12 @@ def test_a_state_is_what_shallower_models_compute(target: str, fmt: Format) -> N
     """State i enters layer i: the model cut off there has it as its last residual, whose norm is its last state."""
     layers = 3
     spec, tensors = _model(1, num_layers=layers, sliding_windows=(None, 5, None))
-    step = batch([np.arange(9, dtype=np.int32)], [9], [[2]])
-    step = dataclasses.replace(step, hidden_rows=np.array([0, 3, 8], np.int32))
-    states = _states(load(target, model_program(spec, fmt), tensors, CACHE), step, spec)
+
+    def states_of(executor: object, of: ModelSpec) -> np.ndarray:
+        step = batch([np.arange(9, dtype=np.int32)], [9], [[2]], num_groups(of))
+        return _states(executor, dataclasses.replace(step, hidden_rows=np.array([0, 3, 8], np.int32)), of)
+
+    states = states_of(load(target, model_program(spec, fmt), tensors, CACHE), spec)
     gain = tensors["model.norm.weight"].astype(np.float64)
     for depth in range(layers + 1):
         cut = dataclasses.replace(spec, num_layers=depth or 1, sliding_windows=spec.sliding_windows[: depth or 1])
@@ -53,7 +56,7 @@ def test_a_state_is_what_shallower_models_compute(target: str, fmt: Format) -> N
             np.testing.assert_allclose(states[0], table, atol=2e-2 if fmt.is_quantized else 0)
             np.testing.assert_array_equal(states[0], executor.embed(np.array([0, 3, 8], np.int32)))
             continue
-        last = _states(executor, step, cut)[-1]
+        last = states_of(executor, cut)[-1]
         if depth == layers:
             np.testing.assert_array_equal(states[depth], last)
             continue
@@ -132,7 +135,7 @@ def test_states_do_not_depend_on_chunks(target: str) -> None:
 
 @pytest.mark.parametrize("variant", TARGETS[1:])
 def test_what_does_not_fit_is_an_error(variant: str) -> None:
-    spec, tensors = _model(6)
+    spec, tensors = _model(6, num_layers=2, sliding_windows=(None, None))
     executor = load(variant, model_program(spec, BF16), tensors, CACHE)
     width, states = spec.hidden_size, spec.num_layers + 1
     good = batch([np.arange(5, dtype=np.int32)], [5], [[0]])

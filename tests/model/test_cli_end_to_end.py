@@ -288,7 +288,8 @@ def test_compiling_and_running_as_for_a_smaller_machine(checkpoint: Path, artifa
 
     plan = one_object(qwench("inspect", artifact, "--json")[0])["memory_plan"]
     logits_bytes = (4 + MAX_STEP_DRAFTS) * CONFIG["vocab_size"] * 4
-    fixed = plan["weights_bytes"] + plan["arena_bytes"] + plan["work_bytes"] + logits_bytes
+    rope_bytes = CONFIG["max_position_embeddings"] * CONFIG["hidden_size"] // CONFIG["num_attention_heads"] * 4
+    fixed = plan["weights_bytes"] + plan["arena_bytes"] + plan["work_bytes"] + logits_bytes + rope_bytes
     block_bytes = plan["kvcache_block_bytes"]
     small, too_small = fixed + 6 * block_bytes, fixed + 4 * block_bytes - 1  # four hold one sequence of 128 positions
     out = tmp_path / "small"
