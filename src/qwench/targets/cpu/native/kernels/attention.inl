@@ -145,7 +145,7 @@ inline void lay_out_value_pairs(const AttentionArgs& a, int kv_head, int tile, i
 // Turns scores [rows][64] into probabilities relative to the rows' running peaks; rescales what the rows gathered.
 inline void softmax_tile(const AttentionArgs& a, const AttentionItem& item, int tile, float* scores,
                          const Gathered& state) {
-  alignas(64) float peaks[kMaxAttentionRows], factors[kMaxAttentionRows];
+  alignas(64) float peaks[kMaxAttentionRows], factors[kMaxAttentionRows + kLanes];  // exp takes whole vectors
   for (int r = 0; r < state.num_rows; ++r) {
     const float tile_peak = mask_row(a, item, tile, r, scores + r * kScoreTile);
     peaks[r] = tile_peak > state.peak[r] ? tile_peak : state.peak[r];
