@@ -25,8 +25,8 @@ struct SplitRows {
       starts[part] = reinterpret_cast<int32_t*>(memory + size_t(rows) * width / 2 + (2 + part) * rows);
     }
   }
-  // Of x [num_rows][width], whose rows' largest magnitudes are `peaks`, or NaN for a row that has one: its codes can't
-  // say so, its scales can. In passes over all rows, so that the reductions of different rows overlap.
+  // Of x [num_rows][width], whose rows' largest magnitudes are `peaks`, NaN or infinite for a row that isn't finite:
+  // its codes can't say so, its scales can. In passes over all rows, so that the reductions of different rows overlap.
   void set_rows(const float* x, int num_rows, const float* peaks) const {
     alignas(64) float inverses[kMaxAttentionRows + kLanes];
     for (int r = 0; r < num_rows; r += kLanes) {
@@ -34,7 +34,7 @@ struct SplitRows {
       store(inverses + r, zero_below(peak, kNoMagnitude, div(set(kSplitRange), finite)));
     }
     for (int r = 0; r < num_rows; ++r) {
-      const bool is_broken = peaks[r] != peaks[r];
+      const bool is_broken = !(peaks[r] - peaks[r] == 0);  // NaN or infinite
       const Float inverse = set(inverses[r]);
       const size_t at = size_t(r) * width;
       Int sums[2] = {set_int(0), set_int(0)};
@@ -47,7 +47,7 @@ struct SplitRows {
       }
       for (int part = 0; part < 2; ++part) {
         scales[part][r] = peaks[r] * ((part == 0 ? 128 : 1) / kSplitRange);
-        starts[part][r] = -reduce_add_int(sums[part]);
+        starts[part][r] = negative(reduce_add_int(sums[part]));
       }
     }
   }

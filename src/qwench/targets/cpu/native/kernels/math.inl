@@ -1,5 +1,8 @@
 // Vector mathematics on the primitives of one simd header. Included inside that header's namespace.
 
+// -v, also of what a conversion makes of NaN.
+inline int32_t negative(int32_t v) { return int32_t(0u - uint32_t(v)); }
+
 // exp by Cody and Waite's reduction and Cephes' polynomial, relative error below 2e-7; exactly 0 below -87.3 (and for
 // -inf), saturated above 88; NaN stays NaN. Adding kMagic rounds to an integer and leaves it in the low bits.
 inline Float exp(Float x) {

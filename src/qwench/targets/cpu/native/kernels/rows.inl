@@ -34,7 +34,7 @@ inline void quantize_group(const float* x, int group_size, const QuantizedRow& r
     const Float scaled = mul(load(x + i), set(inverse));
     sums = add_int(sums, store_codes(row.codes + group * group_size + i, broken == 0.0f ? scaled : set(0.0f)));
   }
-  row.starts[group * row.group_stride] = -reduce_add_int(sums);
+  row.starts[group * row.group_stride] = negative(reduce_add_int(sums));
   row.scales[group * row.group_stride] = amax * (1.0f / 127.0f) + broken;
 }
 

@@ -36,6 +36,9 @@ struct IntTile {
   }
 };
 
+// Where an integer sum starts; in unsigned arithmetic, since the codes that stand for NaN may give any start.
+QWENCH_INLINE int32_t first_sum(int offset, int32_t start) { return int32_t(uint32_t(offset) * uint32_t(start)); }
+
 // sums[r] += x[r] @ w over num_k values.
 struct FloatTile {
   const void* x;  // row r at r * x_stride bytes

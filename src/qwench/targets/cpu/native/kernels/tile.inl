@@ -20,7 +20,7 @@ QWENCH_INLINE void int_columns(const IntTile& t, int column) {
   constexpr int kStep = C == Codes::kNibbles ? 8 : 4;
   Int acc[R][V];
   for (int r = 0; r < R; ++r) {
-    const Int start = set_int(kOffset * t.starts[r]);
+    const Int start = set_int(first_sum(kOffset, t.starts[r]));
     for (int v = 0; v < V; ++v) acc[r][v] = start;
   }
   const uint8_t* w = t.codes + column * kColumnBytes;

@@ -140,7 +140,7 @@ QWENCH_INLINE const uint8_t* int_columns(const IntTile& t, const uint8_t* next, 
   } else {
     for (int r = 0; r < R; ++r)  // starts are of codes + 8
       for (int v = 0; v < kTileColumns; v += kLanes)
-        store_int(integers + r * kTileColumns + v, set_int(8 * t.starts[r]));
+        store_int(integers + r * kTileColumns + v, set_int(first_sum(8, t.starts[r])));
     if constexpr (C == Codes::kNibbles)
       TILE_ASM(TILE_WIDENED_LOOP(TILE_MASKED(low_nibbles), TILE_NIBBLES_0, TILE_SHIFTED("vpsrlw $4") TILE_MASK_SHIFTED,
                                  TILE_NIBBLES_4, 256));

@@ -83,7 +83,12 @@ inline void dot4_nibbles_to(Int& acc, Int weights, Broadcast x) { dot4_to(acc, w
 // Sum and maximum over lanes in one fixed order.
 inline float reduce_add(Float v) { return _mm512_reduce_add_ps(v); }
 inline float reduce_max(Float v) { return _mm512_reduce_max_ps(v); }
-inline int32_t reduce_add_int(Int v) { return _mm512_reduce_add_epi32(v); }
+inline int32_t reduce_add_int(Int v) {  // not _mm512_reduce_add_epi32, whose last sum may not overflow
+  const __m256i half = _mm256_add_epi32(_mm512_castsi512_si256(v), _mm512_extracti64x4_epi64(v, 1));
+  __m128i s = _mm_add_epi32(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1));
+  s = _mm_add_epi32(s, _mm_shuffle_epi32(s, 0x4e));
+  return _mm_cvtsi128_si32(_mm_add_epi32(s, _mm_shuffle_epi32(s, 0xb1)));
+}
 
 // Of 16 dwords that each hold two bf16: the low ones and the high ones as floats.
 inline Int low_halves(Int v) { return _mm512_and_si512(v, _mm512_set1_epi32(0xffff)); }

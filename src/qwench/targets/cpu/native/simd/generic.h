@@ -73,7 +73,7 @@ inline Int load_int(const void* p) {
 }
 inline Int set_int(int32_t v) { return Int{v, v, v, v}; }
 inline Float bits_of_floats(Int v) { return bits<Float>(v); }
-inline Int add_int(Int a, Int b) { return a + b; }
+inline Int add_int(Int a, Int b) { return bits<Int>(bits<Uint>(a) + bits<Uint>(b)); }
 inline Float to_float(Int v) { return __builtin_convertvector(v, Float); }
 inline Int low_nibbles(Int v) { return v & 0x0f0f0f0f; }
 inline Int high_nibbles(Int v) { return bits<Int>(bits<Uint>(v) >> 4) & 0x0f0f0f0f; }
@@ -101,7 +101,10 @@ inline float reduce_max(Float v) {
   const float a = v[0] > v[1] ? v[0] : v[1], b = v[2] > v[3] ? v[2] : v[3];
   return a > b ? a : b;
 }
-inline int32_t reduce_add_int(Int v) { return v[0] + v[1] + v[2] + v[3]; }
+inline int32_t reduce_add_int(Int v) {
+  const Uint u = bits<Uint>(v);
+  return int32_t(u[0] + u[1] + u[2] + u[3]);
+}
 
 inline Int low_halves(Int v) { return v & 0xffff; }
 inline Float bf16_low(Int v) { return bits<Float>(bits<Uint>(v) << 16); }
