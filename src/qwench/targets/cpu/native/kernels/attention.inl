@@ -2,10 +2,10 @@
 //
 // The query heads that share the kv head are folded into rows. Keys are visited in tiles of 64 absolute positions with
 // an online softmax (arXiv:1805.02867); a tile's keys and values are laid out once as panels, so that both products are
-// those of the linears. Tiles of `partition_len` absolute positions make a partition, begun afresh and merged into what came before
-// (as in arXiv:2311.01282), so that partitions can be computed apart. Every row takes the same steps at the same
-// positions whatever rows are beside it: the result depends neither on how a prompt is cut nor on who computes what. A
-// tile or partition that a row can't see leaves it as it was, to the bit.
+// those of the linears. Tiles of `partition_len` absolute positions make a partition, begun afresh and merged into what
+// came before (as in arXiv:2311.01282), so that partitions can be computed apart. Every row takes the same steps at the
+// same positions whatever rows are beside it: the result depends neither on how a prompt is cut nor on who computes
+// what. A tile or partition that a row can't see leaves it as it was, to the bit.
 
 constexpr float kMasked = -__builtin_inff();
 constexpr float kNoScore = -1e30f;  // finite, so that a row that has seen nothing yet stays clear of inf - inf

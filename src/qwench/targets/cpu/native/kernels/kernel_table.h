@@ -114,7 +114,7 @@ struct AttentionArgs {
   const int32_t* block_table;
   CacheKind cache;
   int block_size, num_heads, num_kv_heads, head_dim, padded_dim;
-  int window;  // positions seen, 0 for all
+  int window;         // positions seen, 0 for all
   int partition_len;  // positions that may be computed apart, a multiple of kScoreTile
   float scale;
   float* scratch;  // this thread's, attention_scratch_floats
