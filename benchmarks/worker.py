@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.contenders import make_contender
-from benchmarks.contenders.contender import Contender
+from benchmarks.contenders.contender import Contender, LogitsContender
 
 
 def describe(contender: Contender) -> dict[str, Any]:
@@ -67,6 +67,7 @@ def logits(contender: Contender, token_ids: list[int], first: int, out: str) -> 
     """Writes the logits of a sequence from row `first` on to `out`, as .npy: too many for a line of JSON."""
     import numpy as np
 
+    assert isinstance(contender, LogitsContender)
     rows = contender.logits(token_ids, first)
     np.save(out, rows)
     return {"num_rows": len(rows)}

@@ -55,10 +55,14 @@ class Contender(ABC):
     def decode(self) -> None:
         """Goes on greedily, past any end of text, until every user has `num_generate` tokens."""
 
-    def logits(self, token_ids: list[int], first: int) -> Any:
-        """Logits of one sequence from row `first` on: [rows, vocab_size] fp32. Asked for by `benchmarks.quality`."""
-        raise NotImplementedError(f"{type(self).__name__} shows no logits")
-
     @abstractmethod
     def cache_bytes(self) -> int:
         """Bytes of KV cache in memory now; what was reserved but never written isn't."""
+
+
+class LogitsContender(Contender):
+    """One that shows its logits, for `benchmarks.quality`."""
+
+    @abstractmethod
+    def logits(self, token_ids: list[int], first: int) -> Any:
+        """Logits of one sequence from row `first` on: [rows, vocab_size] fp32."""

@@ -11,14 +11,14 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.contenders.contender import Compiled, Contender
+from benchmarks.contenders.contender import Compiled, LogitsContender
 from benchmarks.plan import MAX_STEP_TOKENS
 
 QUANTS = {"bf16": "BF16", "int8": "Q8_0", "int4": "Q4_0", "int4-head8": "Q4_0"}
 TRIAL_TOKENS = 128  # of the prompt that chooses the kind of attention
 
 
-class LlamaCppContender(Contender):
+class LlamaCppContender(LogitsContender):
     """One model, and one context for as many users as the last work had."""
 
     formats = tuple(QUANTS)
