@@ -5,8 +5,6 @@ Called by app.py.
 
 from __future__ import annotations
 
-import time
-from collections.abc import AsyncIterator
 from typing import Any
 
 from fastapi import Request
@@ -14,11 +12,12 @@ from fastapi.responses import JSONResponse, Response
 
 from qwench.runtime.request import SamplingParams
 from qwench.serve.answers import Answers, chat_logprobs
-from qwench.serve.engine_client import EngineInfo, Generation, Piece
+from qwench.serve.engine_client import EngineInfo, Piece
 from qwench.serve.failures import ApiError
 from qwench.serve.protocol.chat import ChatRequest
-from qwench.serve.service import Service, new_id
-from qwench.serve.streaming import DONE, EventStream, abort_when_gone, event
+from qwench.serve.reply import Reply
+from qwench.serve.service import Service
+from qwench.serve.streaming import EventStream, abort_when_gone
 
 
 async def answer_chat(service: Service, body: ChatRequest, request: Request) -> Response:
@@ -64,63 +63,39 @@ def _template_variables(body: ChatRequest, allowed: tuple[str, ...]) -> dict[str
     return dict(given)
 
 
-class _ChatReply:
-    """What is around the answers: a whole object, or a stream of chunks."""
-
+class _ChatReply(Reply):
     def __init__(self, model: str, body: ChatRequest, answers: Answers) -> None:
-        self.answers = answers
+        kind = "chat.completion.chunk" if body.stream else "chat.completion"
+        super().__init__("chatcmpl", kind, model, answers, body.stream_options)
         self._has_logprobs = bool(body.logprobs)
         self._stop_token_ids = body.stop_token_ids or []
-        self._include_usage = bool(body.stream_options and body.stream_options.include_usage)
-        self._head = {"id": new_id("chatcmpl"), "object": "chat.completion", "created": int(time.time())}
-        self._head["model"] = model
 
-    def whole(self) -> dict[str, Any]:
-        choices = [
-            {
-                "index": index,
-                "message": {"role": "assistant", "content": answer.text, "refusal": None},
-                "logprobs": chat_logprobs(answer.logprobs) if self._has_logprobs else None,
-                "finish_reason": answer.finish_reason,
-                "stop_reason": self._stop_reason(answer.stop_reason),
-            }
-            for index, answer in enumerate(self.answers.choices)
-        ]
-        return {**self._head, "choices": choices, "usage": self.answers.usage()}
+    def choice(self, index: int) -> dict[str, Any]:
+        answer = self.answers.choices[index]
+        return {
+            "index": index,
+            "message": {"role": "assistant", "content": answer.text, "refusal": None},
+            "logprobs": chat_logprobs(answer.logprobs) if self._has_logprobs else None,
+            "finish_reason": answer.finish_reason,
+            "stop_reason": self._stop_reason(answer.stop_reason),
+        }
 
-    async def events(self, generation: Generation) -> AsyncIterator[bytes]:
-        self._head["object"] = "chat.completion.chunk"
-        roles = range(len(self.answers.choices))
-        yield b"".join(self._chunk(index, {"role": "assistant", "content": ""}) for index in roles)
-        while not generation.is_finished:
-            yield b"".join(map(self._piece, await generation.take()))
-        if self._include_usage:
-            yield event({**self._head, "choices": [], "usage": self.answers.usage()})
-        yield DONE
+    def beginning(self) -> bytes:
+        role = {"delta": {"role": "assistant", "content": ""}}
+        return b"".join(self.chunk(index, role) for index in range(len(self.answers.choices)))
 
-    def _piece(self, piece: Piece) -> bytes:
+    def piece(self, piece: Piece) -> bytes:
         """Nothing while a piece holds no text that is certain, unless it has log-probabilities to show."""
         self.answers.add(piece)
         logprobs = chat_logprobs([piece.logprobs]) if piece.logprobs is not None else None
         chunks = b""
         if piece.text or logprobs is not None:
-            chunks = self._chunk(piece.choice, {"content": piece.text}, logprobs)
+            chunks = self.chunk(piece.choice, {"delta": {"content": piece.text}}, logprobs)
         if piece.finish_reason is not None:
-            chunks += self._chunk(piece.choice, {}, None, piece.finish_reason, self._stop_reason(piece.stop_reason))
+            end = self._stop_reason(piece.stop_reason)
+            chunks += self.chunk(piece.choice, {"delta": {}}, None, piece.finish_reason, end)
         return chunks
 
     def _stop_reason(self, reason: int | str | None) -> int | str | None:
         """The stop string or the token that the client asked for; not the model's own ends of a turn."""
         return reason if isinstance(reason, str) or reason in self._stop_token_ids else None
-
-    def _chunk(
-        self, index: int, delta: dict[str, Any], logprobs: dict[str, Any] | None = None,
-        finish_reason: str | None = None, stop_reason: int | str | None = None,
-    ) -> bytes:  # fmt: skip
-        choice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish_reason}
-        if finish_reason is not None:
-            choice["stop_reason"] = stop_reason
-        chunk = {**self._head, "choices": [choice]}
-        if self._include_usage:
-            chunk["usage"] = None
-        return event(chunk)

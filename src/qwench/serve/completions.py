@@ -5,8 +5,6 @@ Called by app.py.
 
 from __future__ import annotations
 
-import time
-from collections.abc import AsyncIterator
 from typing import Any
 
 from fastapi import Request
@@ -14,11 +12,12 @@ from fastapi.responses import JSONResponse, Response
 
 from qwench.runtime.request import SamplingParams
 from qwench.serve.answers import Answers, completion_logprobs
-from qwench.serve.engine_client import EngineInfo, Generation, Piece
+from qwench.serve.engine_client import EngineInfo, Piece
 from qwench.serve.failures import ApiError
 from qwench.serve.protocol.completions import DEFAULT_MAX_TOKENS, CompletionRequest
-from qwench.serve.service import Service, new_id
-from qwench.serve.streaming import DONE, EventStream, abort_when_gone, event
+from qwench.serve.reply import Reply
+from qwench.serve.service import Service
+from qwench.serve.streaming import EventStream, abort_when_gone
 
 
 async def answer_completion(service: Service, body: CompletionRequest, request: Request) -> Response:
@@ -73,39 +72,29 @@ async def _text(service: Service, prompt: str | list[int]) -> str:
     return prompt if isinstance(prompt, str) else await service.text.decode(prompt)
 
 
-class _CompletionReply:
-    """What is around the answers: a whole object, or a stream of chunks. echoes: text before each prompt's answers."""
+class _CompletionReply(Reply):
+    """echoes: text before each prompt's answers."""
 
     def __init__(self, model: str, body: CompletionRequest, answers: Answers, echoes: list[str], n: int) -> None:
-        self.answers = answers
+        super().__init__("cmpl", "text_completion", model, answers, body.stream_options)
         self._echoes = [echo for echo in echoes for _ in range(n)]
         self._has_logprobs = body.logprobs is not None
-        self._include_usage = bool(body.stream_options and body.stream_options.include_usage)
-        self._head = {"id": new_id("cmpl"), "object": "text_completion", "created": int(time.time()), "model": model}
         self._offsets = [0] * len(answers.choices)  # characters of tokens whose log-probabilities were streamed
 
-    def whole(self) -> dict[str, Any]:
-        choices = [
-            {
-                "index": index,
-                "text": self._echoes[index] + answer.text,
-                "logprobs": completion_logprobs(answer.logprobs, 0) if self._has_logprobs else None,
-                "finish_reason": answer.finish_reason,
-                "stop_reason": answer.stop_reason,
-            }
-            for index, answer in enumerate(self.answers.choices)
-        ]
-        return {**self._head, "choices": choices, "usage": self.answers.usage()}
+    def choice(self, index: int) -> dict[str, Any]:
+        answer = self.answers.choices[index]
+        return {
+            "index": index,
+            "text": self._echoes[index] + answer.text,
+            "logprobs": completion_logprobs(answer.logprobs, 0) if self._has_logprobs else None,
+            "finish_reason": answer.finish_reason,
+            "stop_reason": answer.stop_reason,
+        }
 
-    async def events(self, generation: Generation) -> AsyncIterator[bytes]:
-        yield b"".join(self._chunk(i, echo) for i, echo in enumerate(self._echoes) if echo)
-        while not generation.is_finished:
-            yield b"".join(map(self._piece, await generation.take()))
-        if self._include_usage:
-            yield event({**self._head, "choices": [], "usage": self.answers.usage()})
-        yield DONE
+    def beginning(self) -> bytes:
+        return b"".join(self.chunk(i, {"text": echo}) for i, echo in enumerate(self._echoes) if echo)
 
-    def _piece(self, piece: Piece) -> bytes:
+    def piece(self, piece: Piece) -> bytes:
         """Nothing while a piece holds no text that is certain, no log-probabilities and no end."""
         self.answers.add(piece)
         logprobs = None
@@ -114,16 +103,4 @@ class _CompletionReply:
             self._offsets[piece.choice] += len(logprobs["tokens"][0])
         if not piece.text and logprobs is None and piece.finish_reason is None:
             return b""
-        return self._chunk(piece.choice, piece.text, logprobs, piece.finish_reason, piece.stop_reason)
-
-    def _chunk(
-        self, index: int, text: str, logprobs: dict[str, Any] | None = None, finish_reason: str | None = None,
-        stop_reason: int | str | None = None,
-    ) -> bytes:  # fmt: skip
-        choice = {"index": index, "text": text, "logprobs": logprobs, "finish_reason": finish_reason}
-        if finish_reason is not None:
-            choice["stop_reason"] = stop_reason
-        chunk = {**self._head, "choices": [choice]}
-        if self._include_usage:
-            chunk["usage"] = None
-        return event(chunk)
+        return self.chunk(piece.choice, {"text": piece.text}, logprobs, piece.finish_reason, piece.stop_reason)

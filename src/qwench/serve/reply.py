@@ -1,0 +1,65 @@
+"""What is around the answers of a chat or a completion: one object for all of them, or a stream of chunks.
+
+Knows neither; chat.py and completions.py say what a choice holds and what a piece adds to it.
+"""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator
+from typing import Any
+
+from qwench.serve.answers import Answers
+from qwench.serve.engine_client import Generation, Piece
+from qwench.serve.protocol.common import StreamOptions
+from qwench.serve.service import new_id
+from qwench.serve.streaming import DONE, event
+
+
+class Reply(ABC):
+    """kind: of OpenAI's whole object; prefix: of its id. stream_options: of the request."""
+
+    def __init__(
+        self, prefix: str, kind: str, model: str, answers: Answers, stream_options: StreamOptions | None
+    ) -> None:  # fmt: skip
+        self.answers = answers
+        self._include_usage = bool(stream_options and stream_options.include_usage)
+        self._head = {"id": new_id(prefix), "object": kind, "created": int(time.time()), "model": model}
+
+    def whole(self) -> dict[str, Any]:
+        choices = [self.choice(index) for index in range(len(self.answers.choices))]
+        return {**self._head, "choices": choices, "usage": self.answers.usage()}
+
+    async def events(self, generation: Generation) -> AsyncIterator[bytes]:
+        yield self.beginning()
+        while not generation.is_finished:
+            yield b"".join(map(self.piece, await generation.take()))
+        if self._include_usage:
+            yield event({**self._head, "choices": [], "usage": self.answers.usage()})
+        yield DONE
+
+    @abstractmethod
+    def choice(self, index: int) -> dict[str, Any]:
+        """An answer in the whole object, once all is there."""
+
+    @abstractmethod
+    def beginning(self) -> bytes:
+        """Events before the first piece."""
+
+    @abstractmethod
+    def piece(self, piece: Piece) -> bytes:
+        """Events that tell of a piece, which `answers` does not know yet."""
+
+    def chunk(
+        self, index: int, content: dict[str, Any], logprobs: dict[str, Any] | None = None,
+        finish_reason: str | None = None, stop_reason: int | str | None = None,
+    ) -> bytes:  # fmt: skip
+        """An event with one choice. content: its delta or its text."""
+        choice = {"index": index, **content, "logprobs": logprobs, "finish_reason": finish_reason}
+        if finish_reason is not None:
+            choice["stop_reason"] = stop_reason
+        chunk = {**self._head, "choices": [choice]}
+        if self._include_usage:
+            chunk["usage"] = None
+        return event(chunk)
