@@ -112,9 +112,15 @@ def measure_whole(engine: Engine, model: CompiledModel, length: int, before: int
     prompt = np.random.default_rng(1).integers(0, engine.vocab_size, length - ANSWER, np.int32)
     begin, first_s, highest, answer = time.perf_counter(), 0.0, 0, 0
     engine.add_request(prompt, SamplingParams(max_tokens=ANSWER, temperature=0, ignore_eos=True))
+    reports = iter(np.linspace(0, len(prompt), 17)[1:-1])
+    next_report = next(reports)
     while engine.has_unfinished():
         outputs = engine.step()
         highest = max(highest, resident_bytes())
+        num_read = sum(request.num_computed for request in engine.scheduler.running)
+        if num_read >= next_report:
+            say(f"{num_read} of {length} tokens read after {time.perf_counter() - begin:.0f} s")
+            next_report = next((report for report in reports if report > num_read), np.inf)
         if outputs and not first_s:
             first_s = time.perf_counter() - begin
         answer += len(outputs)
