@@ -11,18 +11,14 @@ import pytest
 pytest.importorskip("fastapi", reason='the server needs pip install "qwench[serve]"')
 pytest.importorskip("httpx", reason="the tests of the server need httpx")
 
-from server_process import ServerProcess, running_server
+from server_process import ServerProcess, running_server, tiny_model
 
-from qwench import LLM, QwenchConfig, compile_checkpoint
-
-MODELS = Path(__file__).parents[2] / "models"
+from qwench import LLM
 
 
 @pytest.fixture(scope="session")
 def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("artifact") / "tiny"
-    compile_checkpoint(MODELS / "qwench-tiny", folder, QwenchConfig(weights="int8", batch_size=8))
-    return folder
+    return tiny_model(tmp_path_factory.mktemp("artifact") / "tiny")
 
 
 @pytest.fixture(scope="session")

@@ -12,10 +12,25 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 
+from qwench import QwenchConfig, compile_checkpoint
+
+MODEL = Path(__file__).parents[2] / "models" / "qwench-tiny"
 START_S = 180.0  # other work may be going on
+
+
+def tiny_model(folder: Path, **options: Any) -> Path:
+    """The default model, compiled into `folder`."""
+    compile_checkpoint(MODEL, folder, QwenchConfig(weights="int8", batch_size=8, **options))
+    return folder
+
+
+def short_model(folder: Path) -> Path:
+    """The same with a context of 64 tokens, which are soon generated whatever a request says."""
+    return tiny_model(folder, max_seq_len=64)
 
 
 class ServerProcess:
@@ -57,6 +72,15 @@ class ServerProcess:
         match = re.search(rf"^{re.escape(name)} (\S+)$", text, re.MULTILINE)
         assert match, text
         return float(match[1])
+
+    def is_idle(self) -> bool:
+        return self.metric("qwench_requests_running") == self.metric("qwench_answers_open") == 0
+
+    def resident_mib(self) -> dict[str, float]:
+        """Memory of each of the three processes, as the system counts it now."""
+        pids = {"http": self.process.pid, "engine": self.child("engine_process"), "text": self.child("text_process")}
+        page = os.sysconf("SC_PAGESIZE") / (1 << 20)
+        return {name: page * int(Path(f"/proc/{pid}/statm").read_text().split()[1]) for name, pid in pids.items()}
 
     def stop(self, timeout_s: float = 30) -> int:
         """SIGTERM; the exit code."""

@@ -30,10 +30,6 @@ def fragile(artifact: Path) -> Iterator[ServerProcess]:
         yield server
 
 
-def idle(server: ServerProcess) -> bool:
-    return server.metric("qwench_requests_running") == server.metric("qwench_answers_open") == 0
-
-
 def test_the_engine_is_killed_under_load(fragile: ServerProcess) -> None:
     async def ask(http: httpx.AsyncClient, stream: bool) -> tuple[str, float]:
         answer = await http.post("/v1/completions", json={**LONG, "stream": stream})
@@ -55,7 +51,7 @@ def test_the_engine_is_killed_under_load(fragile: ServerProcess) -> None:
     with fragile.client() as http:
         wait_for(lambda: http.get("/ready").status_code == 200, timeout_s=10)
         assert http.post("/v1/completions", json={"prompt": "a", "max_tokens": 2}).status_code == 200
-    assert fragile.metric("qwench_engine_restarts_total") == 1 and idle(fragile)
+    assert fragile.metric("qwench_engine_restarts_total") == 1 and fragile.is_idle()
 
 
 def test_while_the_engine_starts_requests_are_told_to_wait(fragile: ServerProcess) -> None:
@@ -95,7 +91,7 @@ def test_excess_is_refused_at_once(fragile: ServerProcess) -> None:
     last_refusal = max(taken for status, taken, _ in answers if status == 429)
     assert last_refusal < min(taken for status, taken, _ in answers if status == 200)
     assert all(1 <= retry <= 60 for status, _, retry in answers if status == 429)
-    wait_for(lambda: idle(fragile))
+    wait_for(fragile.is_idle)
     with fragile.client() as http:  # what could never be admitted isn't worth a retry
         assert http.post("/v1/completions", json={**LONG, "n": 13}).status_code == 400
 
@@ -115,7 +111,7 @@ def test_clients_that_leave(fragile: ServerProcess) -> None:
                 await asyncio.gather(*(leave(http) for _ in range(12)))
 
     asyncio.run(run())
-    wait_for(lambda: idle(fragile), timeout_s=5)
+    wait_for(fragile.is_idle, timeout_s=5)
     assert fragile.metric("qwench_kv_blocks_used") == fragile.metric("qwench_requests_waiting") == 0
 
 
@@ -130,8 +126,8 @@ def test_a_client_that_does_not_read(fragile: ServerProcess) -> None:
         wait_for(lambda: fragile.metric("qwench_requests_running") == 4)
         with fragile.client() as http:
             assert http.post("/v1/completions", json={"prompt": "a", "max_tokens": 20}).status_code == 200
-        wait_for(lambda: idle(fragile), timeout_s=60)
-    wait_for(lambda: idle(fragile))
+        wait_for(fragile.is_idle, timeout_s=60)
+    wait_for(fragile.is_idle)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -187,7 +183,7 @@ def test_a_small_cache_gives_the_same_answers(artifact: Path, server: ServerProc
 
     with running_server(artifact, "--threads", "1", "--kvcache-num-blocks", "64") as small:
         assert asyncio.run(ask(small.url)) == asyncio.run(ask(server.url))
-        assert small.metric("qwench_preemptions_total") > 0 and idle(small)
+        assert small.metric("qwench_preemptions_total") > 0 and small.is_idle()
 
 
 @pytest.mark.parametrize("options", [("--memory", "1MiB"), ("--host", "203.0.113.1"), ("--api-key-file", "/no/such")])

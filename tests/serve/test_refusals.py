@@ -195,7 +195,8 @@ def test_without_the_key_only_health_is_open(artifact: Path, tmp_path: Path) -> 
     keys.write_text(f"# of the team\n{KEY}\n\nanother-good-key-of-the-team\n")
     with running_server(artifact, "--api-key-file", str(keys), "--threads", "1") as server, server.client() as http:
         schema = http.get("/openapi.json", headers={"authorization": f"Bearer {KEY}"}).json()
-        assert len(schema["paths"]) > 8
+        assert len(schema["paths"]) > 8 and schema["security"] == [{"key": []}]
+        assert schema["paths"]["/health"]["get"]["security"] == []
         for path, methods in {**schema["paths"], "/openapi.json": {"get": {}}, "/nowhere": {"get": {}}}.items():
             for method in methods:
                 for headers in ({"api-key": KEY}, *({"authorization": wrong} for wrong in WRONG_KEYS)):

@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import MODELS
-from server_process import running_server
+from server_process import MODEL, running_server
 
 from qwench import QwenchConfig, compile_checkpoint
 
@@ -110,7 +109,7 @@ def test_templates_that_take_for_ever_or_all_memory(tmp_path: Path) -> None:
     for i, template in enumerate(EXPENSIVE):
         branches += f"{{% elif messages[0].content == '{i}' %}}{template}"
     checkpoint, model = tmp_path / "checkpoint", tmp_path / "model"
-    shutil.copytree(MODELS / "qwench-tiny", checkpoint)
+    shutil.copytree(MODEL, checkpoint)
     path = checkpoint / "tokenizer_config.json"
     template = f"{BEGINNING}{branches}{{% endif %}}"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"chat_template": template}))

@@ -233,6 +233,23 @@ def test_numerical_error(bad: float, params: dict[str, Any]) -> None:
         make(**params).sample(row)
 
 
+@pytest.mark.parametrize("temperature", [0.0, 0.7])
+@pytest.mark.parametrize(
+    ("params", "weaker"),
+    [
+        ({"repetition_penalty": 5e-324}, {"repetition_penalty": 1e-25}),
+        ({"repetition_penalty": 1e300}, {"repetition_penalty": 1e25}),
+        ({"presence_penalty": 1e300, "frequency_penalty": -1e300}, {"presence_penalty": 0, "frequency_penalty": 0}),
+        ({"presence_penalty": -1e300}, {"presence_penalty": -1e25}),
+        ({"logit_bias": {5: 1e300, 6: -1e300}}, {"logit_bias": {5: 1e25, 6: -1e25}}),
+    ],
+)  # fmt: skip
+def test_penalties_too_strong_for_fp32(params: dict[str, Any], weaker: dict[str, Any], temperature: float) -> None:
+    rest = {"temperature": temperature, "top_p": 0.9, "top_k": 20, "seed": 1}
+    ours, theirs = make(**params, **rest), make(**weaker, **rest)
+    assert [ours.sample(logits(i))[0] for i in range(9)] == [theirs.sample(logits(i))[0] for i in range(9)]
+
+
 def test_masked_tokens_are_never_drawn() -> None:
     row = np.full(VOCAB, -np.inf, np.float32)
     row[[5, 999]] = 1.0

@@ -20,6 +20,7 @@ _CHUNK = 256  # weights are summed in chunks of this many, then over chunks: a t
 _LIKELY = (64, 1024)  # top_p looks among so many likeliest tokens before it sorts the whole vocabulary
 
 _COLDEST = 1e-30  # any lower temperature is the same choice, and could divide 0 by 0 in fp32
+_STRONGEST = 1e30  # and any stronger penalty or bias, which could overflow
 
 
 class TokenSampler:
@@ -34,7 +35,7 @@ class TokenSampler:
         self.key = (seed & (2**64 - 1)) | (index << 64)
         self.num_sampled = 0
         self.bias_ids = np.fromiter(params.logit_bias.keys(), np.int64)
-        self.bias = np.fromiter(params.logit_bias.values(), np.float32)
+        self.bias = np.fromiter(map(_bounded, params.logit_bias.values()), np.float32)
         self.end_ids = np.array(sorted(end_tokens), np.int64)
         self.history = _History(params, prompt)
         self.is_plain = not (params.logit_bias or params.min_tokens or self.history.is_used)
@@ -93,8 +94,9 @@ class _History:
     """Tokens seen and how often, for penalties; arrays grow, so that a token costs the same however long the answer."""
 
     def __init__(self, params: SamplingParams, prompt: npt.NDArray[np.int32]) -> None:
-        self.repetition = np.float32(params.repetition_penalty)
-        self.presence, self.frequency = np.float32(params.presence_penalty), np.float32(params.frequency_penalty)
+        self.repetition = np.float32(max(_bounded(params.repetition_penalty), 1 / _STRONGEST))
+        self.presence = np.float32(_bounded(params.presence_penalty))
+        self.frequency = np.float32(_bounded(params.frequency_penalty))
         self.is_used = bool(self.repetition != 1 or self.presence or self.frequency)
         if self.is_used:
             seen = np.flatnonzero(np.bincount(prompt))  # np.unique would import numpy.ma before the first token
@@ -133,6 +135,10 @@ def log_probabilities(row: Float32, top: float, token: int, num_top: int) -> Tok
         order = np.argsort(-row[ids], kind="stable")[:num_top]
         likeliest = [(int(i), float(row[i]) - total) for i in ids[order]]
     return TokenLogprobs(float(row[token]) - total, likeliest)
+
+
+def _bounded(strength: float) -> float:
+    return min(max(strength, -_STRONGEST), _STRONGEST)
 
 
 def _argmax(row: Float32, maxima: Float32 | None) -> int:

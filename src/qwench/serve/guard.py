@@ -26,14 +26,16 @@ MAX_BODIES_BYTES = 256 << 20  # of all requests together that are being read or 
 
 
 class Guard:
-    """ASGI middleware. check_room: raises ApiError when one of `answer_paths` has to wait for better times.
-    max_body_bytes: asked for each request, because it depends on a model that may not be loaded."""
+    """ASGI middleware. body_paths: take JSON. check_room: raises ApiError when one of `answer_paths`, which are among
+    them, has to wait for better times. max_body_bytes: asked for each request, because it depends on a model that may
+    not be loaded."""
 
     def __init__(
-        self, app: ASGIApp, *, keys: ApiKeys | None, hosts: frozenset[str], answer_paths: frozenset[str],
-        check_room: Callable[[], None], max_body_bytes: Callable[[], int],
+        self, app: ASGIApp, *, keys: ApiKeys | None, hosts: frozenset[str], body_paths: frozenset[str],
+        answer_paths: frozenset[str], check_room: Callable[[], None], max_body_bytes: Callable[[], int],
     ) -> None:  # fmt: skip
-        self._app, self._keys, self._hosts, self._answer_paths = app, keys, hosts, answer_paths
+        self._app, self._keys, self._hosts = app, keys, hosts
+        self._body_paths, self._answer_paths = body_paths, answer_paths
         self._check_room, self._max_body_bytes = check_room, max_body_bytes
         self._bodies_bytes = 0
 
@@ -68,7 +70,7 @@ class Guard:
                 401, "give an API key of this server as Authorization: Bearer KEY", code="invalid_api_key",
                 headers=hint,
             )  # fmt: skip
-        if scope["method"] == "POST":
+        if scope["method"] == "POST" and scope["path"] in self._body_paths:
             self._check_body(headers)
             if scope["path"] in self._answer_paths:
                 self._check_room()

@@ -14,7 +14,7 @@ from types import FrameType
 import uvicorn
 
 from qwench.errors import ConfigError
-from qwench.serve.app import ANSWER_PATHS, make_app
+from qwench.serve.app import ANSWER_PATHS, BODY_PATHS, make_app
 from qwench.serve.children import Children
 from qwench.serve.engine_client import EngineClient
 from qwench.serve.guard import Guard
@@ -49,8 +49,8 @@ async def _serve(
 ) -> None:  # fmt: skip
     service = Service(settings, engine, text)
     app = Guard(
-        make_app(service), keys=keys, hosts=settings.accepted_hosts, answer_paths=ANSWER_PATHS,
-        check_room=service.check_room, max_body_bytes=service.max_body_bytes,
+        make_app(service), keys=keys, hosts=settings.accepted_hosts, body_paths=BODY_PATHS,
+        answer_paths=ANSWER_PATHS, check_room=service.check_room, max_body_bytes=service.max_body_bytes,
     )  # fmt: skip
     config = uvicorn.Config(
         app, http=LimitedProtocol, ws="none", lifespan="off", log_config=None, access_log=False, server_header=False,

@@ -1,0 +1,92 @@
+"""What the routes answer, for the OpenAPI document: each status that can come, with the schema of its body.
+
+Knows no endpoint's work; what comes in is said by the classes in protocol/. Called by app.py for each route.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import FastAPI
+from pydantic import BaseModel
+
+from qwench.serve.protocol.replies import ErrorReply
+
+Responses = dict[int | str, dict[str, Any]]
+
+_RETRY_AFTER = {"Retry-After": {"description": "seconds to wait", "schema": {"type": "integer", "minimum": 1}}}
+_ERRORS: dict[int, str] = {
+    400: "something is wrong with the request",
+    401: "the key is missing or wrong",
+    404: "there is no such model here",
+    408: "the body didn't come in time",
+    413: "the body is larger than a prompt that fills the context",
+    415: "the body isn't application/json",
+    421: "the server isn't meant for this Host",
+    429: "the queue is full",
+    500: "the server failed",
+    503: "the model is being loaded, or there are too many large requests",
+    504: "the answer took longer than --timeout",
+}
+_OF_ALL, _OF_CLOSED, _OF_BODIES, _OF_ANSWERS = (421, 500), (401,), (400, 404, 408, 413, 415, 503), (429, 504)
+
+
+def open_route(reply: type[BaseModel], *errors: int) -> Responses:
+    """Of a route that needs no key. errors: statuses that it has beside those of all routes."""
+    return _responses({"application/json": {}}, (*_OF_ALL, *errors), reply)
+
+
+def closed_route(reply: type[BaseModel], *errors: int) -> Responses:
+    """Of a route behind the key."""
+    return _responses({"application/json": {}}, (*_OF_ALL, *_OF_CLOSED, *errors), reply)
+
+
+def text_route() -> Responses:
+    """Of a route behind the key that answers with plain text; its response_class must have no media type."""
+    return _responses({"text/plain": {"schema": {"type": "string"}}}, (*_OF_ALL, *_OF_CLOSED), None)
+
+
+def body_route(reply: type[BaseModel]) -> Responses:
+    """Of a route that reads a body."""
+    return closed_route(reply, *_OF_BODIES)
+
+
+def answer_route(reply: type[BaseModel], *, streams: bool = True) -> Responses:
+    """Of a route that makes answers, whole or, with `streams`, as events."""
+    content: dict[str, Any] = {"application/json": {}} | ({"text/event-stream": {}} if streams else {})
+    return _responses(content, (*_OF_ALL, *_OF_CLOSED, *_OF_BODIES, *_OF_ANSWERS), reply)
+
+
+def _responses(content: dict[str, Any], errors: tuple[int, ...], reply: type[BaseModel] | None) -> Responses:
+    good: dict[str, Any] = {"description": "as asked for", "content": content}
+    responses: Responses = {200: good if reply is None else good | {"model": reply}}
+    for status in sorted(errors):
+        responses[status] = {"description": _ERRORS[status], "model": ErrorReply}
+        if status in (429, 503):
+            responses[status]["headers"] = _RETRY_AFTER
+    return responses
+
+
+class DocumentedApp(FastAPI):
+    """FastAPI, whose document tells of the key where there is one, and not of status 422, which never comes."""
+
+    def __init__(self, *, has_keys: bool, open_paths: frozenset[str], **options: Any) -> None:
+        super().__init__(**options)
+        self._has_keys, self._open_paths = has_keys, open_paths
+
+    def openapi(self) -> dict[str, Any]:
+        if self.openapi_schema is None:
+            document = super().openapi()
+            for path, operations in document["paths"].items():
+                for operation in operations.values():
+                    operation["responses"].pop("422", None)
+                    if self._has_keys and path in self._open_paths:
+                        operation["security"] = []
+            schemas = document["components"]["schemas"]
+            for name in ("HTTPValidationError", "ValidationError"):
+                schemas.pop(name, None)
+            if self._has_keys:
+                document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+                document["security"] = [{"key": []}]
+        assert self.openapi_schema is not None
+        return self.openapi_schema

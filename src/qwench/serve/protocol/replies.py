@@ -1,0 +1,281 @@
+"""What the endpoints answer, as schemas: for the OpenAPI document, and for the tests, which hold answers against them.
+
+Answers themselves are plain dicts, made in the file of each endpoint; no request goes through these classes.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from qwench.runtime.request import FinishReason
+
+
+class Reply(BaseModel):
+    """An object with these fields and no others. A field without a default is always there."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class ErrorDetail(Reply):
+    """type: the kind of fault, param: the field that is wrong, code: OpenAI's word for it, which clients test."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorReply(Reply):
+    """An answer other than 2xx."""
+
+    error: ErrorDetail
+
+
+class PromptTokensDetails(Reply):
+    """cached_tokens: of the prompts, found in the KV cache of earlier requests."""
+
+    cached_tokens: int
+
+
+class Usage(Reply):
+    """Each prompt counts once, however many answers it gets; each generated token counts, the last one too."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: PromptTokensDetails
+
+
+class TokenReply(Reply):
+    """A token and its log-probability; `bytes` where its text is but a part of a character."""
+
+    token: str
+    logprob: float
+    bytes: list[int]
+
+
+class ChosenTokenReply(TokenReply):
+    """The token of the answer, with the likeliest ones in its place."""
+
+    top_logprobs: list[TokenReply]
+
+
+class ChatLogprobs(Reply):
+    """One entry for each token of the answer."""
+
+    content: list[ChosenTokenReply]
+    refusal: None
+
+
+class FunctionCall(Reply):
+    """arguments: JSON, as the model wrote it."""
+
+    name: str
+    arguments: str
+
+
+class ToolCall(Reply):
+    """A call that the model asks for."""
+
+    id: str
+    type: Literal["function"]
+    function: FunctionCall
+
+
+class ChatAnswer(Reply):
+    """The turn that the model wrote."""
+
+    role: Literal["assistant"]
+    content: str | None
+    refusal: None
+    tool_calls: list[ToolCall] | None = None
+
+
+class ChatChoice(Reply):
+    """stop_reason: the stop string, or the token of stop_token_ids, that ended the answer."""
+
+    index: int
+    message: ChatAnswer
+    logprobs: ChatLogprobs | None
+    finish_reason: FinishReason | Literal["tool_calls"]
+    stop_reason: int | str | None
+
+
+class ChatCompletion(Reply):
+    """Of /v1/chat/completions."""
+
+    id: str
+    object: Literal["chat.completion"]
+    created: int
+    model: str
+    choices: list[ChatChoice]
+    usage: Usage
+
+
+class CompletionLogprobs(Reply):
+    """Lists with an entry for each token; text_offset: characters of the text before it."""
+
+    tokens: list[str]
+    token_logprobs: list[float]
+    top_logprobs: list[dict[str, float]]
+    text_offset: list[int]
+
+
+class CompletionChoice(Reply):
+    """stop_reason: the stop string, or the token of stop_token_ids, that ended the answer."""
+
+    index: int
+    text: str
+    logprobs: CompletionLogprobs | None
+    finish_reason: FinishReason
+    stop_reason: int | str | None
+
+
+class Completion(Reply):
+    """Of /v1/completions."""
+
+    id: str
+    object: Literal["text_completion"]
+    created: int
+    model: str
+    choices: list[CompletionChoice]
+    usage: Usage
+
+
+class EmbeddingUsage(Reply):
+    prompt_tokens: int
+    total_tokens: int
+
+
+class Embedding(Reply):
+    """embedding: numbers, or base64 of little-endian fp32 where that was asked for."""
+
+    object: Literal["embedding"]
+    index: int
+    embedding: list[float] | str
+
+
+class EmbeddingList(Reply):
+    """Of /v1/embeddings."""
+
+    object: Literal["list"]
+    data: list[Embedding]
+    model: str
+    usage: EmbeddingUsage
+
+
+class OutputText(Reply):
+    """A part of a message."""
+
+    type: Literal["output_text"]
+    text: str
+    annotations: list[Any]
+    logprobs: list[ChosenTokenReply]
+
+
+class OutputMessage(Reply):
+    """The turn that the model wrote."""
+
+    type: Literal["message"]
+    id: str
+    status: Literal["completed", "incomplete"]
+    role: Literal["assistant"]
+    content: list[OutputText]
+
+
+class OutputFunctionCall(Reply):
+    """A call that the model asks for."""
+
+    type: Literal["function_call"]
+    id: str
+    call_id: str
+    name: str
+    arguments: str
+    status: Literal["completed", "incomplete"]
+
+
+class InputTokensDetails(PromptTokensDetails):
+    cache_write_tokens: int
+
+
+class OutputTokensDetails(Reply):
+    reasoning_tokens: int
+
+
+class ResponseUsage(Reply):
+    """The same counts as `Usage` under this endpoint's names."""
+
+    input_tokens: int
+    input_tokens_details: InputTokensDetails
+    output_tokens: int
+    output_tokens_details: OutputTokensDetails
+    total_tokens: int
+
+
+class ResponseObject(Reply):
+    """Of /v1/responses: the answer, and the request's own fields again."""
+
+    id: str
+    object: Literal["response"]
+    created_at: int
+    status: Literal["completed", "incomplete"]
+    error: None
+    incomplete_details: dict[str, str] | None
+    instructions: str | None
+    max_output_tokens: int | None
+    model: str
+    output: list[Annotated[OutputMessage | OutputFunctionCall, Field(discriminator="type")]]
+    parallel_tool_calls: bool
+    previous_response_id: None
+    reasoning: dict[str, None]
+    store: Literal[False]
+    temperature: float | None
+    text: dict[str, Any]
+    tool_choice: str | dict[str, Any]
+    tools: list[dict[str, Any]]
+    top_p: float | None
+    top_logprobs: int | None
+    truncation: Literal["disabled"]
+    usage: ResponseUsage
+    user: str | None
+    metadata: dict[str, Any]
+
+
+class Tokens(Reply):
+    """Of /tokenize. token_strs: the tokens as text, where they were asked for."""
+
+    count: int
+    max_model_len: int
+    tokens: list[int]
+    token_strs: list[str] | None = None
+
+
+class Text(Reply):
+    """Of /detokenize."""
+
+    prompt: str
+
+
+class ModelEntry(Reply):
+    """max_model_len: tokens of prompt and answer; not there while the model is being loaded."""
+
+    id: str
+    object: Literal["model"]
+    created: int
+    owned_by: Literal["qwench"]
+    max_model_len: int | None = None
+
+
+class ModelList(Reply):
+    """Of /v1/models."""
+
+    object: Literal["list"]
+    data: list[ModelEntry]
+
+
+class Status(Reply):
+    """Of /health and /ready."""
+
+    status: Literal["ok", "ready"]
