@@ -133,13 +133,13 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     """One run, as a report."""
     threads, stride = args.threads or num_cpus(), args.stride or args.window // 2
     ids = read_text(args.text, args.checkpoint, args.max_tokens)
-    truth = open_transformers(args.checkpoint, "fp32", threads)
+    truth = open_transformers(args.checkpoint, "fp32", num_threads=threads)
     book = make_book(truth_rows(truth), ids, truth.name) if len(ids) >= NUM_TOKENS else None
     weights = build_qwen2(ModelSpec.from_folder(args.checkpoint)).weights.values()
     judge = Judge(ids, args.window, stride, book, sum(int(np.prod(weight.shape)) for weight in weights))
     judge.measure(truth.name, truth_rows(truth))
     if not args.no_bf16:
-        bf16 = open_transformers(args.checkpoint, "bf16", threads)
+        bf16 = open_transformers(args.checkpoint, "bf16", num_threads=threads)
         judge.measure(bf16.name, truth_rows(bf16))
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="quality-", dir=_build_folder())))

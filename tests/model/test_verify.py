@@ -101,6 +101,46 @@ def test_transformers_bf16_is_beaten(checkpoint: Path, artifact: Path, capsys: p
     assert report["greedy"] is None
 
 
+@pytest.mark.parametrize("truth", ["transformers", "reference"])
+@pytest.mark.parametrize("scaling", [
+    "yarn:4", "linear:2", '{"rope_type": "llama3", "factor": 4, "low_freq_factor": 1, "high_freq_factor": 4}'
+])  # fmt: skip
+def test_the_truth_gets_the_rope_scaling_that_was_compiled(
+    checkpoint: Path, tmp_path: Path, best_target: str, scaling: str, truth: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Beyond the 128 positions of the checkpoint, where the rotations differ most."""
+    if truth == "transformers":
+        pytest.importorskip("transformers", reason="the truth of this test: pip install qwench[hf]")
+    config = QwenchConfig(target=best_target, rope_scaling=scaling)
+    scaled = compile_checkpoint(checkpoint, tmp_path / "scaled", config).path
+    prompts = tmp_path / "prompts.json"
+    prompts.write_text(json.dumps([[i * i % 272 for i in range(200)], [7] * 40]))
+    arguments = ("--against", checkpoint, "--prompts", prompts, "--truth", truth, "--greedy", "4")
+    code, report = run(capsys, scaled, *arguments)
+    assert code == 0 and report["logits"]["worst_pcc"] > 1 - 1e-7
+    assert report["greedy"]["num_same"] == 2
+    code, report = run(capsys, compile_checkpoint(checkpoint, tmp_path / "plain", QwenchConfig()).path, *arguments)
+    assert report["num_tokens"] == 128 + 40  # a model without scaling reads no further
+
+
+def test_rotations_by_length_are_compared_with_the_reference(
+    checkpoint: Path, tmp_path: Path, best_target: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """transformers rotates by the sequence at hand, a compiled model by the length that it was compiled for."""
+    config = QwenchConfig(target=best_target, rope_scaling="dynamic:4", max_seq_len=300)
+    scaled = compile_checkpoint(checkpoint, tmp_path / "scaled", config).path
+    code, report = run(capsys, scaled, "--against", checkpoint, "--greedy", "0", "--max-tokens", "12")
+    assert code == 0 and report["truth"] == "reference fp32"
+
+
+def test_a_truth_larger_than_the_memory_reads_its_weights_again(
+    checkpoint: Path, artifact: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("qwench.evaluate.truth.available_memory_bytes", lambda: 1000)
+    code, report = run(capsys, artifact, "--against", checkpoint, "--greedy", "2", "--max-tokens", "12")
+    assert code == 0 and report["truth"] == "reference fp32"
+
+
 def swap_halves(name: str, axis: int) -> Callable[[Tensors], None]:
     def edit(tensors: Tensors) -> None:
         tensors[name] = np.roll(tensors[name], tensors[name].shape[axis] // 2, axis=axis)

@@ -34,9 +34,14 @@ class RopeSpec:
     short_factors: tuple[float, ...] = ()
     long_factors: tuple[float, ...] = ()
 
+    @property
+    def depends_on_length(self) -> bool:
+        """Whether transformers rotates by the length of the sequence at hand, and qwench by the length compiled for."""
+        return self.rope_type in TYPES_BY_LENGTH
+
     def for_length(self, seq_len: int) -> RopeSpec:
         """The same for a model whose sequences are up to `seq_len` tokens long."""
-        if self.rope_type not in TYPES_BY_LENGTH:
+        if not self.depends_on_length:
             return self
         return dataclasses.replace(self, parameters={**self.parameters, "seq_len": float(seq_len)})
 

@@ -133,8 +133,8 @@ def _originals(args: Namespace, artifact: Artifact, threads: int) -> list[Truth]
 
     checkpoint, _ = find_checkpoint(args.against, None)
     check_same_model(artifact, ModelSpec.from_folder(checkpoint))
-    also = [open_transformers(checkpoint, "bf16", threads) for _ in dict.fromkeys(args.also)]
-    return [open_truth(checkpoint, args.truth, threads), *also]
+    also = [open_transformers(checkpoint, "bf16", artifact.config, threads) for _ in dict.fromkeys(args.also)]
+    return [open_truth(checkpoint, artifact.config, args.truth, threads), *also]
 
 
 def _book(args: Namespace, artifact: Artifact, truth: Truth | None, ids: Int32) -> Book | None:

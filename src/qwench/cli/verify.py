@@ -94,8 +94,8 @@ def _open(args: Namespace) -> tuple[Artifact, Truth, list[Truth], list[Prompt]]:
     assert limit is not None, "an artifact's config is resolved"
     vocab_size = artifact.program.spec.vocab_size
     prompts = load_prompts(args.prompts, tokenizer, vocab_size, min(args.max_tokens, limit), args.seed)
-    truth = open_truth(checkpoint, args.truth, args.threads)
-    others = [open_transformers(checkpoint, "bf16", args.threads) for _ in dict.fromkeys(args.also)]
+    truth = open_truth(checkpoint, artifact.config, args.truth, args.threads)
+    others = [open_transformers(checkpoint, "bf16", artifact.config, args.threads) for _ in dict.fromkeys(args.also)]
     return artifact, truth, others, prompts
 
 

@@ -93,6 +93,6 @@ def truth_rows(truth: Truth) -> LogitRows:
     """A truth as something that gives logits rows."""
 
     def rows(token_ids: Int32, first: int) -> Iterator[tuple[int, Float32]]:
-        yield first, truth.logits(np.asarray(token_ids))[first:]
+        yield first, truth.logits([np.asarray(token_ids)])[first:]
 
     return rows

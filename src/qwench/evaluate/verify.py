@@ -26,8 +26,8 @@ Report = Callable[[int, int], None]  # told the tokens done and in all
 
 
 def check_same_model(artifact: Artifact, spec: ModelSpec) -> None:
-    """Raises ConfigError unless the checkpoint has the shape that the artifact was compiled from."""
-    compiled = artifact.program.spec
+    """Raises ConfigError unless a checkpoint's model has the shape that the artifact was compiled from."""
+    compiled, spec = artifact.program.spec, artifact.config.model(spec)
     for field in dataclasses.fields(ModelSpec):
         if (ours := getattr(compiled, field.name)) != (theirs := getattr(spec, field.name)):
             raise ConfigError(
@@ -94,19 +94,25 @@ def _batches(prompts: Sequence[Prompt]) -> Iterator[list[Prompt]]:
 def _verify_batch(
     model: CompiledModel, truth: Truth, sequences: Sequence[Int32], others: Sequence[Truth], into: _Collected
 ) -> None:
-    traces = [truth.trace(ids) for ids in sequences]
+    trace = truth.trace(sequences)
+    other_logits = {other.name: other.logits(sequences) for other in others}
     last = model.artifact.program.spec.num_layers - 1
-    for ids, trace in zip(sequences, traces, strict=True):
+    for ids, rows in zip(sequences, _rows_of(sequences), strict=True):
         logits, hidden = model.run(ids)
-        into.logits.append(LogitScores.of(logits, trace["lm_head"], ids))
+        into.logits.append(LogitScores.of(logits, trace["lm_head"][rows], ids))
         for layer, state in enumerate(hidden[1:]):
             true_state = trace["final_norm" if layer == last else f"layers.{layer}.mlp_add"]
-            into.states.setdefault(layer, []).append(Scores.of(state, true_state))
-        for other in others:
-            scores = LogitScores.of(other.logits(ids), trace["lm_head"], ids)
-            into.others.setdefault(other.name, []).append(scores)
-    trace = {name: np.concatenate([t[name] for t in traces]) for name in traces[0]}
+            into.states.setdefault(layer, []).append(Scores.of(state, true_state[rows]))
+        for name, theirs in other_logits.items():
+            into.others.setdefault(name, []).append(LogitScores.of(theirs[rows], trace["lm_head"][rows], ids))
     _climb(ModuleRunner(model.artifact, model.num_threads), trace, sequences, into)
+
+
+def _rows_of(sequences: Sequence[Int32]) -> Iterator[slice]:
+    """Where each sequence's tokens are among all of them."""
+    end = 0
+    for ids in sequences:
+        yield slice(end, end := end + len(ids))
 
 
 def _climb(runner: ModuleRunner, trace: Mapping[str, Float32], sequences: Sequence[Int32], into: _Collected) -> None:
@@ -123,13 +129,25 @@ def _greedy(model: CompiledModel, truth: Truth, prompts: Sequence[Prompt], num_n
     """The truth reads our answers: where its likeliest token is another than ours, its own answer departs from ours."""
     limit = model.artifact.config.max_seq_len
     assert limit is not None
-    fitting = [p.token_ids for p in prompts if len(p.token_ids) < limit]
+    fitting = [p for p in prompts if len(p.token_ids) < limit]
+    answers = iter(model.answers([p.token_ids for p in fitting], num_new))
     divergences: list[int | None] = []
     gaps: list[float | None] = []
-    for prompt, answer in zip(fitting, model.answers(fitting, num_new), strict=True):
-        logits = truth.logits(np.concatenate([prompt, answer[:-1]]))[len(prompt) - 1 :]
-        differs = np.flatnonzero(logits.argmax(axis=1) != answer)
-        at = int(differs[0]) if len(differs) else None
-        divergences.append(at)
-        gaps.append(None if at is None else float(logits[at].max() - logits[at, answer[at]]))
+    for batch in _batches(fitting):
+        pairs = [(p.token_ids, next(answers)) for p in batch]
+        texts = [np.concatenate([prompt, answer[:-1]]) for prompt, answer in pairs]
+        logits = truth.logits(texts)
+        for (prompt, answer), rows in zip(pairs, _rows_of(texts), strict=True):
+            at, gap = _divergence(logits[rows][len(prompt) - 1 :], answer)
+            divergences.append(at)
+            gaps.append(gap)
     return Greedy(num_new, tuple(divergences), tuple(gaps))
+
+
+def _divergence(logits: Float32, answer: Int32) -> tuple[int | None, float | None]:
+    """Where the truth's likeliest token is first another than the answer's, and by how much it leads there."""
+    differs = np.flatnonzero(logits.argmax(axis=1) != answer)
+    if not len(differs):
+        return None, None
+    at = int(differs[0])
+    return at, float(logits[at].max() - logits[at, answer[at]])

@@ -5,41 +5,57 @@ Knows nothing of qwench but the names of a Program's values (`program/qwen2.py`)
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from transformers import Qwen2ForCausalLM, __version__
+from transformers import Qwen2Config, Qwen2ForCausalLM, __version__
 from transformers.utils import logging
 
+from qwench.checkpoint.spec import ModelSpec
 from qwench.targets.target import Float32, Int32
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 class OriginalModel:
-    """Qwen2ForCausalLM on the CPU in one dtype. Sets the number of torch's threads."""
+    """Qwen2ForCausalLM on the CPU in one dtype. Sets the number of torch's threads.
 
-    def __init__(self, checkpoint: Path, dtype: Literal["fp32", "bf16"], num_threads: int) -> None:
+    rope_scaling: in place of the one in the checkpoint's config.json.
+    """
+
+    def __init__(
+        self, checkpoint: Path, dtype: Literal["fp32", "bf16"], num_threads: int,
+        rope_scaling: Mapping[str, Any] | None = None,
+    ) -> None:  # fmt: skip
         torch.set_num_threads(num_threads)
         self.name = f"transformers {__version__} {dtype}"
+        config = None if rope_scaling is None else _scaled_config(checkpoint, rope_scaling)
         with _quiet():
-            self._model = Qwen2ForCausalLM.from_pretrained(checkpoint, dtype=DTYPES[dtype]).eval()
+            self._model = Qwen2ForCausalLM.from_pretrained(checkpoint, config=config, dtype=DTYPES[dtype]).eval()
 
-    def logits(self, token_ids: Int32) -> Float32:
-        """[num_tokens, vocab_size] fp32."""
+    def logits(self, sequences: Sequence[Int32]) -> Float32:
+        """[num_tokens, vocab_size] fp32, the sequences' tokens one after the other."""
+        return np.concatenate([self._logits(ids) for ids in sequences])
+
+    def trace(self, sequences: Sequence[Int32]) -> dict[str, Float32]:
+        """Logits, and every module's output, by the name of the same value in a Program: [num_tokens, width] fp32."""
+        traces = [self._trace(ids) for ids in sequences]
+        return {name: np.concatenate([trace[name] for trace in traces]) for name in traces[0]}
+
+    def _logits(self, token_ids: Int32) -> Float32:
         ids = torch.from_numpy(token_ids.astype(np.int64))[None]
         with torch.inference_mode():
             return _to_numpy(self._model(input_ids=ids, use_cache=False).logits)
 
-    def trace(self, token_ids: Int32) -> dict[str, Float32]:
-        """Logits, and every module's output, by the name of the same value in a Program: [num_tokens, width] fp32."""
+    def _trace(self, token_ids: Int32) -> dict[str, Float32]:
         values: dict[str, Float32] = {}
         with self._watched(values):
-            values["lm_head"] = self.logits(token_ids)
+            values["lm_head"] = self._logits(token_ids)
         return values
 
     @contextmanager
@@ -64,6 +80,20 @@ class OriginalModel:
         finally:
             for hook in hooks:
                 hook.remove()
+
+
+def _scaled_config(checkpoint: Path, scaling: Mapping[str, Any]) -> Qwen2Config:
+    """config.json with another `rope_scaling`, in the spelling that every version of transformers reads."""
+    own = ModelSpec.from_folder(checkpoint)
+    scaled = own.with_rope_scaling(scaling)
+    known = scaled.rope.parameters.keys() & {"original_max_position_embeddings", "factor"}
+    complete = {**scaling, **{name: scaled.rope.parameters[name] for name in known}, "rope_theta": scaled.rope.theta}
+    # transformers takes the length of a dynamically scaled model for the one before scaling
+    length = own.max_position_embeddings if scaled.rope.depends_on_length else scaled.max_position_embeddings
+    data = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
+    data.pop("rope_parameters", None)
+    data |= {"rope_scaling": complete, "rope_theta": scaled.rope.theta, "max_position_embeddings": length}
+    return Qwen2Config.from_dict(data)
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import pairwise
 from typing import cast
 
@@ -111,11 +111,12 @@ class ReferenceExecutor:
         self, batch: StepBatch, logits: Float32 | None = None, hidden: Float32 | None = None,
         maxima: Float32 | None = None,
     ) -> Float32:  # fmt: skip
-        buffers = self.step_buffers(batch)
+        output = self.program.ops[-1].output
+        buffers = self.step_buffers(batch, {output, *self.program.hidden_states})
         if hidden is not None and batch.hidden_rows is not None:
             for out, name in zip(hidden, self.program.hidden_states[-len(hidden) :], strict=True):
                 out[: len(batch.hidden_rows)] = buffers[name]
-        result = buffers[self.program.ops[-1].output]
+        result = buffers[output]
         if maxima is not None:
             maxima[: len(result)] = _group_maxima(result)
         if logits is None:
@@ -123,16 +124,23 @@ class ReferenceExecutor:
         logits[: len(result)] = result
         return logits[: len(result)]
 
-    def step_buffers(self, batch: StepBatch) -> dict[str, Float32]:
-        """Computes one step and returns every buffer by name, [rows, width]: what happens inside the model."""
+    def step_buffers(self, batch: StepBatch, names: Collection[str] | None = None) -> dict[str, Float32]:
+        """Computes one step and returns buffers by name, [rows, width]: what happens inside the model.
+
+        names: those to keep, the others are gone after their last use; None: all of them.
+        """
         state = self._state(batch)
         buffers: dict[str, Float32] = {}
+        last_use = {name: op for op in self.program.ops for name in (op.output, *op.inputs)}
         for op in self.program.ops:
             inputs = [buffers[name] for name in op.inputs]
-            weights = [self.weights[name] for name in op.weights]
-            result = OPS[op.kind](state, op.attrs, *inputs, *weights)
+            result = OPS[op.kind](state, op.attrs, *inputs, *(self.weights[name] for name in op.weights))
             if result is not None:
                 buffers[op.output] = result
+            if names is not None:
+                for name in {op.output, *op.inputs} - set(names):
+                    if last_use[name] is op:
+                        buffers.pop(name, None)
         return buffers
 
     def embed(self, token_ids: Int32) -> Float32:
