@@ -295,6 +295,8 @@ def test_prompt_lookup(pair: tuple[Any, Any], single: dict[str, torch.Tensor], k
 @pytest.mark.parametrize("kwargs", [{}, {"repetition_penalty": 1.1}, {"eos_token_id": [17, 33], "pad_token_id": 0}])
 def test_prompt_lookup_in_the_engine(pair_folder: Path, best_target: str, kwargs: dict[str, Any]) -> None:
     """Greedy prompt lookup never enters transformers' loop: fewer steps, transformers' tokens, batches too."""
+    if OLDER and "repetition_penalty" in kwargs:
+        pytest.skip("transformers 4 penalises padding, which the engine doesn't: its own loop answers, one at a time")
     model = QwenchForCausalLM.from_pretrained(pair_folder, qwench_target=best_target)
     truth = load_truth(pair_folder)
     asked = {"logits_processor": LogitsProcessorList(), "max_new_tokens": 60, "do_sample": False}
