@@ -11,7 +11,7 @@ from engine_models import PackedModel, packed_model
 from qwench.errors import CapacityError, ConfigError
 from qwench.runtime import loading
 from qwench.runtime.loading import GIB, choose_num_blocks, load_engine
-from qwench.runtime.scheduler import MAX_STEP_DRAFTS
+from qwench.runtime.scheduler import MAX_EXTRA_ROWS
 
 BLOCK_BYTES = 2 * 2 * 2 * 16 * 16 * 4  # k and v, layers, kv heads, positions, head_dim, fp32
 
@@ -22,7 +22,7 @@ def model() -> PackedModel:
 
 
 def fixed_bytes(model: PackedModel) -> int:
-    logits, rope_table = (4 + MAX_STEP_DRAFTS) * 300 * 4, 256 * 16 * 4
+    logits, rope_table = (4 + MAX_EXTRA_ROWS) * 300 * 4, 256 * 16 * 4
     return sum(t.nbytes for t in model.tensors.values()) + model.plan.num_bytes + logits + rope_table
 
 

@@ -23,7 +23,7 @@ from qwench.errors import NumericalError
 from qwench.runtime.block_pool import block_hash
 from qwench.runtime.engine import Engine
 from qwench.runtime.request import SamplingParams
-from qwench.runtime.scheduler import MAX_STEP_DRAFTS
+from qwench.runtime.scheduler import MAX_EXTRA_ROWS
 
 Request: TypeAlias = "tuple[list[int], SamplingParams, dict[int, list[Any]]]"  # prompt, params, expected answers
 
@@ -138,7 +138,7 @@ def test_no_more_guesses_than_asked_for_or_than_fit() -> None:
 
     assert most(1) == 1
     assert most(5) == 5
-    assert most(1000, max_step_tokens=64) == MAX_STEP_DRAFTS
+    assert most(1000, max_step_tokens=64) == MAX_EXTRA_ROWS
     assert most(1000, max_step_tokens=7) == 6
 
 

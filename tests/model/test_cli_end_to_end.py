@@ -284,10 +284,10 @@ def test_compiling_and_running_as_for_a_smaller_machine(checkpoint: Path, artifa
     """--target: another machine's kernels, from the same packed weights. --memory: what doesn't fit there is refused,
     when compiling and when loading, and the cache is cut to what is left of it."""
     from qwench import LLM
-    from qwench.runtime.scheduler import MAX_STEP_DRAFTS
+    from qwench.runtime.scheduler import MAX_EXTRA_ROWS
 
     plan = one_object(qwench("inspect", artifact, "--json")[0])["memory_plan"]
-    logits_bytes = (4 + MAX_STEP_DRAFTS) * CONFIG["vocab_size"] * 4
+    logits_bytes = (4 + MAX_EXTRA_ROWS) * CONFIG["vocab_size"] * 4
     rope_bytes = CONFIG["max_position_embeddings"] * CONFIG["hidden_size"] // CONFIG["num_attention_heads"] * 4
     fixed = plan["weights_bytes"] + plan["arena_bytes"] + plan["work_bytes"] + logits_bytes + rope_bytes
     block_bytes = plan["kvcache_block_bytes"]

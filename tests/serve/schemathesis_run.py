@@ -29,7 +29,7 @@ def run_schemathesis(server: ServerProcess, folder: Path, *, phases: str, max_ex
     command = [sys.executable, "-m", "schemathesis.cli", "--config-file", str(config), "--no-color", "run"]
     command += [f"{server.url}/openapi.json", "--phases", phases, "--max-examples", str(max_examples), "--seed", "1"]
     command += ["--generation-deterministic", "--no-shrink", "--continue-on-failure", "--warnings", "off"]
-    command += ["--suppress-health-check", "all"]
+    command += ["--suppress-health-check", "all", "--request-timeout", "120"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=folder, env={**os.environ, "COLUMNS": "120"})
     said = re.sub(r"(?m)^(.{300}).*$", r"\1 ...", done.stdout)
     assert done.returncode == 0, said + done.stderr

@@ -80,7 +80,7 @@ BAD_COMPLETIONS: list[dict[str, Any]] = [
     {"prompt": "a", "best_of": 2}, {"prompt": ["a", "b"], "suffix": "c"}, {"prompt": "a", "suffix": "c"},
     {"prompt": "a", "max_tokens": 2048}, {"prompt": [[1], "a"]}, {"prompt": [True]}, {"prompt": None},
     {"prompt": "a", "n": 100, "max_tokens": 1000, "logprobs": 5},
-    {"prompt": "a", "echo": True, "logprobs": 1}, {"prompt": ["a"] * 128, "n": 2},
+    {"prompt": "a", "echo": True, "logprobs": 1, "suffix": "b"}, {"prompt": ["a"] * 128, "n": 2},
 ]  # fmt: skip
 
 

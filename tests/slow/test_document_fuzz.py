@@ -10,5 +10,5 @@ from server_process import running_server, short_model
 
 def test_schemathesis_at_length(tmp_path: Path) -> None:
     with running_server(short_model(tmp_path / "model"), "--threads", "1") as server:
-        print(run_schemathesis(server, tmp_path, phases="coverage,fuzzing", max_examples=400))
+        print(run_schemathesis(server, tmp_path, phases="coverage,fuzzing", max_examples=200))
         assert server.metric("qwench_engine_restarts_total") == 0

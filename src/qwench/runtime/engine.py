@@ -6,6 +6,7 @@ until `has_unfinished` is false. Not thread-safe: one caller at a time.
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import logging
 import os
@@ -20,6 +21,7 @@ from qwench.runtime.limits import RequestLimits
 from qwench.runtime.metrics import Metrics
 from qwench.runtime.pooling import Pooler, Pooling
 from qwench.runtime.profiler import Profiler
+from qwench.runtime.prompt_scorer import PromptScorer
 from qwench.runtime.request import (
     FinishReason,
     Request,
@@ -29,7 +31,7 @@ from qwench.runtime.request import (
     TokenOutput,
 )
 from qwench.runtime.sampler import TokenSampler
-from qwench.runtime.scheduler import MAX_STEP_DRAFTS, Scheduler
+from qwench.runtime.scheduler import MAX_EXTRA_ROWS, Scheduler
 from qwench.targets.target import LOGIT_GROUP, CacheConfig, Executor, Float32, Int32, StepBatch
 
 logger = logging.getLogger(__name__)
@@ -64,7 +66,7 @@ class Engine:
         self._requests: dict[str, dict[int, Request]] = {}
         self._arrivals, self._names = itertools.count(), itertools.count()
         self._batch = _BatchArrays(max_step_tokens, max_num_seqs, len(windows), -(-max_seq_len // cache.block_size))
-        num_rows = max_num_seqs + MAX_STEP_DRAFTS
+        num_rows = max_num_seqs + MAX_EXTRA_ROWS
         self._logits: Float32 = np.empty((num_rows, vocab_size), np.float32)
         self._hidden: Float32 | None = None  # [1, max_step_tokens, hidden_size], from the first embedding on
         self._maxima: Float32 = np.empty((num_rows, -(-vocab_size // LOGIT_GROUP)), np.float32)
@@ -82,13 +84,20 @@ class Engine:
         request_id = self._new_id(request_id)
         ends = frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else self.eos_token_ids)
         timings_start, leader = time.monotonic(), None
+        # A prompt to be scored needs the logits of all its tokens, so it finds no prefix but its own: that of its first
+        # sample, which does it, or what was there before a preemption.
+        scores = params.prompt_logprobs is not None
+        salt = os.urandom(16) + b"scored" if scores else cache_salt.encode()
         samples = self._requests[request_id] = {}
         for index in range(params.n):
-            request = self._new_request(request_id, index, prompt, params, max_len, cache_salt.encode(), timings_start)
+            request = self._new_request(request_id, index, prompt, params, max_len, salt, timings_start)
             request.stop_tokens = ends
             request.sampler = TokenSampler(params, prompt, self.vocab_size, index, ends)
             # A prompt below one block has nothing to share, and waiting for its leader would only cost time.
-            request.leader = leader if self.scheduler.reuse and len(prompt) > self.cache.block_size else None
+            is_worth_it = self.scheduler.reuse and len(prompt) > self.cache.block_size
+            request.leader = leader if is_worth_it or scores else None
+            if params.prompt_logprobs is not None and index == 0:
+                request.scorer = PromptScorer(prompt, params.prompt_logprobs)
             leader = leader or request
             samples[index] = request
             self.scheduler.add(request)
@@ -162,7 +171,7 @@ class Engine:
         if not plan:
             assert not self._requests
             return []
-        batch, sampled, pooled = self._batch.fill(plan)
+        batch, with_logits, pooled = self._batch.fill(plan)
         start = time.monotonic()
         try:
             self.executor.step(batch, self._logits, self._hidden if pooled else None, self._maxima)
@@ -178,14 +187,10 @@ class Engine:
             self.scheduler.advance(request, count - request.num_drafts)
         outputs = self._pool(pooled)
         first = 0
-        for request in sampled:
-            if not request.num_drafts:
-                outputs.append(self._sample(request, first, now))
-                first += 1
-            else:
-                num_rows = 1 + request.num_drafts
-                outputs += self._sample_run(request, range(first, first + num_rows), now)
-                first += num_rows
+        for request, num_scored, num_sampled in with_logits:
+            middle, end = first + num_scored, first + num_scored + num_sampled
+            outputs += self._take_logits(request, range(first, middle), range(middle, end), now)
+            first = end
         if self.timeout_s is not None:
             outputs += self._expire(time.monotonic() - self.timeout_s)
         metrics.num_running, metrics.num_waiting = len(self.scheduler.running), len(self.scheduler.waiting)
@@ -208,12 +213,32 @@ class Engine:
                 outputs.append(self._finish(request, None, "error", error=error))
         return outputs
 
+    def _take_logits(self, request: Request, scored: range, sampled: range, now: float) -> list[TokenOutput]:
+        """Of one request: rows after tokens of its prompt that are to be scored, then those after its last known token
+        and its guesses."""
+        scorer = request.scorer
+        if scorer is not None and scored:
+            try:
+                scorer.add(self._logits[scored.start : scored.stop], self._maxima[scored.start : scored.stop])
+            except NumericalError as error:
+                self.scheduler.forget_content(request)
+                return [self._finish(request, None, "error", error=error)]
+        if not sampled:
+            return []
+        outputs = self._sample_run(request, sampled, now)
+        if scorer is not None:
+            request.scorer = None
+            outputs[0] = dataclasses.replace(outputs[0], prompt_logprobs=scorer.logprobs)
+        return outputs
+
     def _sample_run(self, request: Request, rows: range, now: float) -> list[TokenOutput]:
         """The token after the known ones, then those after each guess, as long as the guess was the token sampled.
 
         Sampling is the same as without guesses, one token after the other, so that the answer is the same too.
         """
         start, count = request.num_tokens, request.num_drafts
+        if not count:
+            return [self._sample(request, rows[0], now)]
         guesses = request.tokens[start : start + count].tolist()
         self.metrics.drafted_tokens += count
         request.timings.num_drafted_tokens += count
@@ -298,13 +323,16 @@ class _BatchArrays:
         self.query_start = np.zeros(max_num_seqs + 1, np.int32)
         self.seq_lens = np.empty(max_num_seqs, np.int32)
         self.block_tables = np.zeros((max_num_seqs, num_groups, max_blocks), np.int32)
-        self.logit_rows = np.empty(max_num_seqs + MAX_STEP_DRAFTS, np.int32)
+        self.logit_rows = np.empty(max_num_seqs + MAX_EXTRA_ROWS, np.int32)
         self.hidden_rows = np.empty(max_step_tokens, np.int32)
 
-    def fill(self, plan: dict[Request, int]) -> tuple[StepBatch, list[Request], list[tuple[Request, int]]]:
-        """The batch; the requests whose last known token is in it, in the order of its logits: a row for that token
-        and one for each guess; and those that want an embedding, with their numbers of hidden rows, in their order."""
-        sampled: list[Request] = []
+    def fill(
+        self, plan: dict[Request, int]
+    ) -> tuple[StepBatch, list[tuple[Request, int, int]], list[tuple[Request, int]]]:
+        """The batch; the requests that get logits, in the order of their rows, with how many are after tokens of the
+        prompt, to score them, and how many after the last known token and each guess (0 while the prompt is being
+        computed); and those that want an embedding, with their numbers of hidden rows, in their order."""
+        with_logits: list[tuple[Request, int, int]] = []
         pooled: list[tuple[Request, int]] = []
         end = num_logits = num_hidden = 0
         for s, (request, count) in enumerate(plan.items()):
@@ -314,21 +342,26 @@ class _BatchArrays:
             self.query_start[s + 1] = end
             self.seq_lens[s] = done + count
             self.block_tables[s, :, : request.num_blocks] = request.block_table[:, : request.num_blocks]
+            first = end - count - done  # row of the batch of the request's position 0, were it there
             if request.pooler is not None:
                 wanted = request.pooler.wanted(done, done + count)
                 if wanted:
-                    first = end - count + wanted.start - done
-                    self.hidden_rows[num_hidden : num_hidden + len(wanted)] = range(first, first + len(wanted))
+                    self.hidden_rows[num_hidden : num_hidden + len(wanted)] = range(
+                        first + wanted.start, first + wanted.stop
+                    )
                     num_hidden += len(wanted)
                     pooled.append((request, len(wanted)))
-            elif done + count >= request.num_tokens:
-                for row in range(end - 1 - request.num_drafts, end):
-                    self.logit_rows[num_logits] = row
-                    num_logits += 1
-                sampled.append(request)
+                continue
+            scored = range(0) if request.scorer is None else request.scorer.wanted(done, done + count)
+            num_sampled = 1 + request.num_drafts if done + count >= request.num_tokens else 0
+            for rows in (range(first + scored.start, first + scored.stop), range(end - num_sampled, end)):
+                self.logit_rows[num_logits : num_logits + len(rows)] = rows
+                num_logits += len(rows)
+            if scored or num_sampled:
+                with_logits.append((request, len(scored), num_sampled))
         n = len(plan)
         batch = StepBatch(
             self.token_ids[:end], self.query_start[: n + 1], self.seq_lens[:n], self.block_tables[:n].reshape(n, -1),
             self.logit_rows[:num_logits], None, self.hidden_rows[:num_hidden] if pooled else None,
         )  # fmt: skip
-        return batch, sampled, pooled
+        return batch, with_logits, pooled

@@ -18,7 +18,7 @@ from qwench.program.memory import MemoryPlan
 from qwench.program.ops import Program
 from qwench.runtime.engine import Engine
 from qwench.runtime.profiler import Profiler
-from qwench.runtime.scheduler import MAX_STEP_DRAFTS
+from qwench.runtime.scheduler import MAX_EXTRA_ROWS
 from qwench.targets.target import Array, TimedExecutor, get_target
 
 logger = logging.getLogger(__name__)
@@ -112,7 +112,7 @@ def memory_budget(model: CompiledModel, memory: int | None = None) -> MemoryBudg
 def working_bytes(program: Program, plan: MemoryPlan, config: QwenchConfig) -> int:
     """Activations, the logits of a step, and the RoPE table of max_seq_len positions; of a resolved config."""
     assert config.batch_size and config.max_seq_len, "resolve() first"
-    num_logits, spec = config.batch_size + MAX_STEP_DRAFTS, program.spec
+    num_logits, spec = config.batch_size + MAX_EXTRA_ROWS, program.spec
     floats = num_logits * spec.vocab_size + config.max_seq_len * spec.head_dim
     return plan.num_bytes + 4 * floats
 

@@ -10,7 +10,7 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -18,6 +18,9 @@ from qwench.errors import QwenchError, RequestError
 from qwench.runtime.pooling import Pooler
 from qwench.runtime.prompt_lookup import PromptLookup
 from qwench.targets.target import Float32, Int32
+
+if TYPE_CHECKING:
+    from qwench.runtime.prompt_scorer import PromptScorer
 
 FinishReason = Literal["stop", "length", "abort", "error"]
 
@@ -38,6 +41,8 @@ class SamplingParams:
     stop: strings that end the answer; stop_token_ids: tokens that do. ignore_eos: the model's own end doesn't.
     logprobs: with each token its log-probability, and those of this many likeliest tokens. They are the model's:
         log_softmax of the raw logits, before bias, penalties and temperature.
+    prompt_logprobs: the same for the tokens of the prompt, which is then computed anew, whatever the cache holds of it,
+        a few tokens a step.
     n: independent answers to the prompt. min_tokens: no end token before this many tokens.
     prompt_lookup_num_tokens: guess up to this many further tokens from what followed the last ones earlier in prompt
         and answer, and check them in the same step; 0: none. Changes how fast the answer comes, never the answer.
@@ -62,6 +67,7 @@ class SamplingParams:
     stop_token_ids: Sequence[int] = ()
     ignore_eos: bool = False
     logprobs: int | None = None
+    prompt_logprobs: int | None = None
     n: int = 1
     min_tokens: int = 0
     prompt_lookup_num_tokens: int = 0
@@ -97,6 +103,11 @@ class SamplingParams:
             ("frequency_penalty", _is_number(self.frequency_penalty), "a finite number"),
             ("seed", self.seed is None or _is_int(self.seed), "None or an integer"),
             ("logprobs", self.logprobs is None or _int_from(self.logprobs, 0), "None or an integer from 0"),
+            (
+                "prompt_logprobs",
+                self.prompt_logprobs is None or _int_from(self.prompt_logprobs, 0),
+                "None or an integer from 0",
+            ),
             ("n", _int_from(self.n, 1), "an integer from 1"),
             ("min_tokens", _int_from(self.min_tokens, 0), "an integer from 0"),
             ("prompt_lookup_num_tokens", _int_from(self.prompt_lookup_num_tokens, 0), "an integer from 0"),
@@ -152,7 +163,8 @@ class TokenOutput:
     token_id is None when the request ended without a token: "abort", or "error" with its `error`.
     stop_reason: the token of `stop_token_ids` that ended it; None for the model's own end of text.
     timings come with the last output. embedding: [hidden_size] fp32, of a request that asked for it: its only output,
-    with the finish_reason "stop".
+    with the finish_reason "stop". prompt_logprobs: of each token of the prompt, None of the first one; they come with
+    the first output of sample 0, where they were asked for.
     """
 
     request_id: str
@@ -164,6 +176,7 @@ class TokenOutput:
     error: QwenchError | None = None
     timings: RequestTimings | None = None
     embedding: Float32 | None = None
+    prompt_logprobs: list[TokenLogprobs | None] | None = None
 
 
 class Request:
@@ -177,12 +190,13 @@ class Request:
     leader: the first sample of the same prompt, whose blocks this one waits to share.
     lookup: what makes the guesses; None: nobody asked for any.
     pooler: what makes an embedding of the prompt, in place of an answer; None: an answer was asked for.
+    scorer: takes the logits of the prompt's tokens; None: nobody asked for them, or another sample does it.
     """
 
     __slots__ = (
         "arrival", "block_hashes", "block_table", "first_block", "index", "is_running", "leader", "lookup", "max_len",
         "num_blocks", "num_computed", "num_drafts", "num_prompt", "num_registered", "num_tokens", "params",
-        "pooler", "request_id", "salt", "sampler", "stop_tokens", "timings", "tokens",
+        "pooler", "request_id", "salt", "sampler", "scorer", "stop_tokens", "timings", "tokens",
     )  # fmt: skip
 
     def __init__(self, request_id: str, index: int, prompt: Int32, params: SamplingParams, max_len: int) -> None:
@@ -202,6 +216,7 @@ class Request:
         self.stop_tokens: frozenset[int] = frozenset()
         self.sampler: Any = None
         self.pooler: Pooler | None = None
+        self.scorer: PromptScorer | None = None
         self.timings = RequestTimings(0.0)
 
     @property

@@ -23,7 +23,7 @@ from qwench.runtime.block_pool import BlockPool, block_hash
 from qwench.runtime.metrics import Metrics
 from qwench.runtime.request import Request
 
-MAX_STEP_DRAFTS = 32  # each needs a row of logits
+MAX_EXTRA_ROWS = 32  # of logits in a step beside one a sequence: for guesses, and tokens of prompts to be scored
 # What a further token adds to a step, in steps of one token. Measured on two cores at 0.05 to 0.08 (0.5B, all formats);
 # a little more than it is, so that a guess that doesn't pay is rather left out.
 _TOKEN_COST = 0.1
@@ -42,6 +42,7 @@ class Scheduler:
         self.waiting: deque[Request] = deque()
         self.running: list[Request] = []
         self.metrics = metrics
+        self._rows_left = MAX_EXTRA_ROWS
 
     def add(self, request: Request) -> None:
         self.waiting.append(request)
@@ -54,6 +55,7 @@ class Scheduler:
                 self.withdraw_drafts(request)
         plan: dict[Request, int] = {}
         budget, preempted = self.max_step_tokens, False
+        self._rows_left = MAX_EXTRA_ROWS
         for decodes in (True, False):
             for request in self.running.copy():
                 pending = request.num_tokens - request.num_computed
@@ -61,7 +63,9 @@ class Scheduler:
                     break
                 if (pending == 1) != decodes or not request.is_running:
                     continue
-                count = min(pending, budget)
+                count = self._take_rows(request, min(pending, budget))
+                if count == 0:
+                    continue
                 growth = self._blocks_for(request.num_computed + count) - request.num_blocks
                 while growth * len(self.windows) > self.pool.num_free and request.is_running:
                     victim = self.running[-1]
@@ -78,6 +82,16 @@ class Scheduler:
             self._draft(plan, budget)
         return plan
 
+    def _take_rows(self, request: Request, count: int) -> int:
+        """How many of the next `count` tokens of the request can be computed with the rows of logits that are left,
+        which a prompt needs to be scored."""
+        scorer, done = request.scorer, request.num_computed
+        if scorer is None:
+            return count
+        count = scorer.limit(done, count, self._rows_left)
+        self._rows_left -= len(scorer.wanted(done, done + count))
+        return count
+
     def _admit(self, plan: dict[Request, int], budget: int) -> int:
         """Lets waiting requests in, in order of arrival, while budget, places and blocks for all their tokens last.
         Returns the budget that is left."""
@@ -87,6 +101,8 @@ class Scheduler:
             if self._waits_for_leader(request):
                 followers.append(self.waiting.popleft())
                 continue
+            if request.scorer is not None and self._rows_left == 0:
+                break
             length, shared = self._cached_prefix(request)
             held = [block for blocks in shared for block in blocks]
             needed = self.most_blocks(request.num_tokens) - len(held)
@@ -94,7 +110,7 @@ class Scheduler:
                 break
             self.waiting.popleft()
             self._start(request, length, shared)
-            count = min(request.num_tokens - request.num_computed, budget)
+            count = self._take_rows(request, min(request.num_tokens - request.num_computed, budget))
             self._grow(request, self._blocks_for(request.num_computed + count) - request.num_blocks)
             plan[request] = count
             budget -= count
@@ -106,7 +122,7 @@ class Scheduler:
         the step can be expected to give."""
         expected = float(sum(plan.values()))
         cost = 1 + _TOKEN_COST * (expected - 1)
-        budget = min(budget, MAX_STEP_DRAFTS)
+        budget = min(budget, self._rows_left)
         for request, count in plan.items():
             end = request.num_tokens
             lookup = request.lookup

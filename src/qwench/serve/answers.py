@@ -33,6 +33,7 @@ class Answers:
         self.choices = [Answer() for _ in range(len(prompt_lengths) * n)]
         self._prompt_lengths, self._n = prompt_lengths, n
         self._num_cached = [0] * len(prompt_lengths)
+        self.prompt_logprobs: list[list[list[Any]]] = [[] for _ in prompt_lengths]  # Piece.prompt_logprobs
 
     def add(self, piece: Piece) -> None:
         answer = self.choices[piece.choice]
@@ -41,6 +42,8 @@ class Answers:
         answer.num_tokens += len(piece.token_ids)
         if piece.logprobs is not None:
             answer.logprobs.append(piece.logprobs)
+        if piece.prompt_logprobs is not None:
+            self.prompt_logprobs[piece.choice // self._n] = piece.prompt_logprobs
         if piece.finish_reason is not None:
             answer.finish_reason, answer.stop_reason = piece.finish_reason, piece.stop_reason
             prompt = piece.choice // self._n
@@ -90,9 +93,14 @@ def completion_logprobs(entries: list[list[Any]], offset: int) -> dict[str, Any]
     return {
         "tokens": tokens,
         "token_logprobs": [entry[2] for entry in entries],
-        "top_logprobs": [{_readable(text): logprob for _, text, logprob in entry[3]} for entry in entries],
+        "top_logprobs": [_likeliest(entry) for entry in entries],
         "text_offset": offsets,
     }
+
+
+def _likeliest(entry: list[Any]) -> dict[str, float] | None:
+    """None of a prompt's first token."""
+    return None if entry[2] is None else {_readable(text): logprob for _, text, logprob in entry[3]}
 
 
 def _readable(text: str) -> str:

@@ -5,6 +5,7 @@ Called by app.py.
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 from fastapi import Request
@@ -25,7 +26,7 @@ async def answer_completion(service: Service, body: CompletionRequest, request: 
     service.check_model(body.model)
     info = service.engine_info()
     params, max_len = _params(body, info), info.limits.max_seq_len
-    prompts = as_list(body.prompt)
+    prompts, view = as_list(body.prompt), _unchanged if body.max_tokens != 0 else Piece.without_answer
     if body.suffix is not None and (len(prompts) > 1 or not isinstance(prompts[0], str)):
         raise ApiError.bad_request("suffix goes with one prompt, given as text", param="suffix")
 
@@ -34,7 +35,7 @@ async def answer_completion(service: Service, body: CompletionRequest, request: 
             return [await service.text.fill(str(prompts[0]), body.suffix, max_len)]
         return await service.encode(prompts, max_len)
 
-    generation, token_ids = await service.submit(make_prompts, len(prompts), params, body.cache_salt)
+    generation, token_ids = await service.submit(make_prompts, len(prompts), params, body.cache_salt, view=view)
     try:
         echoes = [await _text(service, prompt) if body.echo else "" for prompt in prompts]
     except BaseException:
@@ -53,12 +54,18 @@ def _params(body: CompletionRequest, info: EngineInfo) -> SamplingParams:
         raise ApiError.bad_request("best_of must be n; ask for n answers and choose among them", param="best_of")
     if body.stream_options is not None and not body.stream:
         raise ApiError.bad_request("stream_options needs stream to be true", param="stream_options")
-    if body.echo and body.logprobs is not None:
-        raise ApiError.bad_request("echo can't be had with logprobs: those of a prompt aren't computed", param="echo")
+    if body.echo and body.logprobs is not None and body.suffix is not None:
+        raise ApiError.bad_request("echo with logprobs shows the prompt as it is; it can't have a suffix", param="echo")
     max_tokens = DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens
-    if max_tokens == 0:
-        raise ApiError.bad_request("max_tokens must be 1 or more", param="max_tokens")
-    return body.sampling_params(info.defaults, max_tokens=max_tokens, logprobs=body.logprobs)
+    if max_tokens == 0 and not body.echo:
+        raise ApiError.bad_request("max_tokens must be 1 or more, or 0 with echo", param="max_tokens")
+    # The engine gives the prompt's log-probabilities with the first token of the answer.
+    params = body.sampling_params(info.defaults, max_tokens=max_tokens or 1, logprobs=body.logprobs)
+    return dataclasses.replace(params, prompt_logprobs=body.logprobs) if body.echo else params
+
+
+def _unchanged(piece: Piece) -> Piece:
+    return piece
 
 
 def as_list(prompt: str | list[str] | list[int] | list[list[int]]) -> list[str | list[int]]:
@@ -78,29 +85,41 @@ class _CompletionReply(Reply):
     def __init__(self, model: str, body: CompletionRequest, answers: Answers, echoes: list[str], n: int) -> None:
         super().__init__("cmpl", "text_completion", model, answers, body.stream_options)
         self._echoes = [echo for echo in echoes for _ in range(n)]
-        self._has_logprobs = body.logprobs is not None
+        self._n, self._has_logprobs = n, body.logprobs is not None
         self._offsets = [0] * len(answers.choices)  # characters of tokens whose log-probabilities were streamed
 
     def choice(self, index: int) -> dict[str, Any]:
         answer = self.answers.choices[index]
+        logprobs = [*self.answers.prompt_logprobs[index // self._n], *answer.logprobs]
         return {
             "index": index,
             "text": self._echoes[index] + answer.text,
-            "logprobs": completion_logprobs(answer.logprobs, 0) if self._has_logprobs else None,
+            "logprobs": completion_logprobs(logprobs, 0) if self._has_logprobs else None,
             "finish_reason": answer.finish_reason,
             "stop_reason": answer.stop_reason,
         }
 
     def beginning(self) -> bytes:
-        return b"".join(self.chunk(i, {"text": echo}) for i, echo in enumerate(self._echoes) if echo)
+        """The prompts, unless their log-probabilities are to come with them."""
+        echoes = [] if self._has_logprobs else self._echoes
+        return b"".join(self.chunk(i, {"text": echo}) for i, echo in enumerate(echoes) if echo)
 
     def piece(self, piece: Piece) -> bytes:
         """Nothing while a piece holds no text that is certain, no log-probabilities and no end."""
         self.answers.add(piece)
-        logprobs = None
+        echoes, logprobs = b"", None
+        if piece.prompt_logprobs is not None:
+            choices = range(piece.choice, piece.choice + self._n)
+            shown = [self._logprobs(choice, piece.prompt_logprobs) for choice in choices]
+            echoes = b"".join(self.chunk(i, {"text": self._echoes[i]}, of) for i, of in zip(choices, shown))
         if piece.logprobs is not None:
-            logprobs = completion_logprobs([piece.logprobs], self._offsets[piece.choice])
-            self._offsets[piece.choice] += len(logprobs["tokens"][0])
+            logprobs = self._logprobs(piece.choice, [piece.logprobs])
         if not piece.text and logprobs is None and piece.finish_reason is None:
-            return b""
-        return self.chunk(piece.choice, {"text": piece.text}, logprobs, piece.finish_reason, piece.stop_reason)
+            return echoes
+        return echoes + self.chunk(piece.choice, {"text": piece.text}, logprobs, piece.finish_reason, piece.stop_reason)
+
+    def _logprobs(self, choice: int, entries: list[list[Any]]) -> dict[str, Any]:
+        """Of tokens that follow those of this choice that were shown before."""
+        logprobs = completion_logprobs(entries, self._offsets[choice])
+        self._offsets[choice] += sum(map(len, logprobs["tokens"]))
+        return logprobs

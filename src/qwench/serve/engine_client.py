@@ -43,7 +43,8 @@ class Piece(NamedTuple):
     choice: prompt's place times n, plus the sample's index. logprobs: [token_id, text, logprob, [[token_id, text,
     logprob], ...]], TokenInfo of the token and of the likeliest ones. num_cached: prompt tokens found in the KV cache,
     known with the last piece of a prompt. error: why finish_reason is "error": kind of QwenchError and message.
-    embedding: base64 of the little-endian fp32 numbers, where one was asked for.
+    embedding: base64 of the little-endian fp32 numbers, where one was asked for. prompt_logprobs: as logprobs, for each
+    token of the prompt, of the first without numbers; with the first piece of a prompt's first choice.
     """
 
     choice: int
@@ -55,6 +56,18 @@ class Piece(NamedTuple):
     num_cached: int
     error: list[str] | None
     embedding: str | None
+    prompt_logprobs: list[list[Any]] | None
+
+    def without_end(self) -> Piece:
+        """As a chat shows it: of a token that ended the answer, and so isn't part of it, nobody learns how likely it
+        was."""
+        is_end = self.finish_reason == "stop" and not isinstance(self.stop_reason, str)
+        return self._replace(logprobs=None) if is_end else self
+
+    def without_answer(self) -> Piece:
+        """As if no token had been asked for; only the prompt is of interest."""
+        end: FinishReason | None = "length" if self.finish_reason in ("stop", "length") else self.finish_reason
+        return self._replace(text="", token_ids=[], logprobs=None, finish_reason=end, stop_reason=None)
 
 
 @dataclass(frozen=True)
@@ -93,8 +106,11 @@ class ChoiceTimes(NamedTuple):
 class Generation:
     """The answers to one or several prompts, as they are made. Take from it until `is_finished`, or abort it."""
 
-    def __init__(self, client: EngineClient, num_choices: int, start_s: float, on_end: Callable[[], None]) -> None:
-        self._client, self._start_s, self._on_end = client, start_s, on_end
+    def __init__(
+        self, client: EngineClient, num_choices: int, start_s: float, on_end: Callable[[], None],
+        view: Callable[[Piece], Piece] = Piece.without_end,
+    ) -> None:  # fmt: skip
+        self._client, self._start_s, self._on_end, self._view = client, start_s, on_end, view
         self.names: list[str] = []
         self.is_over = False  # nothing more will come from the engine
         self._open = {choice: _Progress() for choice in range(num_choices)}
@@ -118,6 +134,7 @@ class Generation:
         return pieces
 
     def push(self, piece: Piece) -> None:
+        piece = self._view(piece)
         self._pieces.append(piece)
         self._wake.set()
         progress = self._open[piece.choice]
@@ -186,11 +203,11 @@ class EngineClient(Supervised):
 
     def submit(
         self, prompts: Sequence[list[int]], params: SamplingParams, start_s: float, on_end: Callable[[], None],
-        *, salt: str = "",
+        *, salt: str = "", view: Callable[[Piece], Piece] = Piece.without_end,
     ) -> Generation:  # fmt: skip
         """Queues the prompts, checked by `info.limits`, each with `params`. start_s: when the request came, on the
-        monotonic clock. on_end: called once, when all is over."""
-        generation = Generation(self, len(prompts) * params.n, start_s, on_end)
+        monotonic clock. on_end: called once, when all is over. view: what is shown of each piece."""
+        generation = Generation(self, len(prompts) * params.n, start_s, on_end, view)
         self._queue(generation, prompts, params.n, {"params": params_to_json(params), "salt": salt})
         return generation
 

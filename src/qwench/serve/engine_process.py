@@ -110,23 +110,30 @@ class EngineProcess:
 
     def _row(self, delta: Delta) -> list[Any]:
         """The fields of engine_client.Piece behind the request's name."""
-        error, num_cached, logprobs, embedding = delta.error, 0, None, None
+        error, num_cached, logprobs, embedding, prompt_logprobs = delta.error, 0, None, None, None
         if delta.output is not None:
             error = delta.output.outputs[delta.index].error
             num_cached = delta.output.outputs[0].timings.num_cached_tokens
-        if delta.logprobs is not None and not _is_end_token(delta):
+        if delta.logprobs is not None:
             logprobs = self._logprobs(delta.token_ids[0], delta.logprobs)
+        if delta.prompt_logprobs is not None:
+            entries = zip(delta.prompt_token_ids or (), delta.prompt_logprobs, strict=True)
+            prompt_logprobs = [self._logprobs(*entry) for entry in entries]
         if delta.embedding is not None:
             embedding = base64.b64encode(delta.embedding.astype("<f4").tobytes()).decode()
         return [
             delta.request_id, delta.index, delta.text, delta.token_ids, logprobs, delta.finish_reason,
             delta.stop_reason, num_cached, error and [type(error).__name__, str(error)], embedding,
+            prompt_logprobs,
         ]  # fmt: skip
 
-    def _logprobs(self, token_id: int, logprobs: TokenLogprobs) -> list[Any]:
+    def _logprobs(self, token_id: int, logprobs: TokenLogprobs | None) -> list[Any]:
+        """As Piece.logprobs has it; without numbers for a prompt's first token."""
+        if logprobs is None:
+            return [*self._token(token_id, None), []]
         return [*self._token(token_id, logprobs.logprob), [self._token(*entry) for entry in logprobs.top]]
 
-    def _token(self, token_id: int, logprob: float) -> list[Any]:
+    def _token(self, token_id: int, logprob: float | None) -> list[Any]:
         """Id, bytes (as the characters of Latin-1, for JSON) and log-probability."""
         tokenizer = self._llm.tokenizer
         text = b"" if tokenizer is None else tokenizer.token_bytes(token_id)
@@ -152,11 +159,6 @@ class EngineProcess:
             "chat_end_token_ids": [token for token in chat_ends if token not in llm.engine.eos_token_ids],
             "load_s": llm.load_s,
         }
-
-
-def _is_end_token(delta: Delta) -> bool:
-    """Whether the delta's token ended the answer and isn't part of it."""
-    return delta.finish_reason == "stop" and not isinstance(delta.stop_reason, str)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from qwench.errors import RequestError
 from qwench.runtime.request import SamplingParams
 from qwench.serve.admission import Admission
-from qwench.serve.engine_client import EngineClient, EngineInfo, Generation
+from qwench.serve.engine_client import EngineClient, EngineInfo, Generation, Piece
 from qwench.serve.failures import ApiError
 from qwench.serve.metrics import ServerMetrics
 from qwench.serve.settings import ServeSettings
@@ -76,9 +76,10 @@ class Service:
 
     async def submit(
         self, make_prompts: Callable[[], Awaitable[list[list[int]]]], num_prompts: int, params: SamplingParams,
-        salt: str | None,
+        salt: str | None, *, view: Callable[[Piece], Piece] = Piece.without_end,
     ) -> tuple[Generation, list[list[int]]]:  # fmt: skip
-        """Takes places in the queue, writes the prompts as tokens, and queues them. Raises ApiError."""
+        """Takes places in the queue, writes the prompts as tokens, and queues them. view: as EngineClient.submit has
+        it. Raises ApiError."""
         start_s = time.monotonic()
         release = self.admission.admit(num_prompts * params.n)
         try:
@@ -88,7 +89,7 @@ class Service:
                 check_length(prompt, params, limits.max_seq_len)
                 limits.check(prompt, params)
             check_logprobs(prompts, params, limits.max_seq_len)
-            return self.engine.submit(prompts, params, start_s, release, salt=salt or ""), prompts
+            return self.engine.submit(prompts, params, start_s, release, salt=salt or "", view=view), prompts
         except RequestError as error:
             release()
             raise ApiError.bad_request(str(error)) from None
@@ -114,10 +115,12 @@ def check_logprobs(prompts: list[list[int]], params: SamplingParams, max_seq_len
     if params.logprobs is None:
         return
     longest = sum(params.max_tokens or max_seq_len - len(prompt) for prompt in prompts)
+    if params.prompt_logprobs is not None:
+        longest += sum(map(len, prompts))
     count = longest * params.n * (params.logprobs + 1)
     if count > MAX_LOGPROBS:
         raise ApiError.bad_request(
-            f"the answers could have {count} log-probabilities, and no more than {MAX_LOGPROBS} are given at once; "
+            f"the answer could have {count} log-probabilities, and no more than {MAX_LOGPROBS} are given at once; "
             "lower max_tokens, n or the number of likeliest tokens",
             param="logprobs",
         )

@@ -46,12 +46,16 @@ class CompletionOutput:
 
 @dataclass(frozen=True)
 class RequestOutput:
-    """A request and its `n` answers, in the order of their index. prompt is None when it was given as tokens."""
+    """A request and its `n` answers, in the order of their index. prompt is None when it was given as tokens.
+
+    prompt_logprobs: of each token of the prompt, None of the first one; None where they weren't asked for.
+    """
 
     request_id: str
     prompt: str | None
     prompt_token_ids: list[int]
     outputs: list[CompletionOutput]
+    prompt_logprobs: list[TokenLogprobs | None] | None = None
 
 
 @dataclass(frozen=True)
@@ -61,7 +65,8 @@ class Delta:
 
     prompt_index: place of the prompt in the caller's list. With a finish_reason it is the sample's last; the last of
     the whole request carries its `output`. A request for an embedding has a single one, with the `embedding`
-    [hidden_size] fp32, or the `error`.
+    [hidden_size] fp32, or the `error`. prompt_logprobs, with the prompt_token_ids that they are of: in the first of
+    sample 0, where they were asked for.
     """
 
     request_id: str
@@ -75,6 +80,8 @@ class Delta:
     output: RequestOutput | None = None
     embedding: Float32 | None = None
     error: QwenchError | None = None
+    prompt_logprobs: list[TokenLogprobs | None] | None = None
+    prompt_token_ids: list[int] | None = None
     is_whole: bool = False  # nothing more comes of the request
 
 
@@ -167,7 +174,9 @@ class TextEngine:
         )  # fmt: skip
 
     def _delta(self, request: _TextRequest, sample: _TextSample, text: str, output: TokenOutput) -> Delta:
-        whole = None
+        whole = prompt = None
+        if output.prompt_logprobs is not None:
+            request.prompt_logprobs, prompt = output.prompt_logprobs, request.prompt_token_ids
         if sample.finish_reason is not None:
             whole = request.output_if_finished()
             if whole is not None:
@@ -175,7 +184,8 @@ class TextEngine:
         tokens = () if output.token_id is None else (output.token_id,)
         return Delta(
             request.request_id, request.prompt_index, sample.index, text, tokens, output.logprobs,
-            sample.finish_reason, sample.stop_reason, whole, is_whole=whole is not None,
+            sample.finish_reason, sample.stop_reason, whole, prompt_logprobs=output.prompt_logprobs,
+            prompt_token_ids=prompt, is_whole=whole is not None,
         )  # fmt: skip
 
 
@@ -185,7 +195,7 @@ def _last_outputs(outputs: list[TokenOutput], of: TokenOutput) -> list[TokenOutp
     return [output for output in outputs if output.finish_reason and (output.request_id, output.index) == same]
 
 
-@dataclass(frozen=True)
+@dataclass
 class _TextRequest:
     """The text side of a request: its prompt and its samples."""
 
@@ -194,12 +204,13 @@ class _TextRequest:
     prompt_index: int
     prompt_token_ids: list[int]
     samples: list[_TextSample]
+    prompt_logprobs: list[TokenLogprobs | None] | None = None
 
     def output_if_finished(self) -> RequestOutput | None:
         if any(sample.finish_reason is None for sample in self.samples):
             return None
         outputs = [sample.completion() for sample in self.samples]
-        return RequestOutput(self.request_id, self.prompt, self.prompt_token_ids, outputs)
+        return RequestOutput(self.request_id, self.prompt, self.prompt_token_ids, outputs, self.prompt_logprobs)
 
 
 class _TextSample:

@@ -115,11 +115,12 @@ class ChatCompletion(Reply):
 
 
 class CompletionLogprobs(Reply):
-    """Lists with an entry for each token; text_offset: characters of the text before it."""
+    """Lists with an entry for each token, null for the first one of an echoed prompt; text_offset: characters of the
+    text before it."""
 
     tokens: list[str]
-    token_logprobs: list[float]
-    top_logprobs: list[dict[str, float]]
+    token_logprobs: list[float | None]
+    top_logprobs: list[dict[str, float] | None]
     text_offset: list[int]
 
 

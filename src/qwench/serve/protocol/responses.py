@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from qwench.serve.protocol.chat import TextFormat
 from qwench.serve.protocol.common import MAX_TOP_LOGPROBS, Body, Count, SamplingFields
@@ -43,6 +43,13 @@ class TextOptions(Body):
     format: TextFormat | None = None
 
 
+def _only_false(value: bool) -> bool:
+    """In place of Literal[False], which takes 0 too."""
+    if value:
+        raise ValueError("nothing is stored, so no answer can be made in the background")
+    return value
+
+
 class ResponsesRequest(SamplingFields):
     """A text or a conversation to answer. instructions: a system turn before it."""
 
@@ -50,7 +57,7 @@ class ResponsesRequest(SamplingFields):
     stop: None = None
     input: str | Annotated[list[InputMessage], Field(min_length=1, max_length=8192, fail_fast=True)]
     model: str | None = None
-    background: Literal[False] | None = None
+    background: Annotated[bool, AfterValidator(_only_false)] | None = None
     include: list[Literal["message.output_text.logprobs", "reasoning.encrypted_content"]] | None = None
     instructions: str | None = None
     max_output_tokens: Count | None = None

@@ -1,0 +1,47 @@
+"""How likely each token of a prompt was: its log-probabilities, however many steps its logits come in.
+
+Knows nothing of queues and blocks. Made by the engine for a request with `prompt_logprobs`; the scheduler asks it how
+many rows of logits a step would need.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from qwench.errors import NumericalError
+from qwench.runtime.request import TokenLogprobs
+from qwench.runtime.sampler import log_probabilities
+from qwench.targets.target import Float32, Int32
+
+
+class PromptScorer:
+    """Takes the logits after each token of `prompt` [n] int32 but the last, in order. A prompt that lost its blocks is
+    computed again: what was taken is not asked for a second time.
+
+    logprobs: TokenLogprobs of each token as far as they are known; None of the first, which follows nothing.
+    """
+
+    def __init__(self, prompt: Int32, num_top: int) -> None:
+        self._prompt, self._num_top = prompt, num_top
+        self.logprobs: list[TokenLogprobs | None] = [None]
+
+    def wanted(self, start: int, stop: int) -> range:
+        """Of the positions of a step, those whose logits `add` must get."""
+        first = max(start, len(self.logprobs) - 1)
+        return range(first, max(first, min(stop, len(self._prompt) - 1)))
+
+    def limit(self, start: int, count: int, num_rows: int) -> int:
+        """How many of `count` tokens from `start` on a step can compute if it has `num_rows` rows for them."""
+        wanted = self.wanted(start, start + count)
+        return count if len(wanted) <= num_rows else wanted.start + num_rows - start
+
+    def add(self, logits: Float32, maxima: Float32) -> None:
+        """logits: [n, vocab_size] of the positions that were `wanted`; maxima: of each LOGIT_GROUP of them.
+
+        Raises NumericalError for NaN or infinite ones.
+        """
+        for row, top in zip(logits, maxima.max(axis=1).tolist(), strict=True):
+            if not np.isfinite(top):
+                raise NumericalError(f"the model produced {top} as a logit; is the checkpoint sound?")
+            token = int(self._prompt[len(self.logprobs)])
+            self.logprobs.append(log_probabilities(row, top, token, self._num_top))
