@@ -12,6 +12,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "LLM": "qwench.llm",
+    "Grammar": "qwench.runtime.grammar",
     "SamplingParams": "qwench.runtime.request",
     "RequestOutput": "qwench.text.generation",
     "QwenchConfig": "qwench.config",
@@ -22,6 +23,7 @@ _HOMES = {
 
 __all__ = [
     "LLM",
+    "Grammar",
     "QwenchConfig",
     "QwenchError",
     "QwenchForCausalLM",
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
     from qwench.errors import QwenchError
     from qwench.llm import LLM
     from qwench.modeling import QwenchForCausalLM
+    from qwench.runtime.grammar import Grammar
     from qwench.runtime.request import SamplingParams
     from qwench.text.generation import RequestOutput
 

@@ -36,6 +36,10 @@ class RequestError(QwenchError, ValueError):
     """A generation request is invalid: too long, empty, or with impossible sampling parameters."""
 
 
+class GrammarError(RequestError):
+    """A grammar, a JSON schema or a regular expression is invalid, unsupported or too complex to follow."""
+
+
 class NumericalError(QwenchError):
     """The model produced NaN or infinite logits; the request is failed rather than answered with noise."""
 

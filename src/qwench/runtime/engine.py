@@ -15,9 +15,10 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from qwench.errors import DeadlineError, NumericalError, QwenchError, RequestError
+from qwench.errors import DeadlineError, GrammarError, NumericalError, QwenchError, RequestError
 from qwench.runtime.block_pool import BlockPool
 from qwench.runtime.limits import RequestLimits
+from qwench.runtime.matcher import CompiledGrammar
 from qwench.runtime.metrics import Metrics
 from qwench.runtime.pooling import Pooler, Pooling
 from qwench.runtime.profiler import Profiler
@@ -73,13 +74,16 @@ class Engine:
 
     def add_request(
         self, prompt_token_ids: Sequence[int] | Int32, params: SamplingParams | None = None,
-        request_id: str | None = None, *, cache_salt: str = "",
+        request_id: str | None = None, *, cache_salt: str = "", grammar: CompiledGrammar | None = None,
     ) -> str:  # fmt: skip
         """Queues a request with `params.n` samples and returns its id. Raises RequestError if it can't be served.
 
-        Only requests with equal `cache_salt` find each other's prefixes in the KV cache.
+        Only requests with equal `cache_salt` find each other's prefixes in the KV cache. grammar: params.grammar,
+        compiled for the model's vocabulary, which the engine doesn't know.
         """
         params = params or SamplingParams()
+        if params.grammar is not None and grammar is None:
+            raise RequestError("the engine itself compiles no grammars; give the request to LLM or TextEngine")
         prompt, max_len = self.check_request(prompt_token_ids, params)
         request_id = self._new_id(request_id)
         ends = frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else self.eos_token_ids)
@@ -92,7 +96,8 @@ class Engine:
         for index in range(params.n):
             request = self._new_request(request_id, index, prompt, params, max_len, salt, timings_start)
             request.stop_tokens = ends
-            request.sampler = TokenSampler(params, prompt, self.vocab_size, index, ends)
+            matcher = None if grammar is None else grammar.matcher()
+            request.sampler = TokenSampler(params, prompt, self.vocab_size, index, ends, matcher)
             # A prompt below one block has nothing to share, and waiting for its leader would only cost time.
             is_worth_it = self.scheduler.reuse and len(prompt) > self.cache.block_size
             request.leader = leader if is_worth_it or scores else None
@@ -238,39 +243,46 @@ class Engine:
         """
         start, count = request.num_tokens, request.num_drafts
         if not count:
-            return [self._sample(request, rows[0], now)]
+            return self._sample(request, rows[0], now)
         guesses = request.tokens[start : start + count].tolist()
         self.metrics.drafted_tokens += count
         request.timings.num_drafted_tokens += count
-        outputs = [self._sample(request, rows[0], now)]
+        outputs = self._sample(request, rows[0], now)
         for guess, row in zip(guesses, rows[1:]):
             if outputs[-1].finish_reason is not None or outputs[-1].token_id != guess:
                 break
             self.metrics.accepted_tokens += 1
             request.timings.num_accepted_tokens += 1
             self.scheduler.advance(request, 1)
-            outputs.append(self._sample(request, row, now))
+            outputs += self._sample(request, row, now)
         self.scheduler.withdraw_drafts(request)
         return outputs
 
-    def _sample(self, request: Request, row: int, now: float) -> TokenOutput:
-        """The next token of `request`, of this row of logits."""
+    def _sample(self, request: Request, row: int, now: float) -> list[TokenOutput]:
+        """The next token of `request`, of this row of logits; and the end, where a grammar lets nothing follow."""
+        sampler: TokenSampler = request.sampler
         try:
-            token, logprobs = request.sampler.sample(self._logits[row], self._maxima[row])
-        except NumericalError as error:
-            self.scheduler.forget_content(request)
-            return self._finish(request, None, "error", error=error)
+            token, logprobs = sampler.sample(self._logits[row], self._maxima[row])
+        except (NumericalError, GrammarError) as error:
+            if isinstance(error, NumericalError):
+                self.scheduler.forget_content(request)
+            return [self._finish(request, None, "error", error=error)]
         if request.timings.first_token_s is None:
             request.timings.first_token_s = now
+        if token is None:
+            return [self._finish(request, None, "stop")]
         self.metrics.generated_tokens += 1
         request.tokens[request.num_tokens] = token
         request.num_tokens += 1
         if token in request.stop_tokens:
             by_user = token in request.params.stop_token_ids
-            return self._finish(request, token, "stop", logprobs, token if by_user else None)
+            return [self._finish(request, token, "stop", logprobs, token if by_user else None)]
+        output = TokenOutput(request.request_id, request.index, token, logprobs)
+        if sampler.is_over:
+            return [output, self._finish(request, None, "stop")]
         if request.num_tokens == request.max_len:
-            return self._finish(request, token, "length", logprobs)
-        return TokenOutput(request.request_id, request.index, token, logprobs)
+            return [self._finish(request, token, "length", logprobs)]
+        return [output]
 
     def _finish(
         self, request: Request, token: int | None, reason: FinishReason, logprobs: TokenLogprobs | None = None,

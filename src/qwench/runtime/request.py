@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import numpy as np
 
 from qwench.errors import QwenchError, RequestError
+from qwench.runtime.grammar import Grammar
 from qwench.runtime.pooling import Pooler
 from qwench.runtime.prompt_lookup import PromptLookup
 from qwench.targets.target import Float32, Int32
@@ -46,11 +47,14 @@ class SamplingParams:
     n: independent answers to the prompt. min_tokens: no end token before this many tokens.
     prompt_lookup_num_tokens: guess up to this many further tokens from what followed the last ones earlier in prompt
         and answer, and check them in the same step; 0: none. Changes how fast the answer comes, never the answer.
+    grammar: what the answer must look like. It ends where the grammar allows an end and an end token comes, or where
+        nothing else could follow, even before min_tokens; max_tokens and stop strings cut it anywhere.
     skip_special_tokens: leave special tokens out of the text.
     include_stop_str_in_output: keep the stop string, or the stop token's text, at the end of the text.
 
     Order: logit_bias, min_tokens, repetition, frequency and presence penalty, temperature, top_k, top_p, min_p (as
-    transformers).
+    transformers). The token chosen so is taken if the grammar allows it; else another one is chosen in the same way
+    among those that it allows. So a grammar changes nothing in an answer that obeys it anyway.
     """
 
     max_tokens: int | None = None
@@ -71,6 +75,7 @@ class SamplingParams:
     n: int = 1
     min_tokens: int = 0
     prompt_lookup_num_tokens: int = 0
+    grammar: Grammar | None = None
     skip_special_tokens: bool = True
     include_stop_str_in_output: bool = False
 
@@ -84,6 +89,8 @@ class SamplingParams:
         bias = self.logit_bias
         if not (isinstance(bias, Mapping) and all(_int_from(t, 0) and _is_number(x) for t, x in bias.items())):
             raise RequestError(f"logit_bias is {bias!r}; it must map token ids to finite numbers")
+        if not (self.grammar is None or isinstance(self.grammar, Grammar)):
+            raise RequestError(f"grammar is {self.grammar!r}; it must be None or a Grammar")
         object.__setattr__(self, "stop", tuple(stop))
         object.__setattr__(self, "stop_token_ids", tuple(self.stop_token_ids))
 
@@ -160,7 +167,8 @@ class TokenLogprobs(NamedTuple):
 class TokenOutput:
     """One new token of sample `index` of a request; with a `finish_reason` it is the last.
 
-    token_id is None when the request ended without a token: "abort", or "error" with its `error`.
+    token_id is None when the request ended without a token: "abort", "error" with its `error`, or "stop" where a
+    grammar let nothing follow.
     stop_reason: the token of `stop_token_ids` that ended it; None for the model's own end of text.
     timings come with the last output. embedding: [hidden_size] fp32, of a request that asked for it: its only output,
     with the finish_reason "stop". prompt_logprobs: of each token of the prompt, None of the first one; they come with

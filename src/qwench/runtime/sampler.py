@@ -1,8 +1,10 @@
 """One row of logits -> one token. Each row by itself, in a fixed order of sums, so that no token depends on what else
-is in the batch.
+is in the batch. A grammar is asked about the token that was chosen without it, and only if it refuses for all that it
+allows: that takes microseconds for most tokens, and leaves an answer that obeys as it was.
 
 Knows nothing of requests' blocks or of text. The engine makes one `TokenSampler` per sample and calls it once per
-token. Randomness: one uniform per token, from a Philox counter keyed by (seed, sample) at the token's position.
+token. Randomness: a uniform per token, and another one after a refusal, from a Philox counter keyed by (seed, sample)
+at the token's position.
 """
 
 from __future__ import annotations
@@ -12,7 +14,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from qwench.errors import NumericalError
+from qwench.errors import GrammarError, NumericalError
+from qwench.runtime.matcher import TokenMatcher
 from qwench.runtime.request import SamplingParams, TokenLogprobs, random_seed
 from qwench.targets.target import LOGIT_GROUP, Float32
 
@@ -28,22 +31,30 @@ class TokenSampler:
 
     def __init__(
         self, params: SamplingParams, prompt: npt.NDArray[np.int32], vocab_size: int, index: int,
-        end_tokens: frozenset[int],
+        end_tokens: frozenset[int], matcher: TokenMatcher | None = None,
     ) -> None:  # fmt: skip
+        """matcher: of the sample's grammar, at its beginning."""
         self.params, self.vocab_size = params, vocab_size
         seed = random_seed() if params.seed is None else int(params.seed)
         self.key = (seed & (2**64 - 1)) | (index << 64)
         self.num_sampled = 0
         self.bias_ids = np.fromiter(params.logit_bias.keys(), np.int64)
         self.bias = np.fromiter(map(_bounded, params.logit_bias.values()), np.float32)
-        self.end_ids = np.array(sorted(end_tokens), np.int64)
+        self.end_tokens, self.end_ids = end_tokens, np.array(sorted(end_tokens), np.int64)
+        self.matcher = matcher
         self.history = _History(params, prompt)
         self.is_plain = not (params.logit_bias or params.min_tokens or self.history.is_used)
 
-    def sample(self, row: Float32, maxima: Float32 | None = None) -> tuple[int, TokenLogprobs | None]:
-        """row: [vocab_size] fp32 contiguous, overwritten. maxima: of each LOGIT_GROUP of them, if they are known.
+    @property
+    def is_over(self) -> bool:
+        """Whether the grammar lets nothing follow what was sampled."""
+        return self.matcher is not None and self.matcher.is_over
 
-        Raises NumericalError for NaN or infinite logits.
+    def sample(self, row: Float32, maxima: Float32 | None = None) -> tuple[int | None, TokenLogprobs | None]:
+        """The token, None where the grammar lets nothing follow, and its log-probabilities if they are wanted.
+
+        row: [vocab_size] fp32 contiguous, overwritten. maxima: of each LOGIT_GROUP of them, if they are known. Raises
+        NumericalError for NaN or infinite logits, GrammarError when the grammar can't be followed any further.
         """
         best = _argmax(row, maxima)
         top = float(row[best])
@@ -52,17 +63,47 @@ class TokenSampler:
                 f"the model produced {top} as a logit, at token {self.num_sampled} of the answer; the weights are "
                 "damaged, or the checkpoint needs a wider format than it was compiled to"
             )
-        raw = row.copy() if self.params.logprobs is not None and not self.is_plain else row
+        wanted, is_changed = self.params.logprobs, not self.is_plain or self.matcher is not None
+        raw = row.copy() if wanted is not None and is_changed else row
         if not self.is_plain:
             self._process(row)
             maxima, best = None, int(row.argmax())
             if row[best] == -np.inf:
                 raise NumericalError("logit_bias and min_tokens leave no token that could come next")
-        token = best if self.params.temperature == 0 else self._draw(row, float(row[best]), maxima)
+        token = self._choose(row, best, maxima)
+        if self.matcher is not None and not self._accepts(self.matcher, token):
+            instead = self._choose_allowed(self.matcher, row)
+            if instead is None:
+                return None, None
+            token = instead
         self.num_sampled += 1
         self.history.append(token)
-        wanted = self.params.logprobs
         return token, None if wanted is None else log_probabilities(raw, top, token, wanted)
+
+    def _choose(self, row: Float32, best: int, maxima: Float32 | None, attempt: int = 0) -> int:
+        """best: the likeliest token."""
+        if self.params.temperature == 0:
+            return best
+        return self._draw(row, float(row[best]), maxima, attempt)
+
+    def _accepts(self, matcher: TokenMatcher, token: int) -> bool:
+        """Whether the grammar allows the token, which then is behind the matcher."""
+        return matcher.is_complete if token in self.end_tokens else matcher.accept(token)
+
+    def _choose_allowed(self, matcher: TokenMatcher, row: Float32) -> int | None:
+        """Among the tokens that the grammar allows; None if there are none because the answer is complete."""
+        allowed = matcher.allowed()
+        allowed[self.end_ids] = matcher.is_complete
+        row[~allowed] = -np.inf
+        best = int(row.argmax())
+        if row[best] == -np.inf:
+            if matcher.is_complete:
+                return None
+            raise GrammarError("the grammar leaves no token that could come next but such as would end the answer")
+        token = self._choose(row, best, None, attempt=1)
+        if not self._accepts(matcher, token):
+            raise GrammarError(f"the grammar allowed token {token} and then refused it")
+        return token
 
     def _process(self, row: Float32) -> None:
         if len(self.bias_ids):
@@ -71,10 +112,10 @@ class TokenSampler:
             row[self.end_ids] = -np.inf
         self.history.penalize(row)
 
-    def _draw(self, row: Float32, top: float, maxima: Float32 | None) -> int:
+    def _draw(self, row: Float32, top: float, maxima: Float32 | None, attempt: int) -> int:
         """Inverse of the cumulative distribution at one uniform, in the order of token ids."""
         p = self.params
-        bits = int(np.random.Philox(key=self.key, counter=self.num_sampled).random_raw())
+        bits = int(np.random.Philox(key=self.key, counter=self.num_sampled | attempt << 64).random_raw())
         uniform = (bits >> 11) * 2.0**-53
         ids: npt.NDArray[np.int64] | None = None
         if 0 < p.top_k < self.vocab_size:

@@ -11,6 +11,7 @@ import socket
 import struct
 from typing import Any
 
+from qwench.runtime.grammar import Grammar
 from qwench.runtime.request import SamplingParams
 
 Message = dict[str, Any]
@@ -55,9 +56,12 @@ def params_to_json(params: SamplingParams) -> Message:
     given = {name: value for name, value in given.items() if value != getattr(plain, name)}
     if params.logit_bias:
         given["logit_bias"] = list(params.logit_bias.items())
+    if params.grammar is not None:
+        given["grammar"] = dataclasses.asdict(params.grammar)
     return given
 
 
 def params_from_json(data: Message) -> SamplingParams:
     """Raises RequestError like SamplingParams itself."""
-    return SamplingParams(**{**data, "logit_bias": dict(data.get("logit_bias", ()))})
+    grammar = None if data.get("grammar") is None else Grammar(**data["grammar"])
+    return SamplingParams(**{**data, "logit_bias": dict(data.get("logit_bias", ())), "grammar": grammar})

@@ -7,14 +7,16 @@ by `LLM`, the command line and the server.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qwench.errors import CheckpointError, QwenchError, RequestError
+from qwench.errors import CheckpointError, GrammarError, QwenchError, RequestError
 from qwench.runtime.engine import Engine
+from qwench.runtime.matcher import CompiledGrammar, GrammarCompiler
 from qwench.runtime.pooling import Pooling
 from qwench.runtime.request import FinishReason, RequestTimings, SamplingParams, TokenLogprobs, TokenOutput
 from qwench.targets.target import Float32
@@ -90,6 +92,9 @@ class TextEngine:
 
     def __init__(self, engine: Engine, tokenizer: Tokenizer | None) -> None:
         self.engine, self.tokenizer = engine, tokenizer
+        self.grammars = None
+        if tokenizer is not None:
+            self.grammars = GrammarCompiler(functools.partial(tokenizer.vocabulary, engine.vocab_size))
         self._requests: dict[str, _TextRequest] = {}
         self._embeddings: dict[str, int] = {}  # prompt_index of those that are being made
 
@@ -104,6 +109,14 @@ class TextEngine:
         if params.stop and self.tokenizer is None:
             raise RequestError("stop strings need a tokenizer, which this model doesn't have; use stop_token_ids")
         self.engine.check_request(prompt_token_ids, params)
+        self._compile(params)
+
+    def _compile(self, params: SamplingParams) -> CompiledGrammar | None:
+        if params.grammar is None:
+            return None
+        if self.grammars is None:
+            raise GrammarError("a grammar needs a tokenizer, which this model doesn't have")
+        return self.grammars.compile(params.grammar)
 
     def add(
         self, prompt_token_ids: Sequence[int], params: SamplingParams, *, prompt: str | None = None,
@@ -114,7 +127,9 @@ class TextEngine:
         Raises RequestError if it can't be served.
         """
         self.check(prompt_token_ids, params)
-        request_id = self.engine.add_request(prompt_token_ids, params, request_id, cache_salt=cache_salt)
+        request_id = self.engine.add_request(
+            prompt_token_ids, params, request_id, cache_salt=cache_salt, grammar=self._compile(params)
+        )
         ids = [int(token) for token in prompt_token_ids]
         samples = [_TextSample(index, params, self.tokenizer) for index in range(params.n)]
         self._requests[request_id] = _TextRequest(request_id, prompt, prompt_index, ids, samples)

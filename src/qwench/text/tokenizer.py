@@ -7,10 +7,10 @@ when they are there.
 
 from __future__ import annotations
 
+import functools
 import json
 import threading
 from collections.abc import Iterable, Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tok
 
 from qwench.checkpoint.tokenizer_tables import bytes_of, read_tokenizer_tables
 from qwench.errors import CheckpointError, RequestError
+from qwench.runtime.matcher import Vocabulary
 from qwench.text.byte_pairs import BytePairs
 
 # Qwen2's pre-tokenizer: contractions, letters, single digits, punctuation, newlines, blanks.
@@ -55,7 +56,7 @@ class Tokenizer:
         self.pad_token_id = self._special_id("pad_token")
         self._bos = self._special_id("bos_token") if self._config.get("add_bos_token") else None
 
-    @cached_property
+    @functools.cached_property
     def _library(self) -> tokenizers.Tokenizer:
         """The tokenizers library's own; with tables, which know the tokens too, it is read for the first long text."""
         tokenizer = _read_tokenizer(self._folder)
@@ -107,6 +108,14 @@ class Tokenizer:
                 known = b"" if token is None else bytes_of(token)
             self._bytes[token_id] = known
         return known
+
+    def vocabulary(self, vocab_size: int) -> Vocabulary:
+        """For grammars over a model with logits for `vocab_size` tokens, which may be more than there are here."""
+        added = self._library.get_added_tokens_decoder() if self._pairs is None else self._pairs.added.values()
+        names = sorted(token for token in {*added, *self._special_ids} if token < vocab_size)
+        known = self.token_bytes if self._pairs is None else self._pairs.token_bytes  # not one by one into a cache
+        tokens = [known(token) for token in range(vocab_size)]
+        return Vocabulary(tokens, names, functools.partial(self.encode, add_special_tokens=False))
 
     def is_special(self, token_id: int) -> bool:
         return token_id in self._special_ids

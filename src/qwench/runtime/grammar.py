@@ -1,0 +1,56 @@
+"""What an answer must look like: a JSON schema, a regular expression or a grammar, as users give it.
+
+Knows no tokens and does no work; `matcher.py` makes of it what the sampler needs. Part of SamplingParams.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from qwench.errors import GrammarError
+
+GrammarKind = Literal["json_schema", "json_object", "regex", "lark"]
+
+MAX_TEXT = 1 << 16  # characters; schemas that people write have a few thousand, and work grows faster than length
+
+
+@dataclass(frozen=True)
+class Grammar:
+    """Every finished answer is in the language of `text`. Checked when made: GrammarError says what is impossible.
+
+    kind: json_schema (text is the schema, as JSON), json_object (any JSON object; no text), regex (Rust's dialect,
+    over the whole answer) or lark (llguidance's, rule `start`; special tokens are written <|like_this|>, and the
+    tokens that end an answer are added by the engine).
+    What of it is valid and supported is found out when it is compiled.
+    """
+
+    kind: GrammarKind
+    text: str = ""
+
+    def __post_init__(self) -> None:
+        if self.kind not in get_args(GrammarKind):
+            raise GrammarError(
+                f"there is no grammar of kind {self.kind!r}; there are {', '.join(get_args(GrammarKind))}"
+            )
+        if not isinstance(self.text, str):
+            raise GrammarError(f"a grammar's text is a {type(self.text).__name__}; it must be a string")
+        if bool(self.text) == (self.kind == "json_object"):
+            what = "takes no text" if self.text else "needs a text"
+            raise GrammarError(f"a grammar of kind {self.kind} {what}")
+        if len(self.text) > MAX_TEXT:
+            raise GrammarError(f"the grammar has {len(self.text)} characters; no more than {MAX_TEXT} are allowed")
+        try:
+            self.text.encode()
+        except UnicodeEncodeError:
+            raise GrammarError("the grammar holds half a surrogate pair, which no UTF-8 can express") from None
+
+    @classmethod
+    def choice(cls, choices: Sequence[str]) -> Grammar:
+        """One of these texts. Raises GrammarError."""
+        if isinstance(choices, str) or not choices or not all(isinstance(choice, str) for choice in choices):
+            raise GrammarError("choices must be one text or more")
+        # JSON's escapes are Lark's, but for those of half surrogate pairs.
+        return cls("lark", "start: " + " | ".join(json.dumps(choice, ensure_ascii=False) for choice in choices))

@@ -1,0 +1,208 @@
+"""Grammar -> which tokens may come next, through llguidance (the extra `structured`).
+
+A GrammarCompiler belongs to one vocabulary, whose trie it builds once, for the first grammar or when told to. A
+compiled grammar is kept, and copied for each answer: a TokenMatcher follows that one answer. Knows no logits and no
+requests; called by TextEngine, by the sampler, and by the server's text process, which tries a grammar before the
+engine sees it.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from qwench.errors import ConfigError, GrammarError
+from qwench.runtime.grammar import Grammar
+
+if TYPE_CHECKING:
+    import llguidance
+
+MAX_COMPILED = 64  # grammars kept
+# What a grammar may cost: a tenth of llguidance's own limits, or less. The worst of the hostile ones in
+# tests/engine/test_hostile_grammars.py then takes some 20 ms for a token and 30 MB.
+LIMITS: dict[str, Any] = {
+    "initial_lexer_fuel": 300_000, "step_lexer_fuel": 50_000, "step_max_items": 10_000, "max_lexer_states": 20_000,
+    "max_grammar_size": 100_000, "verbose_errors": False,
+}  # fmt: skip
+# Between the parts of a JSON document: nothing, a blank, or a line break with its indentation. Any number of blanks,
+# which JSON allows, lets a model that has lost its way go on for ever.
+WHITESPACE = r"( |\n[ \t]{0,32})?"
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """tokens: the bytes of each token, by id; nothing for an id that stands for none. special_ids: tokens that aren't
+    written like text, all added ones: only a grammar that names one allows it. encode: a text as tokens."""
+
+    tokens: Sequence[bytes]
+    special_ids: Sequence[int]
+    encode: Callable[[str], list[int]]
+
+
+class GrammarCompiler:
+    """Compiles grammars, each once. Thread-safe; the work itself lets other threads run, but for building the trie."""
+
+    def __init__(self, vocabulary: Callable[[], Vocabulary]) -> None:
+        self._vocabulary = vocabulary
+        self._tokenizer: llguidance.LLTokenizer | None = None
+        self._compiled: OrderedDict[Grammar, CompiledGrammar] = OrderedDict()
+        self._building, self._keeping = threading.Lock(), threading.Lock()
+
+    def prepare(self) -> None:
+        """Builds the trie if it isn't there: half a second for 150 thousand tokens. Raises ConfigError without
+        llguidance."""
+        with self._building:
+            if self._tokenizer is None:
+                self._tokenizer = _build_tokenizer(self._vocabulary())
+
+    def known(self, grammar: Grammar) -> CompiledGrammar | None:
+        """The compiled grammar, if it is there already."""
+        with self._keeping:
+            compiled = self._compiled.get(grammar)
+            if compiled is not None:
+                self._compiled.move_to_end(grammar)
+            return compiled
+
+    def compile(self, grammar: Grammar) -> CompiledGrammar:
+        """Raises GrammarError for one that is invalid, unsupported, too complex or that no text satisfies; ConfigError
+        without llguidance."""
+        compiled = self.known(grammar)
+        if compiled is None:
+            self.prepare()
+            assert self._tokenizer is not None
+            compiled = CompiledGrammar(self._tokenizer, grammar)
+            with self._keeping:
+                self._compiled[grammar] = compiled
+                while len(self._compiled) > MAX_COMPILED:
+                    self._compiled.popitem(last=False)
+        return compiled
+
+
+class CompiledGrammar:
+    """A grammar for one vocabulary; makes the matchers of answers."""
+
+    def __init__(self, tokenizer: llguidance.LLTokenizer, grammar: Grammar) -> None:
+        """Raises GrammarError."""
+        import llguidance
+
+        limits = llguidance.LLParserLimits(**LIMITS)
+        self._start = llguidance.LLMatcher(tokenizer, _for_llguidance(grammar), log_level=0, limits=limits)
+        self._vocab_size = tokenizer.vocab_size - 1
+        if self._start.is_error():
+            raise GrammarError(f"{_what(grammar)}: {_first_lines(self._start.get_error())}")
+        first = self.matcher()
+        if not first.allowed().any() and not first.is_complete:
+            raise GrammarError(f"{_what(grammar)}: no text satisfies it")
+
+    def matcher(self) -> TokenMatcher:
+        """For one answer, from its beginning."""
+        return TokenMatcher(self._start.deep_copy(), self._vocab_size)
+
+
+class TokenMatcher:
+    """Where one answer is in its grammar."""
+
+    def __init__(self, matcher: llguidance.LLMatcher, vocab_size: int) -> None:
+        self._matcher, self._vocab_size = matcher, vocab_size
+        self._mask = np.empty(-(-(vocab_size + 1) // 32), np.uint32)
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the answer may end here."""
+        return bool(self._matcher.is_accepting())
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it must, because nothing can follow."""
+        return bool(self._matcher.is_stopped())
+
+    def accept(self, token: int) -> bool:
+        """Moves on by `token` if it may come next. Microseconds, where `allowed` takes a fraction of a millisecond.
+        Raises GrammarError when finding out would take more work than is allowed."""
+        is_next = self._matcher.try_consume_tokens([token]) == 1
+        self._check()
+        return is_next
+
+    def allowed(self) -> npt.NDArray[np.bool_]:
+        """[vocab_size] bool: the tokens that may come next. Where the grammar leaves but one text for a while, only the
+        token with which the tokenizer would begin it. Raises GrammarError as `accept`."""
+        self._matcher.unsafe_compute_mask_ptr(self._mask.ctypes.data, self._mask.nbytes)
+        if self._matcher.is_error() and "NoExtension" not in self._matcher.get_error():
+            self._check()
+        bits = np.unpackbits(self._mask.view(np.uint8), count=self._vocab_size, bitorder="little")
+        return bits.view(np.bool_)
+
+    def _check(self) -> None:
+        if self._matcher.is_error():
+            raise GrammarError(f"the grammar is too complex: {_first_lines(self._matcher.get_error())}")
+
+
+def _build_tokenizer(vocabulary: Vocabulary) -> llguidance.LLTokenizer:
+    """llguidance's view of the vocabulary, and behind it a token of its own for the end of a text: which tokens end an
+    answer is each request's business."""
+    try:
+        import llguidance
+    except ImportError:
+        raise ConfigError(
+            'a grammar, a JSON schema or a regular expression needs llguidance: pip install "qwench[structured]"'
+        ) from None
+    num_tokens = len(vocabulary.tokens)
+    wrapped = llguidance.TokenizerWrapper(_WrappedVocabulary(vocabulary))
+    return llguidance.LLTokenizer(wrapped, n_vocab=num_tokens + 1, eos_token=num_tokens)
+
+
+class _WrappedVocabulary:
+    """A Vocabulary under the names that llguidance reads."""
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        self.eos_token_id, self.bos_token_id = len(vocabulary.tokens), None
+        self.tokens = [*vocabulary.tokens, b"<|end of the grammar|>"]
+        self.special_token_ids = [*vocabulary.special_ids, self.eos_token_id]
+        self._encode = vocabulary.encode
+        self._is_text = set(range(len(vocabulary.tokens))).difference(vocabulary.special_ids)
+        self._byte_ids = {token: i for i, token in enumerate(vocabulary.tokens) if len(token) == 1}
+
+    def __call__(self, text: Any) -> list[int]:
+        """Text that the grammar forces, as the model would write it; where that isn't text to the grammar, as when it
+        looks like a special token, byte by byte."""
+        if not isinstance(text, str):
+            raise TypeError("only str")  # so llguidance learns that bytes won't do
+        ids = self._encode(text)
+        if self._is_text.issuperset(ids):
+            return ids
+        return [self._byte_ids[bytes([byte])] for byte in text.encode()]
+
+
+def _for_llguidance(grammar: Grammar) -> str:
+    """Raises GrammarError for a schema that isn't JSON."""
+    from llguidance import LLMatcher
+
+    if grammar.kind == "regex":
+        return LLMatcher.grammar_from_regex(grammar.text)
+    if grammar.kind == "lark":
+        return LLMatcher.grammar_from_lark(grammar.text)
+    schema = grammar.text or '{"type": "object"}'
+    try:
+        return LLMatcher.grammar_from_json_schema(
+            schema, defaults={"whitespace_pattern": WHITESPACE}, overrides={"lenient": False}
+        )
+    except ValueError as error:
+        raise GrammarError(f"the JSON schema is no JSON object: {error}") from None
+
+
+def _what(grammar: Grammar) -> str:
+    return {
+        "json_schema": "the JSON schema can't be used", "json_object": "JSON objects can't be had",
+        "regex": "the regular expression can't be used", "lark": "the grammar can't be used",
+    }[grammar.kind]  # fmt: skip
+
+
+def _first_lines(message: str) -> str:
+    """llguidance quotes whole grammars: what it says first is enough."""
+    return " ".join(message.replace("<non-verbose/>", "").split())[:300]
