@@ -14,7 +14,6 @@ class StopChecker:
 
     def __init__(self, stops: Sequence[str], *, include: bool = False) -> None:
         self._stops, self._include = tuple(stops), include
-        self._longest = max(map(len, self._stops), default=0)
         self._held = ""
         self.matched: str | None = None
 
@@ -29,7 +28,7 @@ class StopChecker:
             end, start, self.matched = min(hits)
             self._held = ""
             return text[: end if self._include else start]
-        cut = len(text) - self._possible_start(text)
+        cut = len(text) - possible_start(text, self._stops)
         self._held = text[cut:]
         return text[:cut]
 
@@ -38,9 +37,11 @@ class StopChecker:
         held, self._held = self._held, ""
         return held
 
-    def _possible_start(self, text: str) -> int:
-        """Length of the longest end of `text` that begins a stop string."""
-        for size in range(min(self._longest - 1, len(text)), 0, -1):
-            if any(stop.startswith(text[-size:]) for stop in self._stops):
-                return size
-        return 0
+
+def possible_start(text: str, strings: Sequence[str]) -> int:
+    """Length of the longest end of `text` that begins one of `strings`, none of which is in it."""
+    longest = max(map(len, strings), default=0)
+    for size in range(min(longest - 1, len(text)), 0, -1):
+        if any(string.startswith(text[-size:]) for string in strings):
+            return size
+    return 0

@@ -1,0 +1,184 @@
+"""Function calls in an answer, as Qwen2.5 and Hermes write them, found while the text is still coming:
+
+    <tool_call>
+    {"name": "weather", "arguments": {"city": "Paris"}}
+    </tool_call>
+
+A call is exactly that: between the tags one JSON object with the name of a tool and an object of arguments. Whatever
+looks like a call but isn't one is text. Therefore nothing of a call is given out before all of it is there: arguments
+once given could not be taken back if they turned out to be broken or unfinished.
+
+Knows no tokens and no HTTP. Called by the server; for use from Python there is `parse`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from qwench.text.json_object import BLANKS, NotJsonError, ObjectScanner
+from qwench.text.stops import possible_start
+
+OPEN, CLOSE = "<tool_call>", "</tool_call>"
+LINE_BREAKS = ("\r\n", "\n")
+BEGINNINGS = (OPEN, *(line_break + OPEN for line_break in LINE_BREAKS))
+
+
+@dataclass(frozen=True)
+class ToolCall:
+    """arguments: a JSON object, as the model wrote it."""
+
+    name: str
+    arguments: str
+
+
+Part: TypeAlias = "str | ToolCall"
+
+
+def parse(text: str, names: Collection[str] | None = None) -> list[Part]:
+    """A whole answer as its texts and calls, in their order. names: of the tools; None: any name is one.
+
+    Dropped is the white space that only sets calls apart: the line break before a call, and a text between calls,
+    before the first or after the last, if it is nothing else.
+    """
+    parser = ToolCallParser(names)
+    return joined([*parser.push(text), *parser.flush()])
+
+
+def joined(parts: Iterable[Part]) -> list[Part]:
+    """The same with texts that follow each other as one."""
+    result: list[Part] = []
+    for part in parts:
+        if isinstance(part, str) and result and isinstance(result[-1], str):
+            result[-1] += part
+        else:
+            result.append(part)
+    return result
+
+
+class ToolCallParser:
+    """One answer's parts as they become certain. What `push` and `flush` return, `joined`, is what `parse` says of the
+    whole text, however it was cut into pieces."""
+
+    def __init__(self, names: Collection[str] | None = None) -> None:
+        self._names = None if names is None else frozenset(names)
+        self._call: _OpenCall | None = None
+        self._held = ""  # may be the beginning of a call, or white space before one
+        self._is_blank = True  # nothing but white space, all of it held, since the last call
+        self._follows_call = False
+        self._parts: list[Part] = []
+
+    def push(self, text: str) -> list[Part]:
+        """The parts that the next piece of the answer makes certain."""
+        self._read(text)
+        return self._take_parts()
+
+    def flush(self) -> list[Part]:
+        """What was held back, when the answer ends: a call that isn't complete is text."""
+        while self._call is not None:
+            self._read(self._give_up(self._call))
+        if not (self._is_blank and self._follows_call):
+            self._show(self._held)
+        self._held = ""
+        return self._take_parts()
+
+    def _read(self, text: str) -> None:
+        while text:
+            text = self._read_text(text) if self._call is None else self._read_call(self._call, text)
+
+    def _read_text(self, text: str) -> str:
+        """Up to where a call begins. Returns what comes after that."""
+        text, self._held = self._held + text, ""
+        before, tag, after = text.partition(OPEN)
+        if tag:
+            size = next((len(line_break) for line_break in LINE_BREAKS if before.endswith(line_break)), 0)
+        else:
+            size = possible_start(before, BEGINNINGS)
+        cut = len(before) - size
+        if self._is_blank and not before[:cut].strip(BLANKS):
+            cut = 0
+        self._show(before[:cut])
+        if tag:
+            self._call = _OpenCall(before[cut:], self._names)
+        else:
+            self._held = before[cut:]
+        return after
+
+    def _read_call(self, call: _OpenCall, text: str) -> str:
+        """Up to where the call ends. Returns what comes after that, or what is text after all."""
+        try:
+            end = call.push(text)
+        except (NotJsonError, _NotACallError):
+            return self._give_up(call)
+        if end is None:
+            return ""
+        self._parts.append(call.call())
+        self._call, self._is_blank, self._follows_call = None, True, True
+        return text[end:]
+
+    def _give_up(self, call: _OpenCall) -> str:
+        """The tag is text; what came after it is to be read again."""
+        self._call = None
+        self._show(call.gap + OPEN)
+        return call.text
+
+    def _show(self, text: str) -> None:
+        if text:
+            self._is_blank = False
+            self._parts.append(text)
+
+    def _take_parts(self) -> list[Part]:
+        parts, self._parts = self._parts, []
+        return parts
+
+
+class _NotACallError(ValueError):
+    """An object that names no tool or has no arguments, or no closing tag behind it."""
+
+
+class _OpenCall:
+    """What follows an opening tag, as long as it may become a call. gap: white space before the tag."""
+
+    def __init__(self, gap: str, names: frozenset[str] | None) -> None:
+        self.gap, self._names = gap, names
+        self._pieces: list[str] = []
+        self._scanner = ObjectScanner()
+        self._name, self._arguments = "", ""
+        self._tail: str | None = None  # behind the object
+
+    @property
+    def text(self) -> str:
+        return "".join(self._pieces)
+
+    def push(self, text: str) -> int | None:
+        """The index in `text` behind the closing tag; None: it goes on. Raises NotJsonError or _NotACallError."""
+        self._pieces.append(text)
+        at = 0
+        if self._tail is None:
+            end = self._scanner.push(text)
+            if end is None:
+                return None
+            self._read_object()
+            self._tail, at = "", end
+        self._tail += text[at:]
+        tag = self._tail.lstrip(BLANKS)
+        if tag.startswith(CLOSE):
+            return len(text) - (len(tag) - len(CLOSE))
+        if not CLOSE.startswith(tag):
+            raise _NotACallError
+        return None
+
+    def _read_object(self) -> None:
+        members = self._scanner.members(self.text)
+        name = json.loads(members.get("name", "null"))
+        self._arguments = members.get("arguments", "")
+        if not isinstance(name, str) or not self._arguments.startswith("{"):
+            raise _NotACallError
+        if self._names is not None and name not in self._names:
+            raise _NotACallError
+        self._name = name
+
+    def call(self) -> ToolCall:
+        return ToolCall(self._name, self._arguments)
