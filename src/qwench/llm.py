@@ -133,7 +133,8 @@ class LLM:
     ) -> list[RequestOutput] | Iterator[Delta]:  # fmt: skip
         """As `generate`, for one conversation of messages or several, through the model's chat template.
 
-        template: `tools`, `chat_template`, `add_generation_prompt` and whatever the template itself understands.
+        template: `tools`, `chat_template`, `add_generation_prompt` and whatever the template itself understands. With
+        tools `qwench.text.tool_calls.parse` finds the calls in an answer's text.
         """
         if self.tokenizer is None:
             raise RequestError("this model has no tokenizer files, so no chat template; use generate with token ids")
@@ -141,7 +142,10 @@ class LLM:
         conversations: Any = [messages] if is_single else messages
         texts = [render_chat(self.tokenizer, conversation, **template) for conversation in conversations]
         tokens = [self.tokenizer.encode(text, add_special_tokens=False) for text in texts]
-        each = [chat_params(p, self.tokenizer, self.engine.eos_token_ids) for p in self._params_of(params, len(texts))]
+        each = [
+            chat_params(p, self.tokenizer, self.engine.eos_token_ids, has_tools=bool(template.get("tools")))
+            for p in self._params_of(params, len(texts))
+        ]
         return self._answer(texts, tokens, each, is_single, stream, progress)
 
     def _params_of(self, params: Params, count: int) -> list[SamplingParams]:

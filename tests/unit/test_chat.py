@@ -95,3 +95,32 @@ def test_named_and_missing_templates(tmp_path: Path) -> None:
     tokenizer.chat_template = {"default": "plain", "tool_use": "tools"}
     assert render_chat(tokenizer, messages) == "plain"
     assert render_chat(tokenizer, messages, tools=TOOLS) == "tools"
+
+
+QWEN2_5 = (Path(__file__).parent / "qwen2_5_chat_template.jinja").read_text()
+
+
+def test_qwens_template_writes_tools_calls_and_results() -> None:
+    """Word for word as in Qwen2.5's documentation."""
+    messages = CONVERSATIONS[3]
+    assert render_chat(tiny_tokenizer(), messages, tools=TOOLS, chat_template=QWEN2_5) == (
+        "<|im_start|>system\nYou are Qwen, created by Alibaba Cloud. You are a helpful assistant.\n\n# Tools\n\n"
+        "You may call one or more functions to assist with the user query.\n\n"
+        "You are provided with function signatures within <tools></tools> XML tags:\n<tools>\n"
+        '{"type": "function", "function": {"name": "weather", "parameters": {"city": "naïve <b>"}}}\n</tools>\n\n'
+        "For each function call, return a json object with function name and arguments within <tool_call></tool_call> "
+        'XML tags:\n<tool_call>\n{"name": <function-name>, "arguments": <args-json-object>}\n</tool_call><|im_end|>\n'
+        "<|im_start|>user\nWeather?<|im_end|>\n"
+        '<|im_start|>assistant\n<tool_call>\n{"name": "weather", "arguments": {"é": 1}}\n</tool_call><|im_end|>\n'
+        "<|im_start|>user\n<tool_response>\nsunny\n</tool_response>\n<tool_response>\nwarm\n</tool_response><|im_end|>\n"
+        "<|im_start|>assistant\n"
+    )
+
+
+def test_a_template_that_leaves_tools_out() -> None:
+    plain = "{% for m in messages %}{{ m.role }}: {{ m.content }}{% endfor %}"
+    with pytest.raises(RequestError, match="no place for tools"):
+        render_chat(tiny_tokenizer(), CONVERSATIONS[0], tools=TOOLS, chat_template=plain)
+    with pytest.raises(RequestError, match="no place for the tool calls"):
+        render_chat(tiny_tokenizer(), CONVERSATIONS[3], chat_template=plain)
+    assert render_chat(tiny_tokenizer(), CONVERSATIONS[0], tools=[], chat_template=plain) == "user: Hi"

@@ -174,6 +174,7 @@ TEXTS = st.lists(st.sampled_from(FRAGMENTS) | calls() | st.text(max_size=4), max
 @settings(max_examples=200, deadline=None)
 @given(TEXTS, st.data())
 @example(" \n" + CALL[:20], None)
+@example(CALL + "\n<", None)
 @example(f"a\r\r\n{CALL}\r\n \n<tool_call>", None)
 @example('<tool_call>{"<tool_call>{":":",",":",",":",' + CALL, None)
 def test_cut_anywhere_it_is_what_the_whole_is(text: str, data: Any) -> None:

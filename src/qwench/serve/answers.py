@@ -5,10 +5,12 @@ Knows no endpoint; chat.py, completions.py and responses.py say what is around a
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 from qwench.serve.engine_client import Generation, Piece
+from qwench.text.tool_calls import Part, ToolCall, ToolCallParser, joined
 
 
 @dataclass
@@ -16,6 +18,7 @@ class Answer:
     """One choice, as it grows. logprobs: Piece.logprobs of each token that isn't the end of the answer."""
 
     texts: list[str] = field(default_factory=list)
+    calls: list[ToolCall] = field(default_factory=list)
     num_tokens: int = 0
     logprobs: list[list[Any]] = field(default_factory=list)
     finish_reason: str | None = None
@@ -27,27 +30,47 @@ class Answer:
 
 
 class Answers:
-    """All choices of a request to prompts of `prompt_lengths` tokens, `n` for each."""
+    """All choices of a request to prompts of `prompt_lengths` tokens, `n` for each.
 
-    def __init__(self, prompt_lengths: list[int], n: int) -> None:
+    make_parser: a reader of tool calls for one choice, or None where all is text.
+    """
+
+    def __init__(
+        self, prompt_lengths: list[int], n: int, make_parser: Callable[[], ToolCallParser | None] = lambda: None
+    ) -> None:
         self.choices = [Answer() for _ in range(len(prompt_lengths) * n)]
+        self._parsers = [make_parser() for _ in self.choices]
         self._prompt_lengths, self._n = prompt_lengths, n
         self._num_cached = [0] * len(prompt_lengths)
         self.prompt_logprobs: list[list[list[Any]]] = [[] for _ in prompt_lengths]  # Piece.prompt_logprobs
 
-    def add(self, piece: Piece) -> None:
-        answer = self.choices[piece.choice]
-        if piece.text:
-            answer.texts.append(piece.text)
+    def add(self, piece: Piece) -> list[Part]:
+        """Takes a piece. Returns the text and the calls that are certain now; of an answer's last piece, all the rest.
+
+        The finish_reason is "tool_calls" where the model ended an answer that has some.
+        """
+        answer, parts = self.choices[piece.choice], self._parts(piece)
+        answer.texts += [part for part in parts if isinstance(part, str)]
+        answer.calls += [part for part in parts if not isinstance(part, str)]
         answer.num_tokens += len(piece.token_ids)
         if piece.logprobs is not None:
             answer.logprobs.append(piece.logprobs)
         if piece.prompt_logprobs is not None:
             self.prompt_logprobs[piece.choice // self._n] = piece.prompt_logprobs
         if piece.finish_reason is not None:
-            answer.finish_reason, answer.stop_reason = piece.finish_reason, piece.stop_reason
+            has_called = piece.finish_reason == "stop" and answer.calls
+            answer.finish_reason = "tool_calls" if has_called else piece.finish_reason
+            answer.stop_reason = piece.stop_reason
             prompt = piece.choice // self._n
             self._num_cached[prompt] = max(self._num_cached[prompt], piece.num_cached)
+        return parts
+
+    def _parts(self, piece: Piece) -> list[Part]:
+        parser = self._parsers[piece.choice]
+        if parser is None:
+            return [piece.text] if piece.text else []
+        parts = parser.push(piece.text)
+        return joined(parts if piece.finish_reason is None else [*parts, *parser.flush()])
 
     async def gather(self, generation: Generation) -> None:
         """Takes all there is to come. Raises ApiError when the engine fails."""

@@ -14,25 +14,30 @@ from qwench.runtime.request import SamplingParams
 from qwench.serve.answers import Answers, chat_logprobs
 from qwench.serve.engine_client import EngineInfo, Piece
 from qwench.serve.failures import ApiError
-from qwench.serve.protocol.chat import ChatRequest
+from qwench.serve.protocol.chat import ChatRequest, to_template
+from qwench.serve.protocol.tools import choice_of, functions_of
 from qwench.serve.reply import Reply
-from qwench.serve.service import Service
+from qwench.serve.service import Service, new_id
 from qwench.serve.streaming import EventStream, abort_when_gone
+from qwench.serve.tool_use import ToolUse
+from qwench.text.tool_calls import ToolCall
 
 
 async def answer_chat(service: Service, body: ChatRequest, request: Request) -> Response:
     """Raises ApiError or RequestError."""
     service.check_model(body.model)
     info = service.engine_info()
-    params = _params(body, info)
-    template = _template_variables(body, service.settings.template_variables)
-    messages = [message.to_template() for message in body.messages]
+    tools = ToolUse.of(functions_of(body.tools), choice_of(body.tool_choice))
+    params = tools.adapt(_params(body, info), info)
+    template = _template_variables(body, service.settings.template_variables) | tools.template_variables()
+    messages = to_template(body.messages)
 
     async def make_prompts() -> list[list[int]]:
         return [await service.text.chat(messages, template, info.limits.max_seq_len)]
 
     generation, prompts = await service.submit(make_prompts, 1, params, body.cache_salt)
-    reply = _ChatReply(service.name, body, Answers([len(prompt) for prompt in prompts], params.n))
+    answers = Answers([len(prompt) for prompt in prompts], params.n, tools.make_parser)
+    reply = _ChatReply(service.name, body, answers)
     if body.stream:
         return EventStream(reply.events(generation), generation)
     async with abort_when_gone(request.receive, generation):
@@ -72,9 +77,13 @@ class _ChatReply(Reply):
 
     def choice(self, index: int) -> dict[str, Any]:
         answer = self.answers.choices[index]
+        message: dict[str, Any] = {"role": "assistant", "content": answer.text, "refusal": None}
+        if answer.calls:
+            message["content"] = answer.text or None
+            message["tool_calls"] = [_call_object(call.name, call.arguments) for call in answer.calls]
         return {
             "index": index,
-            "message": {"role": "assistant", "content": answer.text, "refusal": None},
+            "message": message,
             "logprobs": chat_logprobs(answer.logprobs) if self._has_logprobs else None,
             "finish_reason": answer.finish_reason,
             "stop_reason": self._stop_reason(answer.stop_reason),
@@ -85,17 +94,37 @@ class _ChatReply(Reply):
         return b"".join(self.chunk(index, role) for index in range(len(self.answers.choices)))
 
     def piece(self, piece: Piece) -> bytes:
-        """Nothing while a piece holds no text that is certain, unless it has log-probabilities to show."""
-        self.answers.add(piece)
+        """Nothing while nothing that a piece holds is certain, unless it has log-probabilities to show."""
+        answer = self.answers.choices[piece.choice]
+        num_calls = len(answer.calls)
+        deltas: list[dict[str, Any]] = []
+        for part in self.answers.add(piece):
+            if isinstance(part, str):
+                deltas.append({"content": part})
+            else:
+                deltas += _call_deltas(num_calls, part)
+                num_calls += 1
         logprobs = chat_logprobs([piece.logprobs]) if piece.logprobs is not None else None
-        chunks = b""
-        if piece.text or logprobs is not None:
-            chunks = self.chunk(piece.choice, {"delta": {"content": piece.text}}, logprobs)
+        if logprobs is not None and not (deltas and "content" in deltas[0]):
+            deltas.insert(0, {"content": ""})
+        chunks = [
+            self.chunk(piece.choice, {"delta": delta}, logprobs if i == 0 else None) for i, delta in enumerate(deltas)
+        ]
         if piece.finish_reason is not None:
             end = self._stop_reason(piece.stop_reason)
-            chunks += self.chunk(piece.choice, {"delta": {}}, None, piece.finish_reason, end)
-        return chunks
+            chunks.append(self.chunk(piece.choice, {"delta": {}}, None, answer.finish_reason, end))
+        return b"".join(chunks)
 
     def _stop_reason(self, reason: int | str | None) -> int | str | None:
         """The stop string or the token that the client asked for; not the model's own ends of a turn."""
         return reason if isinstance(reason, str) or reason in self._stop_token_ids else None
+
+
+def _call_object(name: str, arguments: str) -> dict[str, Any]:
+    return {"id": new_id("call"), "type": "function", "function": {"name": name, "arguments": arguments}}
+
+
+def _call_deltas(index: int, call: ToolCall) -> list[dict[str, Any]]:
+    """The name first, then the arguments, as OpenAI streams them."""
+    head = {"index": index, **_call_object(call.name, "")}
+    return [{"tool_calls": [entry]} for entry in (head, {"index": index, "function": {"arguments": call.arguments}})]

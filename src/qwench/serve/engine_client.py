@@ -72,20 +72,23 @@ class Piece(NamedTuple):
 
 @dataclass(frozen=True)
 class EngineInfo:
-    """What the engine process says about its model. chat_end_token_ids: end a chat turn beside the model's own ends."""
+    """What the engine process says about its model. chat_end_token_ids: end a chat turn beside the model's own ends.
+    tool_tags_are_special: <tool_call> is a special token, which a text goes without unless those are shown."""
 
     limits: RequestLimits
     max_num_seqs: int
     defaults: SamplingParams
     eos_token_ids: frozenset[int]
     chat_end_token_ids: tuple[int, ...]
+    tool_tags_are_special: bool
     load_s: float
 
     @classmethod
     def from_message(cls, info: Message) -> EngineInfo:
         return cls(
             RequestLimits(**info["limits"]), info["max_num_seqs"], params_from_json(info["defaults"]),
-            frozenset(info["eos_token_ids"]), tuple(info["chat_end_token_ids"]), info["load_s"],
+            frozenset(info["eos_token_ids"]), tuple(info["chat_end_token_ids"]),
+            info["tool_tags_are_special"], info["load_s"],
         )  # fmt: skip
 
     def with_chat_ends(self, params: SamplingParams) -> SamplingParams:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from qwench.serve.protocol.chat import to_template
 from qwench.serve.protocol.tokens import DetokenizeRequest, TokenizeRequest
+from qwench.serve.protocol.tools import functions_of
 from qwench.serve.service import Service
+from qwench.serve.tool_use import shown_tools
 
 ANY_LENGTH = 1 << 40  # people come here to learn how long a text is
 
@@ -15,9 +18,8 @@ async def tokenize(service: Service, body: TokenizeRequest) -> dict[str, Any]:
     service.check_model(body.model)
     max_len = service.engine_info().limits.max_seq_len
     if body.messages is not None:
-        messages = [message.to_template() for message in body.messages]
-        template = {"add_generation_prompt": body.add_generation_prompt}
-        ids = await service.text.chat(messages, template, ANY_LENGTH)
+        template = {"add_generation_prompt": body.add_generation_prompt, **shown_tools(functions_of(body.tools))}
+        ids = await service.text.chat(to_template(body.messages), template, ANY_LENGTH)
     else:
         [ids] = await service.text.encode([body.prompt or ""], ANY_LENGTH, add_special_tokens=body.add_special_tokens)
     result: dict[str, Any] = {"count": len(ids), "max_model_len": max_len, "tokens": ids}

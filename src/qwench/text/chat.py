@@ -33,17 +33,38 @@ def render_chat(
     """The prompt for a conversation of {"role": ..., "content": ...} messages.
 
     chat_template: another template than the model's. variables: whatever else the template understands. Raises
-    RequestError when the messages aren't what the template expects, CheckpointError when there's no usable template.
+    RequestError when the messages aren't what the template expects or it leaves tools out, CheckpointError when there's
+    no usable template.
     """
     check_messages(messages)
-    source = chat_template or choose_template(tokenizer.chat_template, bool(tools))
+
+    def render(messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] | None) -> str:
+        source = chat_template or choose_template(tokenizer.chat_template, bool(tools))
+        return _render(
+            source, messages=messages, tools=tools, documents=None, add_generation_prompt=add_generation_prompt,
+            **{**tokenizer.special_tokens, **variables},
+        )  # fmt: skip
+
+    text = render(messages, tools)
+    has_calls = any(message.get("tool_calls") for message in messages)
+    if (tools or has_calls) and text == render([_without_calls(message) for message in messages], None):
+        what = "tools" if tools else "the tool calls of earlier answers"
+        raise RequestError(
+            f"the model's chat template has no place for {what}: the model would never learn of them. Ask "
+            "without them, or use a model that was trained to call tools, such as Qwen2.5-Instruct"
+        )
+    return text
+
+
+def _without_calls(message: Message) -> Message:
+    return {name: value for name, value in message.items() if name != "tool_calls"}
+
+
+def _render(source: str, **variables: Any) -> str:
     from jinja2 import TemplateError
 
     try:
-        return _compiled(source).render(
-            messages=messages, tools=tools, documents=None, add_generation_prompt=add_generation_prompt,
-            **{**tokenizer.special_tokens, **variables},
-        )  # fmt: skip
+        return _compiled(source).render(**variables)
     except (TemplateError, TypeError, KeyError, ValueError) as error:
         raise RequestError(f"the chat template refuses these messages: {error}") from None
 

@@ -23,6 +23,7 @@ from qwench.targets.target import Float32
 from qwench.text.detokenize import Detokenizer
 from qwench.text.stops import StopChecker
 from qwench.text.tokenizer import Tokenizer, special_ids
+from qwench.text.tool_calls import tags_are_special
 
 CHAT_END_TOKENS = ("<|im_end|>", "<|im_start|>")  # the second opens another turn, which is never the answer's business
 
@@ -333,8 +334,13 @@ def chat_end_ids(tokenizer: Tokenizer, eos_token_ids: Collection[int]) -> list[i
     return [token for token in special_ids(tokenizer, CHAT_END_TOKENS) if token not in eos_token_ids]
 
 
-def chat_params(params: SamplingParams, tokenizer: Tokenizer, eos_token_ids: frozenset[int]) -> SamplingParams:
-    """`params` for a chat turn, which also ends where the template ends it or opens another one."""
+def chat_params(
+    params: SamplingParams, tokenizer: Tokenizer, eos_token_ids: frozenset[int], *, has_tools: bool = False
+) -> SamplingParams:
+    """`params` for a chat turn, which also ends where the template ends it or opens another one. has_tools: its text
+    holds the tags of calls, special tokens or not."""
+    if has_tools and tags_are_special(tokenizer):
+        params = dataclasses.replace(params, skip_special_tokens=False)
     if params.ignore_eos:
         return params
     ends = chat_end_ids(tokenizer, eos_token_ids)

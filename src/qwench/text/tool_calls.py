@@ -8,7 +8,7 @@ A call is exactly that: between the tags one JSON object with the name of a tool
 looks like a call but isn't one is text. Therefore nothing of a call is given out before all of it is there: arguments
 once given could not be taken back if they turned out to be broken or unfinished.
 
-Knows no tokens and no HTTP. Called by the server; for use from Python there is `parse`.
+Knows no HTTP. Called by the server; for use from Python there is `parse`.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import TypeAlias
 
 from qwench.text.json_object import BLANKS, NotJsonError, ObjectScanner
 from qwench.text.stops import possible_start
+from qwench.text.tokenizer import Tokenizer, special_ids
 
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
 LINE_BREAKS = ("\r\n", "\n")
@@ -47,6 +48,11 @@ def parse(text: str, names: Collection[str] | None = None) -> list[Part]:
     return joined([*parser.push(text), *parser.flush()])
 
 
+def tags_are_special(tokenizer: Tokenizer) -> bool:
+    """Whether a text without special tokens would go without the tags (they aren't in Qwen2.5's tokenizer)."""
+    return any(map(tokenizer.is_special, special_ids(tokenizer, (OPEN, CLOSE))))
+
+
 def joined(parts: Iterable[Part]) -> list[Part]:
     """The same with texts that follow each other as one."""
     result: list[Part] = []
@@ -66,7 +72,7 @@ class ToolCallParser:
         self._names = None if names is None else frozenset(names)
         self._call: _OpenCall | None = None
         self._held = ""  # may be the beginning of a call, or white space before one
-        self._is_blank = True  # nothing but white space, all of it held, since the last call
+        self._is_blank = True  # only white space was read since the last call, and is held
         self._follows_call = False
         self._parts: list[Part] = []
 
@@ -79,7 +85,7 @@ class ToolCallParser:
         """What was held back, when the answer ends: a call that isn't complete is text."""
         while self._call is not None:
             self._read(self._give_up(self._call))
-        if not (self._is_blank and self._follows_call):
+        if self._held.strip(BLANKS) or not (self._is_blank and self._follows_call):
             self._show(self._held)
         self._held = ""
         return self._take_parts()

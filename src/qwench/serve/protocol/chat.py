@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, model_validator
+from pydantic_core import PydanticCustomError
 
 from qwench.serve.protocol.common import (
     MAX_TOP_LOGPROBS,
@@ -14,6 +16,8 @@ from qwench.serve.protocol.common import (
     StreamOptions,
     few_entries,
 )
+from qwench.serve.protocol.conversation import TemplateMessage, called, in_order_of_calls
+from qwench.serve.protocol.tools import MAX_CALLS, CallId, ChatToolChoice, ChatTools
 
 
 class TextPart(Body):
@@ -23,18 +27,73 @@ class TextPart(Body):
     text: str
 
 
+class CalledFunction(Body):
+    """arguments: JSON, as the model wrote it."""
+
+    name: str
+    arguments: str
+
+
+class MessageToolCall(Body):
+    """A call of a former answer; index where it comes from a stream."""
+
+    function: CalledFunction
+    id: CallId | None = None
+    type: Literal["function"] = "function"
+    index: int | None = None
+
+
 class ChatMessage(Body):
-    """One turn. `developer` is what OpenAI calls `system` now."""
+    """One turn. `developer` is what OpenAI calls `system` now; `tool` has the result of a call.
 
-    role: Literal["system", "developer", "user", "assistant"]
-    content: str | Annotated[list[TextPart], Field(max_length=1024, fail_fast=True)]
+    What former answers have beside their text and their calls comes back with them, empty.
+    """
+
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: str | Annotated[list[TextPart], Field(max_length=1024, fail_fast=True)] | None = None
     name: str | None = None
+    tool_call_id: CallId | None = None
+    tool_calls: Annotated[list[MessageToolCall], Field(max_length=MAX_CALLS, fail_fast=True)] | None = None
+    annotations: Annotated[list[Any], Field(max_length=0)] | None = None
+    audio: None = None
+    function_call: None = None
+    refusal: str | None = None
 
-    def to_template(self) -> dict[str, Any]:
+    @model_validator(mode="after")
+    def _has_what_its_role_needs(self) -> ChatMessage:
+        if self.content is None and not self.tool_calls:
+            raise PydanticCustomError("missing", "content is missing; only a message with tool_calls goes without")
+        if self.tool_calls and self.role != "assistant":
+            raise PydanticCustomError("misplaced", "tool_calls are the assistant's")
+        if (self.tool_call_id is not None) != (self.role == "tool"):
+            raise PydanticCustomError("tool_call_id", "tool_call_id is needed by the role tool, and by no other")
+        return self
+
+    def to_template(self) -> TemplateMessage:
         """As chat templates expect it."""
-        text = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
-        message = {"role": "system" if self.role == "developer" else self.role, "content": text}
-        return message if self.name is None else message | {"name": self.name}
+        role = "system" if self.role == "developer" else self.role
+        message: TemplateMessage = {"role": role, "content": text_of(self.content)}
+        if self.name is not None:
+            message["name"] = self.name
+        if self.tool_call_id is not None:
+            message["tool_call_id"] = self.tool_call_id
+        if self.tool_calls:
+            calls = self.tool_calls
+            message["tool_calls"] = [called(call.id, call.function.name, call.function.arguments) for call in calls]
+        return message
+
+
+def text_of(content: str | Sequence[TextPart] | None) -> str:
+    """A message's content as one text."""
+    return content if isinstance(content, str) else "".join(part.text for part in content or ())
+
+
+Messages = Annotated[list[ChatMessage], Field(min_length=1, max_length=8192, fail_fast=True)]
+
+
+def to_template(messages: Sequence[ChatMessage]) -> list[TemplateMessage]:
+    """A conversation as chat templates expect it."""
+    return in_order_of_calls([message.to_template() for message in messages])
 
 
 class TextFormat(Body):
@@ -46,14 +105,17 @@ class TextFormat(Body):
 class ChatRequest(SamplingFields):
     """A conversation to go on with."""
 
-    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=8192, fail_fast=True)]
+    messages: Messages
     model: str | None = None
     logprobs: bool | None = None
     max_completion_tokens: Count | None = None
     max_tokens: Count | None = None
     modalities: list[Literal["text"]] | None = None
+    parallel_tool_calls: bool | None = None
     response_format: TextFormat | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
+    tool_choice: ChatToolChoice | None = None
+    tools: ChatTools | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
     chat_template_kwargs: Annotated[dict[str, bool | int | float | str], BeforeValidator(few_entries)] | None = None

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Discriminator, Field, Tag
 
 from qwench.serve.protocol.chat import TextFormat
 from qwench.serve.protocol.common import MAX_TOP_LOGPROBS, Body, Count, SamplingFields
+from qwench.serve.protocol.conversation import TemplateMessage, called, in_order_of_calls
+from qwench.serve.protocol.tools import CallId, ResponsesToolChoice, ResponsesTools
 
 LOGPROBS = "message.output_text.logprobs"
 
@@ -21,20 +23,66 @@ class InputText(Body):
     logprobs: list[Any] | None = None
 
 
+Content = str | Annotated[list[InputText], Field(max_length=1024, fail_fast=True)]
+Status = Literal["in_progress", "completed", "incomplete"]
+
+
 class InputMessage(Body):
     """One turn; id and status where it is a former answer given back."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | Annotated[list[InputText], Field(max_length=1024, fail_fast=True)]
+    content: Content
     type: Literal["message"] = "message"
     id: str | None = None
-    status: Literal["in_progress", "completed", "incomplete"] | None = None
+    status: Status | None = None
     phase: str | None = None
 
-    def to_template(self) -> dict[str, Any]:
-        """As chat templates expect it."""
-        text = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
-        return {"role": "system" if self.role == "developer" else self.role, "content": text}
+
+class InputCall(Body):
+    """A call of a former answer given back."""
+
+    type: Literal["function_call"]
+    call_id: CallId
+    name: str
+    arguments: str
+    id: str | None = None
+    status: Status | None = None
+
+
+class InputCallOutput(Body):
+    """The result of a call."""
+
+    type: Literal["function_call_output"]
+    call_id: CallId
+    output: Content
+    id: str | None = None
+    status: Status | None = None
+
+
+def _kind(item: Any) -> str:
+    kind = item.get("type", "message") if isinstance(item, dict) else getattr(item, "type", "message")
+    return kind if isinstance(kind, str) else ""
+
+
+Item = Annotated[
+    Annotated[InputMessage, Tag("message")]
+    | Annotated[InputCall, Tag("function_call")]
+    | Annotated[InputCallOutput, Tag("function_call_output")],
+    Discriminator(_kind),
+]
+
+
+def _to_template(item: InputMessage | InputCall | InputCallOutput) -> TemplateMessage:
+    """As chat templates expect it, each call in a turn of its own."""
+    if isinstance(item, InputCall):
+        return {"role": "assistant", "content": "", "tool_calls": [called(item.call_id, item.name, item.arguments)]}
+    if isinstance(item, InputCallOutput):
+        return {"role": "tool", "content": _text_of(item.output), "tool_call_id": item.call_id}
+    return {"role": "system" if item.role == "developer" else item.role, "content": _text_of(item.content)}
+
+
+def _text_of(content: Content) -> str:
+    return content if isinstance(content, str) else "".join(part.text for part in content)
 
 
 class TextOptions(Body):
@@ -55,7 +103,7 @@ class ResponsesRequest(SamplingFields):
 
     n: None = None
     stop: None = None
-    input: str | Annotated[list[InputMessage], Field(min_length=1, max_length=8192, fail_fast=True)]
+    input: str | Annotated[list[Item], Field(min_length=1, max_length=8192, fail_fast=True)]
     model: str | None = None
     background: Annotated[bool, AfterValidator(_only_false)] | None = None
     include: list[Literal["message.output_text.logprobs", "reasoning.encrypted_content"]] | None = None
@@ -64,8 +112,8 @@ class ResponsesRequest(SamplingFields):
     parallel_tool_calls: bool | None = None
     stream: bool | None = None
     text: TextOptions | None = None
-    tool_choice: Literal["auto", "none"] | None = None
-    tools: Annotated[list[Any], Field(max_length=0, fail_fast=True)] | None = None
+    tool_choice: ResponsesToolChoice | None = None
+    tools: ResponsesTools | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
     truncation: Literal["disabled"] | None = None
 
@@ -73,9 +121,27 @@ class ResponsesRequest(SamplingFields):
     def wants_logprobs(self) -> bool:
         return LOGPROBS in (self.include or ()) or bool(self.top_logprobs)
 
-    def to_messages(self) -> list[dict[str, Any]]:
-        """The conversation as chat templates expect it."""
-        messages = [{"role": "system", "content": self.instructions}] if self.instructions else []
+    def shown_tools(self) -> list[dict[str, Any]]:
+        """The tools as the response repeats them."""
+        return [
+            {"parameters": None, "strict": False, **tool.model_dump(exclude_none=True)} for tool in self.tools or ()
+        ]
+
+    def shown_tool_choice(self) -> str | dict[str, Any]:
+        """The choice as the response repeats it."""
+        choice = self.tool_choice or "auto"
+        return choice if isinstance(choice, str) else choice.model_dump()
+
+    def to_messages(self) -> list[TemplateMessage]:
+        """The conversation as chat templates expect it: calls belong to the answer before them."""
+        messages: list[TemplateMessage] = (
+            [{"role": "system", "content": self.instructions}] if self.instructions else []
+        )
         if isinstance(self.input, str):
             return [*messages, {"role": "user", "content": self.input}]
-        return [*messages, *(message.to_template() for message in self.input)]
+        for message in map(_to_template, self.input):
+            if "tool_calls" in message and messages and messages[-1]["role"] == "assistant":
+                messages[-1].setdefault("tool_calls", []).extend(message["tool_calls"])
+            else:
+                messages.append(message)
+        return in_order_of_calls(messages)

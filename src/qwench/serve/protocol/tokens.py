@@ -6,15 +6,17 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from qwench.serve.protocol.chat import ChatMessage
+from qwench.serve.protocol.chat import Messages
 from qwench.serve.protocol.common import Body, TokenId
+from qwench.serve.protocol.tools import ChatTools
 
 
 class TokenizeRequest(Body):
     """A text, or a conversation that goes through the chat template. return_token_strs: the tokens as text, too."""
 
     prompt: str | None = None
-    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=8192, fail_fast=True)] | None = None
+    messages: Messages | None = None
+    tools: ChatTools | None = None
     model: str | None = None
     add_generation_prompt: bool = True
     add_special_tokens: bool = True
@@ -24,6 +26,8 @@ class TokenizeRequest(Body):
     def _has_one_source(self) -> TokenizeRequest:
         if (self.prompt is None) == (self.messages is None):
             raise ValueError("give either prompt or messages")
+        if self.tools and self.messages is None:
+            raise ValueError("tools go with messages")
         return self
 
 
