@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import pytest
@@ -51,6 +52,15 @@ def test_results_without_their_calls_stay_where_they_are() -> None:
     results = [{"role": "tool", "tool_call_id": call_id} for call_id in ("b", "c", "a")]
     assert in_order_of_calls([calls, *results]) == [calls, *results]
     assert in_order_of_calls([*results, calls]) == [*results, calls]
+
+
+def test_many_results_are_sorted_once() -> None:
+    ids = [str(i) for i in range(8192)]
+    calls = {"role": "assistant", "tool_calls": [{"id": call_id} for call_id in ids]}
+    results = [{"role": "tool", "tool_call_id": call_id} for call_id in ids]
+    start = time.process_time()
+    assert in_order_of_calls([calls, *reversed(results)]) == [calls, *results]
+    assert time.process_time() - start < 1
 
 
 def test_a_response() -> None:

@@ -37,7 +37,7 @@ async def answer_chat(service: Service, body: ChatRequest, request: Request) -> 
 
     generation, prompts = await service.submit(make_prompts, 1, params, body.cache_salt)
     answers = Answers([len(prompt) for prompt in prompts], params.n, tools.make_parser)
-    reply = _ChatReply(service.name, body, answers)
+    reply = ChatReply(service.name, body, answers)
     if body.stream:
         return EventStream(reply.events(generation), generation)
     async with abort_when_gone(request.receive, generation):
@@ -68,7 +68,7 @@ def _template_variables(body: ChatRequest, allowed: tuple[str, ...]) -> dict[str
     return dict(given)
 
 
-class _ChatReply(Reply):
+class ChatReply(Reply):
     def __init__(self, model: str, body: ChatRequest, answers: Answers) -> None:
         kind = "chat.completion.chunk" if body.stream else "chat.completion"
         super().__init__("chatcmpl", kind, model, answers, body.stream_options)

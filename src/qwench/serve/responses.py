@@ -102,8 +102,8 @@ class _ResponseReply:
 
     async def _item_events(self, generation: Generation) -> AsyncIterator[bytes]:
         while not generation.is_finished:
-            for piece in await generation.take():
-                yield self._items.add(self._answers.add(piece), piece.logprobs)
+            pieces = await generation.take()
+            yield b"".join(self._items.add(self._answers.add(piece), piece.logprobs) for piece in pieces)
         yield self._items.end(self.final_status)
 
     def _event(self, type: str, **fields: Any) -> bytes:

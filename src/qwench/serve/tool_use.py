@@ -35,6 +35,8 @@ class ToolUse:
             )
         if choice.mode == "required" and not names:
             raise ApiError.bad_request("tool_choice demands a call, and there are no tools", param="tool_choice")
+        if choice.mode == "required":
+            raise ApiError.bad_request("tool_choice can't demand a call yet, only allow it", param="tool_choice")
         return cls(functions, frozenset() if choice.mode == "none" else frozenset(wanted))
 
     def template_variables(self) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, NamedTuple, TypeAlias
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, field_validator
 from pydantic_core import PydanticCustomError
 
 from qwench.serve.protocol.common import Body
@@ -31,6 +31,13 @@ class Function(Body):
     description: str | None = None
     parameters: dict[str, Any] | None = None
     strict: bool | None = None
+
+    @field_validator("parameters")
+    @classmethod
+    def _takes_an_object(cls, parameters: dict[str, Any] | None) -> dict[str, Any] | None:
+        if parameters and parameters.get("type", "object") != "object":
+            raise PydanticCustomError("parameters", 'parameters must be the schema of an object ("type": "object")')
+        return parameters
 
     def to_template(self) -> dict[str, Any]:
         """As chat templates expect it; `strict` is the server's business."""
