@@ -34,7 +34,7 @@ from qwench.targets.cpu._native import crc32c
 from qwench.targets.target import Target, get_target
 
 FORMAT_NAME = "qwench-artifact"
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 MANIFEST, PROGRAM, WEIGHTS = "manifest.json", "program.json", "weights.safetensors"
 OWN_FILES = (MANIFEST, PROGRAM, WEIGHTS)
 _NO_HASH = "0" * 64  # stands in the manifest where its own sha256 goes

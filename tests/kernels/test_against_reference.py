@@ -96,19 +96,20 @@ def test_extreme_codes_do_not_overflow(variant: str, kind: str) -> None:
     rng = np.random.default_rng(0)
     signs = rng.choice([-1.0, 1.0], (n, k)).astype(np.float32)
     signs[0], signs[1] = 1, -1
+    largest = np.float32(127 / 128)  # a scale that bf16 holds
     tensors = {
         "table": signs.astype(ml_dtypes.bfloat16),
         "gain": np.ones(k, ml_dtypes.bfloat16),
-        "w": signs.astype(ml_dtypes.bfloat16),
+        "w": (signs * largest).astype(ml_dtypes.bfloat16),
     }
     ids = np.arange(n, dtype=np.int32)
     got = load(variant, program, tensors, CACHE).step(batch([ids], [n], [[0, 1, 2, 3]]))
-    exact = signs @ signs.T
+    exact = signs @ signs.T * largest
     # int4 has no +8, so a weight of +-1 is one of two scales away from exact; int8 is exact to fp32.
     np.testing.assert_allclose(got, exact, atol=1e-3 if kind == "int8" else 20)
     if kind == "int8":
-        assert got[0, 0] == pytest.approx(k, rel=1e-6)
-        assert got[0, 1] == pytest.approx(-k, rel=1e-6)
+        assert got[0, 0] == pytest.approx(k * largest, rel=1e-6)
+        assert got[0, 1] == pytest.approx(-k * largest, rel=1e-6)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

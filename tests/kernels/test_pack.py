@@ -27,9 +27,10 @@ def unpack(packed: npt.NDArray[np.uint8], fmt: Format, columns: int, k: int) -> 
     """Codes [columns, padded_k] and scales [columns, groups] from panels of 64 columns."""
     groups, group = fmt.padded_k(k) // fmt.group_size, fmt.group_size
     code_bytes = 64 * group // (2 if fmt.kind == "int4" else 1)
-    panels = packed.reshape(-1, groups, 256 + code_bytes)
-    scales = panels[:, :, :256].copy().view(np.float32).transpose(0, 2, 1).reshape(-1, groups)
-    raw = panels[:, :, 256:]
+    panels = packed.reshape(-1, groups, 128 + code_bytes)
+    scales = panels[:, :, :128].copy().view(ml_dtypes.bfloat16).astype(np.float32)
+    scales = scales.transpose(0, 2, 1).reshape(-1, groups)
+    raw = panels[:, :, 128:]
     if fmt.kind == "int4":
         pairs = raw.reshape(-1, groups, group // 8, 64, 4)
         codes = np.stack([pairs & 15, pairs >> 4], axis=3).astype(np.int16) - 8  # [p, g, k/8, 2, 64, 4]
@@ -65,8 +66,9 @@ def test_int4_is_as_good_as_the_specification(variant: str) -> None:
     spec_codes, spec_scales = quantize_weight(values, fmt)
     ours = ((dequantize_weight(codes, scales, 300) - values) ** 2).sum(axis=1)
     theirs = ((dequantize_weight(spec_codes, spec_scales, 300) - values) ** 2).sum(axis=1)
-    # Sums in another order may pick another candidate of equal error.
-    np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-6)
+    # Sums in another order may pick another candidate of about equal error.
+    np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-6)
+    assert ours.sum() < theirs.sum() * (1 + 1e-4)
     assert np.mean(codes == spec_codes) > 0.98
     naive = np.abs(values[:, :128]).max(axis=1) / 7
     plain = np.clip(np.rint(values[:, :128] / np.maximum(naive, 1e-9)[:, None]), -8, 7) * naive[:, None]
@@ -92,10 +94,10 @@ def test_pairs_lie_side_by_side_and_stacks_follow_each_other() -> None:
     codes, scales = unpack(paired, fmt, 128, 64)
     values = dequantize_weight(codes, scales, 64)
     order = [gate[:32], up[:32], gate[32:], np.zeros((24, 64)), up[32:], np.zeros((24, 64))]
-    np.testing.assert_allclose(values, np.concatenate(order), atol=0.02)
+    np.testing.assert_allclose(values, np.concatenate(order), atol=0.03)
     stacked = pack(VARIANTS[0], Weight("w", ("g", "u"), (80, 64), fmt), [gate, up])
     codes, scales = unpack(stacked, fmt, 80, 64)
-    np.testing.assert_allclose(dequantize_weight(codes, scales, 64), np.concatenate([gate, up]), atol=0.02)
+    np.testing.assert_allclose(dequantize_weight(codes, scales, 64), np.concatenate([gate, up]), atol=0.03)
 
 
 def test_bf16_rounds_to_nearest_even() -> None:

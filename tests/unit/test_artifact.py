@@ -148,11 +148,11 @@ def test_damaged_files_are_named(copy: Path, name: str, damage: str) -> None:
     assert is_artifact(copy)  # still recognised, so that it can be replaced
 
 
-@pytest.mark.parametrize("version", [0, 2, None, "3"])
+@pytest.mark.parametrize("version", [0, 3, None, "4"])
 def test_other_schema_version(copy: Path, version: Any) -> None:
     resign(copy, lambda data: data.update(schema_version=version))
     with pytest.raises(
-        ArtifactError, match=f"schema version {version!r}; this qwench reads version 3; compile it again"
+        ArtifactError, match=f"schema version {version!r}; this qwench reads version 4; compile it again"
     ):
         open_artifact(copy)
 
@@ -160,7 +160,7 @@ def test_other_schema_version(copy: Path, version: Any) -> None:
 def test_other_layout(copy: Path) -> None:
     resign(copy, lambda data: data.update(layout="reference-v0"))
     artifact = open_artifact(copy)  # `qwench inspect` may still look at it
-    with pytest.raises(ArtifactError, match=r"packed as 'reference-v0'; target 'reference' .* reads 'reference-v1'"):
+    with pytest.raises(ArtifactError, match=r"packed as 'reference-v0'; target 'reference' .* reads 'reference-v2'"):
         artifact.get_target()
 
 

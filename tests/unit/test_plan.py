@@ -54,7 +54,7 @@ def test_seven_billion_at_131072_within_24_gib(tmp_path: Path, capsys: pytest.Ca
     plan = json.loads(capsys.readouterr().out)
     assert plan["config"]["max_seq_len"] == 131072
     layers = 28 * (2 * 3584**2 + 2 * 3584 * 512 + 3 * 3584 * 18944)
-    assert plan["weights_bytes"] == pytest.approx(layers * 4.25 / 8 + 2 * 152064 * 3584 * 8.25 / 8, rel=1e-3)
+    assert plan["weights_bytes"] == pytest.approx(layers * 4.125 / 8 + 2 * 152064 * 3584 * 8.125 / 8, rel=1e-3)
     assert plan["cache_bytes_per_sequence"] == 131072 * 2 * 28 * 4 * 128 * 2
     assert plan["total_bytes"] < 24 * 2**30 and plan["num_sequences"] >= 1
     assert main(command) == 0

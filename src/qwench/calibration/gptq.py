@@ -22,7 +22,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from qwench.program.formats import INT4_CANDIDATES, Float32, Format, Int8, quantize_weight
+from qwench.program.formats import INT4_CANDIDATES, Float32, Format, Int8, quantize_weight, reciprocal, round_scale
 
 DAMPING = 0.01  # of the mean of H's diagonal, added to it, as in GPTQ
 BLOCK, STRIP = 128, 16  # columns between two products with all errors so far, and with those of the block
@@ -33,7 +33,7 @@ def quantize_for_inputs(weight: Float32, moments: Float32, fmt: Format) -> tuple
     """Like `formats.quantize_weight`, for inputs whose second moments are `moments` (H, up to a factor).
 
     weight: [N, K] fp32; moments: [K, K] fp32, symmetric. Returns codes [N, padded K] int8 and scales
-    [N, padded K / group] fp32.
+    [N, padded K / group] fp32, which bf16 holds.
     """
     padding = fmt.padded_k(weight.shape[1]) - weight.shape[1]
     order = _order(np.pad(moments, ((0, padding), (0, padding))))
@@ -78,16 +78,17 @@ def _choose_scales(weight: Float32, importance: Float32, fmt: Format) -> Float32
     matter = importance.reshape(1, -1, fmt.group_size)
     most, least = groups.max(axis=2), groups.min(axis=2)
     peak = np.where(most >= -least, most, least)
-    unit = np.where(peak == 0, 0, -1 / np.where(peak == 0, 1, peak)).astype(np.float32)
+    unit = -reciprocal(peak)
     best_gain, best_scale = np.zeros_like(unit), np.zeros_like(unit)
     for candidate in INT4_CANDIDATES[::3]:
         codes = np.clip(np.rint(groups * (unit * candidate)[..., None]), *fmt.code_range)
         dot = np.einsum("ngk,ngk->ng", groups, weighted := codes * matter)
         norm = np.maximum(np.einsum("ngk,ngk->ng", codes, weighted), np.float32(1e-30))
-        gain = dot * dot / norm  # the weighted error is a constant less this, with the least-squares scale
+        scale = round_scale(dot / norm)
+        gain = scale * (2 * dot - scale * norm)  # the weighted error is a constant less this
         better = gain > best_gain
         best_gain = np.where(better, gain, best_gain)
-        best_scale = np.where(better, dot / norm, best_scale)
+        best_scale = np.where(better, scale, best_scale)
     return best_scale
 
 
@@ -96,7 +97,7 @@ def _round_columns(weight: Float32, scales: Float32, order: _Order, fmt: Format)
     feedback = order.feedback
     columns = np.ascontiguousarray(weight.T[order.columns])  # [K, N]: a column of the matrix lies in one piece
     steps = np.ascontiguousarray(scales.T)[order.columns // fmt.group_size]
-    inverse = np.where(steps == 0, 0, 1 / np.where(steps == 0, 1, steps)).astype(np.float32)
+    inverse = reciprocal(steps)
     codes = np.empty(columns.shape, np.int8)
     errors = np.empty_like(columns)
     for block in range(0, len(columns), BLOCK):

@@ -41,9 +41,9 @@ class Format:
 
     @property
     def bits_per_weight(self) -> float:
-        """Bits a weight costs, the fp32 scale of its group included."""
+        """Bits a weight costs, the bf16 scale of its group included."""
         bits = {"fp32": 32, "bf16": 16, "int8": 8, "int4": 4}[self.kind]
-        return bits + (32 / self.group_size if self.group_size else 0)
+        return bits + (16 / self.group_size if self.group_size else 0)
 
     @property
     def code_range(self) -> tuple[int, int]:
@@ -93,42 +93,64 @@ def _inverse(numerator: float | np.float32, peak: Float32) -> Float32:
     return np.where(is_zero, np.float32(0), np.float32(numerator) / np.where(is_zero, np.float32(1), peak))
 
 
+def reciprocal(scale: Float32) -> Float32:
+    """1 / scale, and 0 for scales of groups that are zeros."""
+    is_zero = scale == 0
+    return np.where(is_zero, np.float32(0), np.float32(1) / np.where(is_zero, np.float32(1), scale))
+
+
+def round_scale(scale: Float32) -> Float32:
+    """Scales of weights as they are stored: the nearest bf16, which has fp32's range, ties to even."""
+    bits = scale.view(np.uint32)
+    return ((bits + 0x7FFF + (bits >> 16 & 1)) & 0xFFFF0000).view(np.float32)
+
+
 def quantize_weight(weight: Float32, fmt: Format) -> tuple[Int8, Float32]:
     """Symmetric quantisation per (row, group along K).
 
-    weight: [N, K] fp32. Returns codes [N, padded K] int8 and scales [N, padded K / group] fp32 with
-    weight ~ code * scale. int8: code = rint(w * (127 / max|w|)), scale = max|w| / 127. int4: of a few candidate
-    scales the one with the least squared error, then the least-squares scale for its codes (the idea of llama.cpp's
-    make_qx_quants, with a wider group).
+    weight: [N, K] fp32. Returns codes [N, padded K] int8 and scales [N, padded K / group] fp32, which bf16 holds, with
+    weight ~ code * scale. The scale comes first, rounded by up to 0.4 %, then code = rint(w * (1 / scale)) within the
+    codes there are, so that rounding costs hardly anything. Scales are chosen for the least squared error.
     """
     groups = _groups(weight, fmt.group_size)
-    if fmt.kind == "int8":
-        amax = np.abs(groups).max(axis=2)
-        scale = amax * np.float32(1 / 127)
-        codes = np.rint(groups * _inverse(127, amax)[..., None])
-    else:
-        codes, scale = _quantize_int4(groups)
-    low, high = fmt.code_range
-    return np.clip(codes, low, high).astype(np.int8).reshape(len(weight), -1), scale
+    scale = _int8_scales(groups) if fmt.kind == "int8" else _int4_scales(groups)
+    codes = np.clip(np.rint(groups * reciprocal(scale)[..., None]), *fmt.code_range)
+    return codes.astype(np.int8).reshape(len(weight), -1), scale
 
 
-def _quantize_int4(groups: Float32) -> tuple[Float32, Float32]:
-    """groups: [N, G, group]. Codes as fp32 [N, G, group] and scales [N, G]."""
+def _int8_scales(groups: Float32) -> Float32:
+    """[N, G, group] -> [N, G]: the bf16 next to max|w| / 127, or its neighbour below or above: the best of the three."""
+    amax = np.abs(groups).max(axis=2)
+    is_zero = amax <= NO_MAGNITUDE
+    nearest = round_scale(np.where(is_zero, np.float32(1), amax * np.float32(1 / 127))).view(np.int32)
+    best_scale, best_error = np.zeros_like(amax), np.full_like(amax, np.inf)
+    for step in (-1, 0, 1):
+        scale = (nearest + np.int32(step << 16)).view(np.float32)
+        codes = np.clip(np.rint(groups * reciprocal(scale)[..., None]), -127, 127)
+        error = np.square(groups - codes * scale[..., None]).sum(axis=2)
+        best_scale = np.where(error < best_error, scale, best_scale)
+        best_error = np.minimum(error, best_error)
+    return np.where(is_zero, np.float32(0), best_scale)
+
+
+def _int4_scales(groups: Float32) -> Float32:
+    """[N, G, group] -> [N, G]: of a few candidates the one with the least squared error, each with the least-squares
+    scale of its codes, rounded (the idea of llama.cpp's make_qx_quants, with a wider group)."""
     most, least = groups.max(axis=2, keepdims=True), groups.min(axis=2, keepdims=True)
     unit = _inverse(-1, np.where(most >= -least, most, least))
     best_gain = np.full(unit.shape, -1, np.float32)
-    best_codes, best_scale = np.zeros_like(groups), np.zeros_like(unit)
+    best_scale = np.zeros_like(unit)
     for candidate in INT4_CANDIDATES:
         codes = np.clip(np.rint(groups * (unit * candidate)), -8, 7).astype(np.float32)
-        # With the least-squares scale the squared error is sum(w^2) - gain, so the largest gain wins.
+        # The squared error is sum(w^2) - gain, so the largest gain wins.
         dot = (groups * codes).sum(axis=2, keepdims=True)
         norm = np.maximum((codes * codes).sum(axis=2, keepdims=True), 1)
-        gain = dot * dot / norm
+        scale = round_scale(dot / norm)
+        gain = scale * (np.float32(2) * dot - scale * norm)
         better = gain > best_gain
         best_gain = np.where(better, gain, best_gain)
-        best_codes = np.where(better, codes, best_codes)
-        best_scale = np.where(better, dot / norm, best_scale)
-    return best_codes, best_scale[..., 0].astype(np.float32)
+        best_scale = np.where(better, scale, best_scale)
+    return best_scale[..., 0]
 
 
 def dequantize_weight(codes: Int8, scales: Float32, k: int) -> Float32:

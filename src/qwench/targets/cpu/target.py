@@ -25,7 +25,7 @@ _DTYPE_NAMES = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
 class CpuTarget:
     """`name` is cpu (the best variant here) or cpu- and a variant: avx512bf16, avx512, avx2, generic, generic-bf16."""
 
-    layout = "cpu-panel64-v1"
+    layout = "cpu-panel64-v2"
 
     def __init__(self, name: str = "cpu") -> None:
         self.name = name

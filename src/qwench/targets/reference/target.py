@@ -30,7 +30,7 @@ class ReferenceTarget:
     """Plain layout: the values (or codes and scales) of each weight, row-major, as padded bytes."""
 
     name = "reference"
-    layout = "reference-v1"
+    layout = "reference-v2"
     multiplies_bf16 = False
 
     def packed_tensors(self, weight: Weight) -> list[PackedTensor]:
@@ -42,22 +42,18 @@ class ReferenceTarget:
         k = fmt.padded_k(weight.shape[1])
         return [
             PackedTensor(weight.name, "uint8", (_padded_bytes(rows * k),)),
-            PackedTensor(f"{weight.name}.scales", "uint8", (_padded_bytes(rows * k // fmt.group_size * 4),)),
+            PackedTensor(f"{weight.name}.scales", "uint8", (_padded_bytes(rows * k // fmt.group_size * 2),)),
         ]
 
     def pack(self, weight: Weight, sources: Sequence[Array], out: Mapping[str, Array]) -> None:
         stacked = np.concatenate([s.astype(np.float32) for s in sources])
-        parts: list[Array]
-        if weight.is_vector:
-            parts = [stacked]
-        elif not weight.format.is_quantized:
-            parts = [stacked.astype(ml_dtypes.bfloat16)]
+        if weight.format.is_quantized:
+            self.pack_codes(weight, *quantize_weight(stacked, weight.format), out)
         else:
-            parts = list(quantize_weight(stacked, weight.format))
-        self._write(weight, parts, out)
+            self._write(weight, [stacked if weight.is_vector else stacked.astype(ml_dtypes.bfloat16)], out)
 
     def pack_codes(self, weight: Weight, codes: Int8, scales: Float32, out: Mapping[str, Array]) -> None:
-        self._write(weight, [codes, scales], out)
+        self._write(weight, [codes, scales.astype(ml_dtypes.bfloat16)], out)
 
     def _write(self, weight: Weight, parts: Sequence[Array], out: Mapping[str, Array]) -> None:
         for tensor, part in zip(self.packed_tensors(weight), parts, strict=True):
@@ -78,8 +74,8 @@ class ReferenceTarget:
             values = raw[: rows * weight.shape[1] * 2].view(ml_dtypes.bfloat16).reshape(weight.shape)
             return Matrix(fmt, values.astype(np.float32))
         k = fmt.padded_k(weight.shape[1])
-        scales = tensors[f"{weight.name}.scales"][: rows * k // fmt.group_size * 4].view(np.float32)
-        return Matrix(fmt, raw[: rows * k].view(np.int8).reshape(rows, k), scales.reshape(rows, -1))
+        scales = tensors[f"{weight.name}.scales"][: rows * k // fmt.group_size * 2].view(ml_dtypes.bfloat16)
+        return Matrix(fmt, raw[: rows * k].view(np.int8).reshape(rows, k), scales.astype(np.float32).reshape(rows, -1))
 
 
 def _group_maxima(logits: Float32) -> Float32:

@@ -11,9 +11,10 @@ namespace qwench {
 // Shared by units built for different instruction sets: never emitted as a function that the linker could share.
 #define QWENCH_INLINE inline __attribute__((always_inline))
 
-constexpr int kPanelColumns = 64;  // output columns of a packed weight panel
-constexpr int kKeyGroup = 16;      // cache positions whose keys are interleaved
-constexpr int kScoreTile = 64;     // cache positions per step of the online softmax, at absolute multiples
+constexpr int kPanelColumns = 64;                              // output columns of a packed weight panel
+constexpr int kScaleBytes = kPanelColumns * sizeof(uint16_t);  // of a group in a panel
+constexpr int kKeyGroup = 16;                                  // cache positions whose keys are interleaved
+constexpr int kScoreTile = 64;  // cache positions per step of the online softmax, at absolute multiples
 // A group whose largest magnitude is no more than this counts as zeros: the inverse of its scale would overflow.
 constexpr float kNoMagnitude = 1e-30f;
 constexpr int kMaxAttentionRows = 84;
@@ -27,8 +28,8 @@ enum class Epilogue : int { kStore = 0, kAdd = 1, kSiluMul = 2 };
 
 // A matrix [n, k] in panels of 64 columns (rows of the checkpoint's matrix); beyond n and k it is zero. A panel is
 //   bf16:  [padded_k / 2][64][2] bf16
-//   int8:  per group of K: [64] fp32 scales, [group / 4][64][4] codes + 128
-//   int4:  per group of K: [64] fp32 scales, [group / 8][64][4] bytes of codes + 8, k in the low nibble, k + 4 in the
+//   int8:  per group of K: [64] bf16 scales, [group / 4][64][4] codes + 128
+//   int4:  per group of K: [64] bf16 scales, [group / 8][64][4] bytes of codes + 8, k in the low nibble, k + 4 in the
 //   high
 struct PackedMatrix {
   const uint8_t* data;
@@ -43,7 +44,7 @@ struct PackedMatrix {
   QWENCH_INLINE int num_groups() const { return group_size ? padded_k() / group_size : 0; }
   QWENCH_INLINE size_t group_bytes() const {  // scales, then codes
     const size_t codes = size_t(kPanelColumns) * group_size;
-    return kPanelColumns * sizeof(float) + (kind == WeightKind::kInt4 ? codes / 2 : codes);
+    return kScaleBytes + (kind == WeightKind::kInt4 ? codes / 2 : codes);
   }
   QWENCH_INLINE size_t panel_bytes() const {
     return group_size ? num_groups() * group_bytes() : size_t(kPanelColumns) * padded_k() * 2;

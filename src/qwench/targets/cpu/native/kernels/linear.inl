@@ -12,7 +12,7 @@ constexpr int kScratchBytes = kPanelColumns * 256;  // a group of up to 256 byte
 // A chunk of a panel: values [k_begin, k_begin + num_k) of K, which is one group for integers.
 struct Chunk {
   const uint8_t* weights;
-  const float* scales;  // integers only
+  alignas(64) float scales[kPanelColumns];  // integers only
   bool is_unpacked;
   int index, k_begin, num_k;
   const uint8_t* next;  // where the next chunk's weights begin, as packed
@@ -34,6 +34,12 @@ inline void unpack(WeightKind kind, const uint8_t* packed, int num_panel_rows, u
     }
 }
 
+// A group's scales as fp32: once for all tiles of a block.
+inline void widen_scales(const uint8_t* group, float* scales) {
+  const uint16_t* packed = reinterpret_cast<const uint16_t*>(group);
+  for (int i = 0; i < kPanelColumns; ++i) scales[i] = bf16_to_float(packed[i]);
+}
+
 inline int num_chunks(const PackedMatrix& w) {
   return w.kind == WeightKind::kBf16 ? (w.k + kFloatChunk - 1) / kFloatChunk : w.num_groups();
 }
@@ -41,26 +47,26 @@ inline int num_chunks(const PackedMatrix& w) {
 // `after`: what is read when this panel's last chunk is done.
 inline Chunk chunk_of(const PackedMatrix& w, const uint8_t* panel, int index, bool unpack_it, const uint8_t* after,
                       uint8_t* scratch) {
+  const bool is_last = index + 1 == num_chunks(w);
   Chunk c;
   c.index = index;
-  c.scales = nullptr;
   c.is_unpacked = unpack_it && (w.kind == WeightKind::kInt4 || (w.kind == WeightKind::kBf16 && !kBf16Dots));
   if (w.kind == WeightKind::kBf16) {
     c.k_begin = index * kFloatChunk;
     c.num_k = w.k - c.k_begin < kFloatChunk ? w.k - c.k_begin : kFloatChunk;
     c.weights = panel + size_t(c.k_begin) / 2 * kPanelRowBytes;
     c.next_bytes = kFloatChunk / 2 * kPanelRowBytes;
-    c.next = c.weights + c.next_bytes;
+    c.next = is_last ? after : c.weights + c.next_bytes;
   } else {
-    const uint8_t* group = panel + index * w.group_bytes();
+    const uint8_t *group = panel + index * w.group_bytes(), *next = is_last ? after : group + w.group_bytes();
     c.k_begin = index * w.group_size;
     c.num_k = w.group_size;
-    c.scales = reinterpret_cast<const float*>(group);
-    c.weights = group + kPanelColumns * sizeof(float);
-    c.next_bytes = w.group_bytes();
-    c.next = c.weights + c.next_bytes;
+    widen_scales(group, c.scales);
+    for (int i = 0; kPrefetches && i < kScaleBytes; i += 64) __builtin_prefetch(next + i);
+    c.weights = group + kScaleBytes;
+    c.next_bytes = w.group_bytes() - kScaleBytes;  // the tiles bring the codes
+    c.next = next + kScaleBytes;
   }
-  if (index + 1 == num_chunks(w)) c.next = after;
   if (c.is_unpacked) {
     const int values_per_row = w.kind == WeightKind::kBf16 ? 2 : 8;
     unpack(w.kind, c.weights, (c.num_k + values_per_row - 1) / values_per_row, scratch);

@@ -11,8 +11,12 @@ constexpr float kFirstInt4Candidate = 7.0f, kInt4CandidateStep = 0.25f;
 
 // A strip holds one group of 16 columns, k by k: values[k * kStrip + column].
 
-// Codes of one vector of columns at k: rint(w * inverse), within what int4 can hold.
+// Codes of one vector of columns at k: rint(w * inverse), within what the format can hold.
 inline Float int4_codes(Float w, Float inverse) { return max(set(-8.0f), min(set(7.0f), round_even(mul(w, inverse)))); }
+inline Float int8_codes(Float w, Float inverse) {
+  return max(set(-127.0f), min(set(127.0f), round_even(mul(w, inverse))));
+}
+inline float inverse_of(float scale) { return scale != 0.0f ? 1.0f / scale : 0.0f; }
 
 // Tries candidate scales of all columns, given as inverses [kTrialsAtOnce][kStrip]: with codes q their dots sum(w * q)
 // and norms sum(q * q).
@@ -33,9 +37,12 @@ inline void try_int4(const float* strip, int group, const float* inverses, float
   }
 }
 
-// The int4 scales of a strip: of the candidates of program/formats.py the one with the least squared error, then the
-// least-squares scale of its codes, which are rint(w * inverse).
-inline void choose_int4(const float* strip, int group, float* scales, float* inverses) {
+// A scale as it is stored.
+inline float rounded(float scale) { return bf16_to_float(float_to_bf16(scale)); }
+
+// The int4 scales of a strip: of the candidates of program/formats.py, each with the least-squares scale of its codes,
+// the one with the least squared error.
+inline void choose_int4(const float* strip, int group, float* scales) {
   constexpr int kTrials = kInt4Candidates / kTrialsAtOnce;
   float least[kStrip], most[kStrip], unit[kStrip], gains[kStrip];
   for (int c = 0; c < kStrip; c += kLanes) {
@@ -49,7 +56,7 @@ inline void choose_int4(const float* strip, int group, float* scales, float* inv
   for (int c = 0; c < kStrip; ++c) {
     const float peak = most[c] >= -least[c] ? most[c] : least[c];
     unit[c] = peak > kNoMagnitude || peak < -kNoMagnitude ? -1.0f / peak : 0.0f;
-    scales[c] = inverses[c] = 0.0f, gains[c] = -1.0f;
+    scales[c] = 0.0f, gains[c] = -1.0f;
   }
   for (int trial = 0; trial < kTrials; ++trial) {
     float tried[kTrialsAtOnce * kStrip], dots[kTrialsAtOnce * kStrip], norms[kTrialsAtOnce * kStrip];
@@ -60,25 +67,55 @@ inline void choose_int4(const float* strip, int group, float* scales, float* inv
     for (int t = 0; t < kTrialsAtOnce; ++t)
       for (int c = 0; c < kStrip; ++c) {
         const int i = t * kStrip + c;
-        const float norm = norms[i] > 0.0f ? norms[i] : 1.0f, gain = dots[i] * dots[i] / norm;
+        const float norm = norms[i] > 0.0f ? norms[i] : 1.0f, scale = rounded(dots[i] / norm);
+        const float gain = scale * (2.0f * dots[i] - scale * norm);
         const bool is_better = gain > gains[c];
         gains[c] = is_better ? gain : gains[c];
-        scales[c] = is_better ? dots[i] / norm : scales[c];
-        inverses[c] = is_better ? tried[i] : inverses[c];
+        scales[c] = is_better ? scale : scales[c];
       }
   }
 }
 
-inline void choose_int8(const float* strip, int group, float* scales, float* inverses) {
-  float peaks[kStrip];
+// The squared errors of int8 codes with each of kTrialsAtOnce scales of all columns, [kTrialsAtOnce][kStrip].
+inline void try_int8(const float* strip, int group, const float* scales, float* errors) {
+  for (int c = 0; c < kStrip; c += kLanes) {
+    Float scale[kTrialsAtOnce], inverse[kTrialsAtOnce], error[kTrialsAtOnce];
+    for (int t = 0; t < kTrialsAtOnce; ++t) {
+      float inverses[kLanes];
+      for (int i = 0; i < kLanes; ++i) inverses[i] = inverse_of(scales[t * kStrip + c + i]);
+      scale[t] = load(scales + t * kStrip + c), inverse[t] = load(inverses), error[t] = set(0.0f);
+    }
+    for (int k = 0; k < group; ++k) {
+      const Float w = load(strip + k * kStrip + c);
+      for (int t = 0; t < kTrialsAtOnce; ++t) {
+        const Float wrong = sub(w, mul(int8_codes(w, inverse[t]), scale[t]));
+        error[t] = add(error[t], mul(wrong, wrong));
+      }
+    }
+    for (int t = 0; t < kTrialsAtOnce; ++t) store(errors + t * kStrip + c, error[t]);
+  }
+}
+
+// The int8 scales of a strip: of the bf16 next to the largest magnitude over 127, and those before and after it, the
+// one with the least squared error.
+inline void choose_int8(const float* strip, int group, float* scales) {
   for (int c = 0; c < kStrip; c += kLanes) {
     Float peak = set(0.0f);
     for (int k = 0; k < group; ++k) peak = max(peak, abs(load(strip + k * kStrip + c)));
-    store(peaks + c, peak);
+    store(scales + c, peak);
   }
+  float tried[kTrialsAtOnce * kStrip], errors[kTrialsAtOnce * kStrip];
   for (int c = 0; c < kStrip; ++c) {
-    inverses[c] = peaks[c] > kNoMagnitude ? 127.0f / peaks[c] : 0.0f;
-    scales[c] = peaks[c] * (1.0f / 127.0f);
+    const bool is_zero = scales[c] <= kNoMagnitude;
+    const uint16_t nearest = float_to_bf16(scales[c] * (1.0f / 127.0f));
+    for (int t = 0; t < kTrialsAtOnce; ++t)
+      tried[t * kStrip + c] = is_zero ? 0.0f : bf16_to_float(uint16_t(nearest + t - kTrialsAtOnce / 2));
+  }
+  try_int8(strip, group, tried, errors);
+  for (int c = 0; c < kStrip; ++c) {
+    int best = c;
+    for (int t = 1; t < kTrialsAtOnce; ++t) best = errors[t * kStrip + c] < errors[best] ? t * kStrip + c : best;
+    scales[c] = tried[best];
   }
 }
 
@@ -95,7 +132,7 @@ inline void write_codes(const float* strip, int group, const float* inverses, ui
         const float* from = strip + (first + 2 * half) * kStrip + c;
         const auto code = [&](int i) {
           const Float w = load(from + i * kStrip);
-          return kIsInt4 ? add(int4_codes(w, inverse), set(8.0f)) : add(round_even(mul(w, inverse)), set(128.0f));
+          return kIsInt4 ? add(int4_codes(w, inverse), set(8.0f)) : add(int8_codes(w, inverse), set(128.0f));
         };
         const auto byte = [&](int i) { return kIsInt4 ? add(code(i), mul(code(i + 4), set(16.0f))) : code(i); };
         store(halves[half] + c, add(byte(0), mul(byte(1), set(256.0f))));
@@ -169,20 +206,21 @@ inline void load_strip(const void* const* rows, SourceKind kind, int first, int 
 
 inline void pack_quantized(const void* const* rows, SourceKind kind, const PackedMatrix& w, uint8_t* panel) {
   alignas(64) float strip[kMaxGroup * kStrip];
-  alignas(64) float inverses[kStrip];
+  alignas(64) float scales[kStrip], inverses[kStrip];
   for (int first = 0; first < w.padded_k(); first += w.group_size, panel += w.group_bytes()) {
     const int count = w.k - first < w.group_size ? w.k - first : w.group_size;
     for (int column = 0; column < kPanelColumns; column += kStrip) {
-      float* scales = reinterpret_cast<float*>(panel) + column;
-      uint32_t* codes = reinterpret_cast<uint32_t*>(panel) + kPanelColumns + column;
+      const bool is_int4 = w.kind == WeightKind::kInt4;
       load_strip(rows + column, kind, first, count, w.group_size, strip);
-      if (w.kind == WeightKind::kInt4) {
-        choose_int4(strip, w.group_size, scales, inverses);
-        write_codes<true>(strip, w.group_size, inverses, codes);
-      } else {
-        choose_int8(strip, w.group_size, scales, inverses);
-        write_codes<false>(strip, w.group_size, inverses, codes);
+      is_int4 ? choose_int4(strip, w.group_size, scales) : choose_int8(strip, w.group_size, scales);
+      uint16_t* out = reinterpret_cast<uint16_t*>(panel) + column;
+      for (int c = 0; c < kStrip; ++c) {
+        out[c] = float_to_bf16(scales[c]);
+        inverses[c] = inverse_of(scales[c]);
       }
+      uint32_t* codes = reinterpret_cast<uint32_t*>(panel + kScaleBytes) + column;
+      is_int4 ? write_codes<true>(strip, w.group_size, inverses, codes)
+              : write_codes<false>(strip, w.group_size, inverses, codes);
     }
   }
 }

@@ -75,8 +75,8 @@ void embed(const PackedMatrix& w, int row, float* y) {
   for (int k = 0; k < w.k; ++k) {
     const int g = k / w.group_size, i = k % w.group_size;
     const uint8_t* group = w.panel(row / kPanelColumns) + g * w.group_bytes();
-    const float scale = reinterpret_cast<const float*>(group)[row % kPanelColumns];
-    const uint8_t* codes = group + kPanelColumns * sizeof(float) + row % kPanelColumns * kColumnBytes;
+    const float scale = bf16_to_float(reinterpret_cast<const uint16_t*>(group)[row % kPanelColumns]);
+    const uint8_t* codes = group + kScaleBytes + row % kPanelColumns * kColumnBytes;
     if (w.kind == WeightKind::kInt8) {
       y[k] = float(int(codes[size_t(i / 4) * kPanelRowBytes + i % 4]) - 128) * scale;
     } else {
