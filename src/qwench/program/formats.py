@@ -119,7 +119,7 @@ def quantize_weight(weight: Float32, fmt: Format) -> tuple[Int8, Float32]:
 
 
 def _int8_scales(groups: Float32) -> Float32:
-    """[N, G, group] -> [N, G]: the bf16 next to max|w| / 127, or its neighbour below or above: the best of the three."""
+    """[N, G, group] -> [N, G]: the bf16 next to max|w| / 127, or its neighbour below or above: the best of three."""
     amax = np.abs(groups).max(axis=2)
     is_zero = amax <= NO_MAGNITUDE
     nearest = round_scale(np.where(is_zero, np.float32(1), amax * np.float32(1 / 127))).view(np.int32)

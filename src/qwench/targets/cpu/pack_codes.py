@@ -13,7 +13,7 @@ Bytes = npt.NDArray[np.uint8]
 
 
 def pack_codes(codes: Int8, scales: Float32, fmt: Format, paired: bool) -> Bytes:
-    """codes: [N, padded K] int8; scales: [N, groups] fp32 that bf16 holds. Returns the bytes of all panels, in order."""
+    """codes: [N, padded K] int8; scales: [N, groups] fp32 that bf16 holds. Returns the bytes of all panels in order."""
     columns, steps = _panels(codes, paired), _panels((scales.view(np.uint32) >> 16).astype(np.uint16), paired)
     num_panels, num_groups, size = len(columns) // PANEL, scales.shape[1], fmt.group_size
     unsigned: Bytes = (columns.astype(np.int16) + (8 if fmt.kind == "int4" else 128)).astype(np.uint8)
