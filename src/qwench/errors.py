@@ -44,5 +44,9 @@ class NumericalError(QwenchError):
     """The model produced NaN or infinite logits; the request is failed rather than answered with noise."""
 
 
+class PrefixError(QwenchError):
+    """A saved prefix can't be used: missing, damaged, or of another model, cache or version."""
+
+
 class DeadlineError(QwenchError, TimeoutError):
     """A request or a call took longer than the `timeout` it was given; what it had computed is lost."""

@@ -9,28 +9,36 @@ Opens the model (compiling a checkpoint first), and lets one TextEngine run unti
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
+import json
 import logging
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, TypeAlias, overload
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, overload
 
 import numpy as np
 
+import qwench
 from qwench.config import QwenchConfig
-from qwench.errors import RequestError
+from qwench.errors import CapacityError, PrefixError, RequestError
 from qwench.progress import ProgressCallback
 from qwench.runtime.engine import Engine
 from qwench.runtime.loading import load_engine
 from qwench.runtime.metrics import Metrics
 from qwench.runtime.pooling import Pooling
+from qwench.runtime.prefix_file import SavedPrefix
 from qwench.runtime.request import SamplingParams
 from qwench.targets.target import Float32
 from qwench.text.chat import Message, render_chat
 from qwench.text.generation import Delta, GenerationDefaults, RequestOutput, TextEngine, chat_params
 from qwench.text.tokenizer import Tokenizer, has_tokenizer
+
+if TYPE_CHECKING:
+    from qwench.artifact import Artifact
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +74,7 @@ class LLM:
         engine = load_engine(
             artifact, num_threads=num_threads, enable_prefix_caching=enable_prefix_caching, eos_token_ids=eos_token_ids
         )
-        self._set_up(engine, tokenizer, defaults)
+        self._set_up(engine, tokenizer, defaults, artifact)
         self.load_s = time.monotonic() - start
 
     @classmethod
@@ -79,8 +87,12 @@ class LLM:
         llm.load_s = 0.0
         return llm
 
-    def _set_up(self, engine: Engine, tokenizer: Tokenizer | None, defaults: GenerationDefaults) -> None:
+    def _set_up(
+        self, engine: Engine, tokenizer: Tokenizer | None, defaults: GenerationDefaults,
+        artifact: Artifact | None = None,
+    ) -> None:  # fmt: skip
         self.engine, self.tokenizer, self.defaults = engine, tokenizer, defaults
+        self._artifact = artifact
         self.text_engine = TextEngine(engine, tokenizer)
         self._inbox: dict[str, deque[Delta]] = {}
 
@@ -192,6 +204,59 @@ class LLM:
             found[delta.prompt_index] = delta.embedding
         rows: Float32 = np.stack([found[i] for i in range(len(tokens))])
         return rows / np.linalg.norm(rows, axis=1, keepdims=True) if normalize else rows
+
+    def save_prefix(self, prompt: Prompt, path: str | Path) -> int:
+        """Keeps what the cache holds of a prompt in a file, for `load_prefix`; computes it first where need be.
+
+        Returns how many tokens that are: as many as fill blocks of the cache. Raises RequestError for a prompt that
+        fills none or can't be read, CapacityError when the disk is full, PrefixError when nothing can be written there.
+        """
+        model = self._fingerprint()
+        ids = np.array(self.text_engine.encode(prompt) if isinstance(prompt, str) else prompt, np.int32)
+        size = self.engine.cache.block_size
+        count = len(ids) // size * size
+        if not self.engine.scheduler.reuse:
+            raise RequestError("without prefix caching there are no prefixes to keep")
+        if count == 0:
+            raise RequestError(
+                f"the prompt has {len(ids)} tokens; nothing can be kept of fewer than fill a block of the cache, {size}"
+            )
+        self.generate(ids[:count].tolist(), SamplingParams(max_tokens=1, temperature=0.0))
+        found = self.engine.copy_prefix(ids[:count])
+        if found is None:
+            raise CapacityError("the cache is too full to keep the prompt; try again with fewer requests beside it")
+        SavedPrefix(model, ids[:count].tolist(), *found).write(Path(path))
+        return count
+
+    def load_prefix(self, path: str | Path) -> int:
+        """Puts what `save_prefix` kept into the cache, so that prompts which begin like it go on after it, with the
+        same bits as ever. It stays there as long as a prefix that was computed would.
+
+        Returns how many tokens that are. Raises PrefixError unless the file is whole and of this very model, target and
+        kind of cache; CapacityError when the cache has too few free blocks.
+        """
+        saved = SavedPrefix.read(Path(path))
+        if saved.model != self._fingerprint():
+            raise PrefixError(
+                f"{path} was saved with another model, other options, or another version of qwench; save it again"
+            )
+        if not self.engine.scheduler.reuse:
+            raise PrefixError("without prefix caching no prefix can be used")
+        self.engine.restore_prefix(np.array(saved.token_ids, np.int32), saved.firsts, saved.blocks)
+        return len(saved.token_ids)
+
+    def _fingerprint(self) -> str:
+        """Of all that the bits of keys and values depend on."""
+        from qwench.artifact import WEIGHTS
+
+        if self._artifact is None:
+            raise PrefixError("an LLM over an engine doesn't know its model's files, so it can't tell prefixes apart")
+        cache = dataclasses.replace(self.engine.cache, num_blocks=0)
+        parts = (
+            qwench.__version__, self._artifact.manifest.files[WEIGHTS].sha256, self._artifact.program.to_dict(),
+            self.engine.executor.kernels(), dataclasses.asdict(cache),
+        )  # fmt: skip
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
     def _run(
         self, texts: Sequence[str | None], tokens: list[list[int]], params: list[SamplingParams], is_single: bool

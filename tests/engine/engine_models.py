@@ -23,7 +23,7 @@ from qwench.program.passes import fuse, set_formats
 from qwench.program.qwen2 import build_qwen2
 from qwench.runtime.engine import Engine
 from qwench.runtime.loading import load_engine
-from qwench.targets.target import LOGIT_GROUP, Array, CacheConfig, Float32, StepBatch, get_target
+from qwench.targets.target import LOGIT_GROUP, Array, Bytes, CacheConfig, Float32, StepBatch, get_target
 
 TINY_CONFIG = {
     "model_type": "qwen2", "vocab_size": 300, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
@@ -121,6 +121,15 @@ class HistoryExecutor:
 
     def copy_blocks(self, source: Sequence[int], destination: Sequence[int]) -> None:
         raise AssertionError("the engine shares blocks, it doesn't copy them")
+
+    def read_block(self, block: int) -> Bytes:
+        return self._block(block).view(np.uint8).copy()
+
+    def write_block(self, block: int, data: Bytes) -> None:
+        self._block(block)[:] = data.view(np.int32)
+
+    def _block(self, block: int) -> np.ndarray:
+        return self.tokens[block * self.cache.block_size : (block + 1) * self.cache.block_size]
 
     def kernels(self) -> dict[str, str]:
         return {}

@@ -24,13 +24,20 @@ START_S = 180.0  # other work may be going on
 
 def tiny_model(folder: Path, **options: Any) -> Path:
     """The default model, compiled into `folder`."""
-    compile_checkpoint(MODEL, folder, QwenchConfig(weights="int8", batch_size=8, **options))
+    compile_checkpoint(MODEL, folder, QwenchConfig(**{"weights": "int8", "batch_size": 8, **options}))
     return folder
 
 
 def short_model(folder: Path) -> Path:
     """The same with a context of 64 tokens, which are soon generated whatever a request says."""
     return tiny_model(folder, max_seq_len=64)
+
+
+def sample(metrics: str, name: str) -> float:
+    """The value of a sample in the text of /metrics, such as qwench_requests_running."""
+    match = re.search(rf"^{re.escape(name)} (\S+)$", metrics, re.MULTILINE)
+    assert match, metrics
+    return float(match[1])
 
 
 class ServerProcess:
@@ -67,11 +74,8 @@ class ServerProcess:
         raise AssertionError(f"there is no {module}")
 
     def metric(self, name: str) -> float:
-        """The value of a sample of /metrics, such as qwench_requests_running."""
-        text = httpx.get(f"{self.url}/metrics", timeout=30).text
-        match = re.search(rf"^{re.escape(name)} (\S+)$", text, re.MULTILINE)
-        assert match, text
-        return float(match[1])
+        """As `sample`, of now."""
+        return sample(httpx.get(f"{self.url}/metrics", timeout=30).text, name)
 
     def is_idle(self) -> bool:
         return self.metric("qwench_requests_running") == self.metric("qwench_answers_open") == 0

@@ -46,10 +46,10 @@ def test_there_are_examples() -> None:
 
 
 def test_every_option_it_names_exists() -> None:
-    """Those of the server, and of the tool that puts load on one."""
+    """Those of the server, of the tool that puts load on one, and of what prepares prefixes."""
     shown = ""
-    for command in ("serve", "bench-serve"):
-        command_line = [sys.executable, "-m", "qwench.cli.main", command, "--help"]
+    for command in ("serve", "bench-serve", "prefix save"):
+        command_line = [sys.executable, "-m", "qwench.cli.main", *command.split(), "--help"]
         shown += subprocess.run(command_line, capture_output=True, text=True, check=True).stdout
     for option in set(re.findall(r"`(--[a-z-]+)", TEXT)):
         assert re.search(rf"{option}\b", shown), option

@@ -26,6 +26,7 @@ COMMANDS = (
     "run",
     "chat",
     "serve",
+    "prefix",
     "demo",
     "bench",
     "bench-serve",

@@ -28,6 +28,7 @@ def add_arguments(parser: ArgumentParser) -> None:
         "requests get status 429; default 128")  # fmt: skip
     add("--batch-size", type=int, metavar="N", help="answers that run at once, for a MODEL still to be compiled")
     add("--no-prefix-cache", action="store_true", help="compute each prompt anew")
+    add("--prefix-dir", type=Path, metavar="DIR", help="prefixes, saved by `qwench prefix save`, to have in the cache")
     add("--max-body-bytes", type=int, metavar="N", help="default: 262144 and 32 per token of the context")
     add("--text-limit", type=float, default=5.0, metavar="S", help="seconds for the template and the tokens of one "
         "request; default 5")  # fmt: skip
@@ -53,7 +54,7 @@ def execute(args: Namespace) -> None:
     settings = ServeSettings(
         model=folder, names=tuple(args.name or [_name(args.model)]), host=args.host, port=args.port,
         api_key_file=args.api_key_file, config=config, num_threads=args.threads,
-        enable_prefix_caching=not args.no_prefix_cache, max_queued=args.max_queued,
+        enable_prefix_caching=not args.no_prefix_cache, prefix_dir=args.prefix_dir, max_queued=args.max_queued,
         allowed_hosts=tuple(args.allowed_host or ()), max_body_bytes=args.max_body_bytes, drain_s=args.drain,
         text_limit_s=args.text_limit,
     )  # fmt: skip

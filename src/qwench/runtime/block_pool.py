@@ -19,6 +19,13 @@ def block_hash(parent: bytes, tokens: Int32) -> bytes:
     return hashlib.blake2b(parent + tokens.tobytes(), digest_size=16).digest()
 
 
+def extend_hashes(hashes: list[bytes], salt: bytes, tokens: Int32, block_size: int, count: int) -> None:
+    """Adds the names of the next full blocks of `tokens` to those that are known, until there are `count`."""
+    for i in range(len(hashes), count):
+        parent = hashes[-1] if hashes else salt
+        hashes.append(block_hash(parent, tokens[i * block_size : (i + 1) * block_size]))
+
+
 class BlockPool:
     """`num_blocks` blocks, named by their index."""
 

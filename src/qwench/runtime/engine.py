@@ -15,8 +15,8 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from qwench.errors import DeadlineError, GrammarError, NumericalError, QwenchError, RequestError
-from qwench.runtime.block_pool import BlockPool
+from qwench.errors import CapacityError, DeadlineError, GrammarError, NumericalError, QwenchError, RequestError
+from qwench.runtime.block_pool import BlockPool, extend_hashes
 from qwench.runtime.limits import RequestLimits
 from qwench.runtime.matcher import CompiledGrammar
 from qwench.runtime.metrics import Metrics
@@ -33,7 +33,7 @@ from qwench.runtime.request import (
 )
 from qwench.runtime.sampler import TokenSampler
 from qwench.runtime.scheduler import MAX_EXTRA_ROWS, Scheduler
-from qwench.targets.target import LOGIT_GROUP, CacheConfig, Executor, Float32, Int32, StepBatch
+from qwench.targets.target import LOGIT_GROUP, Bytes, CacheConfig, Executor, Float32, Int32, StepBatch
 
 logger = logging.getLogger(__name__)
 
@@ -313,6 +313,40 @@ class Engine:
             for request in late
             if request.timings.arrival_s < latest_arrival_s
         ]
+
+    def copy_prefix(self, token_ids: Int32) -> tuple[list[int], Bytes] | None:
+        """What the cache holds of full blocks of tokens [n] int32, as SavedPrefix has it: firsts and blocks. None if it
+        doesn't hold all that a request would need to go on after them."""
+        names = self._block_names(token_ids)
+        length, found = self.scheduler.find(names)
+        if length < len(names):
+            return None
+        blocks = [self.executor.read_block(block) for group in found for block in group]
+        return [length - len(group) for group in found], np.stack(blocks)
+
+    def restore_prefix(self, token_ids: Int32, firsts: Sequence[int], blocks: Bytes) -> None:
+        """The inverse: requests find these blocks, until others need their place. Raises CapacityError when the cache
+        is too small, or too full just now."""
+        names = self._block_names(token_ids)
+        needed = sum(len(names) - first for first in firsts)
+        assert needed == len(blocks)
+        if needed > self.scheduler.pool.num_free:
+            raise CapacityError(
+                f"the prefix needs {needed} cache blocks and {self.scheduler.pool.num_free} are free; give the cache "
+                "more memory (kvcache_num_blocks)"
+            )
+        starts = np.cumsum([0, *(len(names) - first for first in firsts)])
+
+        def fill(group: int, index: int, block: int) -> None:
+            self.executor.write_block(block, blocks[starts[group] + index - firsts[group]])
+
+        self.scheduler.adopt(names, firsts, fill)
+
+    def _block_names(self, token_ids: Int32) -> list[bytes]:
+        """Of the full blocks of tokens, for requests without a salt."""
+        names: list[bytes] = []
+        extend_hashes(names, b"", token_ids, self.cache.block_size, len(token_ids) // self.cache.block_size)
+        return names
 
     def check_integrity(self) -> None:
         """Asserts that requests, queues and blocks agree; for tests."""

@@ -16,10 +16,10 @@ from __future__ import annotations
 import bisect
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from qwench.program.cache_groups import first_position, most_blocks
-from qwench.runtime.block_pool import BlockPool, block_hash
+from qwench.runtime.block_pool import BlockPool, extend_hashes
 from qwench.runtime.metrics import Metrics
 from qwench.runtime.request import Request
 
@@ -243,7 +243,11 @@ class Scheduler:
         if not self.reuse:
             return 0, [[]] * len(self.windows)
         self._hash_blocks(request, request.num_tokens // self.block_size)
-        names = request.block_hashes[: (request.num_tokens - 1) // self.block_size]
+        return self.find(request.block_hashes[: (request.num_tokens - 1) // self.block_size])
+
+    def find(self, names: Sequence[bytes]) -> tuple[int, list[list[int]]]:
+        """How many of the blocks of these names, from the first on, are in the cache, and those of them that each
+        group needs to go on from there."""
         length, tried = len(names), -1
         while tried != length:  # until all groups agree
             tried = length
@@ -253,6 +257,27 @@ class Scheduler:
             self.pool.lookup([_in_group(name, group) for name in names[self._first_block(window, length) : length]])
             for group, window in enumerate(self.windows)
         ]
+
+    def adopt(self, names: Sequence[bytes], firsts: Sequence[int], fill: Callable[[int, int, int], None]) -> None:
+        """Takes content in that comes from elsewhere: the blocks of these names, of each group from its first on, can
+        be found from now on as if a request had just left them.
+
+        fill: puts the content of the block of a group and an index into a block, unless it is here already. There must
+        be as many free blocks.
+        """
+        for group, first in enumerate(firsts):
+            chain: list[int] = []
+            for index in range(first, len(names)):
+                name = _in_group(names[index], group)
+                found = self.pool.lookup([name])
+                if found:
+                    self.pool.acquire(found)
+                else:
+                    found = self.pool.allocate(1)
+                    fill(group, index, found[0])
+                    self.pool.register(found[0], name)
+                chain += found
+            self.pool.release(chain)
 
     def _known_blocks(self, names: Sequence[bytes], group: int, window: int | None) -> int:
         """The longest prefix of `names` after which a group can go on: it knows the blocks that its window reaches."""
@@ -270,10 +295,7 @@ class Scheduler:
         return first_position(window, num_blocks * self.block_size) // self.block_size
 
     def _hash_blocks(self, request: Request, count: int) -> None:
-        hashes, size = request.block_hashes, self.block_size
-        for i in range(len(hashes), count):
-            parent = hashes[-1] if hashes else request.salt
-            hashes.append(block_hash(parent, request.tokens[i * size : (i + 1) * size]))
+        extend_hashes(request.block_hashes, request.salt, request.tokens, self.block_size, count)
 
     def _register(self, request: Request, full: int) -> None:
         self._hash_blocks(request, full)

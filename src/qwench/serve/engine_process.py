@@ -14,11 +14,13 @@ import queue
 import sys
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 from qwench.config import QwenchConfig
-from qwench.errors import QwenchError, RequestError
+from qwench.errors import CapacityError, ConfigError, QwenchError, RequestError
 from qwench.llm import LLM
+from qwench.runtime.prefix_file import SUFFIX
 from qwench.runtime.request import TokenLogprobs
 from qwench.serve.child import open_link
 from qwench.serve.wire import Link, Message, params_from_json, params_to_json
@@ -36,12 +38,27 @@ def main() -> int:
             options["model"], config=QwenchConfig.from_dict(options["config"]), num_threads=options["num_threads"],
             enable_prefix_caching=options["enable_prefix_caching"],
         )  # fmt: skip
+        if options["prefix_dir"] is not None:
+            load_prefixes(llm, Path(options["prefix_dir"]))
     except (QwenchError, OSError, MemoryError) as error:
         link.send({"failed": str(error) or type(error).__name__})
         return 2
     EngineProcess(llm, link).run()
     llm.close()
     os._exit(0)  # the threads that read and write wait for ever; nothing is left to do
+
+
+def load_prefixes(llm: LLM, folder: Path) -> None:
+    """Those of a folder into the cache. Raises QwenchError when one of them can't be used or they don't all fit."""
+    if not folder.is_dir():
+        raise ConfigError(f"--prefix-dir {folder} is not a folder")
+    num_tokens = sum(llm.load_prefix(path) for path in sorted(folder.glob(f"*{SUFFIX}")))
+    room = llm.engine.cache.num_blocks // len(llm.engine.scheduler.windows) * llm.engine.cache.block_size
+    if num_tokens > room:
+        raise CapacityError(
+            f"the prefixes in {folder} have {num_tokens} tokens and the cache holds {room}; give it more memory "
+            "(--kvcache-num-blocks) or remove some"
+        )
 
 
 class EngineProcess:

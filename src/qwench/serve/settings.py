@@ -15,7 +15,8 @@ LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
 
 @dataclass(frozen=True)
 class ServeSettings:
-    """model: an artifact's folder. names: what clients call it, the first one in answers.
+    """model: an artifact's folder. names: what clients call it, the first one in answers. prefix_dir: a folder of
+    prefixes that `qwench prefix save` wrote, to be in the cache from the start.
 
     config: options of loading. num_threads: None: the processors this process may use.
     max_queued: samples that may wait beside those that run. api_key_file: None: open to everybody who can connect.
@@ -32,6 +33,7 @@ class ServeSettings:
     config: QwenchConfig = field(default_factory=QwenchConfig)
     num_threads: int | None = None
     enable_prefix_caching: bool = True
+    prefix_dir: Path | None = None
     max_queued: int = 128
     allowed_hosts: tuple[str, ...] = ()
     max_body_bytes: int | None = None

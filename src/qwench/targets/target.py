@@ -20,6 +20,7 @@ from qwench.program.ops import Program, Weight
 
 Array = npt.NDArray[np.generic]
 Float32 = npt.NDArray[np.float32]
+Bytes = npt.NDArray[np.uint8]
 Int8 = npt.NDArray[np.int8]
 Int32 = npt.NDArray[np.int32]
 
@@ -113,6 +114,14 @@ class Executor(Protocol):
 
     def copy_blocks(self, source: Sequence[int], destination: Sequence[int]) -> None:
         """Copies whole cache blocks."""
+        ...
+
+    def read_block(self, block: int) -> Bytes:
+        """The content of a cache block: a new array [num_bytes] uint8, in the target's own layout."""
+        ...
+
+    def write_block(self, block: int, data: Bytes) -> None:
+        """Puts into a block what `read_block` gave, of this executor or one of the same Program, target and cache."""
         ...
 
     def kernels(self) -> dict[str, str]:

@@ -16,7 +16,7 @@ from qwench.program.memory import MemoryPlan, work_width
 from qwench.program.ops import Op, Program
 from qwench.program.rope import cos_sin, inverse_frequencies
 from qwench.targets.cpu import _native
-from qwench.targets.target import Array, CacheConfig, Float32, Int32, StepBatch
+from qwench.targets.target import Array, Bytes, CacheConfig, Float32, Int32, StepBatch
 
 # Offset in the arena, width, group size (0: fp32), which rows, and whether it is a result: then the caller's, and the
 # offset of a hidden state says how many come after it.
@@ -107,6 +107,14 @@ class CpuExecutor:
     def copy_blocks(self, source: Sequence[int], destination: Sequence[int]) -> None:
         for old, new in zip(source, destination, strict=True):
             self._native.copy_block(int(old), int(new))
+
+    def read_block(self, block: int) -> Bytes:
+        data = np.empty(self._native.block_bytes(), np.uint8)
+        self._native.read_block(block, data)
+        return data
+
+    def write_block(self, block: int, data: Bytes) -> None:
+        self._native.write_block(block, data)
 
     def kernels(self) -> dict[str, str]:
         return dict(self._kernels)

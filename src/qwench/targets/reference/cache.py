@@ -35,7 +35,9 @@ class Cache(Protocol):
 
     def read(self, slots: Int, positions: Int) -> tuple[Float32, Float32]: ...
 
-    def copy(self, source: slice, destination: slice) -> None: ...
+    def arrays(self) -> list[npt.NDArray[Any]]:
+        """All that it keeps, each indexed by slot."""
+        ...
 
 
 class PlainCache:
@@ -50,9 +52,8 @@ class PlainCache:
     def read(self, slots: Int, positions: Int) -> tuple[Float32, Float32]:
         return self._keys[slots].astype(np.float32), self._values[slots].astype(np.float32)
 
-    def copy(self, source: slice, destination: slice) -> None:
-        for array in (self._keys, self._values):
-            array[destination] = array[source]
+    def arrays(self) -> list[npt.NDArray[Any]]:
+        return [self._keys, self._values]
 
 
 class CodeCache:
@@ -82,10 +83,8 @@ class CodeCache:
         k, v = (codes[slots] * scales[slots] for codes, scales in zip(self._codes, self._scales, strict=True))
         return k + self._bias_at(positions), v
 
-    def copy(self, source: slice, destination: slice) -> None:
-        arrays: list[npt.NDArray[Any]] = [*self._codes, *self._scales]
-        for array in arrays:
-            array[destination] = array[source]
+    def arrays(self) -> list[npt.NDArray[Any]]:
+        return [*self._codes, *self._scales]
 
 
 def make_caches(num_slots: int, dtype: str, spec: ModelSpec, key_biases: Sequence[Float32]) -> list[Cache]:

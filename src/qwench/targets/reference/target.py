@@ -17,7 +17,7 @@ from qwench.program.ops import Op, Program, Weight
 from qwench.program.rope import cos_sin, inverse_frequencies
 from qwench.targets.reference.cache import make_caches
 from qwench.targets.reference.ops import OPS, Float32, Matrix, StepState
-from qwench.targets.target import LOGIT_GROUP, Array, CacheConfig, Executor, Int8, Int32, PackedTensor, StepBatch
+from qwench.targets.target import LOGIT_GROUP, Array, Bytes, CacheConfig, Executor, Int8, Int32, PackedTensor, StepBatch
 
 Int64 = npt.NDArray[np.int64]
 
@@ -165,10 +165,22 @@ class ReferenceExecutor:
         )  # fmt: skip
 
     def copy_blocks(self, source: Sequence[int], destination: Sequence[int]) -> None:
-        size = self.cache.block_size
         for old, new in zip(source, destination, strict=True):
-            for cache in self.caches:
-                cache.copy(slice(old * size, (old + 1) * size), slice(new * size, (new + 1) * size))
+            self.write_block(new, self.read_block(old))
+
+    def read_block(self, block: int) -> Bytes:
+        return np.concatenate([np.frombuffer(part.tobytes(), np.uint8) for part in self._parts(block)])
+
+    def write_block(self, block: int, data: Bytes) -> None:
+        at = 0
+        for part in self._parts(block):
+            part[:] = np.frombuffer(data[at : at + part.nbytes].tobytes(), part.dtype).reshape(part.shape)
+            at += part.nbytes
+
+    def _parts(self, block: int) -> list[Array]:
+        """Views of what the caches keep of a block."""
+        size = self.cache.block_size
+        return [array[block * size : (block + 1) * size] for cache in self.caches for array in cache.arrays()]
 
     def kernels(self) -> dict[str, str]:
         return {op.name: f"numpy.{op.kind}" for op in self.program.ops}

@@ -292,5 +292,20 @@ NB_MODULE(_native, m) {
           },
           "token_ids"_a.noconvert(), "rows"_a.noconvert())
       .def("phase_seconds", &qwench::Executor::phase_seconds)
-      .def("copy_block", &qwench::Executor::copy_block);
+      .def("block_bytes", [](const qwench::Executor& e) { return e.cache().block_bytes(); })
+      .def("copy_block", &qwench::Executor::copy_block)
+      .def(
+          "read_block",
+          [](const qwench::Executor& e, int block, MutableBytes bytes) {
+            require(bytes.size() == e.cache().block_bytes(), "a block has another size");
+            e.read_block(block, bytes.data());
+          },
+          "block"_a, "bytes"_a.noconvert())
+      .def(
+          "write_block",
+          [](qwench::Executor& e, int block, const Bytes& bytes) {
+            require(bytes.size() == e.cache().block_bytes(), "a block has another size");
+            e.write_block(block, bytes.data());
+          },
+          "block"_a, "bytes"_a.noconvert());
 }

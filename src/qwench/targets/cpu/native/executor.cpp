@@ -216,11 +216,24 @@ std::vector<std::pair<std::string, double>> Executor::phase_seconds() const {
   return result;
 }
 
+static void require_block(const KVCache& cache, int block) {
+  if (block < 0 || block >= cache.shape().num_blocks) throw std::invalid_argument("a block is outside the cache");
+}
+
 void Executor::copy_block(int source, int destination) {
-  const int n = cache_.shape().num_blocks;
-  if (source < 0 || source >= n || destination < 0 || destination >= n)
-    throw std::invalid_argument("copy_block: a block is outside the cache");
+  require_block(cache_, source);
+  require_block(cache_, destination);
   cache_.copy_block(source, destination);
+}
+
+void Executor::read_block(int block, uint8_t* bytes) const {
+  require_block(cache_, block);
+  cache_.read_block(block, bytes);
+}
+
+void Executor::write_block(int block, const uint8_t* bytes) {
+  require_block(cache_, block);
+  cache_.write_block(block, bytes);
 }
 
 }  // namespace qwench

@@ -114,7 +114,10 @@ class Executor {
   void step(const Batch& batch, const Results& results);
   // Rows of the embedding matrix, [num_tokens, hidden_width()]. Throws std::invalid_argument for an unknown token.
   void embed(const int32_t* token_ids, int num_tokens, float* rows) const;
+  // Blocks of the cache, each cache().block_bytes(). Throw std::invalid_argument for one outside it.
   void copy_block(int source, int destination);
+  void read_block(int block, uint8_t* bytes) const;
+  void write_block(int block, const uint8_t* bytes);
   // Kind and seconds of every phase since the executor was made, in order.
   std::vector<std::pair<std::string, double>> phase_seconds() const;
 

@@ -28,4 +28,14 @@ void KVCache::copy_block(int source, int destination) {
     std::memcpy(keys(place) + destination * block_stride_, keys(place) + source * block_stride_, block_stride_);
 }
 
+void KVCache::read_block(int block, uint8_t* bytes) const {
+  for (int place = 0; place < shape_.num_places; ++place)
+    std::memcpy(bytes + place * block_stride_, keys(place) + block * block_stride_, block_stride_);
+}
+
+void KVCache::write_block(int block, const uint8_t* bytes) {
+  for (int place = 0; place < shape_.num_places; ++place)
+    std::memcpy(keys(place) + block * block_stride_, bytes + place * block_stride_, block_stride_);
+}
+
 }  // namespace qwench

@@ -27,7 +27,10 @@ class KVCache {
   size_t head_stride() const { return head_stride_; }
   uint8_t* keys(int place) const { return data_ + place * place_stride_; }
   uint8_t* values(int place) const { return keys(place) + shape_.num_kv_heads * head_stride_; }
+  size_t block_bytes() const { return block_stride_ * shape_.num_places; }  // of a block's places together
   void copy_block(int source, int destination);
+  void read_block(int block, uint8_t* bytes) const;  // its places one after the other, block_bytes() in all
+  void write_block(int block, const uint8_t* bytes);
 
  private:
   Shape shape_;
