@@ -35,7 +35,7 @@ async def answer_chat(service: Service, body: ChatRequest, request: Request) -> 
     async def make_prompts() -> list[list[int]]:
         return [await service.text.chat(messages, template, info.limits.max_seq_len)]
 
-    generation, prompts = await service.submit(make_prompts, 1, params, body.cache_salt)
+    generation, prompts = await service.submit(make_prompts, 1, params, body.cache_salt, format_field=body.format_field)
     answers = Answers([len(prompt) for prompt in prompts], params.n, tools.make_parser)
     reply = ChatReply(service.name, body, answers)
     if body.stream:

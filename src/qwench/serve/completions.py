@@ -35,7 +35,9 @@ async def answer_completion(service: Service, body: CompletionRequest, request: 
             return [await service.text.fill(str(prompts[0]), body.suffix, max_len)]
         return await service.encode(prompts, max_len)
 
-    generation, token_ids = await service.submit(make_prompts, len(prompts), params, body.cache_salt, view=view)
+    generation, token_ids = await service.submit(
+        make_prompts, len(prompts), params, body.cache_salt, view=view, format_field=body.format_field
+    )
     try:
         echoes = [await _text(service, prompt) if body.echo else "" for prompt in prompts]
     except BaseException:

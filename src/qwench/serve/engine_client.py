@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from qwench.errors import DeadlineError
+from qwench.errors import DeadlineError, GrammarError
 from qwench.runtime.limits import RequestLimits
 from qwench.runtime.pooling import Pooling
 from qwench.runtime.request import FinishReason, SamplingParams
@@ -189,6 +189,8 @@ class _Progress:
 def _failure(kind: str, message: str) -> ApiError:
     if kind == DeadlineError.__name__:
         return ApiError(504, message, "server_error", code="timeout")
+    if kind == GrammarError.__name__:
+        return ApiError.bad_request(message, code="grammar_too_complex")
     return ApiError.server_error(message)
 
 

@@ -8,6 +8,7 @@ EngineClient, which documents the messages.
 from __future__ import annotations
 
 import base64
+import contextlib
 import dataclasses
 import os
 import queue
@@ -20,6 +21,7 @@ from typing import Any
 from qwench.config import QwenchConfig
 from qwench.errors import CapacityError, ConfigError, QwenchError, RequestError
 from qwench.llm import LLM
+from qwench.runtime.grammar import Grammar
 from qwench.runtime.prefix_file import SUFFIX
 from qwench.runtime.request import TokenLogprobs
 from qwench.serve.child import open_link
@@ -69,10 +71,12 @@ class EngineProcess:
         self._inbox: queue.SimpleQueue[Message | None] = queue.SimpleQueue()
         self._outbox: queue.SimpleQueue[Message] = queue.SimpleQueue()
         self._metrics_s = 0.0
+        self._to_compile: queue.SimpleQueue[Message] = queue.SimpleQueue()
+        self._compiling: set[str] = set()  # requests that wait for their grammar
 
     def run(self) -> None:
         self._outbox.put({"ready": self._description()})
-        for work in (self._read, self._write):
+        for work in (self._read, self._write, self._compile):
             threading.Thread(target=work, daemon=True).start()
         while self._take_in():
             self._step()
@@ -89,6 +93,21 @@ class EngineProcess:
         except OSError:
             self._inbox.put(None)
 
+    def _compile(self) -> None:
+        """Compiles grammars, one after the other, and gives the requests that wait for them back to the loop."""
+        grammars = self._llm.text_engine.grammars
+        if grammars is None:
+            return  # the text engine refuses them
+        with contextlib.suppress(ConfigError):
+            grammars.prepare()  # now, when it holds up nobody, and not for the first request with a grammar
+        while True:
+            message = self._to_compile.get()
+            try:
+                grammars.compile(Grammar(**message["params"]["grammar"]))
+            except BaseException as error:  # a panic of the library's, too: without this thread requests wait for ever
+                message["refusal"] = str(error) or type(error).__name__
+            self._inbox.put(message)
+
     def _take_in(self) -> bool:
         """Handles all messages that are there, waiting for one if there's nothing to do; False when it's over."""
         engine = self._llm.text_engine
@@ -100,11 +119,31 @@ class EngineProcess:
                 return False
             if "abort" in message:
                 engine.abort(message["abort"])
-            else:
+                self._compiling.discard(message["abort"])
+            elif not self._waits_for_grammar(message):
                 self._add(message["add"], message)
         return True
 
+    def _waits_for_grammar(self, message: Message) -> bool:
+        """Sends a request with a new grammar to have it compiled; tells of one that comes back whether it still waits
+        for anything, or nobody for it."""
+        name, grammars = message["add"], self._llm.text_engine.grammars
+        if name in self._compiling:
+            self._compiling.discard(name)
+            return False
+        if "was_compiled" in message:
+            return True  # aborted meanwhile
+        grammar = message.get("params", {}).get("grammar")
+        if grammar is None or grammars is None or grammars.known(Grammar(**grammar)) is not None:
+            return False
+        self._compiling.add(name)
+        self._to_compile.put({**message, "was_compiled": True})
+        return True
+
     def _add(self, name: str, message: Message) -> None:
+        if "refusal" in message:
+            self._outbox.put({"refused": name, "reason": message["refusal"]})
+            return
         engine, prompt, salt = self._llm.text_engine, message["prompt"], message["salt"]
         try:
             if "pooling" in message:

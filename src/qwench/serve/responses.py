@@ -35,7 +35,7 @@ async def answer_response(service: Service, body: ResponsesRequest, request: Req
     async def make_prompts() -> list[list[int]]:
         return [await service.text.chat(body.to_messages(), tools.template_variables(), info.limits.max_seq_len)]
 
-    generation, prompts = await service.submit(make_prompts, 1, params, body.cache_salt)
+    generation, prompts = await service.submit(make_prompts, 1, params, body.cache_salt, format_field=body.format_field)
     reply = _ResponseReply(service.name, body, Answers([len(prompts[0])], 1, tools.make_parser))
     if body.stream:
         return EventStream(reply.events(generation), generation)
@@ -67,7 +67,7 @@ class _ResponseReply:
             "output": self._items.output if is_final else [],
             "parallel_tool_calls": body.parallel_tool_calls is not False,
             "previous_response_id": None, "reasoning": {"effort": None, "summary": None}, "store": False,
-            "temperature": body.temperature, "text": {"format": {"type": "text"}},
+            "temperature": body.temperature, "text": {"format": body.shown_format()},
             "tool_choice": body.shown_tool_choice(), "tools": body.shown_tools(),
             "top_p": body.top_p, "top_logprobs": body.top_logprobs, "truncation": "disabled",
             "usage": self._usage() if is_final else None, "user": body.user, "metadata": body.metadata or {},

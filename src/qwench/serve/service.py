@@ -76,15 +76,17 @@ class Service:
 
     async def submit(
         self, make_prompts: Callable[[], Awaitable[list[list[int]]]], num_prompts: int, params: SamplingParams,
-        salt: str | None, *, view: Callable[[Piece], Piece] = Piece.without_end,
+        salt: str | None, *, view: Callable[[Piece], Piece] = Piece.without_end, format_field: str | None = None,
     ) -> tuple[Generation, list[list[int]]]:  # fmt: skip
         """Takes places in the queue, writes the prompts as tokens, and queues them. view: as EngineClient.submit has
-        it. Raises ApiError."""
+        it. format_field: whose the grammar is, if there is one. Raises ApiError."""
         start_s = time.monotonic()
         release = self.admission.admit(num_prompts * params.n)
         try:
-            prompts = await make_prompts()
             limits = self.engine_info().limits
+            if params.grammar is not None:
+                await self.text.try_grammar(params.grammar, format_field)
+            prompts = await make_prompts()
             for prompt in prompts:
                 check_length(prompt, params, limits.max_seq_len)
                 limits.check(prompt, params)

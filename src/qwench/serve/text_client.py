@@ -1,4 +1,4 @@
-"""The text process as the endpoints see it: messages or text in, token ids out, within a time limit.
+"""The text process as the endpoints see it: messages or text in, token ids out, grammars tried, in limited time.
 
 Messages to the process: {"number": n, "task": name, "arguments": {...}}; from it {"number": n} with "result" or with
 "error", what is wrong with the task. One task at a time: whoever is too slow is killed and told so, the next in line
@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from qwench.runtime.grammar import Grammar
 from qwench.serve.child import Child
 from qwench.serve.failures import ApiError
 from qwench.serve.supervisor import Supervised
@@ -68,7 +69,11 @@ class TextClient(Supervised):
         """Each token's bytes."""
         return [str(piece).encode("latin-1") for piece in await self._do("pieces", ids=ids)]
 
-    async def _do(self, task: str, **arguments: Any) -> Any:
+    async def try_grammar(self, grammar: Grammar, param: str | None) -> None:
+        """Raises ApiError, about the field `param`, for a grammar that the engine had better not see."""
+        await self._do("try_grammar", param, kind=grammar.kind, text=grammar.text)
+
+    async def _do(self, task: str, param: str | None = None, /, **arguments: Any) -> Any:
         """Raises ApiError 400 when the task can't be done, 503 when there's no process to do it."""
         async with self._turn:
             try:
@@ -84,10 +89,10 @@ class TextClient(Supervised):
                 self._up.clear()
                 self.kill()
                 raise ApiError.bad_request(
-                    f"writing the request as tokens took longer than {self.time_limit_s:g} s, the limit"
+                    f"preparing the request took longer than {self.time_limit_s:g} s, the limit", param=param
                 ) from None
         if "error" in message:
-            raise ApiError.bad_request(message["error"], code=message.get("code"))
+            raise ApiError.bad_request(message["error"], code=message.get("code"), param=param)
         return message["result"]
 
     def on_ready(self, info: Message) -> None:
@@ -103,5 +108,5 @@ class TextClient(Supervised):
         self.info = None
         self._up.clear()
         if self._answer is not None and not self._answer.done():
-            reason = "the text or its template broke the process that worked on it; it may need too much memory"
+            reason = "the text, template or grammar broke the process that worked on it; it may need too much memory"
             self._answer.set_result({"error": reason})

@@ -1,4 +1,4 @@
-"""The text process: chat templates and tokenising, one task after the other.
+"""The text process: chat templates, tokenising and grammars to be tried, one task after the other.
 
 A template comes with the checkpoint, from a stranger. Jinja's sandbox keeps it from reading anything; that it may loop
 for ever or make a string of gigabytes is why it runs here, with a limit of memory, where the parent can kill it.
@@ -7,12 +7,15 @@ Knows no HTTP and no engine. Started by TextClient, which documents the messages
 
 from __future__ import annotations
 
+import contextlib
 import resource
 import sys
 from collections.abc import Mapping
 from typing import Any
 
-from qwench.errors import QwenchError
+from qwench.errors import ConfigError, QwenchError
+from qwench.runtime.grammar import Grammar, GrammarKind
+from qwench.runtime.matcher import GrammarCompiler
 from qwench.serve.child import open_link
 from qwench.serve.wire import Message
 from qwench.text.chat import render_chat
@@ -31,6 +34,7 @@ def main() -> int:
     except (QwenchError, OSError) as error:
         link.send({"failed": str(error)})
         return 2
+    worker.prepare()
     link.send({"ready": worker.description()})
     while (message := link.receive()) is not None:
         link.send({"number": message["number"], **worker.answer(message)})
@@ -44,6 +48,12 @@ class TextProcess:
         self._tokenizer = tokenizer
         fim = [tokenizer.token_id(token) for token in FIM_TOKENS]
         self._fim = None if None in fim else [int(token or 0) for token in fim]
+        self._grammars = GrammarCompiler(tokenizer.byte_vocabulary)
+
+    def prepare(self) -> None:
+        """Imports what the first grammar needs, if it is installed."""
+        with contextlib.suppress(ConfigError):
+            self._grammars.prepare()
 
     def description(self) -> Message:
         """What text_client.TextInfo holds."""
@@ -81,6 +91,11 @@ class TextProcess:
         encode = self._tokenizer.encode
         texts = [encode(text, add_special_tokens=False, allow_special=False) for text in (prefix, suffix)]
         return [before, *texts[0], after, *texts[1], middle]
+
+    def _do_try_grammar(self, kind: GrammarKind, text: str) -> None:
+        """Compiles it for tokens of a byte each, which finds the same mistakes in no time. One that takes the process
+        with it has then not taken the engine."""
+        self._grammars.compile(Grammar(kind, text))
 
     def _do_decode(self, ids: list[int], skip_special_tokens: bool = False) -> str:
         return self._tokenizer.decode(ids, skip_special_tokens=skip_special_tokens)

@@ -74,6 +74,11 @@ class BytePairs:
         start = int(ends[token_id - 1]) if token_id else 0
         return self._tables.token_bytes[start : int(ends[token_id])].tobytes()
 
+    def all_token_bytes(self) -> list[bytes]:
+        """`token_bytes` of all ids of the vocabulary."""
+        ends, data = self._tables.token_ends.tolist(), self._tables.token_bytes.tobytes()
+        return [data[start:end] for start, end in zip([0, *ends], ends)]
+
     def token_id(self, token: str) -> int | None:
         """The id of the token that is written so in the vocabulary."""
         if token in self.added:

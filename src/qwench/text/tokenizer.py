@@ -111,11 +111,22 @@ class Tokenizer:
 
     def vocabulary(self, vocab_size: int) -> Vocabulary:
         """For grammars over a model with logits for `vocab_size` tokens, which may be more than there are here."""
-        added = self._library.get_added_tokens_decoder() if self._pairs is None else self._pairs.added.values()
-        names = sorted(token for token in {*added, *self._special_ids} if token < vocab_size)
-        known = self.token_bytes if self._pairs is None else self._pairs.token_bytes  # not one by one into a cache
-        tokens = [known(token) for token in range(vocab_size)]
+        if self._pairs is not None:
+            tokens = self._pairs.all_token_bytes()
+        else:
+            tokens = [self.token_bytes(token) for token in range(vocab_size)]
+        tokens = tokens[:vocab_size] + [b""] * (vocab_size - len(tokens))
+        names = [token for token in self._added_ids() if token < vocab_size]
         return Vocabulary(tokens, names, functools.partial(self.encode, add_special_tokens=False))
+
+    def byte_vocabulary(self) -> Vocabulary:
+        """For grammars to be tried: the 256 bytes and the added tokens, under other ids. Its trie takes no time."""
+        tokens = [bytes([byte]) for byte in range(256)] + [self.token_bytes(token) for token in self._added_ids()]
+        return Vocabulary(tokens, range(256, len(tokens)), lambda text: list(text.encode()))
+
+    def _added_ids(self) -> list[int]:
+        added = self._library.get_added_tokens_decoder() if self._pairs is None else self._pairs.added.values()
+        return sorted({*added, *self._special_ids})
 
     def is_special(self, token_id: int) -> bool:
         return token_id in self._special_ids

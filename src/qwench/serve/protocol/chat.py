@@ -12,11 +12,12 @@ from qwench.serve.protocol.common import (
     MAX_TOP_LOGPROBS,
     Body,
     Count,
-    SamplingFields,
     StreamOptions,
     few_entries,
 )
 from qwench.serve.protocol.conversation import TemplateMessage, called, in_order_of_calls
+from qwench.serve.protocol.formats import ChatFormat, Format
+from qwench.serve.protocol.sampling import SamplingFields
 from qwench.serve.protocol.tools import MAX_CALLS, CallId, ChatToolChoice, ChatTools
 
 
@@ -96,12 +97,6 @@ def to_template(messages: Sequence[ChatMessage]) -> list[TemplateMessage]:
     return in_order_of_calls([message.to_template() for message in messages])
 
 
-class TextFormat(Body):
-    """response_format: plain text."""
-
-    type: Literal["text"]
-
-
 class ChatRequest(SamplingFields):
     """A conversation to go on with."""
 
@@ -112,10 +107,13 @@ class ChatRequest(SamplingFields):
     max_tokens: Count | None = None
     modalities: list[Literal["text"]] | None = None
     parallel_tool_calls: bool | None = None
-    response_format: TextFormat | None = None
+    response_format: ChatFormat | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     tool_choice: ChatToolChoice | None = None
     tools: ChatTools | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
     chat_template_kwargs: Annotated[dict[str, bool | int | float | str], BeforeValidator(few_entries)] | None = None
+
+    def formats(self) -> dict[str, Format | None]:
+        return {**super().formats(), "response_format": self.response_format}

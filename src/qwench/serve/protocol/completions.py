@@ -10,10 +10,10 @@ from qwench.serve.protocol.common import (
     MAX_CHOICES,
     MAX_TOKENS,
     MAX_TOP_LOGPROBS,
-    SamplingFields,
     StreamOptions,
     TokenId,
 )
+from qwench.serve.protocol.sampling import SamplingFields
 
 MAX_PROMPTS = 128
 DEFAULT_MAX_TOKENS = 16  # OpenAI's

@@ -6,9 +6,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Discriminator, Field, Tag
 
-from qwench.serve.protocol.chat import TextFormat
-from qwench.serve.protocol.common import MAX_TOP_LOGPROBS, Body, Count, SamplingFields
+from qwench.serve.protocol.common import MAX_TOP_LOGPROBS, Body, Count
 from qwench.serve.protocol.conversation import TemplateMessage, called, in_order_of_calls
+from qwench.serve.protocol.formats import Format, ResponsesFormat
+from qwench.serve.protocol.sampling import SamplingFields
 from qwench.serve.protocol.tools import CallId, ResponsesToolChoice, ResponsesTools
 
 LOGPROBS = "message.output_text.logprobs"
@@ -88,7 +89,7 @@ def _text_of(content: Content) -> str:
 class TextOptions(Body):
     """The form of the answer."""
 
-    format: TextFormat | None = None
+    format: ResponsesFormat | None = None
 
 
 def _only_false(value: bool) -> bool:
@@ -120,6 +121,14 @@ class ResponsesRequest(SamplingFields):
     @property
     def wants_logprobs(self) -> bool:
         return LOGPROBS in (self.include or ()) or bool(self.top_logprobs)
+
+    def formats(self) -> dict[str, Format | None]:
+        return {**super().formats(), "text": self.text.format if self.text else None}
+
+    def shown_format(self) -> dict[str, Any]:
+        """The form of the answer as the response repeats it."""
+        form = self.text.format if self.text else None
+        return {"type": "text"} if form is None else form.model_dump(by_alias=True, exclude_none=True)
 
     def shown_tools(self) -> list[dict[str, Any]]:
         """The tools as the response repeats them."""
