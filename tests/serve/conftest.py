@@ -12,6 +12,7 @@ pytest.importorskip("fastapi", reason='the server needs pip install "qwench[serv
 pytest.importorskip("httpx", reason="the tests of the server need httpx")
 
 from server_process import ServerProcess, running_server, tiny_model
+from tool_checkpoint import tool_model
 
 from qwench import LLM
 
@@ -40,3 +41,15 @@ def client(server: ServerProcess) -> Iterator[Any]:
     openai = pytest.importorskip("openai", reason="the tests of real clients need openai")
     with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=60) as client:
         yield client
+
+
+@pytest.fixture(scope="session")
+def tool_artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As Qwen2.5's: the template knows tools, and the tags of calls are tokens, not special ones."""
+    return tool_model(tmp_path_factory.mktemp("tools"), has_tag_tokens=True)
+
+
+@pytest.fixture(scope="session")
+def tool_server(tool_artifact: Path) -> Iterator[ServerProcess]:
+    with running_server(tool_artifact, "--name", "tiny", "--threads", "1") as server:
+        yield server

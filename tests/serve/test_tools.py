@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,35 +12,9 @@ from typing import Any
 import httpx
 import pytest
 from server_process import ServerProcess, running_server
-from tool_checkpoint import write_tool_checkpoint
+from tool_checkpoint import MESSAGES, NOW, WEATHER, tool_model
 
-from qwench import LLM, QwenchConfig, SamplingParams, compile_checkpoint
-
-MESSAGES = [{"role": "user", "content": "What is the weather in Paris?"}]
-WEATHER = {
-    "type": "function",
-    "function": {
-        "name": "weather",
-        "description": "The weather at a place.",
-        "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
-    },
-}
-NOW = {"type": "function", "function": {"name": "now"}}
-
-
-@pytest.fixture(scope="module")
-def tool_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """As Qwen2.5: the tags of calls are tokens, and not special."""
-    folder = tmp_path_factory.mktemp("tools")
-    checkpoint = write_tool_checkpoint(folder / "checkpoint", has_tag_tokens=True)
-    compile_checkpoint(checkpoint, folder / "tiny", QwenchConfig(weights="int8", batch_size=8))
-    return folder / "tiny"
-
-
-@pytest.fixture(scope="module")
-def tool_server(tool_model: Path) -> Iterator[ServerProcess]:
-    with running_server(tool_model, "--name", "tiny", "--threads", "1") as server:
-        yield server
+from qwench import LLM, SamplingParams
 
 
 @pytest.fixture(scope="module")
@@ -52,11 +28,11 @@ def post(http: httpx.Client, path: str = "/v1/chat/completions", **fields: Any) 
     return http.post(path, json={**defaults, "temperature": 0, **fields})
 
 
-def test_tools_are_in_the_prompt_as_in_python(http: httpx.Client, tool_model: Path) -> None:
+def test_tools_are_in_the_prompt_as_in_python(http: httpx.Client, tool_artifact: Path) -> None:
     tools = [WEATHER, NOW]
     shuffled = {"function": {**WEATHER["function"], "strict": False}, "type": "function"}
     flat = [{"type": "function", "strict": False, **tool["function"]} for tool in tools]
-    with LLM(tool_model, num_threads=1) as llm:
+    with LLM(tool_artifact, num_threads=1) as llm:
         truth = llm.chat(MESSAGES, SamplingParams(max_tokens=8, temperature=0), tools=tools)[0]
         calls = [{"type": "function", "id": "a", "function": {"name": "weather", "arguments": {"city": "Paris"}}}]
         history = [
@@ -86,6 +62,134 @@ def test_tools_are_in_the_prompt_as_in_python(http: httpx.Client, tool_model: Pa
     assert response["usage"]["input_tokens"] == answer["usage"]["prompt_tokens"] == len(later.prompt_token_ids)
 
 
+CALL = '<tool_call>\n{"name": "weather", "arguments": {"city": "Paris"}}\n</tool_call>'
+
+
+def forced(text: str) -> dict[str, Any]:
+    """The model's answer is this text, as if it had chosen it."""
+    return {"structured_outputs": {"choice": [text]}}
+
+
+def written(text: str, has_tag_tokens: bool) -> dict[str, Any]:
+    """The same where the tags may be tokens, which a grammar must name."""
+    if not has_tag_tokens:
+        return forced(text)
+    parts = re.split("(</?tool_call>)", text)
+    rule = " ".join(part if i % 2 else json.dumps(part) for i, part in enumerate(parts) if part)
+    return {"structured_outputs": {"grammar": f"start: {rule}"}}
+
+
+def content_and_calls(http: httpx.Client, **fields: Any) -> tuple[Any, list[tuple[str, str]], str]:
+    """Of a chat, whole and streamed: both are the same."""
+    choice = post(http, **fields).json()["choices"][0]
+    whole = choice["message"]["content"] or "", functions(choice["message"].get("tool_calls"))
+    content, calls, reason = "", [], None
+    for line in post(http, stream=True, **fields).text.split("\n\n"):
+        if line.startswith("data: {"):
+            chunk = json.loads(line.removeprefix("data: "))["choices"][0]
+            content, reason = content + chunk["delta"].get("content", ""), chunk["finish_reason"] or reason
+            calls += [call["function"] for call in chunk["delta"].get("tool_calls", ())]
+    names = [call["name"] for call in calls if "name" in call]
+    arguments = [call["arguments"] for call in calls if "name" not in call]
+    assert (content, list(zip(names, arguments, strict=True)), reason) == (*whole, choice["finish_reason"])
+    return choice["message"]["content"], whole[1], choice["finish_reason"]
+
+
+def functions(calls: Any) -> list[tuple[str, str]]:
+    return [(call["function"]["name"], call["function"]["arguments"]) for call in calls or ()]
+
+
+PARIS = ("weather", '{"city": "Paris"}')
+BROKEN = CALL.replace("}}", "}")
+
+
+@pytest.fixture(scope="module", params=["text", "tokens", "special tokens"])
+def any_tags(request: Any, tool_server: ServerProcess, tmp_path_factory: Any) -> Iterator[tuple[httpx.Client, bool]]:
+    """A server, and whether tags are tokens there."""
+    if request.param == "tokens":
+        with tool_server.client() as http:
+            yield http, True
+        return
+    is_special = request.param == "special tokens"
+    model = tool_model(tmp_path_factory.mktemp("tags"), has_tag_tokens=is_special, are_special=is_special)
+    with running_server(model, "--threads", "1") as server, server.client() as http:
+        yield http, is_special
+
+
+@pytest.mark.parametrize(
+    ("text", "content", "calls", "reason"),
+    [
+        ("Hello there.", "Hello there.", [], "stop"),
+        (CALL, None, [PARIS], "tool_calls"),
+        (f"Let me see.\n{CALL}\n{CALL} Done.", "Let me see. Done.", [PARIS, PARIS], "tool_calls"),
+        (CALL.replace("Paris", "</tool_cal"), None, [("weather", '{"city": "</tool_cal"}')], "tool_calls"),
+        (BROKEN, BROKEN, [], "stop"),
+        (f"{CALL}{BROKEN}", BROKEN, [PARIS], "tool_calls"),
+        (CALL.replace("weather", "wether"), CALL.replace("weather", "wether"), [], "stop"),
+    ],
+)
+def test_calls_that_the_model_chooses_to_make(
+    any_tags: tuple[httpx.Client, bool], text: str, content: str | None, calls: list[tuple[str, str]], reason: str
+) -> None:
+    http, has_tokens = any_tags
+    fields = {"tools": [WEATHER, NOW], **written(text, has_tokens)}
+    assert content_and_calls(http, **fields) == (content, calls, reason)
+    assert content_and_calls(http, **{**fields, "tools": [WEATHER]}) == (content, calls, reason)
+    allowed = {"type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": [NOW]}}
+    for choice in ("none", allowed):  # no call is one of the tool's
+        plain = content_and_calls(http, **fields, tool_choice=choice)
+        assert plain[1:] == ([], "stop")
+
+
+def test_what_was_cut_off_is_text(http: httpx.Client) -> None:
+    content, calls, reason = content_and_calls(http, tools=[WEATHER], tool_choice="required", max_tokens=12)
+    assert content.startswith("<tool_call>\n{") and calls == [] and reason == "length"
+
+
+def test_several_answers_and_their_log_probabilities(http: httpx.Client) -> None:
+    choices = post(
+        http, tools=[WEATHER], tool_choice=named("weather"), n=3, temperature=1.2, seed=1, logprobs=True,
+    ).json()["choices"]  # fmt: skip
+    for choice in choices:
+        [(name, arguments)] = functions(choice["message"]["tool_calls"])
+        text = "".join(entry["token"] for entry in choice["logprobs"]["content"])
+        assert text == f'<tool_call>\n{{"name": "{name}", "arguments": {arguments}}}\n</tool_call>'
+
+
+def test_strict_functions_and_single_calls_without_being_told_to_call(http: httpx.Client) -> None:
+    """The model may begin a call: then it is a right one. This one, pushed to it, does."""
+    strict = {**WEATHER, "function": {**WEATHER["function"], "strict": True}}
+    push = {"logit_bias": {str(tag_id(http)): 100}, "max_tokens": 200}
+    for fields in ({"tools": [strict]}, {"tools": [WEATHER], "parallel_tool_calls": False}):
+        content, calls, _ = content_and_calls(http, **fields, **push)
+        assert calls and all(json.loads(arguments)["city"] in ("Paris", "London") for _, arguments in calls)
+        assert "parallel_tool_calls" not in fields or (content is None and len(calls) == 1)
+
+
+def tag_id(http: httpx.Client) -> int:
+    [token] = http.post("/tokenize", json={"prompt": "<tool_call>"}).json()["tokens"]
+    return int(token)
+
+
+def test_tools_together_with_a_form_of_the_answer(http: httpx.Client) -> None:
+    """A message has it, or there are calls."""
+    schema = {"type": "object", "properties": {"color": {"enum": ["red", "blue"]}}, "required": ["color"],
+              "additionalProperties": False}  # fmt: skip
+    form = {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}}
+    fields = {"tools": [WEATHER], "max_tokens": 200, **form}
+    content, calls, _ = content_and_calls(http, **fields, logit_bias={str(tag_id(http)): -100})
+    assert json.loads(content)["color"] in ("red", "blue") and calls == []
+    content, calls, _ = content_and_calls(http, **fields, logit_bias={str(tag_id(http)): 100})
+    assert content is None and calls
+    assert content_and_calls(http, **fields, tool_choice="required", parallel_tool_calls=False)[1]
+    assert content_and_calls(http, **fields, tool_choice="none")[1] == []
+    text = post(http, "/v1/responses", tools=[FLAT], text={"format": {"type": "json_object"}}, max_output_tokens=30)
+    assert text.status_code == 200
+
+
+FLAT = {"type": "function", **WEATHER["function"]}
+
+
 def test_a_model_whose_template_knows_no_tools(server: ServerProcess, llm: LLM) -> None:
     """That of `server` doesn't. Better refused than answered as if there were none."""
     with server.client() as http:
@@ -113,6 +217,10 @@ BAD_CHAT: list[dict[str, Any]] = [
     {"tools": [WEATHER], "tool_choice": {"type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": []}}},
     {"tools": [WEATHER], "tool_choice": {"type": "allowed_tools",
                                          "allowed_tools": {"mode": "auto", "tools": [named("now")]}}},
+    {"tools": [WEATHER], "tool_choice": "required", **forced(CALL)},
+    {"tools": [{"type": "function", "function": {"name": "x", "strict": True, "parameters": {"not": {}}}}]},
+    {"tools": [{"type": "function", "function": {"name": "x", "parameters": {"enum": [5]}}}],
+     "tool_choice": "required"},
     {"parallel_tool_calls": "yes"}, {"functions": [{"name": "x"}]}, {"function_call": "auto"},
     {"messages": [{"role": "tool", "content": "x"}]}, {"messages": [{"role": "user", "content": None}]},
     {"messages": [{"role": "user", "content": "x", "tool_call_id": "a"}]},

@@ -1,4 +1,4 @@
-"""The default model with Qwen2.5's chat template, and with tags of calls that are tokens of their own if wanted."""
+"""The default model with Qwen2.5's chat template, where tags of calls are tokens of their own if wanted; and tools."""
 
 from __future__ import annotations
 
@@ -7,13 +7,36 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from qwench import QwenchConfig, compile_checkpoint
+
 TESTS = Path(__file__).parents[1]
 TEMPLATE = (TESTS / "unit" / "qwen2_5_chat_template.jinja").read_text()
+MESSAGES = [{"role": "user", "content": "What is the weather in Paris?"}]
+WEATHER: dict[str, Any] = {
+    "type": "function",
+    "function": {
+        "name": "weather",
+        "description": "The weather in a city.",
+        "parameters": {
+            "type": "object",
+            "properties": {"city": {"enum": ["Paris", "London"]}},
+            "required": ["city"],
+            "additionalProperties": False,
+        },
+    },
+}
+NOW: dict[str, Any] = {"type": "function", "function": {"name": "now"}}
 TAGS = ("<tool_call>", "</tool_call>")
 
 
-def write_tool_checkpoint(folder: Path, *, has_tag_tokens: bool, are_special: bool = False) -> Path:
-    """Qwen2's own tokenizer has no tokens for the tags, Qwen2.5's has, and they aren't special there."""
+def tool_model(folder: Path, *, has_tag_tokens: bool, are_special: bool = False) -> Path:
+    """Compiled. Qwen2's own tokenizer has no tokens for the tags, Qwen2.5's has, and they aren't special there."""
+    checkpoint = write_tool_checkpoint(folder / "checkpoint", has_tag_tokens, are_special)
+    compile_checkpoint(checkpoint, folder / "tiny", QwenchConfig(weights="int8", batch_size=8))
+    return folder / "tiny"
+
+
+def write_tool_checkpoint(folder: Path, has_tag_tokens: bool, are_special: bool) -> Path:
     shutil.copytree(TESTS.parent / "models" / "qwench-tiny", folder)
     config = json.loads((folder / "tokenizer_config.json").read_text())
     (folder / "tokenizer_config.json").write_text(json.dumps(config | {"chat_template": TEMPLATE}))

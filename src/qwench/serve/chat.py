@@ -27,15 +27,15 @@ async def answer_chat(service: Service, body: ChatRequest, request: Request) -> 
     """Raises ApiError or RequestError."""
     service.check_model(body.model)
     info = service.engine_info()
-    tools = ToolUse.of(functions_of(body.tools), choice_of(body.tool_choice))
-    params = tools.adapt(_params(body, info), info)
+    tools = ToolUse.of(functions_of(body.tools), choice_of(body.tool_choice), body.parallel_tool_calls)
+    params, format_field = tools.adapt(_params(body, info), body.format_field, info.tool_tags)
     template = _template_variables(body, service.settings.template_variables) | tools.template_variables()
     messages = to_template(body.messages)
 
     async def make_prompts() -> list[list[int]]:
         return [await service.text.chat(messages, template, info.limits.max_seq_len)]
 
-    generation, prompts = await service.submit(make_prompts, 1, params, body.cache_salt, format_field=body.format_field)
+    generation, prompts = await service.submit(make_prompts, 1, params, body.cache_salt, format_field=format_field)
     answers = Answers([len(prompt) for prompt in prompts], params.n, tools.make_parser)
     reply = ChatReply(service.name, body, answers)
     if body.stream:

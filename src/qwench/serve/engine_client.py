@@ -25,6 +25,7 @@ from qwench.serve.child import Child
 from qwench.serve.failures import ApiError
 from qwench.serve.supervisor import Supervised
 from qwench.serve.wire import Message, params_from_json, params_to_json
+from qwench.text.tool_calls import TagKind
 
 logger = logging.getLogger(__name__)
 
@@ -73,14 +74,14 @@ class Piece(NamedTuple):
 @dataclass(frozen=True)
 class EngineInfo:
     """What the engine process says about its model. chat_end_token_ids: end a chat turn beside the model's own ends.
-    tool_tags_are_special: <tool_call> is a special token, which a text goes without unless those are shown."""
+    tool_tags: what <tool_call> is to its tokenizer."""
 
     limits: RequestLimits
     max_num_seqs: int
     defaults: SamplingParams
     eos_token_ids: frozenset[int]
     chat_end_token_ids: tuple[int, ...]
-    tool_tags_are_special: bool
+    tool_tags: TagKind
     load_s: float
 
     @classmethod
@@ -88,7 +89,7 @@ class EngineInfo:
         return cls(
             RequestLimits(**info["limits"]), info["max_num_seqs"], params_from_json(info["defaults"]),
             frozenset(info["eos_token_ids"]), tuple(info["chat_end_token_ids"]),
-            info["tool_tags_are_special"], info["load_s"],
+            info["tool_tags"], info["load_s"],
         )  # fmt: skip
 
     def with_chat_ends(self, params: SamplingParams) -> SamplingParams:

@@ -28,7 +28,7 @@ from qwench.serve.child import open_link
 from qwench.serve.wire import Link, Message, params_from_json, params_to_json
 from qwench.text.generation import CHAT_END_TOKENS, Delta
 from qwench.text.tokenizer import special_ids
-from qwench.text.tool_calls import tags_are_special
+from qwench.text.tool_calls import tag_kind
 
 METRICS_EVERY_S = 0.1
 
@@ -214,7 +214,7 @@ class EngineProcess:
             "defaults": params_to_json(llm.defaults.params),
             "eos_token_ids": sorted(llm.engine.eos_token_ids),
             "chat_end_token_ids": [token for token in chat_ends if token not in llm.engine.eos_token_ids],
-            "tool_tags_are_special": llm.tokenizer is not None and tags_are_special(llm.tokenizer),
+            "tool_tags": "text" if llm.tokenizer is None else tag_kind(llm.tokenizer),
             "load_s": llm.load_s,
         }
 

@@ -27,15 +27,16 @@ async def answer_response(service: Service, body: ResponsesRequest, request: Req
     """Raises ApiError or RequestError."""
     service.check_model(body.model)
     info = service.engine_info()
-    tools = ToolUse.of(functions_of(body.tools), choice_of(body.tool_choice))
+    tools = ToolUse.of(functions_of(body.tools), choice_of(body.tool_choice), body.parallel_tool_calls)
     logprobs = (body.top_logprobs or 0) if body.wants_logprobs else None
     params = body.sampling_params(info.defaults, max_tokens=body.max_output_tokens, logprobs=logprobs)
-    params = tools.adapt(params if params.ignore_eos else info.with_chat_ends(params), info)
+    params = params if params.ignore_eos else info.with_chat_ends(params)
+    params, format_field = tools.adapt(params, body.format_field, info.tool_tags)
 
     async def make_prompts() -> list[list[int]]:
         return [await service.text.chat(body.to_messages(), tools.template_variables(), info.limits.max_seq_len)]
 
-    generation, prompts = await service.submit(make_prompts, 1, params, body.cache_salt, format_field=body.format_field)
+    generation, prompts = await service.submit(make_prompts, 1, params, body.cache_salt, format_field=format_field)
     reply = _ResponseReply(service.name, body, Answers([len(prompts[0])], 1, tools.make_parser))
     if body.stream:
         return EventStream(reply.events(generation), generation)

@@ -6,52 +6,84 @@ Knows no endpoint. Made by chat.py and responses.py.
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from qwench.runtime.grammar import Grammar
 from qwench.runtime.request import SamplingParams
-from qwench.serve.engine_client import EngineInfo
 from qwench.serve.failures import ApiError
 from qwench.serve.protocol.tools import Choice, Function
-from qwench.text.tool_calls import ToolCallParser
+from qwench.text.tool_calls import TagKind, ToolCallParser
+from qwench.text.tool_grammar import call_grammar
 
 
 @dataclass(frozen=True)
 class ToolUse:
-    """functions: all that the template is shown. names: of those that may be called; empty: the answer is only text."""
+    """functions: all that the template is shown. names: of those that may be called; empty: the answer is only text.
+    is_required: the answer consists of calls. is_single: it has one call at most."""
 
     functions: Sequence[Function]
     names: frozenset[str]
+    is_required: bool
+    is_single: bool
 
     @classmethod
-    def of(cls, functions: Sequence[Function], choice: Choice) -> ToolUse:
+    def of(cls, functions: Sequence[Function], choice: Choice, is_parallel: bool | None) -> ToolUse:
         """Raises ApiError for a choice of tools that aren't there."""
-        names = {function.name for function in functions}
-        wanted = names if choice.names is None else set(choice.names)
+        names = frozenset(function.name for function in functions)
+        wanted = names if choice.names is None else frozenset(choice.names)
         if unknown := sorted(wanted - names):
             raise ApiError.bad_request(
                 f"tool_choice names {unknown[0]!r}, which isn't among the tools", param="tool_choice"
             )
         if choice.mode == "required" and not names:
             raise ApiError.bad_request("tool_choice demands a call, and there are no tools", param="tool_choice")
-        if choice.mode == "required":
-            raise ApiError.bad_request("tool_choice can't demand a call yet, only allow it", param="tool_choice")
-        return cls(functions, frozenset() if choice.mode == "none" else frozenset(wanted))
+        if choice.mode == "none":
+            wanted = frozenset()
+        return cls(functions, wanted, choice.mode == "required", choice.is_single or is_parallel is False)
 
     def template_variables(self) -> dict[str, Any]:
         """With `none` too: the prompt stays as it is when calls are allowed, and so in the prefix cache."""
         return shown_tools(self.functions)
 
-    def adapt(self, params: SamplingParams, info: EngineInfo) -> SamplingParams:
-        """Special tokens are shown where the tags of calls are some."""
-        if self.names and info.tool_tags_are_special:
-            return dataclasses.replace(params, skip_special_tokens=False)
-        return params
+    def adapt(
+        self, params: SamplingParams, format_field: str | None, tags: TagKind
+    ) -> tuple[SamplingParams, str | None]:
+        """The same for an answer with calls. format_field: whose the grammar in `params` is, and in the result.
+
+        A grammar sees to what the model must do or must not do; one of the request's own that says it all, as
+        structured_outputs, stays as it is. Raises ApiError or RequestError for what can't go together.
+        """
+        if not self.names:
+            return params, format_field
+        if tags == "special tokens":
+            params = dataclasses.replace(params, skip_special_tokens=False)
+        if format_field == "structured_outputs":
+            if self.is_required:
+                raise ApiError.bad_request("tool_choice and structured_outputs both say what form the answer must have")
+            return params, format_field
+        functions = [function for function in self.functions if function.name in self.names]
+        if not (self.is_required or self.is_single or params.grammar or any(function.strict for function in functions)):
+            return params, format_field
+        grammar = call_grammar(
+            [{"function": function.model_dump(exclude_none=True)} for function in functions], tags,
+            is_required=self.is_required, is_single=self.is_single, answer_schema=_schema(params.grammar),
+        )  # fmt: skip
+        return dataclasses.replace(params, grammar=grammar), "tools"
 
     def make_parser(self) -> ToolCallParser | None:
         """For one answer."""
         return ToolCallParser(self.names) if self.names else None
+
+
+def _schema(grammar: Grammar | None) -> dict[str, Any] | None:
+    """Of the messages, where a response_format says how they must look."""
+    if grammar is None:
+        return None
+    schema: dict[str, Any] = json.loads(grammar.text or "{}")
+    return {"type": "object"} if grammar.kind == "json_object" else schema
 
 
 def shown_tools(functions: Sequence[Function]) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from qwench.targets.target import Float32
 from qwench.text.detokenize import Detokenizer
 from qwench.text.stops import StopChecker
 from qwench.text.tokenizer import Tokenizer, special_ids
-from qwench.text.tool_calls import tags_are_special
+from qwench.text.tool_calls import tag_kind
 
 CHAT_END_TOKENS = ("<|im_end|>", "<|im_start|>")  # the second opens another turn, which is never the answer's business
 
@@ -339,7 +339,7 @@ def chat_params(
 ) -> SamplingParams:
     """`params` for a chat turn, which also ends where the template ends it or opens another one. has_tools: its text
     holds the tags of calls, special tokens or not."""
-    if has_tools and tags_are_special(tokenizer):
+    if has_tools and tag_kind(tokenizer) == "special tokens":
         params = dataclasses.replace(params, skip_special_tokens=False)
     if params.ignore_eos:
         return params

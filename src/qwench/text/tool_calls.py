@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 from qwench.text.json_object import BLANKS, NotJsonError, ObjectScanner
 from qwench.text.stops import possible_start
@@ -37,6 +37,10 @@ class ToolCall:
 
 Part: TypeAlias = "str | ToolCall"
 
+# Qwen2's own tokenizer writes the tags as text; Qwen2.5's has tokens for them, not special ones, which would be left
+# out of texts unless asked for.
+TagKind = Literal["text", "tokens", "special tokens"]
+
 
 def parse(text: str, names: Collection[str] | None = None) -> list[Part]:
     """A whole answer as its texts and calls, in their order. names: of the tools; None: any name is one.
@@ -48,9 +52,12 @@ def parse(text: str, names: Collection[str] | None = None) -> list[Part]:
     return joined([*parser.push(text), *parser.flush()])
 
 
-def tags_are_special(tokenizer: Tokenizer) -> bool:
-    """Whether a text without special tokens would go without the tags (they aren't in Qwen2.5's tokenizer)."""
-    return any(map(tokenizer.is_special, special_ids(tokenizer, (OPEN, CLOSE))))
+def tag_kind(tokenizer: Tokenizer) -> TagKind:
+    """What the tags are to a tokenizer."""
+    ids = special_ids(tokenizer, (OPEN, CLOSE))
+    if any(map(tokenizer.is_special, ids)):
+        return "special tokens"
+    return "tokens" if len(ids) == 2 else "text"
 
 
 def joined(parts: Iterable[Part]) -> list[Part]:

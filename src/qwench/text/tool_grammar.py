@@ -1,0 +1,92 @@
+"""A Grammar that answers with tool calls obey: each call names a tool and has arguments that its schema allows.
+
+It writes calls as Qwen2.5's chat template does, blanks included, so that an answer given back to the model is what it
+wrote, token for token. Knows no engine. Called by the server; from Python:
+
+    tools = [{"type": "function", "function": {"name": ..., "parameters": ...}}]
+    grammar = call_grammar(tools, tag_kind(llm.tokenizer))
+    llm.chat(messages, SamplingParams(grammar=grammar), tools=tools)
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from qwench.errors import GrammarError
+from qwench.runtime.grammar import Grammar
+from qwench.runtime.matcher import WHITESPACE
+from qwench.text.tool_calls import CLOSE, OPEN, TagKind
+
+_COMBINING = {"allOf", "anyOf", "oneOf", "$ref", "if", "dependentSchemas"}  # they may name further properties
+LAYOUT = {"whitespace_flexible": False, "key_separator": ": ", "item_separator": ", "}
+
+
+def call_grammar(
+    tools: Sequence[Mapping[str, Any]], tags: TagKind, *, is_required: bool = True, is_single: bool = False,
+    answer_schema: Mapping[str, Any] | None = None,
+) -> Grammar:  # fmt: skip
+    """For an answer that may call `tools`. is_required: it does, and consists of calls; else there may be text around
+    them, or, with an answer_schema, JSON that this describes in place of them. is_single: there is one call at most,
+    and the answer ends with it.
+
+    Schemas of functions with `strict` are followed in full; of others as far as llguidance knows their keywords.
+    Raises GrammarError for tools that aren't what they should be.
+    """
+    begin, end = (OPEN, CLOSE) if tags != "text" else (_literal(OPEN), _literal(CLOSE))
+    calls = "call" if is_single else r'call ("\n" call)*'
+    if is_required:
+        rules = [f"start: {calls}"]
+    elif answer_schema is not None:
+        rules = [f"start: {calls} | answer", f"answer: %json {json.dumps(_answer(answer_schema))}"]
+    else:
+        rules = _among_text(tags, is_single, end)
+    rules.append(rf'call: {begin} "\n" function "\n" {end}')
+    rules.append("function: " + " | ".join(f"function_{i}" for i in range(len(tools))))
+    for i, tool in enumerate(tools):
+        rules += _function(i, tool)
+    return Grammar("lark", "\n".join(rules))
+
+
+def _among_text(tags: TagKind, is_single: bool, end: str) -> list[str]:
+    """Calls with any text around them, in which no other begins. Where the tags are text themselves, a text and the tag
+    behind it are one lexeme: nothing else tells where the text ends."""
+    text = f"TEXT: /(?s:.+)/ & ~/(?s:.*){OPEN}(?s:.*)/"
+    if tags != "text":
+        return ["start: TEXT? call?" if is_single else "start: (TEXT? call)* TEXT?", text]
+    head, called = f"head[lazy]: /(?s:.*){OPEN}/", rf'called: head "\n" function "\n" {end}'
+    return ["start: called | TEXT?" if is_single else "start: called* TEXT?", text, head, called]
+
+
+def _answer(schema: Mapping[str, Any]) -> dict[str, Any]:
+    """Laid out as in a grammar of the kind json_schema."""
+    return {**schema, "x-guidance": {"whitespace_pattern": WHITESPACE, "lenient": False}}
+
+
+def _function(index: int, tool: Mapping[str, Any]) -> list[str]:
+    try:
+        function = tool["function"]
+        name, parameters, strict = function["name"], function.get("parameters"), function.get("strict")
+    except (TypeError, KeyError, AttributeError):
+        raise GrammarError(f"a tool is {tool!r}; it must have a function with a name") from None
+    if not isinstance(name, str) or not isinstance(parameters, Mapping | None):
+        raise GrammarError(f"the function {name!r} must have a string for its name and an object for its parameters")
+    schema = {"type": "object", **_closed(parameters), "x-guidance": {**LAYOUT, "lenient": not strict}}
+    head = _literal(f'{{"name": {json.dumps(name, ensure_ascii=False)}, "arguments": ')
+    return [f'function_{index}: {head} arguments_{index} "}}"', f"arguments_{index}: %json {json.dumps(schema)}"]
+
+
+def _closed(parameters: Mapping[str, Any] | None) -> Mapping[str, Any]:
+    """Where the schema doesn't say otherwise there are no arguments but those that it names, although JSON Schema would
+    allow any: a function has no use for others."""
+    if parameters is None:
+        return {"additionalProperties": False}
+    if "properties" in parameters and not _COMBINING & set(parameters):
+        return {"additionalProperties": False, **parameters}
+    return parameters
+
+
+def _literal(text: str) -> str:
+    """As Lark writes it; its escapes are JSON's."""
+    return json.dumps(text, ensure_ascii=False)
