@@ -1,4 +1,4 @@
-"""The examples in docs/serving.md, run as they are printed, but for the port."""
+"""The examples in docs/serving.md and README.md, run as they are printed, but for the port."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ from pathlib import Path
 import pytest
 from server_process import ServerProcess
 
-TEXT = (Path(__file__).parents[2] / "docs" / "serving.md").read_text()
-CURLS = re.findall(r"^    (curl (?:.|\n(?=    ))+)", TEXT, re.MULTILINE)
+ROOT = Path(__file__).parents[2]
+TEXT, README = (ROOT / "docs" / "serving.md").read_text(), (ROOT / "README.md").read_text()
+CURL = re.compile(r"^    (curl (?:.|\n(?=    ))+)", re.MULTILINE)
+CURLS = CURL.findall(TEXT) + CURL.findall(README)
 PYTHON = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
 
 
