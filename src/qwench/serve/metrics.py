@@ -71,6 +71,8 @@ class ServerMetrics:
         for reason, count in self._finished.items():
             finished.add_metric([reason], count)
         yield finished
+        block_tokens = 0 if engine.info is None else engine.info.limits.block_size
+        yield GaugeMetricFamily("qwench_kv_block_tokens", "Tokens that a block holds", value=block_tokens)
         yield GaugeMetricFamily("qwench_answers_open", "Answers admitted and not over", value=admission.num_open)
         yield CounterMetricFamily("qwench_requests_refused", "Requests told to come later", value=admission.num_refused)
         yield CounterMetricFamily("qwench_engine_restarts", "Deaths of the engine process", value=engine.num_restarts)
