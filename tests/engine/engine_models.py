@@ -16,6 +16,7 @@ from safetensors.numpy import save_file
 
 from qwench.checkpoint.spec import ModelSpec
 from qwench.config import QwenchConfig
+from qwench.llm import LLM
 from qwench.program.cache_groups import first_position
 from qwench.program.memory import MemoryPlan, plan_memory
 from qwench.program.ops import Program
@@ -24,7 +25,9 @@ from qwench.program.qwen2 import build_qwen2
 from qwench.runtime.engine import Engine
 from qwench.runtime.loading import load_engine
 from qwench.targets.target import LOGIT_GROUP, Array, Bytes, CacheConfig, Float32, StepBatch, get_target
+from qwench.text.tokenizer import Tokenizer
 
+GRAMMAR_VOCAB_SIZE = 400  # more than the tokenizer of conftest.py has
 TINY_CONFIG = {
     "model_type": "qwen2", "vocab_size": 300, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
     "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 1024, "rope_theta": 10000.0,
@@ -166,6 +169,12 @@ def history_engine(
         max_seq_len=max_seq_len, max_num_seqs=max_num_seqs, max_step_tokens=max_step_tokens,
         enable_prefix_caching=enable_prefix_caching, eos_token_ids=eos_token_ids, windows=windows,
     )  # fmt: skip
+
+
+def grammar_llm(tokenizer: Tokenizer | None, **options: Any) -> LLM:
+    """An LLM over a `history_engine`; options are the engine's."""
+    eos = () if tokenizer is None else (tokenizer.eos_token_id,)
+    return LLM.from_engine(history_engine(vocab_size=GRAMMAR_VOCAB_SIZE, eos_token_ids=eos, **options), tokenizer)
 
 
 def load_model(

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
 
-from qwench import LLM, SamplingParams
+from qwench import LLM, Grammar, SamplingParams
 from qwench.serve.engine_process import EngineProcess
 from qwench.serve.wire import params_from_json, params_to_json
 
@@ -30,6 +31,10 @@ class Loop(EngineProcess):
     def tell(self, *messages: dict[str, Any]) -> None:
         for message in messages:
             self._inbox.put(message)
+
+    def compile_one(self) -> None:
+        """What the thread that compiles does with the next grammar."""
+        self._compile_one(self._to_compile.get_nowait())
 
     def turn(self) -> list[dict[str, Any]]:
         """What the process does between two steps, and one step; what it says."""
@@ -90,3 +95,27 @@ def test_sampling_params_survive_the_way() -> None:
     )  # fmt: skip
     assert params_from_json(params_to_json(params)) == params
     assert params_to_json(SamplingParams()) == {}
+
+
+def test_a_grammar_is_compiled_beside_the_loop(loop: Loop, llm: LLM) -> None:
+    """Others go on meanwhile; whoever is aborted while he waits for it never comes in."""
+    pytest.importorskip("llguidance", reason='grammars need pip install "qwench[structured]"')
+    grammars = [Grammar("regex", f"[a-z]{{2,{most}}}") for most in (7, 8)]
+    wishes = [add(str(i), [1, i], grammar=grammar, temperature=1.0) for i, grammar in enumerate(grammars)]
+    loop.tell(add("other", [5] * 4), *wishes, {"abort": "1"})
+    said = [row[0] for message in loop.turn() for row in message.get("deltas", ())]
+    assert said == ["other"]
+    for _ in grammars:
+        loop.compile_one()
+    rows = [row for _ in range(12) for message in loop.turn() for row in message.get("deltas", ())]
+    assert {row[0] for row in rows} == {"other", "0"}
+    assert re.fullmatch("[a-z]{2,7}", "".join(row[2] for row in rows if row[0] == "0"))
+    loop.tell({"abort": "other"}, add("2", [1, 2], grammar=grammars[0], temperature=1.0))  # known by now
+    assert "2" in [row[0] for message in loop.turn() for row in message.get("deltas", ())]
+    loop.tell({"abort": "2"}, add("3", [1], grammar=Grammar("regex", "(a")), add("last", [1], max_tokens=1))
+    loop.turn()
+    loop.compile_one()
+    loop.tell(add("last again", [1], max_tokens=1))
+    refusals = [message for message in loop.turn() if "refused" in message]
+    assert [message["refused"] for message in refusals] == ["3"] and "unclosed group" in refusals[0]["reason"]
+    assert not llm.engine.has_unfinished()

@@ -128,7 +128,7 @@ REFUSED = [
     (in_format({"$ref": "http://169.254.169.254/latest"}), "response_format", "169.254"),
     (in_format({"$ref": "#"}), "response_format", "no text"),
     (in_format(nested(80)), "response_format", "recursion"),
-    (in_format({"enum": ["x" * 70000]}), "response_format", "65536"),
+    (in_format({"enum": ["x" * 70000]}), "response_format", "32768"),
     ({"response_format": {"type": "json_schema"}}, "response_format", "Field required"),
     ({"response_format": {"type": "yaml"}}, "response_format", "type"),
     ({"structured_outputs": {"regex": "(a"}}, "structured_outputs", "unclosed group"),

@@ -14,7 +14,10 @@ from qwench.errors import GrammarError
 
 GrammarKind = Literal["json_schema", "json_object", "regex", "lark"]
 
-MAX_TEXT = 1 << 16  # characters; schemas that people write have a few thousand, and work grows faster than length
+# Characters of a grammar; schemas that people write have a few thousand. A single text of so many, the worst there is,
+# holds up a step for a tenth of a second.
+MAX_TEXT = {"json_schema": 1 << 15, "json_object": 0, "regex": 1 << 13, "lark": 1 << 15}
+MAX_LINES = 1000  # of a lark grammar: 4000 rules, each of which names the next, are more than a thread's stack holds
 
 
 @dataclass(frozen=True)
@@ -40,8 +43,11 @@ class Grammar:
         if bool(self.text) == (self.kind == "json_object"):
             what = "takes no text" if self.text else "needs a text"
             raise GrammarError(f"a grammar of kind {self.kind} {what}")
-        if len(self.text) > MAX_TEXT:
-            raise GrammarError(f"the grammar has {len(self.text)} characters; no more than {MAX_TEXT} are allowed")
+        longest = MAX_TEXT[self.kind]
+        if len(self.text) > longest:
+            raise GrammarError(f"the grammar has {len(self.text)} characters; no more than {longest} are allowed")
+        if self.kind == "lark" and self.text.count("\n") >= MAX_LINES:
+            raise GrammarError(f"the grammar has more than {MAX_LINES} lines, the most allowed")
         try:
             self.text.encode()
         except UnicodeEncodeError:

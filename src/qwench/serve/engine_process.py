@@ -101,12 +101,16 @@ class EngineProcess:
         with contextlib.suppress(ConfigError):
             grammars.prepare()  # now, when it holds up nobody, and not for the first request with a grammar
         while True:
-            message = self._to_compile.get()
-            try:
-                grammars.compile(Grammar(**message["params"]["grammar"]))
-            except BaseException as error:  # a panic of the library's, too: without this thread requests wait for ever
-                message["refusal"] = str(error) or type(error).__name__
-            self._inbox.put(message)
+            self._compile_one(self._to_compile.get())
+
+    def _compile_one(self, message: Message) -> None:
+        grammars = self._llm.text_engine.grammars
+        assert grammars is not None
+        try:
+            grammars.compile(Grammar(**message["params"]["grammar"]))
+        except BaseException as error:  # a panic of the library's, too: without this thread requests wait for ever
+            message["refusal"] = str(error) or type(error).__name__
+        self._inbox.put(message)
 
     def _take_in(self) -> bool:
         """Handles all messages that are there, waiting for one if there's nothing to do; False when it's over."""
