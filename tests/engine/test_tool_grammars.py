@@ -169,3 +169,20 @@ def test_a_call_is_written_as_qwens_template_does(folder: Path) -> None:
 def test_tools_that_can_not_be(folder: Path, tools: Any) -> None:
     with pytest.raises(GrammarError):
         model(folder, "text").generate("x", SamplingParams(grammar=call_grammar(tools, "text"), max_tokens=1))
+
+
+def test_many_tools_with_long_descriptions(folder: Path) -> None:
+    """What people read of a schema is left out; what looks like it and isn't stays."""
+    properties = {
+        "description": {"const": {"title": "x"}, "description": "What it is about, at some length. " * 20},
+        "title": {"type": "array", "items": {"type": "string", "title": "Title"}, "default": ["long"] * 50},
+    }
+    schema = {"type": "object", "properties": properties, "required": ["description"], "title": "Arguments"}
+    tools = [{"function": {"name": f"tool_{i}", "parameters": schema, "strict": True}} for i in range(100)]
+    call = (
+        '<tool_call>\n{"name": "tool_99", "arguments": {"description": {"title": "x"}, "title": ["y"]}}\n</tool_call>'
+    )
+    grammar = call_grammar(tools, "tokens")
+    assert obeys(model(folder, "tokens"), grammar, call)
+    assert not obeys(model(folder, "tokens"), grammar, call.replace('["y"]', "5"))
+    assert not obeys(model(folder, "tokens"), grammar, call.replace('"description": {"title": "x"}, ', ""))

@@ -20,6 +20,8 @@ from qwench.runtime.matcher import WHITESPACE
 from qwench.text.tool_calls import CLOSE, OPEN, TagKind
 
 _COMBINING = {"allOf", "anyOf", "oneOf", "$ref", "if", "dependentSchemas"}  # they may name further properties
+_NOTES = {"title", "description", "default", "examples", "$comment"}
+_BY_NAME = {"properties", "patternProperties", "$defs", "definitions", "dependentSchemas", "dependentRequired"}
 LAYOUT = {"whitespace_flexible": False, "key_separator": ": ", "item_separator": ", "}
 
 
@@ -72,9 +74,9 @@ def _function(index: int, tool: Mapping[str, Any]) -> list[str]:
         raise GrammarError(f"a tool is {tool!r}; it must have a function with a name") from None
     if not isinstance(name, str) or not isinstance(parameters, Mapping | None):
         raise GrammarError(f"the function {name!r} must have a string for its name and an object for its parameters")
-    schema = {"type": "object", **_closed(parameters), "x-guidance": {**LAYOUT, "lenient": not strict}}
+    schema = {"type": "object", **_closed(_bare(parameters)), "x-guidance": {**LAYOUT, "lenient": not strict}}
     head = _literal(f'{{"name": {json.dumps(name, ensure_ascii=False)}, "arguments": ')
-    return [f'function_{index}: {head} arguments_{index} "}}"', f"arguments_{index}: %json {json.dumps(schema)}"]
+    return [f'function_{index}: {head} arguments_{index} "}}"', f"arguments_{index}: %json {json.dumps(schema, separators=(",", ":"))}"]
 
 
 def _closed(parameters: Mapping[str, Any] | None) -> Mapping[str, Any]:
@@ -85,6 +87,21 @@ def _closed(parameters: Mapping[str, Any] | None) -> Mapping[str, Any]:
     if "properties" in parameters and not _COMBINING & set(parameters):
         return {"additionalProperties": False, **parameters}
     return parameters
+
+
+def _bare(schema: Any) -> Any:
+    """A schema without what it says to people: half of it, often, and grammars have a limit."""
+    if isinstance(schema, list):
+        return [_bare(part) for part in schema]
+    if not isinstance(schema, Mapping):
+        return schema
+    bare: dict[str, Any] = {}
+    for keyword, value in schema.items():
+        if keyword in _BY_NAME and isinstance(value, Mapping):
+            bare[keyword] = {name: _bare(part) for name, part in value.items()}
+        elif keyword not in _NOTES:
+            bare[keyword] = value if keyword in ("enum", "const") else _bare(value)
+    return bare
 
 
 def _literal(text: str) -> str:
