@@ -7,10 +7,10 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from server_process import ServerProcess
 
 ROOT = Path(__file__).parents[2]
 TEXT, README = (ROOT / "docs" / "serving.md").read_text(), (ROOT / "README.md").read_text()
@@ -19,14 +19,21 @@ CURLS = CURL.findall(TEXT) + CURL.findall(README)
 PYTHON = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
 
 
-def at(server: ServerProcess, code: str) -> str:
-    return code.replace("http://localhost:8000", server.url)
+@pytest.fixture
+def at(request: pytest.FixtureRequest) -> Callable[[str], str]:
+    """Code for a server of the tests, one whose model knows tools where they are asked for."""
+
+    def place(code: str) -> str:
+        server = request.getfixturevalue("tool_server" if '"tools"' in code or "tools=" in code else "server")
+        return code.replace("http://localhost:8000", server.url)
+
+    return place
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="needs curl")
 @pytest.mark.parametrize("command", CURLS, ids=lambda command: re.search(r"8000(\S+)", command)[1])
-def test_curl(server: ServerProcess, command: str) -> None:
-    run = subprocess.run(["sh", "-c", at(server, f"{command} -sS --fail")], capture_output=True, text=True, timeout=60)
+def test_curl(at: Callable[[str], str], command: str) -> None:
+    run = subprocess.run(["sh", "-c", at(f"{command} -sS --fail")], capture_output=True, text=True, timeout=60)
     assert run.returncode == 0, run.stderr
     if '"stream": true' in command:
         assert run.stdout.endswith("data: [DONE]\n\n")
@@ -37,14 +44,14 @@ def test_curl(server: ServerProcess, command: str) -> None:
 
 
 @pytest.mark.parametrize("code", PYTHON)
-def test_python(server: ServerProcess, code: str) -> None:
+def test_python(at: Callable[[str], str], code: str) -> None:
     pytest.importorskip("openai", reason="the example needs openai")
-    run = subprocess.run([sys.executable, "-c", at(server, code)], capture_output=True, text=True, timeout=60)
+    run = subprocess.run([sys.executable, "-c", at(code)], capture_output=True, text=True, timeout=60)
     assert run.returncode == 0 and len(run.stdout) > 20, run.stderr
 
 
 def test_there_are_examples() -> None:
-    assert len(CURLS) >= 7 and len(PYTHON) == 1
+    assert len(CURLS) >= 9 and len(PYTHON) == 2
 
 
 def test_every_option_it_names_exists() -> None:

@@ -41,7 +41,7 @@ def call_grammar(
     if is_required:
         rules = [f"start: {calls}"]
     elif answer_schema is not None:
-        rules = [f"start: {calls} | answer", f"answer: %json {json.dumps(_answer(answer_schema))}"]
+        rules = [f"start: {calls} | answer", f"answer: %json {_schema(_answer(answer_schema))}"]
     else:
         rules = _among_text(tags, is_single, end)
     rules.append(rf'call: {begin} "\n" function "\n" {end}')
@@ -76,7 +76,7 @@ def _function(index: int, tool: Mapping[str, Any]) -> list[str]:
         raise GrammarError(f"the function {name!r} must have a string for its name and an object for its parameters")
     schema = {"type": "object", **_closed(_bare(parameters)), "x-guidance": {**LAYOUT, "lenient": not strict}}
     head = _literal(f'{{"name": {json.dumps(name, ensure_ascii=False)}, "arguments": ')
-    return [f'function_{index}: {head} arguments_{index} "}}"', f"arguments_{index}: %json {json.dumps(schema, separators=(",", ":"))}"]
+    return [f'function_{index}: {head} arguments_{index} "}}"', f"arguments_{index}: %json {_schema(schema)}"]
 
 
 def _closed(parameters: Mapping[str, Any] | None) -> Mapping[str, Any]:
@@ -102,6 +102,10 @@ def _bare(schema: Any) -> Any:
         elif keyword not in _NOTES:
             bare[keyword] = value if keyword in ("enum", "const") else _bare(value)
     return bare
+
+
+def _schema(schema: Mapping[str, Any]) -> str:
+    return json.dumps(schema, ensure_ascii=False, separators=(",", ":"))
 
 
 def _literal(text: str) -> str:
