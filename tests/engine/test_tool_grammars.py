@@ -14,7 +14,7 @@ from qwench.errors import GrammarError
 from qwench.llm import LLM
 from qwench.runtime.grammar import Grammar
 from qwench.runtime.request import SamplingParams
-from qwench.text.generation import CompletionOutput
+from qwench.text.generation import CompletionOutput, chat_params
 from qwench.text.tokenizer import Tokenizer, byte_level_tokenizer
 from qwench.text.tool_calls import TagKind, ToolCall, parse, tag_kind
 from qwench.text.tool_grammar import call_grammar
@@ -99,6 +99,16 @@ def test_a_single_call_ends_the_answer(folder: Path, kind: TagKind) -> None:
         check(call)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_tags_are_never_left_out_of_an_answer_with_tools(folder: Path, kind: TagKind) -> None:
+    tokenizer = model(folder, kind).tokenizer
+    assert tokenizer is not None
+    params = [chat_params(SamplingParams(), tokenizer, frozenset(), has_tools=has_tools) for has_tools in (False, True)]
+    ids = tokenizer.encode("<tool_call></tool_call>")
+    shown = [tokenizer.decode(ids, skip_special_tokens=each.skip_special_tokens) for each in params]
+    assert shown == ["" if kind == "special tokens" else "<tool_call></tool_call>", "<tool_call></tool_call>"]
+
+
 CALL = '<tool_call>\n{"name": "weather", "arguments": {"city": "Paris"}}\n</tool_call>'
 WRONG = CALL.replace("Paris", "Rome")
 
@@ -178,9 +188,9 @@ def test_many_tools_with_long_descriptions(folder: Path) -> None:
         "title": {"type": "array", "items": {"type": "string", "title": "Title"}, "default": ["long"] * 50},
     }
     schema = {"type": "object", "properties": properties, "required": ["description"], "title": "Arguments"}
-    tools = [{"function": {"name": f"tool_{i}", "parameters": schema, "strict": True}} for i in range(100)]
+    tools = [{"function": {"name": f"tool_{i}", "parameters": schema, "strict": True}} for i in range(64)]
     call = (
-        '<tool_call>\n{"name": "tool_99", "arguments": {"description": {"title": "x"}, "title": ["y"]}}\n</tool_call>'
+        '<tool_call>\n{"name": "tool_63", "arguments": {"description": {"title": "x"}, "title": ["y"]}}\n</tool_call>'
     )
     grammar = call_grammar(tools, "tokens")
     assert obeys(model(folder, "tokens"), grammar, call)

@@ -58,7 +58,7 @@ async def answer_invalid_body(request: Request, error: Exception) -> JSONRespons
     """The first thing that the schema has against a body: the deepest, where a field may be of several kinds."""
     assert isinstance(error, RequestValidationError)
     first = max(error.errors()[:50], key=lambda entry: len(entry["loc"]))
-    place = [str(part) for part in first["loc"] if part != "body"]
+    place = [str(part) for part in first["loc"] if part != "body" and "[" not in str(part)]  # list[...]: of a union
     if first["type"] == "json_invalid":
         return ApiError.bad_request(f"the body isn't JSON: {first['ctx']['error']}").response()
     if first["type"] == "unknown_field":

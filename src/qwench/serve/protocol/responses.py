@@ -69,8 +69,11 @@ Item = Annotated[
     Annotated[InputMessage, Tag("message")]
     | Annotated[InputCall, Tag("function_call")]
     | Annotated[InputCallOutput, Tag("function_call_output")],
-    Discriminator(_kind),
-]
+    Discriminator(
+        _kind, custom_error_type="kind",
+        custom_error_message="its type must be message, function_call or function_call_output",
+    ),
+]  # fmt: skip
 
 
 def _to_template(item: InputMessage | InputCall | InputCallOutput) -> TemplateMessage:
