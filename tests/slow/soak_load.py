@@ -41,7 +41,7 @@ class SoakLoad:
         self.generated = 0
         self._wishes: list[Callable[[], Awaitable[None]]] = [
             self.chat, self.chat_stream, self.completion, self.shared_prefix, self.tokens_with_logprobs, self.greedily,
-            self.response, self.embed, self.leave, self.leave, self.wrong,
+            self.response, self.embed, self.scored, self.structured, self.leave, self.leave, self.wrong,
         ]  # fmt: skip
 
     async def one(self) -> None:
@@ -109,6 +109,21 @@ class SoakLoad:
         texts = self._rng.sample(STORIES, self._rng.randint(1, 6))
         body = {"input": texts, "pooling": self._rng.choice(["last", "mean"])}
         assert len((await self._post("/v1/embeddings", body))["data"]) == len(texts)
+
+    async def scored(self) -> None:
+        prompt = [self._rng.randrange(300, 2000) for _ in range(self._rng.randint(2, 400))]
+        body = {"prompt": prompt, "echo": True, "logprobs": 2, "max_tokens": self._rng.choice([0, 1, 5])}
+        [choice] = (await self._post("/v1/completions", body))["choices"]
+        assert len(choice["logprobs"]["token_logprobs"]) >= len(prompt) and choice["text"]
+
+    async def structured(self) -> None:
+        """Whole or cut off in the middle: what is whole is as asked for."""
+        schema = {"type": "object", "properties": {"age": {"type": "integer"}}, "required": ["age"]}
+        form = {"type": "json_schema", "json_schema": {"name": "animal", "schema": schema, "strict": True}}
+        body = {"messages": self._messages(), "response_format": form, "max_tokens": self._rng.randint(1, 80)}
+        [choice] = (await self._post("/v1/chat/completions", body))["choices"]
+        if choice["finish_reason"] == "stop":
+            assert isinstance(json.loads(choice["message"]["content"])["age"], int)
 
     async def leave(self) -> None:
         """At any moment, in the middle of a stream or before the first byte."""
