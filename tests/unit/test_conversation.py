@@ -40,9 +40,10 @@ def test_a_chat() -> None:
         {"role": "assistant", "content": "Sunny."},
     ]  # fmt: skip
     assert called("a", **WEATHER)["function"]["arguments"] == {"city": "Paris", "days": 1.0}
+    assert called("a", "now", "") == called("a", "now", "{}")
 
 
-@pytest.mark.parametrize("arguments", ["", "{", "[1]", "null", '"{}"', "[" * 100_000])
+@pytest.mark.parametrize("arguments", ["{", "[1]", "null", '"{}"', "[" * 100_000])
 def test_arguments_that_are_no_object_stay_as_they_are(arguments: str) -> None:
     assert called("a", "weather", arguments)["function"]["arguments"] == arguments
 

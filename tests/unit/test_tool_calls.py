@@ -110,7 +110,9 @@ def test_calls_and_text(text: str, parts: list[Part]) -> None:
         CALL.replace('"Paris"', "NaN"), CALL.replace('"Paris"', "01"), CALL.replace('"Paris"}', '"Paris",}'),
         CALL.replace('"Paris"', '"\\x"'), CALL.replace('"Paris"', '"\\u12G4"'), CALL.replace('"Paris"', "+1"),
         CALL.replace("</tool_call>", "x</tool_call>"), CALL.replace("</tool_call>", "<tool_call>"),
-        CALL.replace('"weather"', "1"), '<tool_call>["weather"]</tool_call>', "<tool_call>weather()</tool_call>",
+        CALL.replace('"weather"', "1"), CALL.replace('"weather"', "1" * 5000),
+        CALL.replace('"weather"', "[" * 5000 + "]" * 5000),
+        '<tool_call>["weather"]</tool_call>', "<tool_call>weather()</tool_call>",
         "</tool_call>" + CALL[11:], '<tool_call>\n{"name": "now", "arguments": {"a": ' + "[" * 100_000,
     ],
 )  # fmt: skip
@@ -130,6 +132,12 @@ def test_a_call_is_given_out_as_soon_as_it_is_there() -> None:
     assert parser.push(">\n") == [PARIS]
     assert joined(parser.push("<tool_call>{wrong")) == ["\n<tool_call>{wrong"]  # and so is what isn't one
     assert parser.flush() == []
+
+
+def test_arguments_that_python_can_not_read_are_json_all_the_same() -> None:
+    for value in ("1" * 5000, "[" * 5000 + "]" * 5000, '"\\ud800"', "1e999"):
+        arguments = f'{{"x": {value}}}'
+        assert parse(CALL.replace('{"city": "Paris"}', arguments)) == [ToolCall("weather", arguments)]
 
 
 FRAGMENTS = [

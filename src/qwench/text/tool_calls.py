@@ -13,6 +13,7 @@ Knows no HTTP. Called by the server; for use from Python there is `parse`.
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
@@ -63,11 +64,9 @@ def tag_kind(tokenizer: Tokenizer) -> TagKind:
 def joined(parts: Iterable[Part]) -> list[Part]:
     """The same with texts that follow each other as one."""
     result: list[Part] = []
-    for part in parts:
-        if isinstance(part, str) and result and isinstance(result[-1], str):
-            result[-1] += part
-        else:
-            result.append(part)
+    for are_texts, group in itertools.groupby(parts, lambda part: isinstance(part, str)):
+        same = list(group)
+        result += ["".join(map(str, same))] if are_texts else same
     return result
 
 
@@ -185,13 +184,12 @@ class _OpenCall:
 
     def _read_object(self) -> None:
         members = self._scanner.members(self.text)
-        name = json.loads(members.get("name", "null"))
-        self._arguments = members.get("arguments", "")
-        if not isinstance(name, str) or not self._arguments.startswith("{"):
+        name, self._arguments = members.get("name", ""), members.get("arguments", "")
+        if not (name.startswith('"') and self._arguments.startswith("{")):
             raise _NotACallError
-        if self._names is not None and name not in self._names:
+        self._name = json.loads(name)
+        if self._names is not None and self._name not in self._names:
             raise _NotACallError
-        self._name = name
 
     def call(self) -> ToolCall:
         return ToolCall(self._name, self._arguments)

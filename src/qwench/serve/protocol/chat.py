@@ -15,7 +15,7 @@ from qwench.serve.protocol.common import (
     StreamOptions,
     few_entries,
 )
-from qwench.serve.protocol.conversation import TemplateMessage, called, in_order_of_calls
+from qwench.serve.protocol.conversation import TemplateMessage, called, in_order_of_calls, text_of
 from qwench.serve.protocol.formats import ChatFormat, Format
 from qwench.serve.protocol.sampling import SamplingFields
 from qwench.serve.protocol.tools import MAX_CALLS, CallId, ChatToolChoice, ChatTools
@@ -82,11 +82,6 @@ class ChatMessage(Body):
             calls = self.tool_calls
             message["tool_calls"] = [called(call.id, call.function.name, call.function.arguments) for call in calls]
         return message
-
-
-def text_of(content: str | Sequence[TextPart] | None) -> str:
-    """A message's content as one text."""
-    return content if isinstance(content, str) else "".join(part.text for part in content or ())
 
 
 Messages = Annotated[list[ChatMessage], Field(min_length=1, max_length=8192, fail_fast=True)]

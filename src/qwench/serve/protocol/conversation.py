@@ -9,15 +9,27 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 TemplateMessage = dict[str, Any]
 
 
+class Part(Protocol):
+    """Of a message's content."""
+
+    text: str
+
+
+def text_of(content: str | Sequence[Part] | None) -> str:
+    """A message's content as one text."""
+    return content if isinstance(content, str) else "".join(part.text for part in content or ())
+
+
 def called(call_id: str | None, name: str, arguments: str) -> dict[str, Any]:
-    """An entry of a message's tool_calls. arguments: JSON; what isn't an object stays as it is written."""
+    """An entry of a message's tool_calls. arguments: JSON, or nothing where there are none; what isn't an object stays
+    as it is written."""
     try:
-        value = json.loads(arguments)
+        value = json.loads(arguments or "{}")
     except (ValueError, RecursionError):
         value = arguments
     return {"type": "function", "id": call_id, "function": {

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Discriminator, Field, Tag
 
 from qwench.serve.protocol.common import MAX_TOP_LOGPROBS, Body, Count
-from qwench.serve.protocol.conversation import TemplateMessage, called, in_order_of_calls
+from qwench.serve.protocol.conversation import TemplateMessage, called, in_order_of_calls, text_of
 from qwench.serve.protocol.formats import Format, ResponsesFormat
 from qwench.serve.protocol.sampling import SamplingFields
 from qwench.serve.protocol.tools import CallId, ResponsesToolChoice, ResponsesTools
@@ -81,12 +81,8 @@ def _to_template(item: InputMessage | InputCall | InputCallOutput) -> TemplateMe
     if isinstance(item, InputCall):
         return {"role": "assistant", "content": "", "tool_calls": [called(item.call_id, item.name, item.arguments)]}
     if isinstance(item, InputCallOutput):
-        return {"role": "tool", "content": _text_of(item.output), "tool_call_id": item.call_id}
-    return {"role": "system" if item.role == "developer" else item.role, "content": _text_of(item.content)}
-
-
-def _text_of(content: Content) -> str:
-    return content if isinstance(content, str) else "".join(part.text for part in content)
+        return {"role": "tool", "content": text_of(item.output), "tool_call_id": item.call_id}
+    return {"role": "system" if item.role == "developer" else item.role, "content": text_of(item.content)}
 
 
 class TextOptions(Body):
