@@ -14,6 +14,7 @@ import pytest
 from pydantic import BaseModel
 from schemathesis_run import run_schemathesis
 from server_process import ServerProcess, running_server, short_model
+from tool_checkpoint import NOW, WEATHER
 
 from qwench.serve.protocol import replies
 
@@ -26,6 +27,7 @@ GOOD: list[tuple[str, dict[str, Any], type[BaseModel]]] = [
     ("/v1/completions", {"prompt": [5, 6], "max_tokens": 5, "logprobs": 3, "stop": ["a"]}, replies.Completion),
     ("/v1/responses", {"input": "Tell me", "max_output_tokens": 5}, replies.ResponseObject),
     ("/v1/responses", {"input": "Tell me", "top_logprobs": 2, "instructions": "x"}, replies.ResponseObject),
+    ("/v1/completions", {"prompt": "a fox", "max_tokens": 0, "echo": True, "logprobs": 2}, replies.Completion),
     ("/v1/embeddings", {"input": ["a", "b"]}, replies.EmbeddingList),
     ("/v1/embeddings", {"input": "a", "encoding_format": "base64"}, replies.EmbeddingList),
     ("/tokenize", {"prompt": "a fox"}, replies.Tokens),
@@ -48,6 +50,18 @@ def test_good_answers_are_as_documented(
     reply.model_validate(answer.json())
     schema = document["paths"][path]["post"]["responses"]["200"]["content"]["application/json"]["schema"]
     assert schema == {"$ref": f"#/components/schemas/{reply.__name__}"}
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_calls_are_as_documented(tool_server: ServerProcess, number: int) -> None:
+    flat = [{"type": "function", **tool["function"]} for tool in (WEATHER, NOW)][:number]
+    chat = {"messages": MESSAGES, "tools": [WEATHER, NOW][:number], "tool_choice": "required", "max_tokens": 400}
+    response = {"input": MESSAGES, "tools": flat, "tool_choice": "required", "max_output_tokens": 400}
+    with tool_server.client() as http:
+        answer = replies.ChatCompletion.model_validate(http.post("/v1/chat/completions", json=chat).json())
+        assert answer.choices[0].finish_reason == "tool_calls" and answer.choices[0].message.tool_calls
+        made = replies.ResponseObject.model_validate(http.post("/v1/responses", json=response).json())
+        assert any(item.type == "function_call" for item in made.output)
 
 
 @pytest.mark.parametrize("path", ["/health", "/ready", "/v1/models", "/v1/models/tiny"])
