@@ -15,6 +15,7 @@ from server_process import ServerProcess, running_server
 from tool_checkpoint import MESSAGES, NOW, WEATHER, tool_model
 
 from qwench import LLM, SamplingParams
+from qwench.serve.protocol.replies import ChatCompletion, ResponseObject
 
 
 @pytest.fixture(scope="module")
@@ -266,3 +267,11 @@ def test_refusals_are_quick(http: httpx.Client) -> None:
             assert post(http, **body).status_code == 400
             taken.append(time.perf_counter() - start)
         assert min(taken) < 0.04, f"{taken} for {str(body)[:60]}"
+
+
+def test_answers_with_calls_are_as_documented(http: httpx.Client) -> None:
+    for choice in ("required", "none"):
+        fields = {"tools": [WEATHER], "tool_choice": choice, "max_tokens": 60}
+        ChatCompletion.model_validate(post(http, **fields).json())
+        fields = {"tools": [FLAT], "tool_choice": choice, "max_output_tokens": 60}
+        ResponseObject.model_validate(post(http, "/v1/responses", **fields).json())

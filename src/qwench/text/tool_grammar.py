@@ -1,7 +1,7 @@
 """A Grammar that answers with tool calls obey: each call names a tool and has arguments that its schema allows.
 
 It writes calls as Qwen2.5's chat template does, blanks included, so that an answer given back to the model is what it
-wrote, token for token. Knows no engine. Called by the server; from Python:
+wrote, and in the prefix cache. Knows no engine. Called by the server; from Python:
 
     tools = [{"type": "function", "function": {"name": ..., "parameters": ...}}]
     grammar = call_grammar(tools, tag_kind(llm.tokenizer))
