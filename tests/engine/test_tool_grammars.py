@@ -172,6 +172,21 @@ def test_a_call_is_written_as_qwens_template_does(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("schema", "may_have_more"),
+    [
+        ({"properties": {}}, False), ({"properties": {"a": {}}}, False), ({"properties": {"a": {}}, **CLOSED}, False),
+        ({"properties": {"a": {}}, "additionalProperties": True}, True), ({"type": "object"}, True), ({}, True),
+        ({"properties": {"a": {}}, "required": ["b"]}, True),
+        ({"properties": {"a": {}}, "allOf": [{"properties": {"b": {}}}]}, True),
+    ],
+)  # fmt: skip
+def test_arguments_that_a_schema_does_not_name(folder: Path, schema: dict[str, Any], may_have_more: bool) -> None:
+    grammar = call_grammar([{"function": {"name": "x", "parameters": schema}}], "text")
+    call = '<tool_call>\n{"name": "x", "arguments": {"b": 1}}\n</tool_call>'
+    assert obeys(model(folder, "text"), grammar, call) == may_have_more
+
+
+@pytest.mark.parametrize(
     "tools",
     [[{}], [None], [{"function": {"name": 5}}], [{"function": {"name": "x", "parameters": []}}],
      [{"function": {"name": "x", "parameters": {"type": "object", "not": {}}, "strict": True}}]],

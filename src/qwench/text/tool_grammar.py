@@ -84,9 +84,12 @@ def _closed(parameters: Mapping[str, Any] | None) -> Mapping[str, Any]:
     allow any: a function has no use for others."""
     if parameters is None:
         return {"additionalProperties": False}
-    if "properties" in parameters and not _COMBINING & set(parameters):
-        return {"additionalProperties": False, **parameters}
-    return parameters
+    properties, required = parameters.get("properties"), parameters.get("required", ())
+    if not isinstance(properties, Mapping) or _COMBINING & set(parameters):
+        return parameters
+    if not isinstance(required, Sequence) or not set(map(str, required)) <= set(properties):
+        return parameters
+    return {"additionalProperties": False, **parameters}
 
 
 def _bare(schema: Any) -> Any:
