@@ -6,6 +6,7 @@ import io
 import json
 import os
 import pty
+import re
 import select
 import shutil
 import signal
@@ -144,6 +145,22 @@ def test_run_with_prompt_lookup_says_the_same(artifact: Path) -> None:
     _, stderr = qwench("run", artifact, *options, "--prompt-lookup")
     assert stderr.endswith("guesses right]\n")
     assert "guesses" not in qwench("run", artifact, *options)[1]
+
+
+def test_run_within_a_schema_or_a_regular_expression(artifact: Path, tmp_path: Path) -> None:
+    pytest.importorskip("llguidance", reason='grammars need pip install "qwench[structured]"')
+    schema = tmp_path / "schema.json"
+    schema.write_text('{"type": "array", "items": {"enum": [1, 2]}, "minItems": 2, "maxItems": 2}')
+    for option, pattern in (
+        (["--json-schema", schema], r"\[\s*[12]\s*,\s*[12]\s*\]"),
+        (["--regex", "[a-f]{3}"], "[a-f]{3}"),
+    ):
+        report = one_object(qwench("run", artifact, "-p", "x", "--max-new-tokens", "200", *option, "--json")[0])
+        assert re.fullmatch(pattern, report["text"]) and report["finish_reason"] == "stop"
+    schema.write_bytes(b"\xff")
+    for options, reason in ((["--json-schema", schema], "UTF-8"), (["--regex", "(a"], "unclosed group")):
+        failed = subprocess.run([*QWENCH, "run", artifact, "-p", "x", *options], capture_output=True, text=True)
+        assert failed.returncode == 2 and reason in failed.stderr and failed.stderr.count("\n") == 1
 
 
 def test_run_agrees_with_the_python_interface(artifact: Path) -> None:

@@ -21,10 +21,8 @@ def logits(seed: int, vocab_size: int = VOCAB) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal(vocab_size).astype(np.float32) * 3
 
 
-def make(
-    vocab_size: int = VOCAB, prompt: np.ndarray = PROMPT, ends: tuple[int, ...] = (), **params: Any
-) -> TokenSampler:
-    return TokenSampler(SamplingParams(**params), prompt, vocab_size, 0, frozenset(ends))
+def make(prompt: np.ndarray = PROMPT, ends: tuple[int, ...] = (), **params: Any) -> TokenSampler:
+    return TokenSampler(SamplingParams(**params), prompt, 0, frozenset(ends))
 
 
 @pytest.mark.parametrize(
@@ -51,7 +49,7 @@ def test_greedy_takes_the_lowest_of_equals() -> None:
 
 def allowed(row: np.ndarray, **params: Any) -> set[int]:
     """Every token that 250 different seeds draw."""
-    return {make(vocab_size=len(row), seed=seed, **params).sample(row.copy())[0] for seed in range(250)}
+    return {make(seed=seed, **params).sample(row.copy())[0] for seed in range(250)}
 
 
 @pytest.mark.parametrize(
@@ -137,7 +135,7 @@ def test_logprobs_are_torchs_of_the_raw_logits(processed: bool) -> None:
     row = logits(1, 151_936)
     expected = torch.log_softmax(torch.from_numpy(row).double(), 0).numpy()
     extra = {"repetition_penalty": 2.0, "temperature": 0.3} if processed else {"temperature": 0}
-    token, found = make(vocab_size=len(row), logprobs=5, seed=1, **extra).sample(row.copy())
+    token, found = make(logprobs=5, seed=1, **extra).sample(row.copy())
     assert found is not None
     assert found.logprob == pytest.approx(expected[token], abs=2e-6)
     order = np.argsort(-expected, kind="stable")[:5]
@@ -171,7 +169,7 @@ def test_maxima_of_groups_change_nothing(
     results = []
     for known in (None, maxima):
         try:
-            results.append(make(vocab_size=size, seed=seed, **params).sample(row.copy(), known)[0])
+            results.append(make(seed=seed, **params).sample(row.copy(), known)[0])
         except NumericalError as error:
             results.append(str(error))
     assert results[0] == results[1]
@@ -198,7 +196,7 @@ def test_frequencies(params: dict[str, Any]) -> None:
         p[order[before >= params["top_p"] * p.sum()]] = 0
     p[p < params.get("min_p", 0) * p.max()] = 0
     p /= p.sum()
-    sampler, count = make(vocab_size=500, seed=9, **params), 4000
+    sampler, count = make(seed=9, **params), 4000
     drawn = np.bincount([sampler.sample(row)[0] for _ in range(count)], minlength=500)
     assert drawn[p == 0].sum() == 0
     common = p * count >= 5
@@ -213,7 +211,7 @@ def test_draws_depend_on_seed_sample_and_position_only() -> None:
     rows = [logits(i) for i in range(6)]
 
     def draw(seed: int, index: int, start: int = 0) -> list[int]:
-        sampler = TokenSampler(SamplingParams(seed=seed), PROMPT, VOCAB, index, frozenset())
+        sampler = TokenSampler(SamplingParams(seed=seed), PROMPT, index, frozenset())
         sampler.num_sampled = start
         return [sampler.sample(row.copy())[0] for row in rows[start:]]
 
@@ -270,9 +268,7 @@ def test_any_parameters_give_a_token(
 ) -> None:
     row = logits(seed, 2000) * np.float32(scale)
     best = set(np.flatnonzero(row == row.max()).tolist())
-    sampler = make(
-        vocab_size=2000, seed=seed, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, logprobs=1
-    )
+    sampler = make(seed=seed, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, logprobs=1)
     token, _ = sampler.sample(row.copy())
     assert 0 <= token < 2000
     if temperature == 0 or top_k == 1:

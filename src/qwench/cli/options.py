@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from qwench.config import QwenchConfig
     from qwench.llm import LLM
+    from qwench.runtime.grammar import Grammar
     from qwench.runtime.request import SamplingParams
 
 DEFAULT_MAX_NEW_TOKENS = 512
@@ -78,6 +79,30 @@ def add_sampling(parser: ArgumentParser) -> None:
         help="check up to N tokens a step that followed the last ones earlier in the text: the same answer, sooner "
         f"where it repeats the prompt or itself; N is {DEFAULT_GUESSES} unless given",
     )  # fmt: skip
+
+
+def add_grammar(parser: ArgumentParser) -> None:
+    """What the answer must look like."""
+    forms = parser.add_mutually_exclusive_group()
+    forms.add_argument("--json-schema", type=Path, metavar="FILE", help="the answer is JSON that this schema describes")
+    forms.add_argument("--regex", metavar="R", help="the whole answer matches this regular expression (Rust's dialect)")
+
+
+def grammar(args: Namespace) -> Grammar | None:
+    """That of `add_grammar`, not compiled yet. Raises GrammarError."""
+    from qwench.errors import GrammarError
+    from qwench.runtime.grammar import Grammar
+
+    if args.regex is not None:
+        return Grammar("regex", args.regex)
+    if args.json_schema is None:
+        return None
+    try:
+        return Grammar("json_schema", args.json_schema.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise GrammarError(f"--json-schema {args.json_schema} can't be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise GrammarError(f"--json-schema {args.json_schema} is not UTF-8 (byte {error.start})") from None
 
 
 def load_config(args: Namespace) -> QwenchConfig:

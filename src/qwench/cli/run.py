@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 from argparse import ArgumentParser, Namespace
@@ -15,6 +16,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("-p", "--prompt", metavar="TEXT", help="default: what stdin holds")
     parser.add_argument("--raw", action="store_true", help="continue the text as it is, without the chat template")
     options.add_sampling(parser)
+    options.add_grammar(parser)
     parser.add_argument(
         "--json", action="store_true",
         help="print one JSON object when done; its load_s is how long loading took, its ttft_s the time from the start "
@@ -27,9 +29,9 @@ def execute(args: Namespace) -> None:
     from qwench.cli.answer import has_chat_template, speed_line, stream_chat, stream_prompt, timings, write
     from qwench.cli.clock import process_age_s
 
-    text = _read_stdin() if args.prompt is None else args.prompt
+    text, grammar = _read_stdin() if args.prompt is None else args.prompt, options.grammar(args)
     with options.load(args) as llm:
-        params = options.sampling_params(args, llm)
+        params = dataclasses.replace(options.sampling_params(args, llm), grammar=grammar)
         if args.raw or not has_chat_template(llm):
             deltas = stream_prompt(llm, text, params, args.max_new_tokens)
         else:

@@ -97,7 +97,7 @@ class Engine:
             request = self._new_request(request_id, index, prompt, params, max_len, salt, timings_start)
             request.stop_tokens = ends
             matcher = None if grammar is None else grammar.matcher()
-            request.sampler = TokenSampler(params, prompt, self.vocab_size, index, ends, matcher)
+            request.sampler = TokenSampler(params, prompt, index, ends, matcher)
             # A prompt below one block has nothing to share, and waiting for its leader would only cost time.
             is_worth_it = self.scheduler.reuse and len(prompt) > self.cache.block_size
             request.leader = leader if is_worth_it or scores else None
