@@ -155,7 +155,7 @@ def test_run_within_a_schema_or_a_regular_expression(artifact: Path, tmp_path: P
         (["--json-schema", schema], r"\[\s*[12]\s*,\s*[12]\s*\]"),
         (["--regex", "[a-f]{3}"], "[a-f]{3}"),
     ):
-        report = one_object(qwench("run", artifact, "-p", "x", "--max-new-tokens", "200", *option, "--json")[0])
+        report = one_object(qwench("run", artifact, "-p", "x", "--max-new-tokens", "100", *option, "--json")[0])
         assert re.fullmatch(pattern, report["text"]) and report["finish_reason"] == "stop"
     schema.write_bytes(b"\xff")
     for options, reason in ((["--json-schema", schema], "UTF-8"), (["--regex", "(a"], "unclosed group")):

@@ -57,7 +57,7 @@ def test_there_are_examples() -> None:
 def test_every_option_it_names_exists() -> None:
     """Those of the server, of the tool that puts load on one, and of what prepares models and prefixes."""
     shown = ""
-    for command in ("serve", "bench-serve", "prefix save", "compile", "plan"):
+    for command in ("serve", "run", "bench-serve", "prefix save", "compile", "plan"):
         command_line = [sys.executable, "-m", "qwench.cli.main", *command.split(), "--help"]
         shown += subprocess.run(command_line, capture_output=True, text=True, check=True).stdout
     for option in set(re.findall(r"`(--[a-z-]+)", TEXT)):
