@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     import llguidance
 
 MAX_COMPILED = 64  # grammars kept
-# What a grammar may cost: a third to a twelfth of llguidance's own limits. Hostile ones (tests/engine/test_hostile_grammars.py) then
-# take up to a second to compile and a tenth for a token, where they took ten and one, and 30 MB an answer.
+# What a grammar may cost: a third to a twelfth of llguidance's own limits. The worst in
+# tests/engine/test_hostile_grammars.py then takes a second to compile, a tenth for a token, and 30 MB an answer.
 LIMITS: dict[str, Any] = {
     "initial_lexer_fuel": 300_000, "step_lexer_fuel": 50_000, "step_max_items": 10_000, "max_lexer_states": 20_000,
     "max_grammar_size": 100_000, "verbose_errors": False,
