@@ -40,6 +40,18 @@ def sample(metrics: str, name: str) -> float:
     return float(match[1])
 
 
+def cpu_s(pid: int) -> float:
+    """Seconds of processors that a process has used."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def busy_cpu_s() -> float:
+    """Seconds that all processors of the machine together were not idle, for its guests' or its host's sake."""
+    user, nice, system, _, _, irq, softirq, steal, *_ = map(int, Path("/proc/stat").read_text().split()[1:11])
+    return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
+
+
 class ServerProcess:
     """A running server. log: what it wrote to stderr so far."""
 
@@ -82,9 +94,14 @@ class ServerProcess:
 
     def resident_mib(self) -> dict[str, float]:
         """Memory of each of the three processes, as the system counts it now."""
-        pids = {"http": self.process.pid, "engine": self.child("engine_process"), "text": self.child("text_process")}
         page = os.sysconf("SC_PAGESIZE") / (1 << 20)
-        return {name: page * int(Path(f"/proc/{pid}/statm").read_text().split()[1]) for name, pid in pids.items()}
+        return {
+            name: page * int(Path(f"/proc/{pid}/statm").read_text().split()[1]) for name, pid in self.pids().items()
+        }
+
+    def pids(self) -> dict[str, int]:
+        """Of the three processes."""
+        return {"http": self.process.pid, "engine": self.child("engine_process"), "text": self.child("text_process")}
 
     def stop(self, timeout_s: float = 30) -> int:
         """SIGTERM; the exit code."""

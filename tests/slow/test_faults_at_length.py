@@ -13,11 +13,11 @@ import random
 import signal
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import httpx
 import numpy as np
-from server_process import ServerProcess, running_server, sample, tiny_model, wait_for
+from server_process import ServerProcess, busy_cpu_s, cpu_s, running_server, sample, tiny_model, wait_for
 
 from qwench import LLM
 
@@ -35,41 +35,57 @@ def connect(server: ServerProcess, timeout_s: float = 120) -> httpx.AsyncClient:
 RAMP_S, ROUND_S, NUM_ROUNDS = 1.5, 5.0, 4
 
 
-async def tokens_per_s(http: httpx.AsyncClient, for_s: float) -> float:
-    """Generated from RAMP_S on, when all places are taken. All of them go into whole answers, since nobody leaves."""
+class Window(NamedTuple):
+    """What the time of a measurement gave. foreign_s: of processors, taken by other work on the machine."""
 
-    async def count() -> tuple[float, float]:
-        text = (await http.get("/metrics")).text
-        return sample(text, "qwench_generated_tokens_total"), time.monotonic()
+    tokens: float
+    wall_s: float
+    engine_cpu_s: float
+    foreign_s: float
 
+    @classmethod
+    async def now(cls, server: ServerProcess, http: httpx.AsyncClient) -> Window:
+        tokens = sample((await http.get("/metrics")).text, "qwench_generated_tokens_total")
+        pids = server.pids()
+        ours = sum(map(cpu_s, (*pids.values(), os.getpid())))
+        return cls(tokens, time.monotonic(), cpu_s(pids["engine"]), busy_cpu_s() - ours)
+
+    def since(self, start: Window) -> Window:
+        return Window(*(now - then for now, then in zip(self, start, strict=True)))
+
+
+async def measure(server: ServerProcess, http: httpx.AsyncClient) -> Window:
+    """From RAMP_S on, when all places are taken. All tokens go into whole answers, since nobody leaves."""
     await asyncio.sleep(RAMP_S)
-    before, since = await count()
-    await asyncio.sleep(for_s)
-    after, until = await count()
-    return (after - before) / (until - since)
+    start = await Window.now(server, http)
+    await asyncio.sleep(ROUND_S)
+    return (await Window.now(server, http)).since(start)
 
 
-async def as_much_as_it_can(http: httpx.AsyncClient, body: dict[str, Any]) -> tuple[float, float]:
-    """As many users as there are places, each asking again when answered: tokens and answers a second."""
-    is_over, times = False, []
+async def as_much_as_it_can(
+    server: ServerProcess, http: httpx.AsyncClient, body: dict[str, Any]
+) -> tuple[Window, float]:
+    """As many users as there are places, each asking again when answered; and the answers a second."""
+    is_over, count, start = False, 0, time.monotonic()
 
     async def user() -> None:
+        nonlocal count
         while not is_over:
             assert (await http.post("/v1/completions", json=body)).status_code == 200
-            times.append(time.monotonic())
+            count += 1
 
     users = [asyncio.create_task(user()) for _ in range(16)]
-    speed = await tokens_per_s(http, ROUND_S)
+    window = await measure(server, http)
     is_over = True
     await asyncio.gather(*users)
-    return speed, len(times) / (ROUND_S + RAMP_S)
+    return window, count / (time.monotonic() - start)
 
 
 async def too_much(
-    http: httpx.AsyncClient, body: dict[str, Any], rate: float
-) -> tuple[float, list[float], list[float]]:
-    """`rate` requests a second at random moments, whatever is still open: tokens a second, seconds of each refusal, and
-    of a request for /health after each."""
+    server: ServerProcess, http: httpx.AsyncClient, body: dict[str, Any], rate: float
+) -> tuple[Window, list[float], list[float]]:
+    """`rate` requests a second at random moments, whatever is still open; also the seconds of each refusal, and of a
+    request for /health after each."""
     rng, refusals, plain = random.Random(1), [], []
 
     async def ask() -> None:
@@ -82,7 +98,7 @@ async def too_much(
             await http.get("/health")
             plain.append(time.monotonic() - now)
 
-    measuring = asyncio.create_task(tokens_per_s(http, ROUND_S))
+    measuring = asyncio.create_task(measure(server, http))
     asks = []
     while not measuring.done():
         asks.append(asyncio.create_task(ask()))
@@ -94,31 +110,35 @@ async def too_much(
 def test_overload_at_three_times_the_capacity(artifact: Path) -> None:
     """Turns of as much as the server can do and of three times as much, so that both meet the same machine."""
     body = {**LONG, "max_tokens": 100}
+    peaks, goods, refusals, plain = [], [], [], []
 
-    async def run(server: ServerProcess) -> tuple[list[float], list[float], list[float], list[float]]:
-        peaks, goods, refusals, plain = [], [], [], []
+    async def run(server: ServerProcess) -> None:
         async with connect(server) as http:
             for _ in range(NUM_ROUNDS):
-                peak, rate = await as_much_as_it_can(http, body)
-                good, refused, other = await too_much(http, body, 3 * rate)
+                peak, rate = await as_much_as_it_can(server, http, body)
+                good, refused, other = await too_much(server, http, body, 3 * rate)
                 peaks.append(peak)
                 goods.append(good)
-                refusals += refused
-                plain += other
-        return peaks, goods, refusals, plain
+                refusals.extend(refused)
+                plain.extend(other)
 
     with running_server(artifact, "--threads", "1", "--max-queued", "8") as server:
         use_whole_pool(server)
         before = server.resident_mib()
-        peaks, goods, refusals, plain = asyncio.run(run(server))
+        asyncio.run(run(server))
         wait_for(server.is_idle)
         after = server.resident_mib()
     p99, health_p99 = np.quantile(refusals, 0.99), np.quantile(plain, 0.99)
-    share = sum(goods) / sum(peaks)
-    print(f"\noverload: {sum(peaks) / len(peaks):.0f} tokens/s at most, {share:.0%} of it at three times the load; "
-          f"{len(refusals)} refusals, p99 {p99 * 1e3:.1f} ms (/health: {health_p99 * 1e3:.1f} ms); "
+    peak, good = (Window(*map(sum, zip(*windows))) for windows in (peaks, goods))
+    share = good.tokens / good.wall_s / (peak.tokens / peak.wall_s)
+    cpu_share = good.tokens / good.engine_cpu_s / (peak.tokens / peak.engine_cpu_s)
+    foreign = (peak.foreign_s + good.foreign_s) / (peak.wall_s + good.wall_s)
+    print(f"\noverload: {peak.tokens / peak.wall_s:.0f} tokens/s at most, {share:.0%} of it at three times the load, "
+          f"{cpu_share:.0%} per second of the engine's processor; {len(refusals)} refusals, p99 {p99 * 1e3:.1f} ms "
+          f"(/health: {health_p99 * 1e3:.1f} ms); other work took {foreign:.1f} processors; "
           f"MiB {shown(before)} -> {shown(after)}")  # fmt: skip
-    assert share >= 0.9
+    is_busy = foreign > 0.2  # then the client and the HTTP process take from the engine what others left
+    assert share >= 0.9 or (is_busy and cpu_share >= 0.85)
     assert p99 < max(0.05, 2 * health_p99)
     assert_flat(before, after)
 
