@@ -10,6 +10,8 @@ from typing import Any, Literal
 import pytest
 from server_process import ServerProcess
 
+from qwench import LLM, Grammar, SamplingParams
+
 jsonschema = pytest.importorskip("jsonschema", reason="what is valid is said by jsonschema")
 pydantic = pytest.importorskip("pydantic")
 pytest.importorskip("llguidance", reason='grammars need pip install "qwench[structured]"')
@@ -171,3 +173,23 @@ def test_a_refusal_is_quick(server: ServerProcess) -> None:
             assert client.post("/v1/chat/completions", json=body).status_code == 400
             times.append(time.monotonic() - start)
     assert sorted(times)[7] < 0.02, times
+
+
+def test_hostile_grammars_harm_nobody(server: ServerProcess) -> None:
+    """A stream goes on beside them, and the processes behind the server live."""
+    bombs = ["(((a{1,100}){1,100}){1,100}){1,100}", r"\p{L}{1,2000}", "(.*a.{12}&.*b.{13}&.*c.{14})", "(" * 3000]
+    body = {"messages": MESSAGES, "stream": True, "max_tokens": 150, "ignore_eos": True}
+    children = [server.child(module) for module in ("engine_process", "text_process")]
+    with server.client() as client, client.stream("POST", "/v1/chat/completions", json=body) as stream:
+        for bomb in bombs:
+            wish = {"messages": MESSAGES, "max_tokens": 20, "structured_outputs": {"regex": bomb}}
+            assert client.post("/v1/chat/completions", json=wish).status_code in (200, 400)
+        assert stream.read().endswith(b"data: [DONE]\n\n")
+    assert children == [server.child(module) for module in ("engine_process", "text_process")]
+
+
+def test_the_answer_is_the_librarys(server: ServerProcess, llm: LLM) -> None:
+    params = SamplingParams(temperature=0.0, max_tokens=200, grammar=Grammar("json_schema", json.dumps(SCHEMA)))
+    expected = llm.chat(MESSAGES, params)[0].outputs[0]
+    choice = chat(server, response_format=FORMAT, temperature=0.0, seed=None)["choices"][0]
+    assert (choice["message"]["content"], choice["finish_reason"]) == (expected.text, expected.finish_reason)

@@ -110,7 +110,7 @@ class TokenMatcher:
 
     def __init__(self, matcher: llguidance.LLMatcher, vocab_size: int) -> None:
         self._matcher, self._vocab_size = matcher, vocab_size
-        self._mask = np.empty(-(-(vocab_size + 1) // 32), np.uint32)
+        self._mask = np.zeros(-(-(vocab_size + 1) // 32), np.uint32)
 
     @property
     def is_complete(self) -> bool:
@@ -132,8 +132,9 @@ class TokenMatcher:
     def allowed(self) -> npt.NDArray[np.bool_]:
         """[vocab_size] bool: the tokens that may come next. Where the grammar leaves but one text for a while, only the
         token with which the tokenizer would begin it. Raises GrammarError as `accept`."""
+        self._mask.fill(0)
         self._matcher.unsafe_compute_mask_ptr(self._mask.ctypes.data, self._mask.nbytes)
-        if self._matcher.is_error() and "NoExtension" not in self._matcher.get_error():
+        if self._matcher.is_error() and "NoExtension" not in self._matcher.get_error():  # which is but an empty mask
             self._check()
         bits = np.unpackbits(self._mask.view(np.uint8), count=self._vocab_size, bitorder="little")
         return bits.view(np.bool_)
@@ -153,8 +154,11 @@ def _build_tokenizer(vocabulary: Vocabulary) -> llguidance.LLTokenizer:
             'a grammar, a JSON schema or a regular expression needs llguidance: pip install "qwench[structured]"'
         ) from None
     num_tokens = len(vocabulary.tokens)
-    wrapped = llguidance.TokenizerWrapper(_WrappedVocabulary(vocabulary))
-    return llguidance.LLTokenizer(wrapped, n_vocab=num_tokens + 1, eos_token=num_tokens)
+    view = _WrappedVocabulary(vocabulary)
+    wrapped = llguidance.TokenizerWrapper(view)
+    tokenizer = llguidance.LLTokenizer(wrapped, n_vocab=num_tokens + 1, eos_token=num_tokens)
+    wrapped.tokens = view.tokens = ()  # they are in the trie now
+    return tokenizer
 
 
 class _WrappedVocabulary:
@@ -162,10 +166,10 @@ class _WrappedVocabulary:
 
     def __init__(self, vocabulary: Vocabulary) -> None:
         self.eos_token_id, self.bos_token_id = len(vocabulary.tokens), None
-        self.tokens = [*vocabulary.tokens, b"<|end of the grammar|>"]
+        self.tokens: Sequence[bytes] = [*vocabulary.tokens, b"<|end of the grammar|>"]
         self.special_token_ids = [*vocabulary.special_ids, self.eos_token_id]
         self._encode = vocabulary.encode
-        self._is_text = set(range(len(vocabulary.tokens))).difference(vocabulary.special_ids)
+        self._names = frozenset(vocabulary.special_ids)
         self._byte_ids = {token: i for i, token in enumerate(vocabulary.tokens) if len(token) == 1}
 
     def __call__(self, text: Any) -> list[int]:
@@ -174,7 +178,7 @@ class _WrappedVocabulary:
         if not isinstance(text, str):
             raise TypeError("only str")  # so llguidance learns that bytes won't do
         ids = self._encode(text)
-        if self._is_text.issuperset(ids):
+        if all(token < self.eos_token_id and token not in self._names for token in ids):
             return ids
         return [self._byte_ids[bytes([byte])] for byte in text.encode()]
 
