@@ -13,9 +13,9 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -29,7 +29,8 @@ from qwench.compiler import compile_checkpoint
 from qwench.config import QwenchConfig
 from qwench.evaluate.book import NUM_TOKENS, Book, compare, make_book
 from qwench.evaluate.compiled import CompiledModel
-from qwench.evaluate.perplexity import LogitRows, perplexity, truth_rows
+from qwench.evaluate.metrics import kl_divergence
+from qwench.evaluate.perplexity import BLOCK, LogitRows, perplexity, truth_rows
 from qwench.evaluate.truth import open_transformers
 from qwench.host import num_cpus
 from qwench.program.qwen2 import build_qwen2
@@ -58,17 +59,48 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-class Judge:
-    """Measures models on one text and keeps their figures in the order in which they came."""
+def _kept(rows: LogitRows, file: BinaryIO) -> LogitRows:
+    """The same rows, written to `file` on their way."""
 
-    def __init__(self, token_ids: Int32, window: int, stride: int, book: Book | None, num_weights: int) -> None:
+    def wrapped(token_ids: Int32, first: int) -> Iterator[tuple[int, Float32]]:
+        for at, block in rows(token_ids, first):
+            np.ascontiguousarray(block, np.float32).tofile(file)
+            yield at, block
+
+    return wrapped
+
+
+def _compared(rows: LogitRows, file: BinaryIO, divergences: list[float]) -> LogitRows:
+    """The same rows; the divergence of each from the truth's row in `file` goes to `divergences`."""
+
+    def wrapped(token_ids: Int32, first: int) -> Iterator[tuple[int, Float32]]:
+        for at, block in rows(token_ids, first):
+            for start in range(0, len(block), BLOCK):
+                part = block[start : start + BLOCK]
+                truth = np.fromfile(file, np.float32, part.size).reshape(part.shape)
+                divergences.extend(kl_divergence(part, truth))
+            yield at, block
+
+    return wrapped
+
+
+class Judge:
+    """Measures models on one text and keeps their figures in the order in which they came. The first one is the truth;
+    its logits go to the file `truth`, 4 bytes for each token of the text times each of the vocabulary."""
+
+    def __init__(
+        self, token_ids: Int32, window: int, stride: int, book: Book | None, num_weights: int, truth: Path
+    ) -> None:
         self._ids, self._window, self._stride, self._book = token_ids, window, stride, book
-        self._num_weights = num_weights
+        self._num_weights, self._truth = num_weights, truth
         self.rows: list[dict[str, Any]] = []
 
     def measure(self, name: str, rows: LogitRows, weight_bytes: int | None = None) -> None:
         print(f"measuring {name}", file=sys.stderr, flush=True)
-        found = perplexity(rows, self._ids, self._window, self._stride)
+        divergences: list[float] = []
+        with self._truth.open("rb" if self.rows else "wb") as file:
+            watched = _compared(rows, file, divergences) if self.rows else _kept(rows, file)
+            found = perplexity(watched, self._ids, self._window, self._stride)
         agreement = None if self._book is None else compare(rows, self._book)
         self.rows.append(
             {
@@ -76,6 +108,7 @@ class Judge:
                 "bits_per_weight": weight_bytes and 8 * weight_bytes / self._num_weights,
                 "perplexity": found.value,
                 "nll": found.nll,
+                "kl": float(np.mean(divergences)) if divergences else None,
                 "top1": agreement and agreement.top1,
                 "top5": agreement and agreement.top5,
             }
@@ -136,13 +169,14 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     truth = open_transformers(args.checkpoint, "fp32", num_threads=threads)
     book = make_book(truth_rows(truth), ids, truth.name) if len(ids) >= NUM_TOKENS else None
     weights = build_qwen2(ModelSpec.from_folder(args.checkpoint)).weights.values()
-    judge = Judge(ids, args.window, stride, book, sum(int(np.prod(weight.shape)) for weight in weights))
-    judge.measure(truth.name, truth_rows(truth))
-    if not args.no_bf16:
-        bf16 = open_transformers(args.checkpoint, "bf16", num_threads=threads)
-        judge.measure(bf16.name, truth_rows(bf16))
-    with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="quality-", dir=_build_folder())))
+    num_weights = sum(int(np.prod(weight.shape)) for weight in weights)
+    with tempfile.TemporaryDirectory(prefix="quality-", dir=_build_folder()) as made:
+        folder = Path(made)
+        judge = Judge(ids, args.window, stride, book, num_weights, folder / "truth")
+        judge.measure(truth.name, truth_rows(truth))
+        if not args.no_bf16:
+            bf16 = open_transformers(args.checkpoint, "bf16", num_threads=threads)
+            judge.measure(bf16.name, truth_rows(bf16))
         for name in args.formats:
             kind, head = OPTIONS[name]
             config = QwenchConfig(weights=kind, head_weights=head, max_seq_len=max(args.window, NUM_TOKENS))
@@ -171,9 +205,9 @@ def show(report: dict[str, Any]) -> None:
     truth = report["rows"][0]["perplexity"]
     print(
         f"{report['checkpoint']} on {report['text']}: {report['num_tokens']} tokens, window {report['window']}, stride "
-        f"{report['stride']}; top-1 and top-5 of 511 predictions after 512 tokens"
+        f"{report['stride']}; KL from fp32 in nats; top-1 and top-5 of 511 predictions after 512 tokens"
     )
-    headings = ("", "bits a weight", "perplexity", "to fp32", "top-1", "top-5")
+    headings = ("", "bits a weight", "perplexity", "to fp32", "KL", "top-1", "top-5")
     print_table(headings, [_cells(row, truth) for row in report["rows"]], right=headings[1:])
 
 
@@ -183,7 +217,8 @@ def _cells(row: dict[str, Any], truth: float) -> tuple[str, ...]:
 
     return (
         row["name"], cell(row["bits_per_weight"], ".2f"), cell(row["perplexity"], ".4f"),
-        cell(row["perplexity"] / truth - 1, "+.3%"), cell(row["top1"], ".2%"), cell(row["top5"], ".2%"),
+        cell(row["perplexity"] / truth - 1, "+.3%"), cell(row["kl"], ".1e"), cell(row["top1"], ".2%"),
+        cell(row["top5"], ".2%"),
     )  # fmt: skip
 
 

@@ -26,7 +26,8 @@ def test_models_side_by_side(
     assert main() == 0
     printed = capsys.readouterr()
     truth, ours, *peers = json.loads(out.read_text())["rows"]
-    assert truth["top1"] == 1 and truth["bits_per_weight"] is None
+    assert truth["top1"] == 1 and truth["bits_per_weight"] is None and truth["kl"] is None
+    assert 1e-6 < ours["kl"] < 1e-3
     assert ours["name"] == "qwench int8" and 8 < ours["bits_per_weight"] < 9
     assert ours["perplexity"] == pytest.approx(truth["perplexity"], rel=0.01)
     assert "qwench int8" in printed.out
