@@ -60,6 +60,12 @@ class SetClock:
     def embed(self, token_ids: object) -> Float32:
         raise AssertionError
 
+    def read_block(self, block: int) -> Any:
+        raise AssertionError
+
+    def write_block(self, block: int, data: object) -> None:
+        raise AssertionError
+
     def copy_blocks(self, source: object, destination: object) -> None:
         raise AssertionError
 

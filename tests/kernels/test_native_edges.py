@@ -89,6 +89,20 @@ def test_copied_blocks_answer_alike(executor) -> None:  # type: ignore[no-untype
         executor.copy_blocks([0], [4])
 
 
+def test_blocks_that_were_read_and_written_answer_alike(executor) -> None:  # type: ignore[no-untyped-def]
+    executor.step(GOOD)
+    more = np.array([7], np.int32)
+    expected = executor.step(batch([more], [6], [[0]])).copy()
+    content = executor.read_block(0)
+    executor.write_block(2, content)
+    np.testing.assert_array_equal(executor.step(batch([more], [6], [[2]])), expected)
+    for block, data in ((4, content), (-1, content), (1, content[:-1])):
+        with pytest.raises(ValueError):
+            executor.write_block(block, data)
+    with pytest.raises(ValueError):
+        executor.read_block(4)
+
+
 def test_a_variant_that_the_processor_lacks_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     class Older:
         @staticmethod

@@ -39,6 +39,12 @@ class CountingExecutor:
         out[:] = 0
         return out
 
+    def read_block(self, block: int) -> object:
+        raise AssertionError
+
+    def write_block(self, block: int, data: object) -> None:
+        raise AssertionError
+
     def copy_blocks(self, source: object, destination: object) -> None:
         raise AssertionError
 
