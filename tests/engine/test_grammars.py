@@ -232,6 +232,7 @@ INVALID = [
     ("json_schema", '{"not": {}}', '"not"'), ("json_schema", '{"uniqueItems": true}', "uniqueItems"),
     ("json_schema", '{"$ref": "http://example.com/schema"}', "example.com"),
     ("json_schema", '{"$ref": "#"}', "no text"),
+    ("json_schema", '{"items": {"type": "object", "minProperties": 3, "required": ["a"]}}', "minProperties 3"),
     ("json_schema", '{"type": "integer", "minimum": 5, "maximum": 1}', "minimum"), ("json_schema", "false", "object"),
     ("json_schema", '{"type": "string", "format": "nope"}', "nope"), ("regex", "(a", "unclosed group"),
     ("regex", "(?=a)b", "look-around"), ("regex", r"(a)\1", "backreferences"), ("lark", "start: b", "unknown name"),
@@ -246,6 +247,14 @@ def test_impossible_grammars_say_why(llm: LLM, kind: Any, text: str, reason: str
         llm.generate("x", params(Grammar(kind, text)))
     assert "\n" not in str(error.value)
     assert not llm.text_engine.has_unfinished()
+
+
+def test_counts_that_can_be_kept(llm: LLM) -> None:
+    """A name left to the model may come twice, and then is one property."""
+    schema = {"type": "object", "minProperties": 2, "required": ["a"], "additionalProperties": {"enum": [1]}}
+    wanted = params(Grammar("json_schema", json.dumps(schema)), max_tokens=60)
+    texts = [out.outputs[0].text for out in llm.generate([f"{i}" for i in range(20)], wanted)]
+    assert all(len(json.loads(text)) >= 2 for text in texts if text.endswith("}"))
 
 
 @pytest.mark.parametrize(

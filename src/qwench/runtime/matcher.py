@@ -8,6 +8,7 @@ engine sees it.
 
 from __future__ import annotations
 
+import json
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -96,6 +97,8 @@ class CompiledGrammar:
         self._vocab_size = tokenizer.vocab_size - 1
         if self._start.is_error():
             raise GrammarError(f"{_what(grammar)}: {_first_lines(self._start.get_error())}")
+        if grammar.kind == "json_schema":
+            _check_counts(json.loads(grammar.text))
         first = self.matcher()
         if not first.allowed().any() and not first.is_complete:
             raise GrammarError(f"{_what(grammar)}: no text satisfies it")
@@ -198,6 +201,28 @@ def _for_llguidance(grammar: Grammar) -> str:
         )
     except ValueError as error:
         raise GrammarError(f"the JSON schema is no JSON object: {error}") from None
+
+
+def _check_counts(schema: Any) -> None:
+    """llguidance counts a property that an object has twice, under a name that the schema leaves to the model, as two.
+    Raises GrammarError where that could make a document invalid."""
+    if isinstance(schema, list):
+        for each in schema:
+            _check_counts(each)
+    if not isinstance(schema, dict):
+        return
+    least = schema.get("minProperties")
+    leaves_names = schema.get("additionalProperties") is not False or "patternProperties" in schema
+    if isinstance(least, int) and leaves_names:
+        sure = len(schema.get("required", ())) + 1
+        if least > sure:
+            raise GrammarError(
+                f"the JSON schema can't be used: minProperties {least} counts names that it doesn't give; name them in "
+                f"required, or set it to {sure} or less"
+            )
+    for name, each in schema.items():
+        if name not in ("const", "enum", "default", "examples"):
+            _check_counts(each)
 
 
 def _what(grammar: Grammar) -> str:
