@@ -67,14 +67,13 @@ def write_checkpoint(folder: Path, endless: bool = False) -> Path:
 
 
 def qwench(*arguments: str | Path, stdin: str | None = "", code: int = 0, **env: str) -> tuple[str, str]:
-    """Runs the program and returns what it wrote to stdout and stderr."""
-    command = [*QWENCH, *map(str, arguments)]
-    done = subprocess.run(
-        command, input=stdin, capture_output=True, text=True, timeout=120, env=os.environ | env, check=False
-    )
-    assert done.returncode == code, f"{arguments}: exit {done.returncode}\n{done.stderr}"
-    assert "Traceback" not in done.stderr
-    return done.stdout, done.stderr
+    """Runs the program and returns what it wrote to stdout and stderr, to the byte: a random model writes \\r, too."""
+    command, given = [*QWENCH, *map(str, arguments)], None if stdin is None else stdin.encode()
+    done = subprocess.run(command, input=given, capture_output=True, timeout=120, env=os.environ | env, check=False)
+    stdout, stderr = done.stdout.decode(), done.stderr.decode()
+    assert done.returncode == code, f"{arguments}: exit {done.returncode}\n{stderr}"
+    assert "Traceback" not in stderr
+    return stdout, stderr
 
 
 def one_object(stdout: str) -> dict[str, Any]:
