@@ -133,8 +133,10 @@ def ask(url: str, args: argparse.Namespace, users: int, seed: int) -> Figures:
     load = make_plan(users * args.each, lambda _: (args.prompt, args.answer), users=users, rate=None, seed=seed)
     client = LoadClient(url, model=None, key=None, timeout_s=600.0, stop_early=False)
     found = figures(asyncio.run(client.run(load, seed, lambda _: None)), Goals())
-    if found.errors:
-        raise SystemExit(f"{url} failed: {found.errors}")
+    for reason, count in found.errors.items():
+        say(f"{count} of {found.num_requests} requests without an answer: {reason}")
+    if not found.num_answered:
+        raise SystemExit(f"{url} answers nothing")
     return found
 
 
