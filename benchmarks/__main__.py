@@ -12,6 +12,7 @@ from typing import Any
 
 from benchmarks import plan as plans
 from benchmarks.contenders import CONTENDERS
+from benchmarks.folders import check_checkpoint, write_json
 from benchmarks.picture import draw
 from benchmarks.process import ROOT
 from benchmarks.synthetic import SHAPES, write_checkpoint
@@ -88,8 +89,7 @@ def measure(parser: argparse.ArgumentParser, args: argparse.Namespace) -> dict[s
         checkpoint = folder / f"qwen2-{args.shape}-random"
         say(f"random weights: {checkpoint}")
         write_checkpoint(args.shape, checkpoint)
-    if not (checkpoint / "config.json").is_file():
-        parser.error(f"{checkpoint} has no config.json; give the folder of a Qwen2 checkpoint")
+    check_checkpoint(parser, checkpoint)
     run = Run(
         make_plan(args), checkpoint, folder / checkpoint.name, interpreters(parser, args.peer_python), args.keep, say
     )
@@ -103,8 +103,7 @@ def main() -> int:
         parser.error("--plot needs matplotlib: pip install matplotlib")
     report = json.loads(args.replay.read_text()) if args.replay else measure(parser, args)
     print(render(report))
-    if args.json:
-        args.json.write_text(json.dumps(report, indent=1) + "\n")
+    write_json(report, args.json)
     if args.plot:
         draw(report, args.plot)
     return 0

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import json
 import sys
 import time
 from collections.abc import Callable
@@ -21,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.folders import write_json
 from qwench import SamplingParams
 from qwench.config import QwenchConfig
 from qwench.evaluate.profile import block_tables
@@ -244,8 +244,7 @@ def main(arguments: list[str] | None = None) -> int:
         "whole": whole,
     }
     print(render(report))
-    if args.json:
-        args.json.write_text(json.dumps(report, indent=1) + "\n")
+    write_json(report, args.json)
     if args.plot:
         draw(report, args.plot)
     return 0

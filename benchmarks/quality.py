@@ -8,7 +8,6 @@ runs in a worker of its own interpreter and hands its logits over in a file.
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
 import sys
 import tempfile
@@ -21,6 +20,7 @@ import numpy as np
 
 from benchmarks import plan as plans
 from benchmarks.contenders.qwench_engine import OPTIONS
+from benchmarks.folders import build_folder, check_checkpoint, write_json
 from benchmarks.process import ROOT, Worker, WorkerError
 from qwench.artifact import Artifact, open_artifact
 from qwench.checkpoint.spec import ModelSpec
@@ -170,7 +170,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     book = make_book(truth_rows(truth), ids, truth.name) if len(ids) >= NUM_TOKENS else None
     weights = build_qwen2(ModelSpec.from_folder(args.checkpoint)).weights.values()
     num_weights = sum(int(np.prod(weight.shape)) for weight in weights)
-    with tempfile.TemporaryDirectory(prefix="quality-", dir=_build_folder()) as made:
+    with tempfile.TemporaryDirectory(prefix="quality-", dir=build_folder()) as made:
         folder = Path(made)
         judge = Judge(ids, args.window, stride, book, num_weights, folder / "truth")
         judge.measure(truth.name, truth_rows(truth))
@@ -193,12 +193,6 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         "stride": stride,
         "rows": judge.rows,
     }
-
-
-def _build_folder() -> Path:
-    folder = ROOT / "build" / "benchmarks"
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
 
 
 def show(report: dict[str, Any]) -> None:
@@ -225,12 +219,10 @@ def _cells(row: dict[str, Any], truth: float) -> tuple[str, ...]:
 def main() -> int:
     parser = make_parser()
     args = parser.parse_args()
-    if not (args.checkpoint / "config.json").is_file():
-        parser.error(f"{args.checkpoint} has no config.json; give the folder of a Qwen2 checkpoint")
+    check_checkpoint(parser, args.checkpoint)
     report = measure(args)
     show(report)
-    if args.json:
-        args.json.write_text(json.dumps(report, indent=1) + "\n")
+    write_json(report, args.json)
     return 0
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import shutil
 import socket
 import statistics
@@ -26,7 +25,8 @@ from typing import Any
 
 from benchmarks import plan as plans
 from benchmarks.contenders.qwench_engine import OPTIONS
-from benchmarks.process import ROOT, Worker
+from benchmarks.folders import build_folder, check_checkpoint, write_json
+from benchmarks.process import Worker
 from qwench.cli.table import print_table
 from qwench.compiler import compile_checkpoint
 from qwench.config import QwenchConfig
@@ -196,13 +196,10 @@ def _cells(row: dict[str, Any], rows: list[dict[str, Any]]) -> tuple[str, ...]:
 def main() -> int:
     parser = make_parser()
     args = parser.parse_args()
-    if not (args.checkpoint / "config.json").is_file():
-        parser.error(f"{args.checkpoint} has no config.json; give the folder of a Qwen2 checkpoint")
+    check_checkpoint(parser, args.checkpoint)
     if shutil.which(args.llama_server) is None:
         parser.error(f"{args.llama_server} isn't there; llama.cpp's releases have it, or build its target llama-server")
-    build = ROOT / "build" / "benchmarks"
-    build.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="serving-", dir=build) as folder:
+    with tempfile.TemporaryDirectory(prefix="serving-", dir=build_folder()) as folder:
         rows = measure(args, Path(folder))
     report = {
         "checkpoint": str(args.checkpoint),
@@ -212,8 +209,7 @@ def main() -> int:
         "rows": rows,
     }
     show(report)
-    if args.json:
-        args.json.write_text(json.dumps(report, indent=1) + "\n")
+    write_json(report, args.json)
     return 0
 
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import random
 import statistics
 import sys
@@ -26,6 +25,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from benchmarks.folders import write_json
 from qwench import LLM, SamplingParams
 from qwench.host import cpu_name, num_cpus
 from qwench.runtime.engine import Engine
@@ -327,8 +327,7 @@ def main() -> int:
             works = [work for work in works if work.name in args.texts]
         report = make_report(llm, works, measure(two_engines(llm.engine), works, args), args)
     print(render(report))
-    if args.json:
-        args.json.write_text(json.dumps(report, indent=1) + "\n")
+    write_json(report, args.json)
     return 0
 
 
