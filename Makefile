@@ -11,7 +11,7 @@ DEMO := build/demo
 MODEL ?= $(DEMO)
 
 .DEFAULT_GOAL := help
-.PHONY: help install dev demo test test-slow lint sanitize bench bench-peers clean
+.PHONY: help install dev demo test test-slow fuzz lint sanitize bench bench-peers clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -77,6 +77,9 @@ test: dev ## The tests, without the slow ones
 
 test-slow: dev ## The slow tests
 	$(BIN)/python -m pytest -m slow
+
+fuzz: dev ## The tests that draw their cases, with new ones
+	$(BIN)/python -m pytest -m "hypothesis and not slow" --hypothesis-profile anew
 
 lint: dev ## ruff, mypy --strict, clang-format
 	$(BIN)/ruff check .
