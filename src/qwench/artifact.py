@@ -34,7 +34,7 @@ from qwench.targets.cpu._native import crc32c
 from qwench.targets.target import Target, get_target
 
 FORMAT_NAME = "qwench-artifact"
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 MANIFEST, PROGRAM, WEIGHTS = "manifest.json", "program.json", "weights.safetensors"
 OWN_FILES = (MANIFEST, PROGRAM, WEIGHTS)
 _NO_HASH = "0" * 64  # stands in the manifest where its own sha256 goes
@@ -146,9 +146,10 @@ class Artifact:
         return target
 
 
-def derive_program(spec: ModelSpec, format_of: Callable[[Weight], Format]) -> Program:
-    """The Program that this version of qwench runs for a model, with the formats that `format_of` gives."""
-    return set_formats(fuse(build_qwen2(spec)), format_of)
+def derive_program(spec: ModelSpec, format_of: Callable[[Weight], Format], activations: str | None) -> Program:
+    """The Program that this version of qwench runs for a model, with the formats that `format_of` gives to weights, and
+    `activations` beside integers (None: there are none)."""
+    return set_formats(fuse(build_qwen2(spec)), format_of, activations or "int8")
 
 
 def program_json(program: Program, plan: MemoryPlan) -> str:
@@ -191,7 +192,9 @@ def _read_program(path: Path, config: QwenchConfig) -> tuple[Program, MemoryPlan
     program = _parse(path, PROGRAM, lambda: Program.from_dict(data["program"]))
     plan = _parse(path, PROGRAM, lambda: MemoryPlan(**data["memory_plan"]))
     formats: Mapping[str, Format] = {name: weight.format for name, weight in program.weights.items()}
-    derived = _parse(path, PROGRAM, lambda: derive_program(program.spec, lambda weight: formats[weight.name]))
+    derived = _parse(
+        path, PROGRAM, lambda: derive_program(program.spec, lambda weight: formats[weight.name], config.activations)
+    )
     if derived != program or config.prefill_chunk_size is None:
         raise _error(path, f"{PROGRAM} is not the program that this version of qwench makes of the model")
     if plan_memory(program, config.prefill_chunk_size) != plan:

@@ -133,7 +133,7 @@ def _prepare(source: Path, config: QwenchConfig) -> _Plan:
     resolved = config.resolve(spec)
     assert resolved.target is not None and resolved.prefill_chunk_size is not None
     target = get_target(resolved.target)
-    program = derive_program(resolved.model(spec), resolved.format_of)
+    program = derive_program(resolved.model(spec), resolved.format_of, resolved.activations)
     checkpoint = Checkpoint(source, num_cpus())
     checkpoint.check(source_shapes(spec))
     plan = plan_memory(program, resolved.prefill_chunk_size)

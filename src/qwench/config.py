@@ -17,7 +17,7 @@ from qwench.checkpoint.spec import ModelSpec
 from qwench.errors import ConfigError
 from qwench.option_checks import batch_sizes, check_choice, check_flag, check_known, check_positive, check_seconds
 from qwench.program.cache_groups import most_blocks, windows_of
-from qwench.program.formats import GROUP_SIZES, WEIGHT_KINDS, Format
+from qwench.program.formats import ACTIVATION_KINDS, GROUP_SIZES, WEIGHT_KINDS, Format
 from qwench.program.ops import Weight
 from qwench.program.recipes import RECIPES, check_matches, check_overrides, overridden
 from qwench.targets.target import TARGETS, CacheConfig
@@ -41,13 +41,16 @@ class QwenchConfig:
     weights: format of the matrices: bf16 (exact for bf16 checkpoints), int8 or int4.
     head_weights: format of embedding and output head; default: int8 when `weights` is int4, else as `weights`.
     group_size: values along K that share a scale in int8 and int4.
-    recipe: accuracy, balanced or speed: defaults for the three above and `overrides`; `program/recipes.py`.
+    activations: what int8 and int4 weights are multiplied by: int8 (default), or int16, which is 256 times finer and
+        takes twice the multiplications. None beside bf16 weights alone, which are multiplied by floats.
+    recipe: accuracy, balanced or speed: defaults for the four above, `overrides` and `kv_cache`; `program/recipes.py`.
     overrides: pattern of checkpoint names -> format, such as {"*.down_proj.weight": "int8/g64"}; the last match counts.
     calibrate: path of a text whose tokens the model reads while it is compiled, so that rounding harms least what it
         does to such text. An artifact keeps the file's name and sha256.
-    kv_cache: fp32, bf16 or int8 (half of bf16); default: fp32 beside bf16 weights, where answers must match the
-        original's, else bf16.
-    quantization: weights, kv_cache and group_size as one dict, in Optimum RBLN's words: `QUANTIZATION_KEYS`.
+    kv_cache: fp32, bf16 or int8 (half of bf16); default: fp32 beside bf16 weights and in the recipe accuracy, where
+        answers must match the original's, else bf16.
+    quantization: weights, activations, kv_cache and group_size as one dict, in Optimum RBLN's words:
+        `QUANTIZATION_KEYS`.
     max_seq_len: tokens in a sequence, prompt and answer; default: the model's max_position_embeddings, or what its rope
         scaling makes of it.
     rope_scaling: in place of the checkpoint's, as "yarn:4" (type and factor) or as config.json's `rope_scaling` would
@@ -76,6 +79,7 @@ class QwenchConfig:
     weights: str | None = None
     head_weights: str | None = None
     group_size: int | None = None
+    activations: str | None = None
     recipe: str | None = None
     overrides: Mapping[str, str] | None = None
     calibrate: str | None = None
@@ -117,6 +121,7 @@ class QwenchConfig:
         check_choice("weights", self.weights, WEIGHT_KINDS)
         check_choice("head_weights", self.head_weights, WEIGHT_KINDS)
         check_choice("group_size", self.group_size, GROUP_SIZES)
+        check_choice("activations", self.activations, ACTIVATION_KINDS)
         check_choice("recipe", self.recipe, tuple(RECIPES))
         if self.overrides is not None:
             check_overrides(self.overrides)
@@ -141,17 +146,25 @@ class QwenchConfig:
         weights = self.weights or (recipe.weights if recipe else "bf16")
         head_weights = self.head_weights or (recipe.head_weights if recipe and not self.weights else None)
         overrides = {**(recipe.overrides if recipe else {}), **(self.overrides or {})}
+        head_weights = head_weights or ("int8" if weights == "int4" else weights)
+        has_integers = any(not text.startswith("bf16") for text in (weights, head_weights, *overrides.values()))
+        if self.activations and not has_integers:
+            raise ConfigError(
+                f"activations is {self.activations!r}, but bf16 weights are multiplied by floats; say weights int8 or "
+                "int4, or leave it out"
+            )
         attn_impl = self.attn_impl or "flash_attn"
         partition_len = None if attn_impl == "eager" else self.kvcache_partition_len or DEFAULT_PARTITION_LEN
         batch_size = self.batch_size or 32
         resolved = dataclasses.replace(
             self,
             weights=weights,
-            head_weights=head_weights or ("int8" if weights == "int4" else weights),
+            head_weights=head_weights,
             group_size=self.group_size or (recipe.group_size if recipe else 128),
+            activations=(self.activations or (recipe.activations if recipe else "int8")) if has_integers else None,
             overrides=overrides or None,
             calibrate=None if self.calibrate is None else text_identity(self.calibrate),
-            kv_cache=self.kv_cache or ("fp32" if weights == "bf16" else "bf16"),
+            kv_cache=self.kv_cache or ("fp32" if weights == "bf16" else recipe.kv_cache if recipe else "bf16"),
             max_seq_len=self.max_seq_len or self._scaled(spec).max_position_embeddings,
             batch_size=batch_size,
             decoder_batch_sizes=self.decoder_batch_sizes or (batch_size,),
@@ -278,10 +291,16 @@ def _spread(quantization: Mapping[str, Any] | None) -> dict[str, Any]:
     check_choice("weights of quantization", weights, WEIGHT_KINDS)
     check_choice("kv_caches of quantization", given.get("kv_caches"), KV_CACHE_DTYPES)
     activations = given.get("activations")
-    if activations not in (None, "int8") or (activations == "int8" and weights == "bf16"):
+    if activations not in (None, *ACTIVATION_KINDS) or (activations and weights == "bf16"):
         raise ConfigError(
             f"activations of quantization is {activations!r} with weights {weights!r}; int8 and int4 weights are "
-            "multiplied by int8 activations (one scale per token and group), bf16 weights by floats: leave it out"
+            "multiplied by int8 or int16 activations (one scale per token and group), bf16 weights by floats: leave it "
+            "out"
         )
-    fields = {"weights": weights, "kv_cache": given.get("kv_caches"), "group_size": given.get("group_size")}
+    fields = {
+        "weights": weights,
+        "activations": activations,
+        "kv_cache": given.get("kv_caches"),
+        "group_size": given.get("group_size"),
+    }
     return {name: value for name, value in fields.items() if value is not None}

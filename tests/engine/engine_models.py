@@ -66,7 +66,7 @@ def packed_model(target: str = "reference", **options: object) -> PackedModel:
     spec = ModelSpec.from_config(TINY_CONFIG)
     config = QwenchConfig.from_dict({"target": target, "batch_size": 4, "kvcache_block_size": 16} | options)
     config = config.resolve(spec)
-    program = set_formats(fuse(build_qwen2(spec)), config.format_of)
+    program = set_formats(fuse(build_qwen2(spec)), config.format_of, config.activations or "int8")
     plan = plan_memory(program, config.prefill_chunk_size or 0)
     sources, tensors, packer = random_tensors(), {}, get_target(target)
     for weight in program.weights.values():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Literal
 
 import ml_dtypes
 import numpy as np
@@ -42,15 +43,15 @@ def random_spec(rng: np.random.Generator, **fixed: object) -> ModelSpec:
     return dataclasses.replace(spec, **fixed)  # type: ignore[arg-type]
 
 
-def model_program(spec: ModelSpec, fmt: Format) -> Program:
-    return set_formats(fuse(build_qwen2(spec)), lambda weight: fmt)
+def model_program(spec: ModelSpec, fmt: Format, activations: str = "int8") -> Program:
+    return set_formats(fuse(build_qwen2(spec)), lambda weight: fmt, activations)
 
 
-def linear_program(n: int, k: int, fmt: Format) -> Program:
+def linear_program(n: int, k: int, fmt: Format, activations: Literal["int8", "int16"] = "int8") -> Program:
     """Embedding -> norm with unit gain -> one linear; the embedding is exact in bf16, so the input is known."""
     spec = ModelSpec(64, k, k, 1, 1, 1, 2, 1e-6, False, 512, RopeSpec(10000.0), (None,))
     spec = dataclasses.replace(spec, vocab_size=n)
-    act = Format("int8", fmt.group_size) if fmt.group_size else FP32
+    act = Format(activations, fmt.group_size) if fmt.group_size else FP32
     buffers = {
         "x": Buffer("x", k),
         "rows": Buffer("rows", k, "logits"),

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import zlib
+from typing import Literal
 
 import ml_dtypes
 import numpy as np
 import pytest
 from programs import batch, linear_program, load, model_program, num_groups, random_spec, random_tensors
 
-from qwench.program.formats import BF16, Format
+from qwench.program.formats import BF16, Format, dequantize_weight, quantize_weight
 from qwench.targets.cpu import _native
 from qwench.targets.target import CacheConfig
 
@@ -55,6 +56,28 @@ def test_linear(variant: str, fmt: Format) -> None:
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("fmt", [Format(kind, group) for kind in ("int8", "int4") for group in (32, 64, 256)], ids=str)
+def test_int16_activations(variant: str, fmt: Format) -> None:
+    """As the reference multiplies them, and with as much left of them as 15 bits keep: beside the exact product."""
+    rng = np.random.default_rng(zlib.crc32(f"{variant} {fmt}".encode()))
+    for n, k, rows in [(1, 2, 1), (64, 128, 6), (65, 129, 7), (130, 31, 13), (200, 300, 25), (33, 257, 50)]:
+        program = linear_program(n, k, fmt, "int16")
+        tensors = random_tensors(program, rng)
+        ids = rng.integers(0, n, rows).astype(np.int32)
+        step = batch([ids], [rows], [[0, 1, 2, 3]])
+        expected = load("reference", program, tensors, CACHE).step(step)
+        got = load(variant, program, tensors, CACHE).step(step)
+        weight = dequantize_weight(*quantize_weight(tensors["w"].astype(np.float32), fmt), k).astype(np.float64)
+        x = tensors["table"][ids].astype(np.float64)
+        x /= np.sqrt(np.mean(x * x, axis=1, keepdims=True) + 1e-6)
+        x *= tensors["gain"].astype(np.float64)
+        step_size = np.abs(x).max() / 16319
+        # A code on the edge may fall to either side of it, see above: that's a step of the activation for each.
+        assert np.abs(got - expected).max() < 1e-4 + 2 * step_size * np.abs(weight).max()
+        assert np.abs(got - x @ weight.T).max() < 1e-5 + 0.5 * step_size * np.abs(weight).sum(axis=1).max()
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("fmt", [BF16, Format("int8", 128), Format("int4", 32)], ids=str)
 @pytest.mark.parametrize("cache_dtype", ["fp32", "bf16", "int8"])
 def test_random_models(variant: str, fmt: Format, cache_dtype: str) -> None:
@@ -88,11 +111,32 @@ def test_random_models(variant: str, fmt: Format, cache_dtype: str) -> None:
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("fmt", [Format("int8", 64), Format("int4", 128)], ids=str)
+def test_models_with_int16_activations(variant: str, fmt: Format) -> None:
+    """Whole models of odd shapes; what int8 activations would give is ten times as far off."""
+    for seed in range(4):
+        rng = np.random.default_rng(seed)
+        spec = random_spec(rng)
+        tensors = random_tensors(model_program(spec, fmt), rng, std=0.1)
+        counts = [int(rng.integers(1, 60)), 1, int(rng.integers(1, 30))]
+        tokens = [rng.integers(0, spec.vocab_size, n).astype(np.int32) for n in counts]
+        step = batch(tokens, counts, [[0, 1, 2, 3], [4], [5, 6]], num_groups(spec))
+
+        def logits(target: str, activations: str, spec=spec, tensors=tensors, step=step) -> np.ndarray:  # type: ignore[no-untyped-def]
+            return load(target, model_program(spec, fmt, activations), tensors, CACHE).step(step).copy()
+
+        expected = logits("reference", "int16")
+        error, coarse = (np.abs(logits(variant, kind) - expected).max() for kind in ("int16", "int8"))
+        assert error < 2e-3 * expected.std() and error < coarse / 10, (seed, spec)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("kind", ["int8", "int4"])
-def test_extreme_codes_do_not_overflow(variant: str, kind: str) -> None:
+@pytest.mark.parametrize("activations", ["int8", "int16"])
+def test_extreme_codes_do_not_overflow(variant: str, kind: str, activations: Literal["int8", "int16"]) -> None:
     """All codes at their bounds: 16-bit sums of AVX2's byte products are the tightest spot."""
     k, n = 256, 64
-    program = linear_program(n, k, Format(kind, 128))
+    program = linear_program(n, k, Format(kind, 128), activations)
     rng = np.random.default_rng(0)
     signs = rng.choice([-1.0, 1.0], (n, k)).astype(np.float32)
     signs[0], signs[1] = 1, -1
@@ -129,10 +173,11 @@ def test_a_broken_sequence_leaves_the_others_alone(variant: str) -> None:
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("fmt", [Format("int8", 128), Format("int4", 32)], ids=str)
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_quantised_activations_carry_nan_to_the_logits(variant: str, fmt: Format, bad: float) -> None:
+@pytest.mark.parametrize("activations", ["int8", "int16"])
+def test_quantised_activations_carry_nan_to_the_logits(variant: str, fmt: Format, bad: float, activations: str) -> None:
     """Integer codes can't say NaN; it must not turn into a plausible number on the way."""
     spec = random_spec(np.random.default_rng(5))
-    program = model_program(spec, fmt)
+    program = model_program(spec, fmt, activations)
     tensors = random_tensors(program, np.random.default_rng(6))
     tensors["model.layers.0.input_layernorm.weight"][-1] = bad
     step = batch([np.array([1, 2], np.int32)], [2], [[0]], num_groups(spec))

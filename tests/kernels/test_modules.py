@@ -36,7 +36,7 @@ def make_artifact(
     spec = random_spec(rng, num_layers=2, sliding_windows=(None, 7))
     config = QwenchConfig(target=target, max_seq_len=64, prefill_chunk_size=32, **options).resolve(spec)
     unfused = build_qwen2(spec)
-    program = set_formats(fuse(unfused), config.format_of)
+    program = set_formats(fuse(unfused), config.format_of, config.activations or "int8")
     tensors = random_tensors(unfused, rng, std)
     chosen, packed = get_target(target), {}
     for weight in program.weights.values():

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from qwench.cli.main import main
+from qwench.compiler import compile_checkpoint
+from qwench.config import QwenchConfig
 
 torch = pytest.importorskip("torch", reason="the default model needs torch: pip install qwench[hf]")
 transformers = pytest.importorskip(
@@ -95,3 +100,18 @@ def test_it_predicts_text_it_has_not_seen(model: Any, tokenizer: Any, monkeypatc
     rows = train.validation_rows(tokenizer, num_documents=100)
     assert train.validation_loss(model, rows) < MAX_VALIDATION_LOSS
     model.eval()
+
+
+def test_the_recipe_accuracy_is_faithful(tmp_path: Path, best_target: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """The limits of int8 hold on all prompts that come with qwench, most of which are unlike what it was trained on."""
+    text = [sys.executable, str(MODELS / "training" / "corpus.py"), "--seed", "7", "--count", "300"]
+    calibration = tmp_path / "calibration.txt"
+    calibration.write_text(subprocess.run(text, capture_output=True, text=True, check=True).stdout)
+    config = QwenchConfig(recipe="accuracy", calibrate=str(calibration), target=best_target)
+    artifact = compile_checkpoint(FOLDER, tmp_path / "artifact", config).path
+    code = main(["verify", str(artifact), "--against", str(FOLDER), "--greedy", "0", "--json", "-"])
+    report = json.loads(capsys.readouterr().out)
+    assert code == 0, report["checks"]
+    assert report["num_prompts"] >= 20 and report["num_tokens"] >= 1000
+    assert [check["limit"] for check in report["checks"]] == [0.999, 0.98]
+    assert report["logits"]["worst_pcc"] >= 0.999 and report["logits"]["top1"] >= 0.98

@@ -100,7 +100,7 @@ def test_max_seq_len_comes_from_the_model_or_must_be_given() -> None:
         ({"batch_size": 3, "kvcache_num_blocks": 2}, "each of 3 rows needs 3 blocks of 4096"),
         ({"quantization": "int8"}, "quantization is 'int8'; give a dict of format, weights, activations, kv_caches"),
         ({"quantization": {"weights": "int2"}}, "weights of quantization is 'int2'"),
-        ({"quantization": {"weights": "int4", "activations": "fp16"}}, "multiplied by int8 activations"),
+        ({"quantization": {"weights": "int4", "activations": "fp16"}}, "multiplied by int8 or int16 activations"),
         ({"tensor_parallel_size": 0}, "tensor_parallel_size is 0"),
         ({"tensor_parallel_size": 15}, "tensor_parallel_size is 15, more than the model's 14 attention heads"),
         ({"batch_size": 2, "decoder_batch_sizes": [4, 2]}, "decoder_batch_sizes has 4, more than batch_size 2"),

@@ -22,11 +22,11 @@ TWO_USERS = StepShape(new=[3, 1], context=[10, 5], num_logits=2)
 PAIRS = 8 + 9 + 10 + 5  # of a query and a key that it sees
 
 
-def program(fused: bool = True, **config: object) -> Program:
+def program(fused: bool = True, activations: str = "int8", **config: object) -> Program:
     spec = ModelSpec.from_config(CONFIG | config)
     options = QwenchConfig(weights="int8", head_weights="bf16").resolve(spec)
     built = build_qwen2(spec)
-    return set_formats(fuse(built) if fused else built, options.format_of)
+    return set_formats(fuse(built) if fused else built, options.format_of, activations)
 
 
 def cost_model(of: Program, weight_bytes: int = 1000, position_bytes: float = 1.0) -> CostModel:
@@ -39,6 +39,12 @@ def test_operations_are_those_of_the_model(fused: bool) -> None:
     operations = cost_model(program(fused)).of_step(TWO_USERS).operations
     assert operations["int8"] == 2 * 4 * LAYERS * LAYER_WEIGHTS
     assert operations["fp32"] == 2 * 2 * VOCAB * HIDDEN + LAYERS * 4 * HIDDEN * PAIRS
+
+
+def test_int16_activations_are_multiplied_in_two_parts() -> None:
+    coarse, fine = (cost_model(program(activations=kind)).of_step(TWO_USERS) for kind in ("int8", "int16"))
+    assert fine.operations == {"int8": 2 * coarse.operations["int8"], "fp32": coarse.operations["fp32"]}
+    assert (fine.weight_bytes, fine.kv_bytes) == (coarse.weight_bytes, coarse.kv_bytes)
 
 
 def test_a_window_bounds_attention() -> None:

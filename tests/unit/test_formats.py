@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from qwench.errors import ConfigError
 from qwench.program.formats import (
+    ACTIVATION_KINDS,
     BF16,
     FP32,
     GROUP_SIZES,
@@ -31,7 +32,10 @@ def matrix(rows: int, k: int, seed: int, scale: float) -> np.ndarray:
     return values.astype(np.float32)
 
 
-@pytest.mark.parametrize("text", ["fp32", "bf16", *(f"{k}/g{g}" for k in ("int8", "int4") for g in GROUP_SIZES)])
+KINDS = ("int16", "int8", "int4")
+
+
+@pytest.mark.parametrize("text", ["fp32", "bf16", *(f"{k}/g{g}" for k in KINDS for g in GROUP_SIZES)])
 def test_names_are_read_back(text: str) -> None:
     assert str(Format.parse(text)) == text
 
@@ -122,13 +126,15 @@ def test_int4_uses_all_sixteen_codes_of_an_even_grid() -> None:
 
 
 @settings(max_examples=60, deadline=None)
-@given(matrices, st.sampled_from(GROUP_SIZES))
-def test_activations_are_within_half_a_step(case: tuple[int, int, int, float], group: int) -> None:
+@given(matrices, st.sampled_from(GROUP_SIZES), st.sampled_from(ACTIVATION_KINDS))
+def test_activations_are_within_half_a_step(case: tuple[int, int, int, float], group: int, kind: str) -> None:
     x = matrix(*case)
-    codes, scales = quantize_activation(x, group)
-    error = np.abs(dequantize_weight(codes, scales, x.shape[1]).astype(np.float64) - x)
-    steps = np.repeat(scales.astype(np.float64), group, axis=1)[:, : x.shape[1]]
-    assert (error <= steps * 0.5001).all() and np.abs(codes.astype(int)).max() <= 127
+    codes, scales = quantize_activation(x, group, kind)
+    steps = np.repeat(scales.astype(np.float64), group, axis=1)
+    values = (codes.astype(np.float64) * steps)[:, : x.shape[1]]
+    rounding = 4e-7 * np.abs(x)  # of fp32: of the scale, and of its inverse
+    assert (np.abs(values - x) <= steps[:, : x.shape[1]] * 0.5001 + rounding).all()
+    assert codes.dtype == kind and np.abs(codes.astype(int)).max() <= {"int8": 127, "int16": 16319}[kind]
 
 
 def test_activations_do_not_depend_on_their_neighbours() -> None:

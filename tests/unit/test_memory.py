@@ -32,7 +32,7 @@ def programs(draw: st.DrawFn) -> Program:
     if draw(st.booleans()):
         program = fuse(program)
     fmt = draw(st.sampled_from(FORMATS))
-    return set_formats(program, lambda weight: fmt)
+    return set_formats(program, lambda weight: fmt, draw(st.sampled_from(["int8", "int16"])))
 
 
 def lines(program: Program, plan: MemoryPlan, name: str) -> slice:

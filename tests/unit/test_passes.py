@@ -91,15 +91,16 @@ def test_buffers_have_one_writer_before_their_readers() -> None:
         assert set(program.buffers) == written
 
 
-def test_formats_reach_the_activations() -> None:
+@pytest.mark.parametrize("activations", ["int8", "int16"])
+def test_formats_reach_the_activations(activations: str) -> None:
     def choose(weight: Weight) -> Format:
         return INT8 if weight.name == "model.embed_tokens.weight" else INT4
 
-    program = set_formats(fuse(plain()), choose)
+    program = set_formats(fuse(plain()), choose, activations)
     formats = {name: str(buffer.format) for name, buffer in program.buffers.items()}
     quantised = {"attn_norm", "attention", "mlp_norm", "silu_mul"}
     for name, fmt in formats.items():
-        expected = "int8/g32" if name.rpartition(".")[2] in quantised or name == "final_norm" else "fp32"
+        expected = f"{activations}/g32" if name.rpartition(".")[2] in quantised or name == "final_norm" else "fp32"
         assert fmt == expected, name
     assert all(weight.format == FP32 for weight in program.weights.values() if weight.is_vector)
     assert all(buffer.format == FP32 for buffer in set_formats(fuse(plain()), lambda w: BF16).buffers.values())
@@ -112,5 +113,5 @@ def test_readers_that_disagree() -> None:
 
 @pytest.mark.parametrize("fmt", [BF16, INT4])
 def test_a_program_survives_json(fmt: Format) -> None:
-    for program in (plain(), set_formats(fuse(plain()), lambda weight: fmt)):
+    for program in (plain(), *(set_formats(fuse(plain()), lambda weight: fmt, kind) for kind in ("int8", "int16"))):
         assert Program.from_dict(json.loads(json.dumps(program.to_dict()))) == program

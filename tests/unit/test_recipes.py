@@ -21,7 +21,8 @@ SPEC = ModelSpec.from_config(CONFIG)
 
 def formats(config: QwenchConfig) -> dict[str, str]:
     """Of each matrix, layer 0's as layers.0."""
-    program = derive_program(SPEC, config.resolve(SPEC).format_of)
+    resolved = config.resolve(SPEC)
+    program = derive_program(SPEC, resolved.format_of, resolved.activations)
     return {name: str(w.format) for name, w in program.weights.items() if not w.is_vector}
 
 
@@ -42,6 +43,27 @@ def test_options_go_before_the_recipe_and_resolving_twice_changes_nothing() -> N
     resolved = given.resolve(SPEC)
     assert resolved.resolve(SPEC) == resolved and QwenchConfig.from_dict(resolved.to_saved()).resolve(SPEC) == resolved
     assert QwenchConfig(recipe="speed", weights="int8").resolve(SPEC).head_weights == "int8"
+    assert QwenchConfig(recipe="accuracy", activations="int8").resolve(SPEC).activations == "int8"
+
+
+@pytest.mark.parametrize(
+    ("options", "activations"),
+    [
+        ({}, None),
+        ({"weights": "int8"}, "int8"),
+        ({"recipe": "accuracy"}, "int16"),
+        ({"recipe": "accuracy", "weights": "bf16"}, None),
+        ({"recipe": "balanced"}, "int8"),
+        ({"weights": "int4", "activations": "int16"}, "int16"),
+        ({"head_weights": "int8", "activations": "int16"}, "int16"),
+        ({"overrides": {"*.down_proj.weight": "int8"}}, "int8"),
+    ],
+)
+def test_what_meets_integer_weights(tmp_path: Path, options: dict[str, Any], activations: str | None) -> None:
+    compile_checkpoint(write_checkpoint(tmp_path / "in"), tmp_path / "out", QwenchConfig(target="reference", **options))
+    artifact = open_artifact(tmp_path / "out")
+    kinds = {buffer.format.kind for buffer in artifact.program.buffers.values()} - {"fp32"}
+    assert artifact.config.activations == activations and kinds == {activations} - {None}
 
 
 def test_the_last_match_counts() -> None:
@@ -67,6 +89,8 @@ def test_an_artifact_keeps_what_was_chosen(tmp_path: Path, recipe: str) -> None:
     [
         ({"*.down_proj.weight": "int3"}, r"the format 'int3'; allowed: bf16, int8, int4, and int8 or int4 with /g32"),
         ({"*.down_proj.weight": "int8/g100"}, "format 'int8/g100'"),
+        ({"*.down_proj.weight": "int16/g64"}, "format 'int16/g64'"),
+        ({"*.down_proj.weight": "fp32"}, "format 'fp32'"),
         ({"*.down_proj.weight": 8}, "format 8"),
         ({"": "int8"}, "pattern ''"),
         (["int8"], "must map patterns"),

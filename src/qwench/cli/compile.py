@@ -29,10 +29,11 @@ def add_options(parser: ArgumentParser) -> None:
     add("--weights", metavar="KIND", help="bf16 (default), int8 or int4")
     add("--head-weights", metavar="KIND", help="of embedding and output head; default: int8 beside int4, else the same")
     add("--group-size", type=int, metavar="N", help="weights that share a scale: 32, 64, 128 (default) or 256")
+    add("--activations", metavar="KIND", help="beside integer weights: int8 (default), or int16: finer, slower prompts")
     add("--recipe", metavar="NAME", help="accuracy, balanced or speed: formats for each kind of layer")
     add("--overrides", type=Path, metavar="FILE", help='JSON: {"pattern of weight names": "format", ...}')
     add("--calibrate", metavar="FILE", help="text like the model's own; rounds weights so that it is harmed least")
-    add("--kv-cache", metavar="KIND", help="bf16, fp32 or int8; default: fp32 beside bf16 weights, else bf16")
+    add("--kv-cache", metavar="KIND", help="bf16, fp32 or int8; default: bf16; beside bf16 weights fp32")
     add("--max-seq-len", type=int, metavar="N", help="tokens of prompt and answer; default: the model's")
     add("--rope-scaling", metavar="S", help=ROPE_SCALING_HELP)
     add("--batch-size", type=int, metavar="N", help="sequences that generate at once; default 32")
@@ -55,6 +56,7 @@ def config_of(args: Namespace) -> QwenchConfig:
         weights=args.weights,
         head_weights=args.head_weights,
         group_size=args.group_size,
+        activations=args.activations,
         recipe=args.recipe,
         overrides=None if args.overrides is None else read_overrides(args.overrides),
         calibrate=args.calibrate,

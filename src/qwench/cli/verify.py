@@ -145,6 +145,7 @@ def describe(found: Fidelity, artifact: Artifact, checkpoint: str) -> dict[str, 
         "checkpoint": str(checkpoint),
         "truth": found.truth,
         "weights": found.weights,
+        "activations": artifact.config.activations,
         "kv_cache": artifact.config.kv_cache,
         "target": artifact.config.target,
         "num_prompts": len(found.prompts),
@@ -180,7 +181,9 @@ def _without_nan(value: Any) -> Any:
 def _print(found: Fidelity, report: dict[str, Any]) -> None:
     from qwench.cli.table import print_table
 
-    print(f"model    {report['artifact']} ({found.weights}, KV cache {report['kv_cache']}, target {report['target']})")
+    beside = f" x {report['activations']} activations" if report["activations"] else ""
+    formats = f"{found.weights}{beside}, KV cache {report['kv_cache']}"
+    print(f"model    {report['artifact']} ({formats}, target {report['target']})")
     print(f"truth    {report['checkpoint']} with {found.truth}")
     print(f"prompts  {report['num_prompts']}, {report['num_tokens']} tokens")
     print()
@@ -199,7 +202,7 @@ def _print(found: Fidelity, report: dict[str, Any]) -> None:
     if found.greedy is not None:
         print(_greedy_line(found.greedy))
     print()
-    _print_verdict(found)
+    _print_verdict(found, report["activations"])
 
 
 def _layer_rows(found: Fidelity) -> list[tuple[str, ...]]:
@@ -256,7 +259,7 @@ def _greedy_line(greedy: Greedy) -> str:
     return f"{line}; the first to differ does so at token {greedy.first}, where the truth's lead is {gap:.2g} in logits"
 
 
-def _print_verdict(found: Fidelity) -> None:
+def _print_verdict(found: Fidelity, activations: str | None) -> None:
     for check in found.checks:
         print(f"{'holds' if check.ok else 'MISSED'}  {check.name}: {_pcc(check.value)}, at least {_pcc(check.limit)}")
     if found.ok:
@@ -268,3 +271,5 @@ def _print_verdict(found: Fidelity) -> None:
         print(f"verdict  NOT faithful; off by themselves: {', '.join(places[:4])}{more}")
     else:
         print("verdict  NOT faithful; no module is off by itself, the error adds up over the layers")
+        if activations == "int8":
+            print("closer   compile with --recipe accuracy, or at least --activations int16; prompts take longer")

@@ -138,11 +138,13 @@ class CostModel:
         return Cost(weights, written, activations, self._products(op, num_rows))
 
     def _products(self, op: Op, num_rows: int) -> dict[str, float]:
+        """Of int16 activations each part is multiplied."""
         operations: dict[str, float] = {}
         for weight in (self.program.weights[name] for name in op.weights):
             if not weight.is_vector:
                 kind = self.arithmetic[weight.format.kind]
-                operations[kind] = operations.get(kind, 0.0) + 2.0 * num_rows * weight.shape[0] * weight.shape[1]
+                rows = num_rows * self.program.buffers[op.inputs[0]].format.num_parts
+                operations[kind] = operations.get(kind, 0.0) + 2.0 * rows * weight.shape[0] * weight.shape[1]
         return operations
 
     def _num_rows(self, op: Op, step: StepShape) -> int:

@@ -7,7 +7,7 @@ against `quantize_weight`, the native kernels against `quantize_activation`.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -18,18 +18,20 @@ Float32 = npt.NDArray[np.float32]
 Int8 = npt.NDArray[np.int8]
 
 WEIGHT_KINDS = ("bf16", "int8", "int4")
+ACTIVATION_KINDS = ("int8", "int16")  # beside integer weights
 GROUP_SIZES = (32, 64, 128, 256)
 
 
 @dataclass(frozen=True)
 class Format:
-    """How one matrix is stored. `group_size` counts values along K that share a scale; 0 for bf16 and fp32."""
+    """How one matrix, or one activation, is stored. `group_size` counts values along K that share a scale; 0 for bf16
+    and fp32. int16 is for activations alone."""
 
-    kind: Literal["fp32", "bf16", "int8", "int4"]
+    kind: Literal["fp32", "bf16", "int16", "int8", "int4"]
     group_size: int = 0
 
     def __post_init__(self) -> None:
-        if self.kind in ("int8", "int4"):
+        if self.kind in ("int16", "int8", "int4"):
             if self.group_size not in GROUP_SIZES:
                 raise ConfigError(f"group_size is {self.group_size}; allowed: {', '.join(map(str, GROUP_SIZES))}")
         elif self.group_size:
@@ -42,13 +44,18 @@ class Format:
     @property
     def bits_per_weight(self) -> float:
         """Bits a weight costs, the bf16 scale of its group included."""
-        bits = {"fp32": 32, "bf16": 16, "int8": 8, "int4": 4}[self.kind]
+        bits = {"fp32": 32, "bf16": 16, "int16": 16, "int8": 8, "int4": 4}[self.kind]
         return bits + (16 / self.group_size if self.group_size else 0)
 
     @property
     def code_range(self) -> tuple[int, int]:
-        """Smallest and largest integer code."""
+        """Smallest and largest integer code of a weight."""
         return {"int8": (-127, 127), "int4": (-8, 7)}[self.kind]
+
+    @property
+    def num_parts(self) -> int:
+        """int8 codes that a value takes, so that kernels multiply nothing wider."""
+        return 2 if self.kind == "int16" else 1
 
     def padded_k(self, k: int) -> int:
         """K rounded up to whole groups (whole pairs for bf16); the padding holds zeros."""
@@ -62,7 +69,7 @@ class Format:
     def parse(cls, text: str) -> Format:
         """Inverse of `str`: "int4/g128", "bf16"."""
         kind, _, group = text.partition("/g")
-        if kind not in ("fp32", *WEIGHT_KINDS) or (group and not group.isdigit()):
+        if kind not in ("fp32", "int16", *WEIGHT_KINDS) or (group and not group.isdigit()):
             raise ConfigError(f"unknown format {text!r}")
         return cls(kind, int(group or 0))  # type: ignore[arg-type]
 
@@ -72,6 +79,9 @@ BF16 = Format("bf16")
 
 # A group whose largest magnitude is no more than this counts as zeros: the inverse of its scale would overflow.
 NO_MAGNITUDE = np.float32(1e-30)
+
+# The largest code of an activation. An int16 one is 128 * high + low, two int8 codes: high at most 127, low 63.
+LARGEST_CODE = {"int8": 127, "int16": 127 * 128 + 63}
 
 # Candidate scales of an int4 group, as the code that the largest weight lands on. 8 uses all sixteen codes
 # without clipping; larger values clip the largest weight for finer steps elsewhere.
@@ -159,12 +169,13 @@ def dequantize_weight(codes: Int8, scales: Float32, k: int) -> Float32:
     return (groups * scales[..., None]).reshape(len(codes), -1)[:, :k]
 
 
-def quantize_activation(x: Float32, group_size: int) -> tuple[Int8, Float32]:
-    """Symmetric int8 per (token, group along K): scale = max|x| / 127, code = rint(x * (127 / max|x|)).
+def quantize_activation(x: Float32, group_size: int, kind: str = "int8") -> tuple[npt.NDArray[Any], Float32]:
+    """Symmetric integers per (token, group along K): scale = max|x| / L, code = rint(x * (L / max|x|)), where L is the
+    kind's LARGEST_CODE.
 
-    x: [tokens, K] fp32. Returns codes [tokens, padded K] int8 and scales [tokens, groups] fp32.
+    x: [tokens, K] fp32. Returns codes [tokens, padded K], of the kind's dtype, and scales [tokens, groups] fp32.
     """
-    groups = _groups(x, group_size)
+    groups, largest = _groups(x, group_size), LARGEST_CODE[kind]
     amax = np.abs(groups).max(axis=2)
-    codes = np.rint(groups * _inverse(127, amax)[..., None]).astype(np.int8)
-    return codes.reshape(len(x), groups.shape[1] * group_size), (amax * np.float32(1 / 127)).astype(np.float32)
+    codes = np.rint(groups * _inverse(largest, amax)[..., None]).astype(kind)
+    return codes.reshape(len(x), groups.shape[1] * group_size), (amax * np.float32(1 / largest)).astype(np.float32)

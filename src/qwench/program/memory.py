@@ -28,11 +28,11 @@ class MemoryPlan:
 
 
 def buffer_bytes(buffer: Buffer, num_rows: int) -> int:
-    """Bytes of `num_rows` rows: fp32, or int8 codes with an fp32 scale and an int32 sum of codes per group."""
+    """Bytes of `num_rows` rows: fp32, or for each part int8 codes with an fp32 scale and an int32 sum per group."""
     if not buffer.format.is_quantized:
         return num_rows * buffer.width * 4
     k = buffer.format.padded_k(buffer.width)
-    return num_rows * (k + k // buffer.format.group_size * 8)
+    return num_rows * buffer.format.num_parts * (k + k // buffer.format.group_size * 8)
 
 
 def plan_memory(program: Program, max_step_tokens: int) -> MemoryPlan:

@@ -33,6 +33,7 @@ OP_KINDS = (
     "embed", "rms_norm", "linear", "rope", "cache_write", "attention", "silu_mul", "add", "take_rows",
     "qkv_rope_write", "gate_up_silu", "linear_add",
 )  # fmt: skip
+PRODUCTS = ("linear", "linear_add", "qkv_rope_write", "gate_up_silu")  # of inputs[0] with the matrix weights[0]
 
 
 Rows: TypeAlias = Literal["tokens", "logits", "hidden"]
@@ -61,7 +62,7 @@ class Buffer:
     """An activation [rows, width]: `rows` is "tokens" (all of a step), "logits" (the rows whose logits were asked for)
     or "hidden" (the rows whose hidden states were).
 
-    `format` is fp32, or int8 with a group size when its readers are quantised matmuls.
+    `format` is fp32, or int8 or int16 with a group size when its readers are quantised matmuls.
     """
 
     name: str

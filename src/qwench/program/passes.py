@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from qwench.errors import ConfigError
 from qwench.program.formats import FP32, Format
-from qwench.program.ops import Op, Program, Weight
+from qwench.program.ops import PRODUCTS, Op, Program, Weight
 
 
 def fuse(program: Program) -> Program:
@@ -20,15 +20,16 @@ def fuse(program: Program) -> Program:
     return program
 
 
-def set_formats(program: Program, choose: Callable[[Weight], Format]) -> Program:
-    """Gives each matrix the format that `choose` says; buffers that only quantised matmuls read become int8."""
+def set_formats(program: Program, choose: Callable[[Weight], Format], activations: str = "int8") -> Program:
+    """Gives each matrix the format that `choose` says; buffers that only quantised matmuls read become `activations`,
+    one of ACTIVATION_KINDS."""
     weights = {
         name: weight if weight.is_vector else dataclasses.replace(weight, format=choose(weight))
         for name, weight in program.weights.items()
     }
     buffers = {}
     for name, buffer in program.buffers.items():
-        formats = {_input_format(op, name, weights) for op in program.consumers(name)}
+        formats = {_input_format(op, name, weights, activations) for op in program.consumers(name)}
         if len(formats) > 1:
             # One producer writes one format; q, k, v and gate, up share a weight after fusion, so this is a misuse.
             raise ConfigError(f"readers of {name} need different activation formats: {sorted(map(str, formats))}")
@@ -36,12 +37,11 @@ def set_formats(program: Program, choose: Callable[[Weight], Format]) -> Program
     return dataclasses.replace(program, weights=weights, buffers=buffers)
 
 
-def _input_format(op: Op, buffer: str, weights: dict[str, Weight]) -> Format:
+def _input_format(op: Op, buffer: str, weights: dict[str, Weight], activations: str) -> Format:
     """The format in which `op` reads `buffer`: that of its matmul for the matmul's input, fp32 for all else."""
-    is_matmul = op.kind in ("linear", "linear_add", "qkv_rope_write", "gate_up_silu")
-    if is_matmul and buffer == op.inputs[0]:
+    if op.kind in PRODUCTS and buffer == op.inputs[0]:
         group_size = weights[op.weights[0]].format.group_size
-        return Format("int8", group_size) if group_size else FP32
+        return Format(activations, group_size) if group_size else FP32  # type: ignore[arg-type]
     return FP32
 
 

@@ -22,17 +22,19 @@ Overrides = Mapping[str, str]
 
 @dataclass(frozen=True)
 class Recipe:
-    """weights, head_weights, group_size as the options of those names; overrides: pattern of checkpoint names ->
-    format. docs/quantization.md says what each is for."""
+    """weights, head_weights, group_size, activations, kv_cache as the options of those names; overrides: pattern of
+    checkpoint names -> format. docs/quantization.md says what each is for."""
 
     weights: str
     head_weights: str
     group_size: int
     overrides: Overrides = field(default_factory=dict)
+    activations: str = "int8"
+    kv_cache: str = "bf16"
 
 
 RECIPES = {
-    "accuracy": Recipe("int8", "int8", 32),
+    "accuracy": Recipe("int8", "int8", 32, activations="int16", kv_cache="fp32"),
     "balanced": Recipe("int4", "int8", 64, {"*.mlp.down_proj.weight": "int8"}),
     "speed": Recipe("int4", "int4", 128),
 }
@@ -71,8 +73,11 @@ def read_overrides(path: Path) -> dict[str, str]:
 
 
 def parse_format(text: str, group_size: int) -> Format:
-    """A format with its group size or, where it lacks one, with `group_size`. Raises ConfigError."""
-    return Format.parse(f"{text}/g{group_size}" if text in ("int8", "int4") else text)
+    """A weight's format with its group size or, where it lacks one, with `group_size`. Raises ConfigError."""
+    format = Format.parse(f"{text}/g{group_size}" if text in ("int8", "int4") else text)
+    if format.kind not in WEIGHT_KINDS:
+        raise ConfigError(f"{text!r} is no format of weights; allowed: {', '.join(WEIGHT_KINDS)}")
+    return format
 
 
 def check_matches(overrides: Overrides, spec: ModelSpec) -> None:

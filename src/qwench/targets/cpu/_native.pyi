@@ -9,7 +9,7 @@ import numpy.typing as npt
 _Bytes = npt.NDArray[Any]
 _Floats = npt.NDArray[np.float32]
 _Ints = npt.NDArray[np.int32]
-_Buffer = tuple[int, int, int, str, bool]
+_Buffer = tuple[int, int, int, int, str, bool]
 
 def supported_variants() -> list[str]: ...
 def crc32c(data: _Bytes, num_threads: int) -> int: ...

@@ -18,10 +18,10 @@ from qwench.program.rope import cos_sin, inverse_frequencies
 from qwench.targets.cpu import _native
 from qwench.targets.target import Array, Bytes, CacheConfig, Float32, Int32, StepBatch
 
-# Offset in the arena, width, group size (0: fp32), which rows, and whether it is a result: then the caller's, and the
-# offset of a hidden state says how many come after it.
-BufferTuple = tuple[int, int, int, str, bool]
-_NO_BUFFER: BufferTuple = (0, 0, 0, "tokens", False)
+# Offset in the arena, width, group size (0: fp32), int8 codes a value, which rows, and whether it is a result: then the
+# caller's, and the offset of a hidden state says how many come after it.
+BufferTuple = tuple[int, int, int, int, str, bool]
+_NO_BUFFER: BufferTuple = (0, 0, 0, 1, "tokens", False)
 _NO_EMBEDDINGS, _NO_ROWS = np.empty((0, 0), np.float32), np.empty(0, np.int32)
 _NO_STATES = np.empty((0, 0, 0), np.float32)
 _ROPE_POSITIONS = 4096
@@ -147,7 +147,8 @@ class CpuExecutor:
             offset = len(program.hidden_states) - 1 - program.hidden_states.index(name)
         else:
             offset = self._plan.offsets.get(name, 0)  # the logits have none
-        return offset, buffer.width, buffer.format.group_size, buffer.rows, name in program.results
+        fmt = buffer.format
+        return offset, buffer.width, fmt.group_size, fmt.num_parts, buffer.rows, name in program.results
 
     def _vector(self, name: str) -> Float32:
         return self._tensors[name].view(np.float32)
@@ -161,10 +162,9 @@ class CpuExecutor:
         return weight.format.kind, rows, k, weight.format.group_size, self._tensors[name]
 
     def _matmul_name(self, op: Op) -> str:
-        kind = self.program.weights[op.weights[0]].format
-        bf16 = "bf16_x_bf16" if _native.multiplies_bf16(self.variant) else "fp32_x_bf16"
-        inner = {"bf16": bf16, "int8": "int8_x_int8", "int4": "int8_x_int4"}[kind.kind]
-        return f"{op.kind}.{inner}"
+        weight, activation = self.program.weights[op.weights[0]].format, self.program.buffers[op.inputs[0]].format
+        is_rounded = weight.kind == "bf16" and _native.multiplies_bf16(self.variant)
+        return f"{op.kind}.{'bf16' if is_rounded else activation.kind}_x_{weight.kind}"
 
     def _embed(self, op: Op) -> str:
         self._native.add_embed(*self._matrix(op.weights[0]), self._buffer(op.output))

@@ -22,11 +22,13 @@ Float32 = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Matrix:
-    """A weight [N, K]: dense fp32 `values`, or int8 codes in `values` with `scales` [N, groups]."""
+    """A weight [N, K]: dense fp32 `values`, or int8 codes in `values` with `scales` [N, groups], multiplied with
+    `activations` (ACTIVATION_KINDS)."""
 
     format: Format
     values: npt.NDArray[Any]
     scales: Float32 | None = None
+    activations: str = "int8"
 
     def rows(self, index: npt.NDArray[Any], width: int) -> Float32:
         """Dequantised rows [len(index), width]."""
@@ -70,15 +72,17 @@ def linear(s: StepState, attrs: dict[str, Any], x: Float32, weight: Matrix, bias
 
 
 def _quantized_linear(x: Float32, weight: Matrix) -> Float32:
-    """sum over groups of (codes . codes) * scale * scale; fp32 holds the integer sums exactly (below 2^24)."""
+    """sum over groups of (codes . codes) * scale * scale; the integer sums are exact: below 2^24 in fp32, of int16
+    below 2^30 in fp64."""
     assert weight.scales is not None
     group = weight.format.group_size
-    codes, scales = quantize_activation(x, group)
+    exact: Any = np.float64 if weight.activations == "int16" else np.float32
+    codes, scales = quantize_activation(x, group, weight.activations)
     y = np.zeros((len(x), len(weight.values)), np.float32)
     for g in range(scales.shape[1]):
         span = slice(g * group, (g + 1) * group)
-        dot = codes[:, span].astype(np.float32) @ weight.values[:, span].astype(np.float32).T
-        y += dot * scales[:, g : g + 1] * weight.scales[:, g]
+        dot = codes[:, span].astype(exact) @ weight.values[:, span].astype(exact).T
+        y += dot.astype(np.float32) * scales[:, g : g + 1] * weight.scales[:, g]
     return y
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Collection, Mapping, Sequence
 from itertools import pairwise
 from typing import cast
@@ -13,7 +14,7 @@ import numpy.typing as npt
 from qwench.program.cache_groups import cache_groups
 from qwench.program.formats import quantize_weight
 from qwench.program.memory import MemoryPlan
-from qwench.program.ops import Op, Program, Weight
+from qwench.program.ops import PRODUCTS, Op, Program, Weight
 from qwench.program.rope import cos_sin, inverse_frequencies
 from qwench.targets.reference.cache import make_caches
 from qwench.targets.reference.ops import OPS, Float32, Matrix, StepState
@@ -64,7 +65,13 @@ class ReferenceTarget:
     def load(
         self, program: Program, plan: MemoryPlan, tensors: Mapping[str, Array], cache: CacheConfig, num_threads: int
     ) -> Executor:
-        return ReferenceExecutor(program, {n: self._unpack(w, tensors) for n, w in program.weights.items()}, cache)
+        weights = {name: self._unpack(weight, tensors) for name, weight in program.weights.items()}
+        for op in program.ops:
+            matrix = weights[op.weights[0]] if op.kind in PRODUCTS else None
+            if isinstance(matrix, Matrix) and matrix.scales is not None:
+                activations = program.buffers[op.inputs[0]].format.kind
+                weights[op.weights[0]] = dataclasses.replace(matrix, activations=activations)
+        return ReferenceExecutor(program, weights, cache)
 
     def _unpack(self, weight: Weight, tensors: Mapping[str, Array]) -> Matrix | Float32:
         raw, rows, fmt = tensors[weight.name], weight.shape[0], weight.format

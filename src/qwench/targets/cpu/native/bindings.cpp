@@ -72,11 +72,15 @@ PackedMatrix checked_matrix(const std::string& kind, int n, int k, int group_siz
   return w;
 }
 
-using BufferTuple = std::tuple<size_t, int, int, std::string, bool>;
+using BufferTuple = std::tuple<size_t, int, int, int, std::string, bool>;
 Buffer buffer(const BufferTuple& t) {
-  const auto& [offset, width, group_size, rows, is_result] = t;
+  const auto& [offset, width, group_size, parts, rows, is_result] = t;
   require(rows == "tokens" || rows == "logits" || rows == "hidden", "rows must be tokens, logits or hidden");
-  return {offset, width, group_size,
+  require(parts == 1 || (parts == 2 && group_size), "a value is one code, or two where there are groups");
+  return {offset,
+          width,
+          group_size,
+          parts,
           rows == "tokens"   ? qwench::Rows::kTokens
           : rows == "logits" ? qwench::Rows::kLogits
                              : qwench::Rows::kHidden,

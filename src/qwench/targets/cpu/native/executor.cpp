@@ -70,17 +70,17 @@ void Executor::reserve_thread_scratch(size_t num_floats) {
 
 QuantizedRows Executor::quantized_rows(const Buffer& b) const {
   const int padded = (b.width + b.group_size - 1) / b.group_size * b.group_size, groups = padded / b.group_size;
-  const size_t rows = config_.max_tokens;
+  const size_t rows = size_t(config_.max_tokens) * b.parts;
   uint8_t* base = arena_.get() + b.offset;
   auto* scales = reinterpret_cast<float*>(base + rows * padded);
   auto* starts = reinterpret_cast<int32_t*>(scales + rows * groups);
-  return {{reinterpret_cast<int8_t*>(base), scales, starts, rows}, padded, b.group_size};
+  return {{reinterpret_cast<int8_t*>(base), scales, starts, rows, padded, b.parts}, b.group_size};
 }
 
 Activation Executor::activation(const Buffer& b) const {
-  if (b.group_size == 0) return {values(b), pairs(b, 0), nullptr, nullptr, nullptr, 0, b.width};
+  if (b.group_size == 0) return {values(b), pairs(b, 0), nullptr, nullptr, nullptr, 0, b.width, 1};
   const QuantizedRow first = quantized_rows(b).first;
-  return {nullptr, nullptr, first.codes, first.scales, first.starts, first.group_stride, b.width};
+  return {nullptr, nullptr, first.codes, first.scales, first.starts, first.group_stride, b.width, b.parts};
 }
 
 void Executor::check(const Batch& b) const {

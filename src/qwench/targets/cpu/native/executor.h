@@ -15,13 +15,15 @@ namespace qwench {
 
 enum class Rows : int { kTokens, kLogits, kHidden };  // all of a step, or those asked for
 
-// An activation buffer in the arena: fp32 [rows, width], or int8 codes, scales and starts (kernels/kernel_table.h).
+// An activation buffer in the arena: fp32 [rows, width], or codes, scales and starts (kernels/kernel_table.h), of which
+// a value takes `parts`.
 // A result lies in the caller's memory: the logits, or the hidden state that `offset` others come after.
 // What bf16 weights are multiplied with is stored as bf16 by kernels that multiply bf16, in the place planned for fp32.
 struct Buffer {
   size_t offset;
   int width;
   int group_size;  // 0: fp32
+  int parts;
   Rows rows;
   bool is_result;
 };

@@ -8,8 +8,6 @@
 // with c and s of the query alone. At p = tile + j, the angles' sum turns c and s by the tile's angle, and what is left
 // is a product with the cosines and sines of 64 positions, the same for every tile, head and layer.
 
-constexpr float kSplitRange = 127 * 128 + 63;  // largest magnitude of 128 * high + low
-
 // Rows as two codes a value, [rows][width] each: x = scales[0] * codes[0] + scales[1] * codes[1]. `starts` as of
 // IntTile.
 struct SplitRows {
@@ -35,16 +33,9 @@ struct SplitRows {
     }
     for (int r = 0; r < num_rows; ++r) {
       const bool is_broken = !(peaks[r] - peaks[r] == 0);  // NaN or infinite
-      const Float inverse = set(inverses[r]);
       const size_t at = size_t(r) * width;
       Int sums[2] = {set_int(0), set_int(0)};
-      for (int i = 0; i < width; i += kLanes) {
-        const Float whole = is_broken ? set(0.0f) : mul(load(x + at + i), inverse);
-        const Int high = store_codes(codes[0] + at + i, mul(whole, set(1.0f / 128)));
-        const Int low = store_codes(codes[1] + at + i, fma(to_float(high), set(-128.0f), whole));
-        sums[0] = add_int(sums[0], high);
-        sums[1] = add_int(sums[1], low);
-      }
+      split(x + at, set(inverses[r]), is_broken, width, codes[0] + at, codes[1] + at, sums);
       for (int part = 0; part < 2; ++part) {
         scales[part][r] = peaks[r] * ((part == 0 ? 128 : 1) / kSplitRange);
         starts[part][r] = negative(reduce_add_int(sums[part]));

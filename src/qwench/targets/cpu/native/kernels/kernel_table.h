@@ -17,6 +17,7 @@ constexpr int kKeyGroup = 16;                                  // cache position
 constexpr int kScoreTile = 64;  // cache positions per step of the online softmax, at absolute multiples
 // A group whose largest magnitude is no more than this counts as zeros: the inverse of its scale would overflow.
 constexpr float kNoMagnitude = 1e-30f;
+constexpr float kSplitRange = 127 * 128 + 63;  // largest magnitude of 128 * high + low
 constexpr int kMaxAttentionRows = 84;
 constexpr int kMaxPartition = 1 << 30;  // its end and a tile more fit 32 bits
 
@@ -53,8 +54,9 @@ struct PackedMatrix {
 };
 
 // Rows of activations: fp32 `values` [rows, width], bf16 `pairs` [rows, width rounded up to even], or int8 `codes`
-// [rows, padded_k] with a scale and minus the sum of the codes per group, `scales` and `starts` [num_groups,
-// group_stride], rows side by side.
+// [rows, parts, padded_k] with a scale and minus the sum of the codes per group, `scales` and `starts` [num_groups,
+// group_stride], rows and parts side by side. A value of 8 bits has one part. One of 15 bits has two, 128 * high + low:
+// to a product these are two rows, whose sums are added in its epilogue.
 struct Activation {
   const float* values;
   const uint16_t* pairs;
@@ -62,22 +64,27 @@ struct Activation {
   const float* scales;
   const int32_t* starts;
   size_t group_stride;
-  int width;
+  int width, parts;
 };
 
-struct QuantizedRow {  // where one row's codes go; group g's scale at scales[g * group_stride]
+struct QuantizedRow {  // where one row's codes go; group g's scale at scales[g * group_stride], the second part's after
+                       // it
   int8_t* codes;
   float* scales;
   int32_t* starts;
   size_t group_stride;
+  int padded_k, parts;
+
+  QWENCH_INLINE QuantizedRow after(int rows) const {
+    const int i = rows * parts;
+    return {codes + size_t(i) * padded_k, scales + i, starts + i, group_stride, padded_k, parts};
+  }
 };
 struct QuantizedRows {
   QuantizedRow first;
-  int padded_k, group_size;
+  int group_size;
 
-  QWENCH_INLINE QuantizedRow row(int r) const {
-    return {first.codes + size_t(r) * padded_k, first.scales + r, first.starts + r, first.group_stride};
-  }
+  QWENCH_INLINE QuantizedRow row(int r) const { return first.after(r); }
 };
 
 // y [rows, width] = epilogue(x @ weight.T). kStore adds `bias` if given; kAdd adds `residual` [rows, width]; kSiluMul

@@ -95,6 +95,15 @@ inline float largest(const float* values, int count) {
   return peak + rest;
 }
 
+// Of values in two parts, a value's sum is that of its parts': [2 * num_rows, 64] to [num_rows, 64].
+inline void add_parts(int num_rows, float* sums) {
+  for (int r = 0; r < num_rows; ++r)
+    for (int j = 0; j < kPanelColumns; j += kLanes) {
+      const float* high = sums + 2 * r * kPanelColumns + j;
+      store(sums + r * kPanelColumns + j, add(load(high), load(high + kPanelColumns)));
+    }
+}
+
 // The epilogue of a block's sums [num_rows, 64].
 inline void finish_block(const LinearArgs& a, const Destination& to, int row, int num_rows, float* sums) {
   const bool is_silu = a.epilogue == Epilogue::kSiluMul;
@@ -118,7 +127,7 @@ inline void finish_block(const LinearArgs& a, const Destination& to, int row, in
   }
 }
 
-// Adds a chunk's products to a block's sums [num_rows, 64].
+// Adds a chunk's products to a block's sums [num_rows, 64]; a part counts as a row.
 inline void tile_block(const LinearArgs& a, const Chunk& c, int first_row, int num_rows, float* sums) {
   if constexpr (kBf16Dots)
     if (a.weight.kind == WeightKind::kBf16) {
@@ -163,17 +172,19 @@ inline void linear_panel(const LinearArgs& a, int p, const Destination& to) {
   alignas(64) float sums[kBlockRows * kPanelColumns];
   alignas(64) uint8_t scratch[kScratchBytes];
   const uint8_t* panel = a.weight.panel(p);
-  const int chunks = num_chunks(a.weight);
-  for (int block = 0; block < a.num_rows; block += kBlockRows) {
-    const bool is_last = block + kBlockRows >= a.num_rows;
-    const int num_rows = is_last ? a.num_rows - block : kBlockRows;
+  const int chunks = num_chunks(a.weight), parts = a.x.parts, all_rows = a.num_rows * parts;
+  static_assert(kBlockRows % 2 == 0, "a value's parts are in one block");
+  for (int block = 0; block < all_rows; block += kBlockRows) {
+    const bool is_last = block + kBlockRows >= all_rows;
+    const int num_rows = is_last ? all_rows - block : kBlockRows;
     for (int i = 0; i < num_rows * kPanelColumns; i += kLanes) store(sums + i, set(0.0f));
     for (int index = 0; index < chunks; ++index)
       tile_block(a,
                  chunk_of(a.weight, panel, index, num_rows >= kUnpackRows,
                           is_last ? panel + a.weight.panel_bytes() : panel, scratch),
                  block, num_rows, sums);
-    finish_block(a, to, block, num_rows, sums);
+    if (parts == 2) add_parts(num_rows / 2, sums);
+    finish_block(a, to, block / parts, num_rows / parts, sums);
   }
 }
 

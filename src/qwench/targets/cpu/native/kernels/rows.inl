@@ -18,6 +18,17 @@ void rms_norm(const float* x, const float* gain, float eps, int width, float* y)
   for (; i < width; ++i) y[i] = x[i] * inverse * gain[i];
 }
 
+// Values times `inverse`, no larger than kSplitRange then, to two codes each, 128 * high + low; sums: of either's
+// codes.
+inline void split(const float* x, Float inverse, bool is_broken, int count, int8_t* high, int8_t* low, Int (&sums)[2]) {
+  for (int i = 0; i < count; i += kLanes) {
+    const Float whole = is_broken ? set(0.0f) : mul(load(x + i), inverse);
+    const Int upper = store_codes(high + i, mul(whole, set(1.0f / 128)));
+    sums[0] = add_int(sums[0], upper);
+    sums[1] = add_int(sums[1], store_codes(low + i, fma(to_float(upper), set(-128.0f), whole)));
+  }
+}
+
 // One group of an activation row, fp32 [group_size], to codes with a scale and minus their sum.
 inline void quantize_group(const float* x, int group_size, const QuantizedRow& row, int group) {
   Float peak = set(0.0f), check = set(0.0f);
@@ -28,14 +39,24 @@ inline void quantize_group(const float* x, int group_size, const QuantizedRow& r
   }
   const float amax = reduce_max(peak), broken = reduce_add(check);
   // Integers can't carry a NaN; the scale can, so that broken activations reach the logits and are noticed there.
-  const float inverse = broken == 0.0f && amax > kNoMagnitude ? 127.0f / amax : 0.0f;
-  Int sums = set_int(0);
-  for (int i = 0; i < group_size; i += kLanes) {
-    const Float scaled = mul(load(x + i), set(inverse));
-    sums = add_int(sums, store_codes(row.codes + group * group_size + i, broken == 0.0f ? scaled : set(0.0f)));
+  const float range = row.parts == 1 ? 127.0f : kSplitRange;
+  const float inverse = broken == 0.0f && amax > kNoMagnitude ? range / amax : 0.0f;
+  int8_t* codes = row.codes + group * group_size;
+  const size_t at = group * row.group_stride;
+  Int sums[2] = {set_int(0), set_int(0)};
+  if (row.parts == 1) {
+    for (int i = 0; i < group_size; i += kLanes) {
+      const Float scaled = mul(load(x + i), set(inverse));
+      sums[0] = add_int(sums[0], store_codes(codes + i, broken == 0.0f ? scaled : set(0.0f)));
+    }
+    row.scales[at] = amax * (1.0f / 127.0f) + broken;
+  } else {
+    split(x, set(inverse), broken != 0.0f, group_size, codes, codes + row.padded_k, sums);
+    row.scales[at] = amax * (128 / kSplitRange) + broken;
+    row.scales[at + 1] = amax * (1 / kSplitRange) + broken;
+    row.starts[at + 1] = negative(reduce_add_int(sums[1]));
   }
-  row.starts[group * row.group_stride] = negative(reduce_add_int(sums));
-  row.scales[group * row.group_stride] = amax * (1.0f / 127.0f) + broken;
+  row.starts[at] = negative(reduce_add_int(sums[0]));
 }
 
 void quantize(const float* x, int width, int group_size, QuantizedRow row) {
