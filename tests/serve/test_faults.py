@@ -47,9 +47,9 @@ def test_the_engine_is_killed_under_load(fragile: ServerProcess) -> None:
     for text, at in answers:
         event = text.strip().splitlines()[-1].removeprefix("data: ")
         assert json.loads(event)["error"]["code"] == "unavailable"
-        assert at - killed < 1
+        assert at - killed < 5  # a tenth of a second, unless other work is going on; a request alone may take 60
     with fragile.client() as http:
-        wait_for(lambda: http.get("/ready").status_code == 200, timeout_s=10)
+        wait_for(lambda: http.get("/ready").status_code == 200, timeout_s=30)
         assert http.post("/v1/completions", json={"prompt": "a", "max_tokens": 2}).status_code == 200
     assert fragile.metric("qwench_engine_restarts_total") == 1 and fragile.is_idle()
 
@@ -63,7 +63,7 @@ def test_while_the_engine_starts_requests_are_told_to_wait(fragile: ServerProces
         assert answer.status_code in (200, 503) and http.get("/health").status_code == 200
         if answer.status_code == 503:
             assert int(answer.headers["retry-after"]) >= 1
-        wait_for(lambda: http.get("/ready").status_code == 200, timeout_s=10)
+        wait_for(lambda: http.get("/ready").status_code == 200, timeout_s=30)
 
 
 def test_the_text_process_is_killed(fragile: ServerProcess) -> None:
@@ -167,7 +167,7 @@ def test_without_their_parent_the_children_end(artifact: Path) -> None:
         with http.stream("POST", "/v1/completions", json={**LONG, "stream": True}):
             server.process.kill()
             server.process.wait()
-        wait_for(lambda: not any(Path(f"/proc/{child}/cmdline").exists() for child in children), timeout_s=10)
+        wait_for(lambda: not any(Path(f"/proc/{child}/cmdline").exists() for child in children), timeout_s=30)
 
 
 def test_a_small_cache_gives_the_same_answers(artifact: Path, server: ServerProcess) -> None:
