@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import logging
 import mmap
 import os
 from collections.abc import Callable, Mapping
@@ -21,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from qwench.checkpoint.spec import ModelSpec
+from qwench.checkpoint.tokenizer_tables import has_tokenizer_of_tables
 from qwench.config import QwenchConfig
 from qwench.errors import ArtifactError, CheckpointError
 from qwench.host import num_cpus
@@ -33,10 +35,17 @@ from qwench.safetensors_file import ContainerError, SafetensorsFile, pieces_sha2
 from qwench.targets.cpu._native import crc32c
 from qwench.targets.target import Target, get_target
 
+logger = logging.getLogger(__name__)
+
 FORMAT_NAME = "qwench-artifact"
 SCHEMA_VERSION = 5
 MANIFEST, PROGRAM, WEIGHTS = "manifest.json", "program.json", "weights.safetensors"
 OWN_FILES = (MANIFEST, PROGRAM, WEIGHTS)
+# What says how to use a model is its owner's to edit, and `tokenizer.save_pretrained` writes it anew.
+TEXTS = (
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja",
+    "generation_config.json",
+)  # fmt: skip
 _NO_HASH = "0" * 64  # stands in the manifest where its own sha256 goes
 _AGAIN = "compile it again: qwench compile CHECKPOINT -o {path} --overwrite"
 
@@ -165,8 +174,9 @@ def is_artifact(path: Path) -> bool:
 def open_artifact(path: str | Path, verify: Literal["fast", "full"] = "fast") -> Artifact:
     """Opens and verifies the artifact in folder `path`.
 
-    fast: version, presence and size of every file, crc32c of all of them, that of the weights tensor by tensor.
-    full: also sha256 of every file. Raises ArtifactError, which says what is wrong and what to do.
+    fast: version, presence and size of every file, crc32c of all of them, that of the weights tensor by tensor; TEXTS
+    may have been saved anew if they are sound and the tokenizer is the same, which is logged as a warning.
+    full: also sha256 of every file, without exception. Raises ArtifactError, which says what is wrong and what to do.
     """
     path = Path(path)
     if not path.is_dir():
@@ -176,7 +186,12 @@ def open_artifact(path: str | Path, verify: Literal["fast", "full"] = "fast") ->
     except ValueError as error:
         raise _error(path, f"{MANIFEST} can't be used: {error}") from None
     for name, record in manifest.files.items():
-        _check_file(path, name, record, with_hash=verify == "full")
+        try:
+            _check_file(path, name, record, with_hash=verify == "full")
+        except ArtifactError:
+            if verify == "full" or name not in TEXTS or not _is_sound_text(path, name):
+                raise
+            logger.warning("%s in %s was saved anew after the model was compiled; it is used as it is", name, path)
     config = _parse(path, MANIFEST, lambda: QwenchConfig.from_dict(manifest.config))
     program, plan = _read_program(path, config)
     config = _parse(path, MANIFEST, lambda: config.resolve(program.spec))  # options that it doesn't keep
@@ -232,6 +247,16 @@ def _check_file(path: Path, name: str, record: FileRecord, with_hash: bool) -> N
         raise _error(path, f"{name} was changed: its crc32c differs")
     if with_hash and (_weights_sha256(path) if name == WEIGHTS else file_sha256(file)) != record.sha256:
         raise _error(path, f"{name} was changed: its sha256 differs")
+
+
+def _is_sound_text(path: Path, name: str) -> bool:
+    """Whether one of TEXTS can be used though it isn't what was compiled."""
+    try:
+        text = (path / name).read_text(encoding="utf-8")
+        is_sound = not name.endswith(".json") or isinstance(json.loads(text), dict)
+    except (OSError, ValueError, RecursionError):
+        return False
+    return is_sound and (name != "tokenizer.json" or has_tokenizer_of_tables(path))
 
 
 def _weights_sha256(path: Path) -> str:

@@ -61,19 +61,40 @@ def bytes_of(token: str) -> bytes:
 
 
 def write_tokenizer_tables(folder: Path) -> None:
-    """Writes `folder/tokenizer_tables.npz` if `folder/tokenizer.json` is a plain byte-level BPE."""
-    try:
-        data = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
-        config_path = folder / "tokenizer_config.json"
-        config = json.loads(config_path.read_text(encoding="utf-8")) if config_path.exists() else {}
-        tables = _build(data, config)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError):
-        return  # missing or malformed: that is said when somebody needs the tokenizer
+    """Writes `folder/tokenizer_tables.safetensors` if `folder/tokenizer.json` is a plain byte-level BPE."""
+    tables = _tables_of(folder)
     if tables is not None:
         from safetensors.numpy import save_file  # only who compiles needs it
 
         skeleton = np.frombuffer(tables.skeleton.encode(), np.uint8)
         save_file({**vars(tables), "skeleton": skeleton}, folder / TABLES)
+
+
+def _tables_of(folder: Path) -> TokenizerTables | None:
+    """Made of `folder/tokenizer.json`. None also if it is missing or malformed: that is said when somebody needs it."""
+    try:
+        data = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+        config_path = folder / "tokenizer_config.json"
+        config = json.loads(config_path.read_text(encoding="utf-8")) if config_path.exists() else {}
+        return _build(data, config)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError):
+        return None
+
+
+def has_tokenizer_of_tables(folder: Path) -> bool:
+    """Whether the tables in `folder` are those of its tokenizer.json, whoever wrote that and however it is laid out."""
+    ours, theirs = read_tokenizer_tables(folder), _tables_of(folder)
+    if ours is None or theirs is None:
+        return False
+    names = [name for name in vars(ours) if name != "skeleton"]
+    same = all(np.array_equal(getattr(ours, name), getattr(theirs, name)) for name in names)
+    return same and _steps(ours) == _steps(theirs)
+
+
+def _steps(tables: TokenizerTables) -> dict[str, Any]:
+    """What a tokenizer does around its merges; padding and truncation are each call's, and the merges are plain."""
+    skeleton = json.loads(tables.skeleton)
+    return {name: step for name, step in skeleton.items() if name not in ("model", "padding", "truncation", "version")}
 
 
 def read_tokenizer_tables(folder: Path) -> TokenizerTables | None:
