@@ -88,6 +88,8 @@ def main(argv: list[str] | None = None) -> None:
     parser = make_parser()
     args = parser.parse_args(argv)
     check_checkpoint(parser, args.checkpoint)
+    if args.out.exists():
+        parser.error(f"{args.out} is there already; give another folder")
     tokenizer = AutoTokenizer.from_pretrained(args.checkpoint)
     model = AutoModelForCausalLM.from_pretrained(args.checkpoint, dtype=torch.float32).eval()
     tokens = np.asarray(tokenizer(args.text.read_text(encoding="utf-8"))["input_ids"])
