@@ -111,6 +111,12 @@ def test_readers_that_disagree() -> None:
         set_formats(plain(), lambda weight: INT4 if "gate" in weight.name else BF16)
 
 
+@pytest.mark.parametrize("fmt", [FP32, Format("int16", 32)], ids=str)
+def test_formats_that_no_weight_has(fmt: Format) -> None:
+    with pytest.raises(ConfigError, match=f"can't be {fmt}; weights are bf16, int8, int4"):
+        set_formats(fuse(plain()), lambda weight: fmt)
+
+
 @pytest.mark.parametrize("fmt", [BF16, INT4])
 def test_a_program_survives_json(fmt: Format) -> None:
     for program in (plain(), *(set_formats(fuse(plain()), lambda weight: fmt, kind) for kind in ("int8", "int16"))):

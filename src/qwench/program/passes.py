@@ -9,7 +9,7 @@ import dataclasses
 from collections.abc import Callable
 
 from qwench.errors import ConfigError
-from qwench.program.formats import FP32, Format
+from qwench.program.formats import FP32, WEIGHT_KINDS, Format
 from qwench.program.ops import PRODUCTS, Op, Program, Weight
 
 
@@ -22,11 +22,13 @@ def fuse(program: Program) -> Program:
 
 def set_formats(program: Program, choose: Callable[[Weight], Format], activations: str = "int8") -> Program:
     """Gives each matrix the format that `choose` says; buffers that only quantised matmuls read become `activations`,
-    one of ACTIVATION_KINDS."""
+    one of ACTIVATION_KINDS. Raises ConfigError for a format that isn't one of weights, and for readers that differ."""
     weights = {
         name: weight if weight.is_vector else dataclasses.replace(weight, format=choose(weight))
         for name, weight in program.weights.items()
     }
+    if wrong := [w for w in weights.values() if not w.is_vector and w.format.kind not in WEIGHT_KINDS]:
+        raise ConfigError(f"{wrong[0].name} can't be {wrong[0].format}; weights are {', '.join(WEIGHT_KINDS)}")
     buffers = {}
     for name, buffer in program.buffers.items():
         formats = {_input_format(op, name, weights, activations) for op in program.consumers(name)}
