@@ -50,9 +50,12 @@ function follow() {
   return () => { if (isAtEnd) view.scrollTop = view.scrollHeight; };
 }
 
-function showSpeed(numTokens, first, last) {
-  const seconds = (last - first) / 1000;
-  if (seconds > 0.05) field("answer-speed").textContent = `${((numTokens - 1) / seconds).toFixed(1)} tokens/s`;
+/** Tokens after the first by the time they took. An answer that came all at once counts from the question on. */
+function showSpeed(numTokens, start, first, last, isWhole) {
+  const isTold = last - first > 50;
+  if (!isTold && !(isWhole && last > start)) return;
+  const perMs = isTold ? (numTokens - 1) / (last - first) : numTokens / (last - start);
+  field("answer-speed").textContent = `${(1000 * perMs).toFixed(1)} tokens/s`;
 }
 
 /** Shows an answer as it comes; returns its text, its end and what it cost. */
@@ -63,7 +66,7 @@ async function write(text, body, signal) {
   const answer = { text: "", finish: null, usage: null, pending: [] };
   for await (const chunk of chat(body, signal)) {
     answer.usage = chunk.usage ?? answer.usage;
-    if (chunk.usage) showSpeed(chunk.usage.completion_tokens, first, last);
+    if (chunk.usage) showSpeed(chunk.usage.completion_tokens, start, first, last, true);
     const [choice] = chunk.choices;
     if (!choice) continue;
     answer.finish = choice.finish_reason ?? answer.finish;
@@ -74,7 +77,7 @@ async function write(text, body, signal) {
     first ||= last;
     numTokens += Math.max(entries.length, 1);
     field("answer-ttft").textContent = `${((first - start) / 1000).toFixed(2)} s`;
-    showSpeed(numTokens, first, last);
+    showSpeed(numTokens, start, first, last, false);
     answer.text += piece;
     answer.pending.push(...entries); // a character may take several tokens: they are shown with it
     if (piece) {
