@@ -41,7 +41,7 @@ class QwenchConfig:
     weights: format of the matrices: bf16 (exact for bf16 checkpoints), int8 or int4.
     head_weights: format of embedding and output head; default: int8 when `weights` is int4, else as `weights`.
     group_size: values along K that share a scale in int8 and int4.
-    activations: what int8 and int4 weights are multiplied by: int8 (default), or int16, which is 256 times finer and
+    activations: what int8 and int4 weights are multiplied by: int8 (default), or int16, which is 128 times finer and
         takes twice the multiplications. None beside bf16 weights alone, which are multiplied by floats.
     recipe: accuracy, balanced or speed: defaults for the four above, `overrides` and `kv_cache`; `program/recipes.py`.
     overrides: pattern of checkpoint names -> format, such as {"*.down_proj.weight": "int8/g64"}; the last match counts.

@@ -47,7 +47,7 @@ def test_the_engine_is_killed_under_load(fragile: ServerProcess) -> None:
     for text, at in answers:
         event = text.strip().splitlines()[-1].removeprefix("data: ")
         assert json.loads(event)["error"]["code"] == "unavailable"
-        assert at - killed < 5  # a tenth of a second, unless other work is going on; a request alone may take 60
+        assert at - killed < 1
     with fragile.client() as http:
         wait_for(lambda: http.get("/ready").status_code == 200, timeout_s=30)
         assert http.post("/v1/completions", json={"prompt": "a", "max_tokens": 2}).status_code == 200

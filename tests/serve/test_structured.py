@@ -164,7 +164,7 @@ def test_responses_refuse_too(server: ServerProcess) -> None:
 
 
 def test_a_refusal_is_quick(server: ServerProcess) -> None:
-    """The best of some, as other work may be going on."""
+    """The median of some, as other work may be going on."""
     times = []
     with server.client() as client:
         for i in range(15):
@@ -172,7 +172,7 @@ def test_a_refusal_is_quick(server: ServerProcess) -> None:
             body = {"messages": MESSAGES, **in_format({"type": "object", "properties": {f"p{i}": {"not": {}}}})}
             assert client.post("/v1/chat/completions", json=body).status_code == 400
             times.append(time.monotonic() - start)
-    assert min(times) < 0.02, times
+    assert sorted(times)[7] < 0.02, times
 
 
 def test_hostile_grammars_harm_nobody(server: ServerProcess) -> None:

@@ -67,8 +67,8 @@ struct Activation {
   int width, parts;
 };
 
-struct QuantizedRow {  // where one row's codes go; group g's scale at scales[g * group_stride], the second part's after
-                       // it
+// Where one row's codes go; group g's scale at scales[g * group_stride], that of a second part after it.
+struct QuantizedRow {
   int8_t* codes;
   float* scales;
   int32_t* starts;
