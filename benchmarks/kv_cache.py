@@ -24,7 +24,8 @@ from qwench.host import cpu_name
 from qwench.load import resolve_model
 from qwench.runtime.loading import CompiledModel
 from qwench.targets.reference.target import ReferenceExecutor
-from qwench.targets.target import CacheConfig, Executor, Float32, Int32, StepBatch, get_target
+from qwench.targets.registry import get_target
+from qwench.targets.target import CacheConfig, Executor, Float32, Int32, StepBatch
 
 NUM_FILLED = 512  # positions of the context that are computed
 BLOCK = 32

@@ -33,12 +33,13 @@ from qwench.program.passes import fuse, set_formats
 from qwench.program.qwen2 import build_qwen2
 from qwench.safetensors_file import ContainerError, SafetensorsFile, pieces_sha256
 from qwench.targets.cpu._native import crc32c
-from qwench.targets.target import Target, get_target
+from qwench.targets.registry import get_target
+from qwench.targets.target import Target
 
 logger = logging.getLogger(__name__)
 
 FORMAT_NAME = "qwench-artifact"
-SCHEMA_VERSION = 5
+SCHEMA_VERSION = 6
 MANIFEST, PROGRAM, WEIGHTS = "manifest.json", "program.json", "weights.safetensors"
 OWN_FILES = (MANIFEST, PROGRAM, WEIGHTS)
 # What says how to use a model is its owner's to edit, and `tokenizer.save_pretrained` writes it anew.
@@ -155,10 +156,10 @@ class Artifact:
         return target
 
 
-def derive_program(spec: ModelSpec, format_of: Callable[[Weight], Format], activations: str | None) -> Program:
-    """The Program that this version of qwench runs for a model, with the formats that `format_of` gives to weights, and
-    `activations` beside integers (None: there are none)."""
-    return set_formats(fuse(build_qwen2(spec)), format_of, activations or "int8")
+def derive_program(spec: ModelSpec, format_of: Callable[[Weight], Format], activations: str) -> Program:
+    """The Program that this version of qwench runs for a model, with the formats that `format_of` gives to weights and
+    what they are multiplied by."""
+    return set_formats(fuse(build_qwen2(spec)), format_of, activations)
 
 
 def program_json(program: Program, plan: MemoryPlan) -> str:
@@ -208,7 +209,9 @@ def _read_program(path: Path, config: QwenchConfig) -> tuple[Program, MemoryPlan
     plan = _parse(path, PROGRAM, lambda: MemoryPlan(**data["memory_plan"]))
     formats: Mapping[str, Format] = {name: weight.format for name, weight in program.weights.items()}
     derived = _parse(
-        path, PROGRAM, lambda: derive_program(program.spec, lambda weight: formats[weight.name], config.activations)
+        path,
+        PROGRAM,
+        lambda: derive_program(program.spec, lambda weight: formats[weight.name], str(config.activations)),
     )
     if derived != program or config.prefill_chunk_size is None:
         raise _error(path, f"{PROGRAM} is not the program that this version of qwench makes of the model")

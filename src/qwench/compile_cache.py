@@ -26,7 +26,7 @@ from qwench.errors import ArtifactError
 from qwench.file_lock import lock_file
 from qwench.host import cache_dir, num_cpus
 from qwench.progress import ProgressCallback, Reporter
-from qwench.targets.target import get_target
+from qwench.targets.registry import get_target
 
 log = logging.getLogger("qwench")
 

@@ -45,7 +45,8 @@ from qwench.program.qwen2 import build_qwen2
 from qwench.progress import ProgressCallback, Reporter
 from qwench.safetensors_file import SafetensorsWriter
 from qwench.targets.cpu._native import crc32c
-from qwench.targets.target import PackedTensor, Target, get_target
+from qwench.targets.registry import get_target
+from qwench.targets.target import PackedTensor, Target
 
 HEADER_ROOM_BYTES = 1 << 20
 
@@ -133,7 +134,7 @@ def _prepare(source: Path, config: QwenchConfig) -> _Plan:
     resolved = config.resolve(spec)
     assert resolved.target is not None and resolved.prefill_chunk_size is not None
     target = get_target(resolved.target)
-    program = derive_program(resolved.model(spec), resolved.format_of, resolved.activations)
+    program = derive_program(resolved.model(spec), resolved.format_of, str(resolved.activations))
     checkpoint = Checkpoint(source, num_cpus())
     checkpoint.check(source_shapes(spec))
     plan = plan_memory(program, resolved.prefill_chunk_size)

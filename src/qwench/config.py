@@ -17,10 +17,18 @@ from qwench.checkpoint.spec import ModelSpec
 from qwench.errors import ConfigError
 from qwench.option_checks import batch_sizes, check_choice, check_flag, check_known, check_positive, check_seconds
 from qwench.program.cache_groups import most_blocks, windows_of
-from qwench.program.formats import ACTIVATION_KINDS, GROUP_SIZES, WEIGHT_KINDS, Format
+from qwench.program.formats import (
+    ACTIVATION_KINDS,
+    FLOAT_ACTIVATIONS,
+    GROUP_SIZES,
+    INTEGER_ACTIVATIONS,
+    WEIGHT_KINDS,
+    Format,
+)
 from qwench.program.ops import Weight
-from qwench.program.recipes import RECIPES, check_matches, check_overrides, overridden
-from qwench.targets.target import TARGETS, CacheConfig
+from qwench.program.recipes import RECIPES, Recipe, check_matches, check_overrides, overridden
+from qwench.targets.registry import target_names
+from qwench.targets.target import CacheConfig
 
 KV_CACHE_DTYPES = ("bf16", "fp32", "int8")
 ATTN_IMPLS = ("eager", "flash_attn")
@@ -41,14 +49,16 @@ class QwenchConfig:
     weights: format of the matrices: bf16 (exact for bf16 checkpoints), int8 or int4.
     head_weights: format of embedding and output head; default: int8 when `weights` is int4, else as `weights`.
     group_size: values along K that share a scale in int8 and int4.
-    activations: what int8 and int4 weights are multiplied by: int8 (default), or int16, which is 128 times finer and
-        takes twice the multiplications. None beside bf16 weights alone, which are multiplied by floats.
+    activations: what weights are multiplied by. Beside bf16 weights fp32 (default), or bf16, which is faster where the
+        processor multiplies bf16; beside int8 and int4 weights int8 (default), or int16, which is 128 times finer and
+        takes twice the multiplications. Matrices that a choice isn't for keep their default.
     recipe: accuracy, balanced or speed: defaults for the four above, `overrides` and `kv_cache`; `program/recipes.py`.
     overrides: pattern of checkpoint names -> format, such as {"*.down_proj.weight": "int8/g64"}; the last match counts.
     calibrate: path of a text whose tokens the model reads while it is compiled, so that rounding harms least what it
         does to such text. An artifact keeps the file's name and sha256.
-    kv_cache: fp32, bf16 or int8 (half of bf16); default: fp32 beside bf16 weights and in the recipe accuracy, where
-        answers must match the original's, else bf16.
+    kv_cache: fp32, bf16 or int8 (half of bf16); default: fp32 beside bf16 weights with fp32 activations and in the
+        recipe accuracy, where answers must match the original's, else bf16. bf16 activations beside a bf16 cache round
+        what attention multiplies, too.
     quantization: weights, activations, kv_cache and group_size as one dict, in Optimum RBLN's words:
         `QUANTIZATION_KEYS`.
     max_seq_len: tokens in a sequence, prompt and answer; default: the model's max_position_embeddings, or what its rope
@@ -128,7 +138,7 @@ class QwenchConfig:
         if self.calibrate is not None and (not isinstance(self.calibrate, str) or not self.calibrate):
             raise ConfigError(f"calibrate is {self.calibrate!r}; it must be the path of a text file")
         check_choice("kv_cache", self.kv_cache, KV_CACHE_DTYPES)
-        check_choice("target", self.target, TARGETS)
+        check_choice("target", self.target, target_names())
         check_choice("attn_impl", self.attn_impl, ATTN_IMPLS)
         check_choice("device", self.device, DEVICES)
         for name in ("max_seq_len", "batch_size", "prefill_chunk_size", "kvcache_num_blocks", "memory"):
@@ -147,12 +157,7 @@ class QwenchConfig:
         head_weights = self.head_weights or (recipe.head_weights if recipe and not self.weights else None)
         overrides = {**(recipe.overrides if recipe else {}), **(self.overrides or {})}
         head_weights = head_weights or ("int8" if weights == "int4" else weights)
-        has_integers = any(not text.startswith("bf16") for text in (weights, head_weights, *overrides.values()))
-        if self.activations and not has_integers:
-            raise ConfigError(
-                f"activations is {self.activations!r}, but bf16 weights are multiplied by floats; say weights int8 or "
-                "int4, or leave it out"
-            )
+        activations = self._activations({weights, head_weights, *overrides.values()}, recipe)
         attn_impl = self.attn_impl or "flash_attn"
         partition_len = None if attn_impl == "eager" else self.kvcache_partition_len or DEFAULT_PARTITION_LEN
         batch_size = self.batch_size or 32
@@ -161,10 +166,10 @@ class QwenchConfig:
             weights=weights,
             head_weights=head_weights,
             group_size=self.group_size or (recipe.group_size if recipe else 128),
-            activations=(self.activations or (recipe.activations if recipe else "int8")) if has_integers else None,
+            activations=activations,
             overrides=overrides or None,
             calibrate=None if self.calibrate is None else text_identity(self.calibrate),
-            kv_cache=self.kv_cache or ("fp32" if weights == "bf16" else recipe.kv_cache if recipe else "bf16"),
+            kv_cache=self.kv_cache or _default_kv_cache(weights, activations, recipe),
             max_seq_len=self.max_seq_len or self._scaled(spec).max_position_embeddings,
             batch_size=batch_size,
             decoder_batch_sizes=self.decoder_batch_sizes or (batch_size,),
@@ -182,6 +187,23 @@ class QwenchConfig:
         resolved._check_together(spec)
         check_matches(overrides, spec)
         return resolved
+
+    def _activations(self, formats: set[str], recipe: Recipe | None) -> str:
+        """What weights of these formats are multiplied by. Raises ConfigError for a choice that is for none of them."""
+        has_integers = any(not text.startswith("bf16") for text in formats)
+        if self.activations is None:
+            return (recipe.activations if recipe else "int8") if has_integers else "fp32"
+        if self.activations in INTEGER_ACTIVATIONS and not has_integers:
+            raise ConfigError(
+                f"activations is {self.activations!r}, but bf16 weights are multiplied by floats; say weights int8 or "
+                "int4, or activations fp32 or bf16"
+            )
+        if self.activations in FLOAT_ACTIVATIONS and "bf16" not in formats:
+            raise ConfigError(
+                f"activations is {self.activations!r}, but integer weights are multiplied by integers; say weights "
+                "bf16, or activations int8 or int16"
+            )
+        return self.activations
 
     def _check_together(self, spec: ModelSpec) -> None:
         assert self.max_seq_len and self.batch_size and self.kvcache_block_size and self.decoder_batch_sizes
@@ -230,7 +252,8 @@ class QwenchConfig:
     def cache(self, num_blocks: int) -> CacheConfig:
         """A cache of `num_blocks` blocks; call it on a resolved config."""
         assert self.kvcache_block_size and self.kv_cache, "resolve() first"
-        return CacheConfig(num_blocks, self.kvcache_block_size, self.kv_cache, self.partition_len)
+        rounds_queries = self.activations == "bf16" and self.kv_cache == "bf16"
+        return CacheConfig(num_blocks, self.kvcache_block_size, self.kv_cache, self.partition_len, rounds_queries)
 
     def format_of(self, weight: Weight) -> Format:
         """The format of one matrix; call it on a resolved config. Raises ConfigError for overrides that can't be."""
@@ -272,6 +295,12 @@ class QwenchConfig:
         return dataclasses.replace(self, **{name: v for name, v in other.to_dict().items() if v is not None})
 
 
+def _default_kv_cache(weights: str, activations: str, recipe: Recipe | None) -> str:
+    if weights == "bf16":
+        return "fp32" if activations == "fp32" else "bf16"
+    return recipe.kv_cache if recipe else "bf16"
+
+
 def _spread(quantization: Mapping[str, Any] | None) -> dict[str, Any]:
     """The fields of QwenchConfig that Optimum RBLN's `quantization` sets. Raises ConfigError for what isn't available.
 
@@ -291,11 +320,11 @@ def _spread(quantization: Mapping[str, Any] | None) -> dict[str, Any]:
     check_choice("weights of quantization", weights, WEIGHT_KINDS)
     check_choice("kv_caches of quantization", given.get("kv_caches"), KV_CACHE_DTYPES)
     activations = given.get("activations")
-    if activations not in (None, *ACTIVATION_KINDS) or (activations and weights == "bf16"):
+    allowed = FLOAT_ACTIVATIONS if weights == "bf16" else INTEGER_ACTIVATIONS
+    if activations not in (None, *allowed):
         raise ConfigError(
-            f"activations of quantization is {activations!r} with weights {weights!r}; int8 and int4 weights are "
-            "multiplied by int8 or int16 activations (one scale per token and group), bf16 weights by floats: leave it "
-            "out"
+            f"activations of quantization is {activations!r} with weights {weights!r}, which are multiplied by "
+            f"{' or '.join(allowed)} activations (integers with one scale per token and group)"
         )
     fields = {
         "weights": weights,

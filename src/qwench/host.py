@@ -19,6 +19,11 @@ def wants_traceback() -> bool:
     return bool(os.environ.get("QWENCH_DEBUG"))
 
 
+def forced_kernels() -> str | None:
+    """The kernels that $QWENCH_KERNELS demands of the target cpu, or None: those that are measured to be fastest."""
+    return os.environ.get("QWENCH_KERNELS") or None
+
+
 def cpu_name() -> str:
     """What the processor calls itself."""
     import platform  # slow to import, and rarely needed

@@ -14,7 +14,7 @@ from qwench.calibration.text import text_identity
 from qwench.config import LOAD_OPTIONS, RUNTIME_OPTIONS, QwenchConfig
 from qwench.errors import ConfigError
 from qwench.progress import ProgressCallback
-from qwench.targets.target import get_target
+from qwench.targets.registry import get_target
 
 __all__ = ["is_artifact", "resolve_model"]
 

@@ -24,7 +24,8 @@ from qwench.program.passes import fuse, set_formats
 from qwench.program.qwen2 import build_qwen2
 from qwench.runtime.engine import Engine
 from qwench.runtime.loading import load_engine
-from qwench.targets.target import LOGIT_GROUP, Array, Bytes, CacheConfig, Float32, StepBatch, get_target
+from qwench.targets.registry import get_target
+from qwench.targets.target import LOGIT_GROUP, Array, Bytes, CacheConfig, Float32, StepBatch
 from qwench.text.tokenizer import Tokenizer
 
 GRAMMAR_VOCAB_SIZE = 400  # more than the tokenizer of conftest.py has
@@ -66,7 +67,7 @@ def packed_model(target: str = "reference", **options: object) -> PackedModel:
     spec = ModelSpec.from_config(TINY_CONFIG)
     config = QwenchConfig.from_dict({"target": target, "batch_size": 4, "kvcache_block_size": 16} | options)
     config = config.resolve(spec)
-    program = set_formats(fuse(build_qwen2(spec)), config.format_of, config.activations or "int8")
+    program = set_formats(fuse(build_qwen2(spec)), config.format_of, str(config.activations))
     plan = plan_memory(program, config.prefill_chunk_size or 0)
     sources, tensors, packer = random_tensors(), {}, get_target(target)
     for weight in program.weights.values():

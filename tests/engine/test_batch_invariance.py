@@ -8,9 +8,8 @@ from typing import Any
 import pytest
 from engine_models import load_model, run_all
 
-from qwench.errors import TargetError
 from qwench.runtime.request import SamplingParams
-from qwench.targets.target import get_target
+from qwench.targets.cpu import _native
 
 PARAMS = SamplingParams(max_tokens=24, seed=11, temperature=0.8, logprobs=3)
 PROMPT = [(13 * i + i // 50) % 300 for i in range(600)]  # long enough for attention to be split over positions
@@ -46,14 +45,11 @@ def test_same_bits(weights: str) -> None:
     assert answer(weights=weights, crowd=31, prefill_chunk_size=48, kvcache_num_blocks=42) == alone
 
 
-@pytest.mark.parametrize("target", ["cpu-generic-bf16", "cpu-generic", "cpu-avx2", "cpu-avx512", "cpu-avx512bf16"])
+@pytest.mark.parametrize("variant", _native.supported_variants())
 @pytest.mark.parametrize("kv_cache", ["fp32", "bf16", "int8"])
-def test_every_variant(target: str, kv_cache: str) -> None:
-    try:
-        get_target(target)
-    except TargetError as error:
-        pytest.skip(str(error))
-    short: dict[str, Any] = {"target": target, "kv_cache": kv_cache, "prompt": PROMPT[:75]}
+def test_every_variant(variant: str, kv_cache: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("QWENCH_KERNELS", variant)
+    short: dict[str, Any] = {"kv_cache": kv_cache, "prompt": PROMPT[:75]}
     for weights in ("bf16", "int4"):
         alone = answer(weights=weights, **short)
         assert answer(weights=weights, crowd=31, num_threads=2, **short) == alone

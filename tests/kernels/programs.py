@@ -16,9 +16,13 @@ from qwench.program.memory import plan_memory
 from qwench.program.ops import Buffer, Op, Program, Weight
 from qwench.program.passes import fuse, set_formats
 from qwench.program.qwen2 import build_qwen2
-from qwench.targets.target import CacheConfig, Executor, StepBatch, get_target
+from qwench.targets.cpu import _native
+from qwench.targets.cpu.target import CpuTarget
+from qwench.targets.reference.target import ReferenceTarget
+from qwench.targets.target import CacheConfig, Executor, StepBatch, Target
 
 Tensors = dict[str, npt.NDArray[np.generic]]
+VARIANTS: list[str] = _native.supported_variants()  # of the cpu target's kernels, on this machine
 
 
 def random_spec(rng: np.random.Generator, **fixed: object) -> ModelSpec:
@@ -43,15 +47,20 @@ def random_spec(rng: np.random.Generator, **fixed: object) -> ModelSpec:
     return dataclasses.replace(spec, **fixed)  # type: ignore[arg-type]
 
 
-def model_program(spec: ModelSpec, fmt: Format, activations: str = "int8") -> Program:
-    return set_formats(fuse(build_qwen2(spec)), lambda weight: fmt, activations)
+def model_program(spec: ModelSpec, fmt: Format, activations: str | None = None) -> Program:
+    """activations: by default the first kind that there is for the weights."""
+    return set_formats(fuse(build_qwen2(spec)), lambda weight: fmt, activations or default_activations(fmt))
 
 
-def linear_program(n: int, k: int, fmt: Format, activations: Literal["int8", "int16"] = "int8") -> Program:
+def default_activations(fmt: Format) -> Literal["fp32", "int8"]:
+    return "int8" if fmt.is_quantized else "fp32"
+
+
+def linear_program(n: int, k: int, fmt: Format, activations: Literal["fp32", "bf16", "int8", "int16"]) -> Program:
     """Embedding -> norm with unit gain -> one linear; the embedding is exact in bf16, so the input is known."""
     spec = ModelSpec(64, k, k, 1, 1, 1, 2, 1e-6, False, 512, RopeSpec(10000.0), (None,))
     spec = dataclasses.replace(spec, vocab_size=n)
-    act = Format(activations, fmt.group_size) if fmt.group_size else FP32
+    act = Format(activations, fmt.group_size)
     buffers = {
         "x": Buffer("x", k),
         "rows": Buffer("rows", k, "logits"),
@@ -87,10 +96,15 @@ def random_tensors(program: Program, rng: np.random.Generator, std: float = 0.3)
     return tensors
 
 
+def make_target(name: str) -> Target:
+    """The reference, or the cpu target with the kernels of that variant."""
+    return ReferenceTarget() if name == "reference" else CpuTarget("cpu", name)
+
+
 def load(
     target: str, program: Program, tensors: Tensors, cache: CacheConfig, threads: int = 2, tokens: int = 96
 ) -> Executor:
-    chosen = get_target(target)
+    chosen = make_target(target)
     packed: Tensors = {}
     for weight in program.weights.values():
         out = {p.name: np.full(p.shape, 255, p.dtype) for p in chosen.packed_tensors(weight)}

@@ -8,58 +8,54 @@ from typing import Literal
 import ml_dtypes
 import numpy as np
 import pytest
-from programs import batch, linear_program, load, model_program, num_groups, random_spec, random_tensors
+from programs import (
+    VARIANTS,
+    batch,
+    default_activations,
+    linear_program,
+    load,
+    model_program,
+    num_groups,
+    random_spec,
+    random_tensors,
+)
 
 from qwench.program.formats import BF16, Format, dequantize_weight, quantize_weight
-from qwench.targets.cpu import _native
 from qwench.targets.target import CacheConfig
 
-VARIANTS = [f"cpu-{v}" for v in _native.supported_variants()]
 FORMATS = [BF16, *[Format(kind, group) for kind in ("int8", "int4") for group in (32, 128)]]
 CACHE = CacheConfig(24, 16, "fp32")
-
-
-def test_all_variants_are_tested_on_this_machine() -> None:
-    missing = {"cpu-avx512bf16", "cpu-avx512", "cpu-avx2", "cpu-generic"} - set(VARIANTS)
-    if missing:
-        pytest.skip(f"this processor can't run {', '.join(sorted(missing))}: their kernels are not tested here")
-
-
-def _bf16_rounding(variant: str, k: int, weight: np.ndarray) -> float:
-    """How far a product of k normed values rounded to bf16 strays, at six deviations; 0 where they stay fp32."""
-    if not _native.multiplies_bf16(variant.removeprefix("cpu-")):
-        return 0.0
-    return 6 * 2.0**-9 * float(np.sqrt(k) * weight.astype(np.float32).std() + 0.02)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("fmt", [*FORMATS, Format("int8", 64), Format("int4", 256)], ids=str)
 def test_linear(variant: str, fmt: Format) -> None:
-    rng = np.random.default_rng(zlib.crc32(f"{variant} {fmt}".encode()))  # hash() differs from run to run
+    rng = np.random.default_rng(zlib.crc32(str(fmt).encode()))  # hash() differs from run to run
+    is_off: list[bool] = []
     for n, k, rows in [(1, 2, 1), (64, 128, 6), (65, 129, 7), (130, 31, 13), (200, 300, 25), (33, 257, 3)]:
-        program = linear_program(n, k, fmt)
+        program = linear_program(n, k, fmt, default_activations(fmt))
         tensors = random_tensors(program, rng)
         ids = rng.integers(0, n, rows).astype(np.int32)
         step = batch([ids], [rows], [[0, 1]])
         expected = load("reference", program, tensors, CACHE).step(step)
         got = load(variant, program, tensors, CACHE).step(step)
         if not fmt.is_quantized:
-            bound = _bf16_rounding(variant, k, tensors["w"]) or 2e-5
-            np.testing.assert_allclose(got, expected, rtol=2e-5, atol=bound)
+            np.testing.assert_allclose(got, expected, rtol=2e-5, atol=2e-5)
             continue
         # The norm before it rounds differently in the last bit, so a code on the edge may fall to either side: then its
         # row is off by one step of the activation. Such rows are rare and the step bounds them.
         off = np.abs(got - expected).max(axis=1)
         step_size = 8 / 127 * np.abs(tensors["w"].astype(np.float32)).max()
-        assert np.mean(off > 1e-4) < 0.3
+        is_off.extend(off > 1e-4)
         assert off.max() < 2 * step_size
+    assert sum(is_off) < 10
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("fmt", [Format(kind, group) for kind in ("int8", "int4") for group in (32, 64, 256)], ids=str)
 def test_int16_activations(variant: str, fmt: Format) -> None:
     """As the reference multiplies them, and with as much left of them as 15 bits keep: beside the exact product."""
-    rng = np.random.default_rng(zlib.crc32(f"{variant} {fmt}".encode()))
+    rng = np.random.default_rng(zlib.crc32(str(fmt).encode()))
     for n, k, rows in [(1, 2, 1), (64, 128, 6), (65, 129, 7), (130, 31, 13), (200, 300, 25), (33, 257, 50)]:
         program = linear_program(n, k, fmt, "int16")
         tensors = random_tensors(program, rng)
@@ -104,10 +100,31 @@ def test_random_models(variant: str, fmt: Format, cache_dtype: str) -> None:
             error = np.abs(got - expected).max() / spread
             # bf16 caches and int8 activations round values that differ in the last bit of fp32 to either side.
             bound = 1e-4 if fmt == BF16 and cache_dtype == "fp32" else 0.02 if fmt == BF16 else 0.5
-            if fmt == BF16 and _native.multiplies_bf16(variant.removeprefix("cpu-")):
-                bound = 0.1
             assert error < bound, (seed, spec)
             assert np.corrcoef(got.ravel(), expected.ravel())[0, 1] > 0.999
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("cache_dtype", ["fp32", "bf16"])
+def test_models_with_bf16_activations(variant: str, cache_dtype: str) -> None:
+    """Whole models of odd shapes: closer to the reference that rounds where they do than to the one that doesn't."""
+    nearer = []
+    for seed in range(8):
+        rng = np.random.default_rng(seed)
+        spec = random_spec(rng)
+        tensors = random_tensors(model_program(spec, BF16), rng, std=0.1)
+        counts = [int(rng.integers(1, 60)), 1, int(rng.integers(1, 30))]
+        tokens = [rng.integers(0, spec.vocab_size, n).astype(np.int32) for n in counts]
+        step = batch(tokens, counts, [[0, 1, 2, 3], [4], [5, 6]], num_groups(spec))
+        cache = CacheConfig(24, 16, cache_dtype, rounds_queries=cache_dtype == "bf16")
+        exact = (
+            load("reference", model_program(spec, BF16), tensors, CacheConfig(24, 16, cache_dtype)).step(step).copy()
+        )
+        rounded = load("reference", model_program(spec, BF16, "bf16"), tensors, cache).step(step).copy()
+        got = load(variant, model_program(spec, BF16, "bf16"), tensors, cache).step(step)
+        assert np.abs(got - rounded).max() < 0.1 * rounded.std(), (seed, spec)
+        nearer.append(np.square(got - rounded).mean() / np.square(exact - rounded).mean())
+    assert np.median(nearer) < 0.3
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

@@ -11,12 +11,13 @@ import threading
 import ml_dtypes
 import numpy as np
 import pytest
-from programs import batch, load, model_program, random_spec, random_tensors
+from programs import VARIANTS, batch, load, model_program, random_spec, random_tensors
 
 from qwench.errors import TargetError
 from qwench.program.formats import BF16
-from qwench.targets.cpu import _native, host
-from qwench.targets.target import TARGETS, CacheConfig, StepBatch, get_target
+from qwench.targets.cpu import _native, variants
+from qwench.targets.registry import get_target
+from qwench.targets.target import CacheConfig, StepBatch
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +25,7 @@ def executor():  # type: ignore[no-untyped-def]
     spec = random_spec(np.random.default_rng(0), vocab_size=50, num_layers=2, sliding_windows=(None, None))
     program = model_program(spec, BF16)
     return load(
-        "cpu", program, random_tensors(program, np.random.default_rng(1)), CacheConfig(4, 16, "fp32"), tokens=32
+        VARIANTS[0], program, random_tensors(program, np.random.default_rng(1)), CacheConfig(4, 16, "fp32"), tokens=32
     )
 
 
@@ -65,7 +66,7 @@ def test_no_logits_wanted_is_fine(executor) -> None:  # type: ignore[no-untyped-
 
 
 @pytest.mark.parametrize("vocab_size", [50, 64, 300])
-@pytest.mark.parametrize("target", [t for t in TARGETS if t.removeprefix("cpu-") in _native.supported_variants()])
+@pytest.mark.parametrize("target", VARIANTS)
 def test_maxima_are_those_of_64_neighbours(target: str, vocab_size: int) -> None:
     spec = random_spec(np.random.default_rng(0), vocab_size=vocab_size, num_layers=2, sliding_windows=(None, None))
     program = model_program(spec, BF16)
@@ -109,8 +110,8 @@ def test_a_variant_that_the_processor_lacks_is_an_error(monkeypatch: pytest.Monk
         def supported_variants() -> list[str]:
             return ["generic"]
 
-    monkeypatch.setattr(host, "_native", Older)
-    assert host.variant_for("cpu") == "generic"
+    monkeypatch.setattr(variants, "_native", Older)
+    assert variants.variants_of("cpu") == ("generic",)
     with pytest.raises(TargetError, match=r"can't run target 'cpu-avx512'.*cpu-generic"):
         get_target("cpu-avx512")
     with pytest.raises(TargetError, match="unknown target"):

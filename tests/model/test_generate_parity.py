@@ -45,7 +45,7 @@ from transformers_parity import (
 
 from qwench import QwenchForCausalLM
 from qwench.errors import TargetError
-from qwench.targets.target import get_target
+from qwench.targets.registry import get_target
 
 NEW = 64
 CHUNK = 8

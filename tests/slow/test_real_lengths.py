@@ -34,20 +34,12 @@ def test_logits_below_at_and_beyond_32768_positions(scaling: str | None, length:
         num_key_value_heads=1, max_position_embeddings=32768, rope_parameters=rope, initializer_range=0.3,
     )).to(torch.bfloat16).save_pretrained(tmp_path)  # fmt: skip
     truth = Qwen2ForCausalLM.from_pretrained(tmp_path, dtype=torch.float32).eval()  # frequencies are fp32 only anew
-    model = QwenchForCausalLM.from_pretrained(
-        tmp_path, qwench_target=fp32_target(), qwench_max_seq_len=131072, qwench_batch_size=1
-    )
+    model = QwenchForCausalLM.from_pretrained(tmp_path, qwench_max_seq_len=131072, qwench_batch_size=1)
     ids = torch.randint(0, 128, (1, length), generator=torch.Generator().manual_seed(length))
     with torch.no_grad():
         theirs = truth(ids, logits_to_keep=KEPT, use_cache=False).logits
     ours = model(ids, logits_to_keep=KEPT).logits
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-3 * float(theirs.std()))
-
-
-def fp32_target() -> str:
-    from qwench.targets.cpu import _native
-
-    return next(f"cpu-{v}" for v in _native.supported_variants() if not _native.multiplies_bf16(v))
 
 
 @pytest.mark.skipif(not PASSKEY_MODEL.is_dir(), reason="models/qwench-passkey is not there")

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from qwench.program.formats import INT4_CANDIDATES, Float32, Format, Int8, quantize_weight, reciprocal, round_scale
+from qwench.program.formats import INT4_CANDIDATES, Float32, Format, Int8, quantize_weight, reciprocal, round_to_bf16
 
 DAMPING = 0.01  # of the mean of H's diagonal, added to it, as in GPTQ
 BLOCK, STRIP = 128, 16  # columns between two products with all errors so far, and with those of the block
@@ -84,7 +84,7 @@ def _choose_scales(weight: Float32, importance: Float32, fmt: Format) -> Float32
         codes = np.clip(np.rint(groups * (unit * candidate)[..., None]), *fmt.code_range)
         dot = np.einsum("ngk,ngk->ng", groups, weighted := codes * matter)
         norm = np.maximum(np.einsum("ngk,ngk->ng", codes, weighted), np.float32(1e-30))
-        scale = round_scale(dot / norm)
+        scale = round_to_bf16(dot / norm)
         gain = scale * (2 * dot - scale * norm)  # the weighted error is a constant less this
         better = gain > best_gain
         best_gain = np.where(better, gain, best_gain)

@@ -29,7 +29,12 @@ def add_options(parser: ArgumentParser) -> None:
     add("--weights", metavar="KIND", help="bf16 (default), int8 or int4")
     add("--head-weights", metavar="KIND", help="of embedding and output head; default: int8 beside int4, else the same")
     add("--group-size", type=int, metavar="N", help="weights that share a scale: 32, 64, 128 (default) or 256")
-    add("--activations", metavar="KIND", help="beside integer weights: int8 (default), or int16: finer, slower prompts")
+    add(
+        "--activations",
+        metavar="KIND",
+        help="beside bf16 weights: fp32 (default), or bf16: faster where the processor multiplies bf16; beside integers: "
+        "int8 (default), or int16: finer, slower prompts",
+    )
     add("--recipe", metavar="NAME", help="accuracy, balanced or speed: formats for each kind of layer")
     add("--overrides", type=Path, metavar="FILE", help='JSON: {"pattern of weight names": "format", ...}')
     add("--calibrate", metavar="FILE", help="text like the model's own; rounds weights so that it is harmed least")
@@ -43,7 +48,7 @@ def add_options(parser: ArgumentParser) -> None:
     add("--kvcache-block-size", type=int, metavar="N", help="positions in a cache block, default 32")
     add("--kvcache-num-blocks", type=int, metavar="N", help="cache blocks; default: what memory allows when loaded")
     add("--memory", metavar="SIZE", help="what the loaded model may use, such as 8GiB or 800MB; default: what is free")
-    add("--target", metavar="T", help="cpu (default), cpu-avx512bf16, cpu-avx512, cpu-avx2, cpu-generic or reference")
+    add("--target", metavar="T", help="cpu (default), cpu-avx512, cpu-avx2, cpu-generic or reference")
 
 
 def config_of(args: Namespace) -> QwenchConfig:

@@ -34,12 +34,12 @@ def describe(source: Path, options: QwenchConfig) -> dict[str, Any]:
     from qwench.checkpoint.spec import ModelSpec
     from qwench.program.memory import plan_memory
     from qwench.runtime.loading import working_bytes
-    from qwench.targets.target import get_target
+    from qwench.targets.registry import get_target
 
     checkpoint = ModelSpec.from_folder(source)
     config = options.resolve(checkpoint)
     assert config.prefill_chunk_size and config.target and config.max_seq_len and config.kvcache_block_size
-    program = derive_program(config.model(checkpoint), config.format_of, config.activations)
+    program = derive_program(config.model(checkpoint), config.format_of, str(config.activations))
     plan, target = plan_memory(program, config.prefill_chunk_size), get_target(config.target)
     weights = sum(t.num_bytes for weight in program.weights.values() for t in target.packed_tensors(weight))
     working = working_bytes(program, plan, config)

@@ -15,8 +15,8 @@ from qwench.program.ops import Op, Program
 from qwench.targets.target import CacheConfig, Target
 
 ATTENTION = "attention"
-# What multiplies: by weight format for matrices, and for attention.
-ARITHMETIC: Mapping[str, str] = {"fp32": "fp32", "bf16": "fp32", "int8": "int8", "int4": "int8", ATTENTION: "fp32"}
+# What multiplies: by the format of what a matrix meets.
+ARITHMETIC: Mapping[str, str] = {"fp32": "fp32", "bf16": "bf16", "int8": "int8", "int16": "int8"}
 
 
 @dataclass(frozen=True)
@@ -92,13 +92,13 @@ class CostModel:
     """Costs of one compiled model's ops.
 
     weight_bytes: packed size of each weight. position_bytes: what one position of the KV cache takes, all layers.
-    arithmetic: as ARITHMETIC, for the target that runs it.
+    attention: kind of arithmetic.
     """
 
     program: Program
     weight_bytes: Mapping[str, int]
     position_bytes: float
-    arithmetic: Mapping[str, str] = field(default_factory=lambda: ARITHMETIC)
+    attention: str = "fp32"
 
     @classmethod
     def for_target(cls, program: Program, target: Target, cache: CacheConfig) -> CostModel:
@@ -107,10 +107,8 @@ class CostModel:
             name: sum(tensor.num_bytes for tensor in target.packed_tensors(weight))
             for name, weight in program.weights.items()
         }
-        arithmetic = dict(ARITHMETIC)
-        if target.multiplies_bf16:
-            arithmetic |= {"bf16": "bf16"} | ({ATTENTION: "bf16"} if cache.dtype == "bf16" else {})
-        return cls(program, weight_bytes, cache.block_bytes(program) / cache.block_size, arithmetic)
+        attention = "bf16" if cache.rounds_queries else "fp32"
+        return cls(program, weight_bytes, cache.block_bytes(program) / cache.block_size, attention)
 
     def of_step(self, step: StepShape) -> Cost:
         """All ops together."""
@@ -131,7 +129,7 @@ class CostModel:
             window = op.attrs["window"]
             read = sum(min(c, window + n - 1) if window else c for n, c in zip(step.new, step.context))
             pairs = sum(_visible_positions(n, c, window) for n, c in zip(step.new, step.context))
-            operations = {self.arithmetic[ATTENTION]: 4.0 * self.program.spec.q_size * pairs}
+            operations = {self.attention: 4.0 * self.program.spec.q_size * pairs}
             return Cost(0.0, read * layer_bytes, activations, operations)
         written = step.num_tokens * layer_bytes if op.kind in ("cache_write", "qkv_rope_write") else 0.0
         weights = float(sum(self.weight_bytes[name] for name in op.weights))
@@ -142,8 +140,8 @@ class CostModel:
         operations: dict[str, float] = {}
         for weight in (self.program.weights[name] for name in op.weights):
             if not weight.is_vector:
-                kind = self.arithmetic[weight.format.kind]
-                rows = num_rows * self.program.buffers[op.inputs[0]].format.num_parts
+                activation = self.program.buffers[op.inputs[0]].format
+                kind, rows = ARITHMETIC[activation.kind], num_rows * activation.num_parts
                 operations[kind] = operations.get(kind, 0.0) + 2.0 * rows * weight.shape[0] * weight.shape[1]
         return operations
 

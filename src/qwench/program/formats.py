@@ -18,7 +18,9 @@ Float32 = npt.NDArray[np.float32]
 Int8 = npt.NDArray[np.int8]
 
 WEIGHT_KINDS = ("bf16", "int8", "int4")
-ACTIVATION_KINDS = ("int8", "int16")  # beside integer weights
+INTEGER_ACTIVATIONS = ("int8", "int16")  # beside integer weights
+FLOAT_ACTIVATIONS = ("fp32", "bf16")  # beside bf16 weights
+ACTIVATION_KINDS = FLOAT_ACTIVATIONS + INTEGER_ACTIVATIONS
 GROUP_SIZES = (32, 64, 128, 256)
 
 
@@ -109,9 +111,9 @@ def reciprocal(scale: Float32) -> Float32:
     return np.where(is_zero, np.float32(0), np.float32(1) / np.where(is_zero, np.float32(1), scale))
 
 
-def round_scale(scale: Float32) -> Float32:
-    """Scales of weights as they are stored: the nearest bf16, which has fp32's range, ties to even."""
-    bits = scale.view(np.uint32)
+def round_to_bf16(x: Float32) -> Float32:
+    """The nearest bf16, which has fp32's range, ties to even; as fp32. For finite values."""
+    bits = np.ascontiguousarray(x).view(np.uint32)
     return ((bits + 0x7FFF + (bits >> 16 & 1)) & 0xFFFF0000).view(np.float32)
 
 
@@ -132,7 +134,7 @@ def _int8_scales(groups: Float32) -> Float32:
     """[N, G, group] -> [N, G]: the bf16 next to max|w| / 127, or its neighbour below or above: the best of three."""
     amax = np.abs(groups).max(axis=2)
     is_zero = amax <= NO_MAGNITUDE
-    nearest = round_scale(np.where(is_zero, np.float32(1), amax * np.float32(1 / 127))).view(np.int32)
+    nearest = round_to_bf16(np.where(is_zero, np.float32(1), amax * np.float32(1 / 127))).view(np.int32)
     best_scale, best_error = np.zeros_like(amax), np.full_like(amax, np.inf)
     for step in (-1, 0, 1):
         scale = (nearest + np.int32(step << 16)).view(np.float32)
@@ -155,7 +157,7 @@ def _int4_scales(groups: Float32) -> Float32:
         # The squared error is sum(w^2) - gain, so the largest gain wins.
         dot = (groups * codes).sum(axis=2, keepdims=True)
         norm = np.maximum((codes * codes).sum(axis=2, keepdims=True), 1)
-        scale = round_scale(dot / norm)
+        scale = round_to_bf16(dot / norm)
         gain = scale * (np.float32(2) * dot - scale * norm)
         better = gain > best_gain
         best_gain = np.where(better, gain, best_gain)

@@ -62,7 +62,7 @@ class Buffer:
     """An activation [rows, width]: `rows` is "tokens" (all of a step), "logits" (the rows whose logits were asked for)
     or "hidden" (the rows whose hidden states were).
 
-    `format` is fp32, or int8 or int16 with a group size when its readers are quantised matmuls.
+    `format` is fp32 or, where its readers are matmuls, bf16, int8 or int16 with a group size: what they multiply.
     """
 
     name: str

@@ -9,7 +9,7 @@ import dataclasses
 from collections.abc import Callable
 
 from qwench.errors import ConfigError
-from qwench.program.formats import FP32, WEIGHT_KINDS, Format
+from qwench.program.formats import FLOAT_ACTIVATIONS, FP32, INTEGER_ACTIVATIONS, WEIGHT_KINDS, Format
 from qwench.program.ops import PRODUCTS, Op, Program, Weight
 
 
@@ -20,9 +20,10 @@ def fuse(program: Program) -> Program:
     return program
 
 
-def set_formats(program: Program, choose: Callable[[Weight], Format], activations: str = "int8") -> Program:
-    """Gives each matrix the format that `choose` says; buffers that only quantised matmuls read become `activations`,
-    one of ACTIVATION_KINDS. Raises ConfigError for a format that isn't one of weights, and for readers that differ."""
+def set_formats(program: Program, choose: Callable[[Weight], Format], activations: str) -> Program:
+    """Gives each matrix the format that `choose` says, and the buffers that matrices are multiplied with `activations`,
+    one of ACTIVATION_KINDS. Beside matrices that it isn't for, they become int8 (integer weights) or fp32 (bf16).
+    Raises ConfigError for a format that isn't one of weights, and for readers that differ."""
     weights = {
         name: weight if weight.is_vector else dataclasses.replace(weight, format=choose(weight))
         for name, weight in program.weights.items()
@@ -41,10 +42,11 @@ def set_formats(program: Program, choose: Callable[[Weight], Format], activation
 
 def _input_format(op: Op, buffer: str, weights: dict[str, Weight], activations: str) -> Format:
     """The format in which `op` reads `buffer`: that of its matmul for the matmul's input, fp32 for all else."""
-    if op.kind in PRODUCTS and buffer == op.inputs[0]:
-        group_size = weights[op.weights[0]].format.group_size
-        return Format(activations, group_size) if group_size else FP32  # type: ignore[arg-type]
-    return FP32
+    if op.kind not in PRODUCTS or buffer != op.inputs[0]:
+        return FP32
+    if group_size := weights[op.weights[0]].format.group_size:
+        return Format(activations if activations in INTEGER_ACTIVATIONS else "int8", group_size)  # type: ignore[arg-type]
+    return Format(activations if activations in FLOAT_ACTIVATIONS else "fp32")  # type: ignore[arg-type]
 
 
 def _rewrite(program: Program, replaced: dict[str, Op | None], weights: dict[str, Weight]) -> Program:

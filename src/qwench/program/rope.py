@@ -1,13 +1,15 @@
 """Rotary position embedding: inverse frequencies and cos/sin tables in fp32, as transformers computes them.
 
 Angles are fp32 products of position and inverse frequency, as transformers computes them: at position 100,000 the
-rounding of that product is worth 0.004 rad, so a more exact angle would be a different model.
+rounding of that product is worth 0.004 rad, so a more exact angle would be a different model. Powers, sines and cosines
+are made of operations that IEEE 754 rounds alike everywhere: those of NumPy and of C libraries differ by processor.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from decimal import Context, Decimal
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +17,7 @@ import numpy.typing as npt
 from qwench.checkpoint.rope import RopeSpec
 
 Float32 = npt.NDArray[np.float32]
+Float64 = npt.NDArray[np.float64]
 
 
 def inverse_frequencies(rope: RopeSpec, head_dim: int) -> tuple[Float32, float]:
@@ -26,9 +29,9 @@ def inverse_frequencies(rope: RopeSpec, head_dim: int) -> tuple[Float32, float]:
     if rope.rope_type == "dynamic":
         theta = _dynamic_theta(theta, p, head_dim)
     exponent = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
-    # The power in fp64 rounded to fp32. torch's fp32 power differs by one ulp in places, here in one of 64 at theta
-    # 1e6 and head_dim 128 (torch 2.13, AVX-512); NumPy's own fp32 power in more.
-    powers = np.power(theta, exponent.astype(np.float64)).astype(np.float32)
+    # The nearest fp32. torch's fp32 power differs by one ulp in places, in one of 64 at theta 1e6 and head_dim 128
+    # (torch 2.13, AVX-512); NumPy's own fp32 power in more.
+    powers = np.array([_power(theta, float(e)) for e in exponent], np.float32)
     inv_freq = np.float32(1) / powers
     if rope.rope_type == "linear":
         return inv_freq / np.float32(p["factor"]), 1.0
@@ -50,7 +53,12 @@ def _dynamic_theta(theta: float, p: Mapping[str, float], head_dim: int) -> float
         return theta
     stretch = np.float32(p["factor"]) * np.float32(p["seq_len"]) / np.float32(p["original_max_position_embeddings"])
     scale = np.float32(stretch - np.float32(p["factor"] - 1))
-    return float(np.float32(theta) * np.float32(float(scale) ** (head_dim / (head_dim - 2))))
+    return float(np.float32(theta) * np.float32(_power(float(scale), head_dim / (head_dim - 2))))
+
+
+def _power(base: float, exponent: float) -> float:
+    """The same on every machine, unlike the C library's."""
+    return float(Context(prec=30).power(Decimal(base), Decimal(exponent)))
 
 
 def _longrope(powers: Float32, rope: RopeSpec) -> Float32:
@@ -116,4 +124,40 @@ def _llama3(inv_freq: Float32, p: Mapping[str, float]) -> Float32:
 def cos_sin(inv_freq: Float32, factor: float, start: int, stop: int) -> Float32:
     """Rows of the RoPE table: [stop - start, head_dim] fp32, cosines in the first half and sines in the second."""
     angles = np.arange(start, stop, dtype=np.float32)[:, None] * inv_freq[None, :]
-    return np.concatenate([np.cos(angles), np.sin(angles)], axis=1) * np.float32(factor)
+    cosines, sines = _cos_sin(angles.astype(np.float64))
+    return np.concatenate([cosines, sines], axis=1).astype(np.float32) * np.float32(factor)
+
+
+# pi / 2 in parts of 33 bits, whose products with whole numbers below 2^20 are exact, and the polynomials of sine and
+# cosine within pi / 4 of 0: Cody and Waite's method with the coefficients of fdlibm's e_rem_pio2.c, k_sin.c, k_cos.c.
+_HALF_PI = (1.57079632673412561417e00, 6.07710050630396597660e-11, 2.02226624871116645580e-21)
+_SINE = (
+    -1.66666666666666324348e-01, 8.33333333332248946124e-03, -1.98412698298579493134e-04,
+    2.75573137070700676789e-06, -2.50507602534068634195e-08, 1.58969099521155010221e-10,
+)  # fmt: skip
+_COSINE = (
+    4.16666666666666019037e-02, -1.38888888888741095749e-03, 2.48015872894767294178e-05,
+    -2.75573143513906633035e-07, 2.08757232129817482790e-09, -1.13596475577881948265e-11,
+)  # fmt: skip
+
+
+def _cos_sin(angles: Float64) -> tuple[Float64, Float64]:
+    """Cosines and sines of angles from 0 to 1.6 million, to about 1e-16."""
+    turns = np.rint(angles * (2 / math.pi))
+    rest = angles
+    for part in _HALF_PI:
+        rest = rest - turns * part
+    square = rest * rest
+    sine = rest + rest * square * _polynomial(_SINE, square)
+    cosine = 1 - (square * 0.5 - square * square * _polynomial(_COSINE, square))
+    quarter = turns.astype(np.int64) & 3
+    swaps = (quarter & 1).astype(bool)
+    cosines, sines = np.where(swaps, sine, cosine), np.where(swaps, cosine, sine)
+    return np.where((quarter == 1) | (quarter == 2), -cosines, cosines), np.where(quarter >= 2, -sines, sines)
+
+
+def _polynomial(coefficients: tuple[float, ...], x: Float64) -> Float64:
+    result = np.full_like(x, coefficients[-1])
+    for coefficient in reversed(coefficients[:-1]):
+        result = result * x + coefficient
+    return result

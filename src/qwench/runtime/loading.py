@@ -19,7 +19,8 @@ from qwench.program.ops import Program
 from qwench.runtime.engine import Engine
 from qwench.runtime.profiler import Profiler
 from qwench.runtime.scheduler import MAX_EXTRA_ROWS
-from qwench.targets.target import Array, TimedExecutor, get_target
+from qwench.targets.registry import get_target
+from qwench.targets.target import Array, TimedExecutor
 
 logger = logging.getLogger(__name__)
 

@@ -1,4 +1,4 @@
-"""The two protocols a kind of machine implements, and the choice of one by name.
+"""The two protocols that a kind of machine implements.
 
 A Target packs weights at compile time and makes an Executor at load time; an Executor runs one step of a Program
 for a batch. Nothing above this line of the house knows how either does it.
@@ -13,7 +13,6 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
-from qwench.errors import TargetError
 from qwench.program.cache_groups import cache_groups
 from qwench.program.memory import MemoryPlan
 from qwench.program.ops import Program, Weight
@@ -23,8 +22,6 @@ Float32 = npt.NDArray[np.float32]
 Bytes = npt.NDArray[np.uint8]
 Int8 = npt.NDArray[np.int8]
 Int32 = npt.NDArray[np.int32]
-
-TARGETS = ("cpu", "cpu-avx512bf16", "cpu-avx512", "cpu-avx2", "cpu-generic", "cpu-generic-bf16", "reference")
 
 LOGIT_GROUP = 64  # neighbouring logits whose largest a step can give
 
@@ -74,12 +71,14 @@ class CacheConfig:
     dtype: fp32, bf16, or int8: codes with one fp32 scale per position and head, and keys less their layer's bias, which
         is added again where they are read.
     partition_len: positions, a multiple of 64, whose attention a target may compute apart from that of others.
+    rounds_queries: whether attention rounds queries and probabilities to bf16 before it multiplies them; bf16 alone.
     """
 
     num_blocks: int
     block_size: int
     dtype: str
     partition_len: int = 512
+    rounds_queries: bool = False
 
     def block_bytes(self, program: Program) -> int:
         """Bytes of one block over the layers of a group, as this configuration stores it (head_dim padded to 16)."""
@@ -150,7 +149,6 @@ class Target(Protocol):
 
     name: str
     layout: str  # name and version of the packed layout; an artifact loads only where its layout is known
-    multiplies_bf16: bool  # rounds to bf16 what it multiplies with bf16 weights and a bf16 KV cache; else fp32
 
     def packed_tensors(self, weight: Weight) -> list[PackedTensor]:
         """The tensors that `pack` fills for this weight."""
@@ -169,16 +167,3 @@ class Target(Protocol):
     ) -> Executor:
         """An executor over packed tensors, which it keeps alive and never writes."""
         ...
-
-
-def get_target(name: str) -> Target:
-    """The target called `name`. Raises TargetError if there's none or this machine can't run it."""
-    if name == "reference":
-        from qwench.targets.reference.target import ReferenceTarget
-
-        return ReferenceTarget()
-    if name in TARGETS:
-        from qwench.targets.cpu.target import CpuTarget
-
-        return CpuTarget(name)
-    raise TargetError(f"unknown target {name!r}; there are: {', '.join(TARGETS)}")

@@ -1,0 +1,16 @@
+"""The cpu target: `cpu` is the fastest kernels that this processor runs, the others are those of one instruction set."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from qwench.targets.target import Target
+
+NAMES = ("cpu", "cpu-avx512", "cpu-avx2", "cpu-generic")
+
+
+def make_target(name: str) -> Target:
+    from qwench.targets.cpu.target import CpuTarget
+
+    return CpuTarget(name)

@@ -18,10 +18,10 @@ from qwench.program.rope import cos_sin, inverse_frequencies
 from qwench.targets.cpu import _native
 from qwench.targets.target import Array, Bytes, CacheConfig, Float32, Int32, StepBatch
 
-# Offset in the arena, width, group size (0: fp32), int8 codes a value, which rows, and whether it is a result: then the
-# caller's, and the offset of a hidden state says how many come after it.
-BufferTuple = tuple[int, int, int, int, str, bool]
-_NO_BUFFER: BufferTuple = (0, 0, 0, 1, "tokens", False)
+# Offset in the arena, width, kind, group size (0: floats), which rows, and whether it is a result: then the caller's,
+# and the offset of a hidden state says how many come after it.
+BufferTuple = tuple[int, int, str, int, str, bool]
+_NO_BUFFER: BufferTuple = (0, 0, "fp32", 0, "tokens", False)
 _NO_EMBEDDINGS, _NO_ROWS = np.empty((0, 0), np.float32), np.empty(0, np.int32)
 _NO_STATES = np.empty((0, 0, 0), np.float32)
 _ROPE_POSITIONS = 4096
@@ -59,9 +59,10 @@ class CpuExecutor:
             num_kv_heads=spec.num_kv_heads,
             head_dim=spec.head_dim,
             cache_dtype=cache.dtype,
+            rounds_queries=cache.rounds_queries,
             partition_len=cache.partition_len,
         )
-        self._cache_dtype = cache.dtype
+        self._attention_name = f"paged_attention.{'bf16' if cache.rounds_queries else 'fp32'}_x_{cache.dtype}"
         self._phases_until: dict[str, int] = {}  # op -> how many native phases there were once it was lowered
         for op in program.ops:
             lower = getattr(self, f"_{op.kind}", None)
@@ -148,7 +149,7 @@ class CpuExecutor:
         else:
             offset = self._plan.offsets.get(name, 0)  # the logits have none
         fmt = buffer.format
-        return offset, buffer.width, fmt.group_size, fmt.num_parts, buffer.rows, name in program.results
+        return offset, buffer.width, fmt.kind, fmt.group_size, buffer.rows, name in program.results
 
     def _vector(self, name: str) -> Float32:
         return self._tensors[name].view(np.float32)
@@ -163,8 +164,7 @@ class CpuExecutor:
 
     def _matmul_name(self, op: Op) -> str:
         weight, activation = self.program.weights[op.weights[0]].format, self.program.buffers[op.inputs[0]].format
-        is_rounded = weight.kind == "bf16" and _native.multiplies_bf16(self.variant)
-        return f"{op.kind}.{'bf16' if is_rounded else activation.kind}_x_{weight.kind}"
+        return f"{op.kind}.{activation.kind}_x_{weight.kind}"
 
     def _embed(self, op: Op) -> str:
         self._native.add_embed(*self._matrix(op.weights[0]), self._buffer(op.output))
@@ -175,7 +175,7 @@ class CpuExecutor:
         self._native.add_norm(
             self._buffer(op.inputs[0]), self._vector(op.weights[0]), op.attrs["eps"], self._buffer(op.output)
         )
-        return "rms_norm_quantize" if out.format.is_quantized else "rms_norm"
+        return "rms_norm" if out.format.kind == "fp32" else f"rms_norm.{out.format.kind}"
 
     def _linear(self, op: Op) -> str:
         bias = self._vector(op.weights[1]) if len(op.weights) > 1 else None
@@ -229,7 +229,7 @@ class CpuExecutor:
             op.attrs["scale"],
             self._buffer(op.output),
         )
-        return f"paged_attention.{self._cache_dtype}"
+        return self._attention_name
 
     def _take_rows(self, op: Op) -> str:
         self._native.add_take_rows(self._buffer(op.inputs[0]), self._buffer(op.output))

@@ -15,22 +15,21 @@ from qwench.program.memory import MemoryPlan
 from qwench.program.ops import Program, Weight
 from qwench.targets.cpu import _native
 from qwench.targets.cpu.executor import CpuExecutor
-from qwench.targets.cpu.host import variant_for
 from qwench.targets.cpu.pack_codes import pack_codes
+from qwench.targets.cpu.variants import choose_variant, variants_of
 from qwench.targets.target import Array, CacheConfig, Executor, Float32, Int8, PackedTensor
 
 _DTYPE_NAMES = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
 
 
 class CpuTarget:
-    """`name` is cpu (the best variant here) or cpu- and a variant: avx512bf16, avx512, avx2, generic, generic-bf16."""
+    """`name` is one of the package's NAMES. variant: the kernels that it must use, by default the fastest here."""
 
-    layout = "cpu-panel64-v2"
+    layout = "cpu-panel64-v3"
 
-    def __init__(self, name: str = "cpu") -> None:
+    def __init__(self, name: str = "cpu", variant: str | None = None) -> None:
         self.name = name
-        self.variant = variant_for(name)
-        self.multiplies_bf16 = bool(_native.multiplies_bf16(self.variant))
+        self._variant, self._first = variant, variants_of(name)[0]
 
     def packed_tensors(self, weight: Weight) -> list[PackedTensor]:
         if weight.is_vector:
@@ -58,7 +57,7 @@ class CpuTarget:
             group_size=weight.format.group_size,
             paired=weight.paired,
             out=packed,
-            variant=self.variant,
+            variant=self._variant or self._first,
             num_threads=num_cpus(),
         )
 
@@ -68,8 +67,9 @@ class CpuTarget:
     def load(
         self, program: Program, plan: MemoryPlan, tensors: Mapping[str, Array], cache: CacheConfig, num_threads: int
     ) -> Executor:
+        variant = self._variant or choose_variant(self.name, program).variant
         try:
-            return CpuExecutor(self.variant, program, plan, tensors, cache, num_threads)
+            return CpuExecutor(variant, program, plan, tensors, cache, num_threads)
         except (MemoryError, RuntimeError) as error:  # std::bad_alloc, and std::system_error of a thread
             raise CapacityError(
                 f"the system refused memory or one of {num_threads} threads ({error}); take fewer threads, a smaller "

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from qwench.checkpoint.spec import ModelSpec
-from qwench.program.formats import Format, quantize_activation
+from qwench.program.formats import Format, quantize_activation, round_to_bf16
 from qwench.targets.reference.cache import Cache, rotate
 
 Float32 = npt.NDArray[np.float32]
@@ -53,6 +53,7 @@ class StepState:
     rows: dict[str, npt.NDArray[np.int32]]  # whose logits and whose hidden states were asked for
     cos_sin: Float32  # [num_tokens, head_dim]
     caches: Sequence[Cache]
+    rounds_queries: bool
 
 
 def embed(s: StepState, attrs: dict[str, Any], weight: Matrix) -> Float32:
@@ -104,13 +105,15 @@ def attention(s: StepState, attrs: dict[str, Any], q: Float32) -> Float32:
         at = np.arange(first, len(slots))
         k, v = s.caches[layer].read(slots[first:], at)
         k, v = (np.repeat(c, spec.num_heads // spec.num_kv_heads, axis=1).transpose(1, 0, 2) for c in (k, v))
-        scores = heads[rows].transpose(1, 0, 2) @ k.transpose(0, 2, 1) * np.float32(attrs["scale"])
+        queries = round_to_bf16(heads[rows]) if s.rounds_queries else heads[rows]
+        scores = queries.transpose(1, 0, 2) @ k.transpose(0, 2, 1) * np.float32(attrs["scale"])
         distance = s.positions[rows][:, None] - at[None, :]
         visible = (distance >= 0) & (distance < (window or len(slots) + 1))
         scores = np.where(visible, scores, np.float32(-np.inf))
         weights = np.exp(scores - scores.max(axis=2, keepdims=True))
-        weights /= weights.sum(axis=2, keepdims=True)
-        out[rows] = (weights @ v).transpose(1, 0, 2)
+        total = weights.sum(axis=2, keepdims=True)
+        weights = round_to_bf16(weights) if s.rounds_queries else weights
+        out[rows] = (weights @ v / total).transpose(1, 0, 2)
     return out.reshape(q.shape)
 
 

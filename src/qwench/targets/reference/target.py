@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from qwench.program.cache_groups import cache_groups
-from qwench.program.formats import quantize_weight
+from qwench.program.formats import BF16, quantize_weight, round_to_bf16
 from qwench.program.memory import MemoryPlan
 from qwench.program.ops import PRODUCTS, Op, Program, Weight
 from qwench.program.rope import cos_sin, inverse_frequencies
@@ -32,7 +32,6 @@ class ReferenceTarget:
 
     name = "reference"
     layout = "reference-v2"
-    multiplies_bf16 = False
 
     def packed_tensors(self, weight: Weight) -> list[PackedTensor]:
         rows, fmt = weight.shape[0], weight.format
@@ -139,7 +138,8 @@ class ReferenceExecutor:
             inputs = [buffers[name] for name in op.inputs]
             result = OPS[op.kind](state, op.attrs, *inputs, *(self.weights[name] for name in op.weights))
             if result is not None:
-                buffers[op.output] = result
+                rounds = self.program.buffers[op.output].format == BF16
+                buffers[op.output] = round_to_bf16(result) if rounds else result
             if names is not None:
                 for name in {op.output, *op.inputs} - set(names):
                     if last_use[name] is op:
@@ -168,7 +168,7 @@ class ReferenceExecutor:
         wanted = np.empty(0, np.int32) if batch.hidden_rows is None else batch.hidden_rows
         return StepState(
             spec, batch.token_ids, nothing if batch.embeddings is None else batch.embeddings, at_tokens, slots, context,
-            {"logits": batch.logit_rows, "hidden": wanted}, table, self.caches,
+            {"logits": batch.logit_rows, "hidden": wanted}, table, self.caches, self.cache.rounds_queries,
         )  # fmt: skip
 
     def copy_blocks(self, source: Sequence[int], destination: Sequence[int]) -> None:

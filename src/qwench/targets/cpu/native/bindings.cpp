@@ -51,15 +51,16 @@ qwench::CacheKind cache_kind(const std::string& name) {
   throw std::invalid_argument("cache dtype must be fp32, bf16 or int8");
 }
 
+qwench::WeightKind weight_kind(const std::string& name) {
+  if (name == "bf16") return qwench::WeightKind::kBf16;
+  if (name == "int8") return qwench::WeightKind::kInt8;
+  if (name == "int4") return qwench::WeightKind::kInt4;
+  throw std::invalid_argument("kind must be bf16, int8 or int4");
+}
+
 PackedMatrix packed_matrix(const std::string& kind, int n, int k, int group_size, const uint8_t* data) {
   require(n > 0 && k > 0, "a matrix needs rows and columns");
-  PackedMatrix w{data, qwench::WeightKind::kBf16, n, k, group_size};
-  if (kind == "int8")
-    w.kind = qwench::WeightKind::kInt8;
-  else if (kind == "int4")
-    w.kind = qwench::WeightKind::kInt4;
-  else
-    require(kind == "bf16", "kind must be bf16, int8 or int4");
+  const PackedMatrix w{data, weight_kind(kind), n, k, group_size};
   require((w.kind == qwench::WeightKind::kBf16) == (group_size == 0), "integer formats have groups, bf16 has none");
   require(group_size >= 0 && group_size % 32 == 0 && group_size <= 256,
           "group_size must be a multiple of 32 up to 256");
@@ -72,15 +73,26 @@ PackedMatrix checked_matrix(const std::string& kind, int n, int k, int group_siz
   return w;
 }
 
-using BufferTuple = std::tuple<size_t, int, int, int, std::string, bool>;
+qwench::ActivationKind activation_kind(const std::string& name) {
+  if (name == "fp32") return qwench::ActivationKind::kFp32;
+  if (name == "bf16") return qwench::ActivationKind::kBf16;
+  if (name == "int8") return qwench::ActivationKind::kInt8;
+  if (name == "int16") return qwench::ActivationKind::kInt16;
+  throw std::invalid_argument("an activation is fp32, bf16, int8 or int16");
+}
+
+using BufferTuple = std::tuple<size_t, int, std::string, int, std::string, bool>;
 Buffer buffer(const BufferTuple& t) {
-  const auto& [offset, width, group_size, parts, rows, is_result] = t;
+  const auto& [offset, width, kind_name, group_size, rows, is_result] = t;
+  const auto kind = activation_kind(kind_name);
   require(rows == "tokens" || rows == "logits" || rows == "hidden", "rows must be tokens, logits or hidden");
-  require(parts == 1 || (parts == 2 && group_size), "a value is one code, or two where there are groups");
+  require((kind == qwench::ActivationKind::kInt8 || kind == qwench::ActivationKind::kInt16) == (group_size != 0),
+          "integer activations have groups, floats have none");
+  require(!is_result || kind == qwench::ActivationKind::kFp32, "results are fp32");
   return {offset,
           width,
+          kind,
           group_size,
-          parts,
           rows == "tokens"   ? qwench::Rows::kTokens
           : rows == "logits" ? qwench::Rows::kLogits
                              : qwench::Rows::kHidden,
@@ -120,14 +132,19 @@ NB_MODULE(_native, m) {
         return qwench::all_finite(p, n, kind, num_threads);
       },
       "data"_a, "dtype"_a, "num_threads"_a, "Whether the bf16, fp16 or fp32 values in a uint8 array are all finite.");
-  m.def("measure_read_gbps", &qwench::measure_read_gbps, "num_threads"_a, "megabytes"_a = 1000,
-        nb::call_guard<nb::gil_scoped_release>(), "Measured memory read bandwidth in GB/s.");
+  m.def("measure_read_gbps", &qwench::measure_read_gbps, "variant"_a, "num_threads"_a, "megabytes"_a,
+        nb::call_guard<nb::gil_scoped_release>(), "Measured speed of reading a buffer of that size, in GB/s.");
+  m.def(
+      "measure_product_gops",
+      [](const std::string& variant, const std::string& weights, const std::string& activations) {
+        const qwench::WeightKind kind = weight_kind(weights);
+        nb::gil_scoped_release release;
+        return qwench::measure_product_gops(variant, kind, activation_kind(activations));
+      },
+      "variant"_a, "weights"_a, "activations"_a, "Measured speed of one thread's products, in 10^9 operations/s.");
   m.def("measure_peak_gops", &qwench::measure_peak_gops, "variant"_a, "kind"_a, "num_threads"_a,
         nb::call_guard<nb::gil_scoped_release>(),
-        "Measured arithmetic peak in 10^9 operations/s; kind is fp32, int8 or, where the variant has it, bf16.");
-  m.def(
-      "multiplies_bf16", [](const std::string& variant) { return qwench::kernels_for(variant).bf16_dots; }, "variant"_a,
-      "Whether the variant rounds to bf16 what it multiplies with bf16 weights and caches.");
+        "Measured arithmetic peak in 10^9 operations/s; kind is fp32, bf16 or int8.");
 
   m.def(
       "packed_bytes",
@@ -169,7 +186,7 @@ NB_MODULE(_native, m) {
           [](qwench::Executor* self, const std::string& variant, int num_threads, int max_tokens, int num_heads,
              int vocab_size, size_t arena_bytes, int scratch_width,
              const std::vector<std::pair<int, int>>& cache_places, int num_places, int num_blocks, int block_size,
-             int num_kv_heads, int head_dim, const std::string& cache_dtype, int partition_len) {
+             int num_kv_heads, int head_dim, const std::string& cache_dtype, bool rounds_queries, int partition_len) {
             require(num_threads >= 1 && max_tokens >= 1 && num_blocks >= 1 && num_places >= 1,
                     "threads, tokens, blocks and places must be positive");
             require(block_size > 0 && block_size % qwench::kKeyGroup == 0, "block_size must be a multiple of 16");
@@ -179,15 +196,16 @@ NB_MODULE(_native, m) {
             require(num_kv_heads > 0 && num_heads % num_kv_heads == 0, "num_heads must be a multiple of num_kv_heads");
             require(head_dim > 0 && head_dim % 2 == 0, "head_dim must be even");
             const auto kind = cache_kind(cache_dtype);
+            require(!rounds_queries || kind == qwench::CacheKind::kBf16, "queries are rounded for a bf16 cache alone");
             std::vector<qwench::CachePlace> places;
             for (const auto& [group, place] : cache_places) places.push_back({group, place});
             new (self) qwench::Executor({variant, num_threads, max_tokens, num_heads, vocab_size, arena_bytes,
-                                         scratch_width, partition_len, places},
+                                         scratch_width, rounds_queries, partition_len, places},
                                         {num_places, num_blocks, block_size, num_kv_heads, head_dim, kind});
           },
           "variant"_a, "num_threads"_a, "max_tokens"_a, "num_heads"_a, "vocab_size"_a, "arena_bytes"_a,
           "scratch_width"_a, "cache_places"_a, "num_places"_a, "num_blocks"_a, "block_size"_a, "num_kv_heads"_a,
-          "head_dim"_a, "cache_dtype"_a, "partition_len"_a)
+          "head_dim"_a, "cache_dtype"_a, "rounds_queries"_a, "partition_len"_a)
       // Arrays are never converted: the executor keeps their addresses, or writes to them.
       .def(
           "add_embed",

@@ -18,7 +18,6 @@ std::vector<std::string> supported_variants() {
   if (avx2) names.push_back("avx2");
 #endif
   names.push_back("generic");
-  names.push_back("generic-bf16");
   return names;
 }
 
@@ -31,7 +30,7 @@ const KernelTable& kernels_for(const std::string& name) {
   if (name == "avx512") return avx512_kernels();
   if (name == "avx2") return avx2_kernels();
 #endif
-  return name == "generic" ? generic_kernels() : generic_bf16_kernels();
+  return generic_kernels();
 }
 
 }  // namespace qwench

@@ -9,6 +9,7 @@
 #include <stdexcept>
 
 #include "cpu_features.h"
+#include "floating_point.h"
 
 namespace qwench {
 namespace {
@@ -70,17 +71,20 @@ void Executor::reserve_thread_scratch(size_t num_floats) {
 
 QuantizedRows Executor::quantized_rows(const Buffer& b) const {
   const int padded = (b.width + b.group_size - 1) / b.group_size * b.group_size, groups = padded / b.group_size;
-  const size_t rows = size_t(config_.max_tokens) * b.parts;
+  const size_t rows = size_t(config_.max_tokens) * b.parts();
   uint8_t* base = arena_.get() + b.offset;
   auto* scales = reinterpret_cast<float*>(base + rows * padded);
   auto* starts = reinterpret_cast<int32_t*>(scales + rows * groups);
-  return {{reinterpret_cast<int8_t*>(base), scales, starts, rows, padded, b.parts}, b.group_size};
+  return {{reinterpret_cast<int8_t*>(base), scales, starts, rows, padded, b.parts()}, b.group_size};
 }
 
 Activation Executor::activation(const Buffer& b) const {
-  if (b.group_size == 0) return {values(b), pairs(b, 0), nullptr, nullptr, nullptr, 0, b.width, 1};
+  if (b.group_size == 0) {
+    const bool in_pairs = b.kind == ActivationKind::kBf16 && kernels_.bf16_pairs;
+    return {b.kind, arena_.get() + b.offset, bf16_row_bytes(in_pairs, b.width), nullptr, nullptr, nullptr, 0, 1};
+  }
   const QuantizedRow first = quantized_rows(b).first;
-  return {nullptr, nullptr, first.codes, first.scales, first.starts, first.group_stride, b.width, b.parts};
+  return {b.kind, nullptr, 0, first.codes, first.scales, first.starts, first.group_stride, b.parts()};
 }
 
 void Executor::check(const Batch& b) const {
@@ -180,6 +184,7 @@ void Executor::split_attention() {
 }
 
 void Executor::embed(const int32_t* token_ids, int num_tokens, float* rows) const {
+  const KernelFloatingPoint mode;
   for (int t = 0; t < num_tokens; ++t) {
     if (token_ids[t] < 0 || token_ids[t] >= config_.vocab_size)
       throw std::invalid_argument("embed: a token id is outside the vocabulary");

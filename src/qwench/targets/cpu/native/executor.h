@@ -15,17 +15,18 @@ namespace qwench {
 
 enum class Rows : int { kTokens, kLogits, kHidden };  // all of a step, or those asked for
 
-// An activation buffer in the arena: fp32 [rows, width], or codes, scales and starts (kernels/kernel_table.h), of which
-// a value takes `parts`.
-// A result lies in the caller's memory: the logits, or the hidden state that `offset` others come after.
-// What bf16 weights are multiplied with is stored as bf16 by kernels that multiply bf16, in the place planned for fp32.
+// An activation buffer in the arena, [rows, width] as kernels/kernel_table.h says of its kind; bf16 takes the place
+// planned for fp32 or half of it. A result lies in the caller's memory: the logits, or the hidden state that `offset`
+// others come after.
 struct Buffer {
   size_t offset;
   int width;
-  int group_size;  // 0: fp32
-  int parts;
+  ActivationKind kind;
+  int group_size;  // of integers; 0: none
   Rows rows;
   bool is_result;
+
+  int parts() const { return kind == ActivationKind::kInt16 ? 2 : 1; }
 };
 
 // One step's work; the arrays are those of targets/target.py's StepBatch.
@@ -92,6 +93,7 @@ struct ExecutorConfig {
   int num_threads, max_tokens, num_heads, vocab_size;
   size_t arena_bytes;
   int scratch_width;                     // floats per token of working space between the halves of a fused op
+  bool rounds_queries;                   // to bf16, and probabilities
   int partition_len;                     // cache positions whose attention may be computed apart, at absolute multiples
   std::vector<CachePlace> cache_places;  // by layer
 };
@@ -137,6 +139,7 @@ class Executor {
   int num_threads() const { return pool_.num_threads(); }
   int num_heads() const { return config_.num_heads; }
   int partition_len() const { return config_.partition_len; }
+  bool rounds_queries() const { return config_.rounds_queries; }
   int vocab_size() const { return config_.vocab_size; }
   int hidden_width() const { return hidden_width_; }
   int num_states() const { return num_states_; }
@@ -153,12 +156,8 @@ class Executor {
     if (b.rows == Rows::kLogits) return step.results.logits;
     return step.results.states + (step.results.num_states - 1 - b.offset) * step.results.state_stride;
   }
-  uint16_t* pairs(const Buffer& b, int row) const {
-    return reinterpret_cast<uint16_t*>(arena_.get() + b.offset) + size_t(row) * ((b.width + 1) / 2 * 2);
-  }
-  // Whether a product's fp32 operand is to be written as bf16.
-  bool is_pairs(const Buffer& operand) const {
-    return operand.group_size == 0 && !operand.is_result && kernels_.bf16_dots;
+  uint8_t* bf16_row(const Buffer& b, int row) const {
+    return arena_.get() + b.offset + row * bf16_row_bytes(kernels_.bf16_pairs, b.width);
   }
   float* work() const { return scratch_.get(); }
   QuantizedRows quantized_rows(const Buffer& b) const;

@@ -15,11 +15,11 @@ void for_rows(Executor& e, int num_rows, int thread, Work work) {
 }
 
 // What a product reads: fp32 as it is, or a row encoded as bf16 or integers.
-bool is_plain(const Executor& e, const Buffer& operand) { return operand.group_size == 0 && !e.is_pairs(operand); }
+bool is_plain(const Buffer& operand) { return operand.kind == ActivationKind::kFp32; }
 
 void encode(const Executor& e, const float* x, const Buffer& operand, int row) {
-  if (e.is_pairs(operand))
-    e.kernels().to_bf16(x, operand.width, e.pairs(operand, row));
+  if (operand.kind == ActivationKind::kBf16)
+    e.kernels().round_to_bf16(x, operand.width, e.bf16_row(operand, row));
   else
     e.kernels().quantize(x, operand.width, operand.group_size, e.quantized_rows(operand).row(row));
 }
@@ -48,7 +48,7 @@ struct Norm final : Phase {
   void run(Executor& e, const StepContext& step, int thread) override {
     for_rows(e, e.num_rows(step, out), thread, [&](int row) {
       const float* x = e.values(in) + size_t(row) * in.width;
-      if (is_plain(e, out)) {
+      if (is_plain(out)) {
         e.kernels().rms_norm(x, gain, eps, in.width, e.output(step, out) + size_t(row) * out.width);
         return;
       }
@@ -68,7 +68,7 @@ struct Linear final : Phase {
   Epilogue epilogue;
   const float* bias;
   Buffer residual, out;
-  enum class Destination { kBuffer, kPairs, kCodes, kWork } destination;
+  enum class Destination { kBuffer, kRounded, kCodes, kWork } destination;
   void run(Executor& e, const StepContext& step, int thread) override {
     LinearArgs args;
     args.x = e.activation(in);
@@ -80,7 +80,7 @@ struct Linear final : Phase {
                       ? step.results.maxima
                       : nullptr;
     args.gathered = nullptr;
-    args.y_pairs = destination == Destination::kPairs ? e.pairs(out, 0) : nullptr;
+    args.rounded = destination == Destination::kRounded ? e.bf16_row(out, 0) : nullptr;
     int panels_per_item = 1;  // panels whose outputs share a group stay with one thread
     if (destination == Destination::kCodes) {
       args.gathered = e.thread_scratch(thread);
@@ -161,12 +161,13 @@ struct Attention final : Phase {
     const KVCache::Shape& shape = cache.shape();
     AttentionArgs args;
     args.q = e.values(q);
-    args.out = is_plain(e, out) ? e.values(out) : e.work();
+    args.out = is_plain(out) ? e.values(out) : e.work();
     args.keys = cache.keys(cached.place);
     args.values = cache.values(cached.place);
     args.block_stride = cache.block_stride();
     args.head_stride = cache.head_stride();
     args.cache = shape.kind;
+    args.rounds = e.rounds_queries();
     args.block_size = shape.block_size;
     args.num_heads = e.num_heads();
     args.num_kv_heads = shape.num_kv_heads;
@@ -223,7 +224,7 @@ void Executor::add_norm(Buffer in, const float* gain, float eps, Buffer out) {
   phase->out = out;
   phase->gain = gain;
   phase->eps = eps;
-  if (!is_plain(*this, out)) reserve_thread_scratch(in.width);
+  if (!is_plain(out)) reserve_thread_scratch(in.width);
   count_state(out);
   add(std::move(phase));
 }
@@ -238,12 +239,11 @@ void Executor::add_linear(Buffer in, PackedMatrix weight, const float* bias, Epi
   phase->bias = bias;
   phase->residual = residual;
   phase->out = out;
-  const bool is_quantized = out.group_size;
-  if (is_quantized && epilogue != Epilogue::kSiluMul) throw std::invalid_argument("only silu_mul makes integers");
-  if (is_quantized) reserve_thread_scratch(size_t(max_tokens()) * out.group_size);
-  phase->destination = is_quantized                                      ? Linear::Destination::kCodes
-                       : epilogue == Epilogue::kSiluMul && is_pairs(out) ? Linear::Destination::kPairs
-                                                                         : Linear::Destination::kBuffer;
+  if (!is_plain(out) && epilogue != Epilogue::kSiluMul) throw std::invalid_argument("only silu_mul encodes its output");
+  if (out.group_size) reserve_thread_scratch(size_t(max_tokens()) * out.group_size);
+  phase->destination = is_plain(out)    ? Linear::Destination::kBuffer
+                       : out.group_size ? Linear::Destination::kCodes
+                                        : Linear::Destination::kRounded;
   add(std::move(phase));
 }
 
@@ -281,7 +281,7 @@ void Executor::add_attention(Buffer q, int layer, int window, float scale, Buffe
   phase->window = window;
   phase->scale = scale;
   add(std::move(phase));
-  if (is_plain(*this, out)) return;
+  if (is_plain(out)) return;
   auto encode = std::make_unique<Encode>();
   encode->out = out;
   add(std::move(encode));

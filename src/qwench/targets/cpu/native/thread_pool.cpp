@@ -4,6 +4,8 @@
 
 #include <stdexcept>
 
+#include "floating_point.h"
+
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
@@ -70,11 +72,15 @@ void ThreadPool::run(const std::function<void(int)>& work) {
   work_ = &work;
   job_.fetch_add(1, std::memory_order_release);
   job_.notify_all();
-  work(0);
+  {
+    const KernelFloatingPoint mode;
+    work(0);
+  }
   barrier_.wait();
 }
 
 void ThreadPool::serve(int thread) {
+  const KernelFloatingPoint mode;
   uint32_t seen = 0;
   while (true) {
     wait_while_equal(job_, seen);

@@ -76,8 +76,8 @@ inline void lay_out_keys(const AttentionArgs& a, int kv_head, int tile, int coun
       for (int d = 0; d < a.head_dim; d += 2, to += 2 * kPanelColumns, from += kKeyGroup * 4)
         for (int i = 0; i < kKeyGroup; i += kLanes) {
           const Int raw = load_int(from + i * 4);
-          store(to + i, bf16_low(raw));
-          store(to + kPanelColumns + i, bf16_high(raw));
+          store(to + i, bf16_high(raw));
+          store(to + kPanelColumns + i, bf16_low(raw));
         }
     }
   }
@@ -98,8 +98,8 @@ inline void lay_out_values(const AttentionArgs& a, int kv_head, int tile, int co
         store(to + kPanelColumns, load(row + a.padded_dim));
       } else {
         const Int raw = load_int(from + size_t(d) * 4);
-        store(to, bf16_low(raw));
-        store(to + kPanelColumns, bf16_high(raw));
+        store(to, bf16_high(raw));
+        store(to + kPanelColumns, bf16_low(raw));
       }
     }
   }
@@ -118,8 +118,8 @@ inline float mask_row(const AttentionArgs& a, const AttentionItem& item, int til
   return reduce_max(best) * a.scale;
 }
 
-// The same as bf16 pairs, as they are in the cache: keys [head_dim / 2][64][2], values [panels][32 pairs][64][2]. Of
-// the last pair, the position that may never have been written becomes zero.
+// The same as bf16 pairs, as they are in the cache: keys [head_dim / 2][64], values [panels][32][64]. Of the last pair,
+// the position that may never have been written becomes zero.
 inline void lay_out_key_pairs(const AttentionArgs& a, int kv_head, int tile, int count, uint8_t* keys) {
   for (int g = 0; g < count; g += kKeyGroup) {
     const uint8_t* from = cached(a, a.keys, kv_head, tile + g, a.head_dim * 2);
@@ -137,7 +137,7 @@ inline void lay_out_value_pairs(const AttentionArgs& a, int kv_head, int tile, i
       uint8_t* to = values + (size_t(d / kPanelColumns) * kScoreTile / 2 + i / 2) * kPanelRowBytes +
                     d % kPanelColumns * kColumnBytes;
       const Int raw = load_int(from + size_t(d) * 4);
-      store_int(to, i + 1 < count ? raw : low_halves(raw));
+      store_int(to, i + 1 < count ? raw : high_halves(raw));
     }
   }
 }
@@ -155,20 +155,22 @@ inline void softmax_tile(const AttentionArgs& a, const AttentionItem& item, int 
   for (int r = 0; r < state.num_rows; r += kLanes) store(factors + r, exp(load(factors + r)));
   for (int r = 0; r < state.num_rows; ++r) {
     float* row = scores + r * kScoreTile;
-    Float sum = set(0.0f);
-    for (int i = 0; i < kScoreTile; i += kLanes) {
-      const Float e = exp(fma(load(row + i), set(a.scale), set(-peaks[r])));
-      store(row + i, e);
-      sum = add(sum, e);
-    }
+    Float sums[kWide];
+    for (int s = 0; s < kWide; ++s) sums[s] = set(0.0f);
+    for (int i = 0; i < kScoreTile; i += kPartialSums)
+      for (int s = 0; s < kWide; ++s) {
+        float* at = row + i + s * kLanes;
+        const Float e = exp(fma(load(at), set(a.scale), set(-peaks[r])));
+        store(at, e);
+        sums[s] = add(sums[s], e);
+      }
     if (factors[r] != 1.0f) state.scale_row(r, factors[r]);
-    state.total[r] = state.total[r] * factors[r] + reduce_add(sum);
+    state.total[r] = state.total[r] * factors[r] + fold(sums);
   }
 }
 
 struct AttentionScratch {
   float *q, *keys, *values, *scores, *running, *part;
-  uint16_t* pairs;  // probabilities as bf16
   float* rest;      // for CodeScratch
   AttentionScratch(float* memory, int head_dim, int padded_dim, int num_panels) {
     q = memory;
@@ -178,19 +180,16 @@ struct AttentionScratch {
     running = scores + size_t(kMaxAttentionRows) * kScoreTile;
     part = running + Gathered::num_floats(kMaxAttentionRows, num_panels);
     rest = part + Gathered::num_floats(kMaxAttentionRows, num_panels);
-    pairs = reinterpret_cast<uint16_t*>(rest);
-    rest += size_t(kMaxAttentionRows) * kScoreTile / 2;
   }
 };
 
 #include "kernels/attention_int8.inl"
 
-// Adds the tile at position `tile` to `state`. With kPairs, queries, probabilities and the cache are multiplied as
-// bf16.
+// Adds the tile at position `tile` to `state`. kPairs: queries, probabilities and the cache lie in pairs of bf16.
 template <bool kPairs>
 inline void attend_tile(const AttentionArgs& a, const AttentionItem& item, const AttentionScratch& s, int tile,
                         const Gathered& state) {
-  constexpr Values kValues = kPairs ? Values::kBf16Pairs : Values::kFp32;
+  constexpr Values kValues = kPairs ? Values::kPairs : Values::kFp32;
   const int kv_head = item.first_head / (a.num_heads / a.num_kv_heads), end = item.first_position + item.num_tokens;
   const int count = end - tile < kScoreTile ? end - tile : kScoreTile;
   auto *keys = reinterpret_cast<uint8_t*>(s.keys), *values = reinterpret_cast<uint8_t*>(s.values);
@@ -202,19 +201,17 @@ inline void attend_tile(const AttentionArgs& a, const AttentionItem& item, const
   constexpr size_t item_bytes = kPairs ? sizeof(uint16_t) : sizeof(float);
   float_rows<kValues>({s.q, a.head_dim * item_bytes, keys, a.head_dim, s.scores, values}, state.num_rows, 0);
   softmax_tile(a, item, tile, s.scores, state);
-  if constexpr (kPairs) {
-    for (int r = 0; r < state.num_rows; ++r)
-      to_bf16(s.scores + size_t(r) * kScoreTile, kScoreTile, s.pairs + size_t(r) * kScoreTile);
+  for (int r = 0; a.rounds && r < state.num_rows; ++r)
+    round_to_bf16(s.scores + r * kScoreTile, kScoreTile, s.scores + r * kScoreTile);
+  if constexpr (kPairs)
     lay_out_value_pairs(a, kv_head, tile, count, values);
-  } else {
+  else
     lay_out_values(a, kv_head, tile, count, s.values);
-  }
   constexpr size_t panel_bytes = size_t(kScoreTile) * kPanelColumns * item_bytes;
   for (int panel = 0; panel < state.num_panels; ++panel)
-    float_rows<kValues>(
-        {kPairs ? static_cast<const void*>(s.pairs) : s.scores, kScoreTile * item_bytes, values + panel * panel_bytes,
-         kPairs ? (count + 1) / 2 * 2 : count, state.row(panel, 0), values},
-        state.num_rows, 0);
+    float_rows<kValues>({s.scores, kScoreTile * sizeof(float), values + panel * panel_bytes,
+                         kPairs ? (count + 1) / 2 * 2 : count, state.row(panel, 0), values},
+                        state.num_rows, 0);
 }
 
 // The rows' output: what they gathered over the sum of their probabilities.
@@ -237,14 +234,15 @@ inline int dim_panels(const AttentionArgs& a) { return (a.padded_dim + kPanelCol
 void attention(const AttentionArgs& a, const AttentionItem& item) {
   const int num_rows = item.num_tokens * item.num_heads, num_panels = dim_panels(a);
   const AttentionScratch s(a.scratch, a.head_dim, a.padded_dim, num_panels);
-  const bool pairs = kBf16Dots && a.cache == CacheKind::kBf16;
+  const size_t row_bytes = a.rounds ? bf16_row_bytes(kBf16Pairs, a.head_dim) : a.head_dim * sizeof(float);
   for (int r = 0; r < num_rows; ++r) {
     const int token = item.first_row + r / item.num_heads, head = item.first_head + r % item.num_heads;
     const float* q = a.q + (size_t(token) * a.num_heads + head) * a.head_dim;
-    if (pairs)
-      to_bf16(q, a.head_dim, reinterpret_cast<uint16_t*>(s.q) + size_t(r) * a.head_dim);
+    uint8_t* row = reinterpret_cast<uint8_t*>(s.q) + r * row_bytes;
+    if (a.rounds)
+      round_to_bf16(q, a.head_dim, row);
     else
-      __builtin_memcpy(s.q + size_t(r) * a.head_dim, q, a.head_dim * sizeof(float));
+      __builtin_memcpy(row, q, row_bytes);
   }
   const bool is_int8 = a.cache == CacheKind::kInt8;
   const CodeScratch codes(s.rest, a.padded_dim);
@@ -265,8 +263,8 @@ void attention(const AttentionArgs& a, const AttentionItem& item) {
       if (is_int8) {
         attend_codes(a, item, s.q, s.scores, reinterpret_cast<uint8_t*>(s.keys), reinterpret_cast<uint8_t*>(s.values),
                      codes, tile, last, part);
-      } else if constexpr (kBf16Dots) {
-        pairs ? attend_tile<true>(a, item, s, tile, part) : attend_tile<false>(a, item, s, tile, part);
+      } else if constexpr (kBf16Pairs) {
+        a.rounds ? attend_tile<true>(a, item, s, tile, part) : attend_tile<false>(a, item, s, tile, part);
       } else {
         attend_tile<false>(a, item, s, tile, part);
       }

@@ -1,5 +1,5 @@
 // The kernels for AVX-512 with VNNI and BF16: the shared sources on this set's vectors.
-#define QWENCH_BF16_DOTS
+#define QWENCH_BF16_PAIRS
 #include "simd/avx512.h"
 
 #define QWENCH_TILE "kernels/tile_avx512.inl"

@@ -1,7 +1,9 @@
 // What a kernel is given, and the table of kernels that each instruction set fills.
 //
-// Kernels compute a range of independent outputs of one op; they know nothing of threads, ops or Python. The order in
-// which an output is summed depends on its own row and column alone, never on the range, the tile or the batch.
+// Kernels compute a range of independent outputs of one op; they know nothing of threads, ops or Python. An output's
+// bits depend on its own row and column alone: neither on the range, the tile or the batch, nor on the instruction set.
+// Every unit multiplies and adds in the same order, fuses the same products (fma rounds once, everything else twice),
+// takes the same polynomial for exp, and counts subnormals as zeros (floating_point.h).
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -24,11 +26,12 @@ constexpr int kMaxPartition = 1 << 30;  // its end and a tile more fit 32 bits
 enum class WeightKind : int { kBf16 = 0, kInt8 = 1, kInt4 = 2 };
 enum class SourceKind : int { kBf16 = 0, kFp16 = 1, kFp32 = 2 };
 enum class CacheKind : int { kFp32 = 0, kBf16 = 1, kInt8 = 2 };
+enum class ActivationKind : int { kFp32 = 0, kBf16 = 1, kInt8 = 2, kInt16 = 3 };
 enum class PeakKind : int { kFp32 = 0, kBf16 = 1, kInt8 = 2 };
 enum class Epilogue : int { kStore = 0, kAdd = 1, kSiluMul = 2 };
 
 // A matrix [n, k] in panels of 64 columns (rows of the checkpoint's matrix); beyond n and k it is zero. A panel is
-//   bf16:  [padded_k / 2][64][2] bf16
+//   bf16:  [padded_k / 2][64] pairs, the first value in the high half of a dword, as vdpbf16ps takes them
 //   int8:  per group of K: [64] bf16 scales, [group / 4][64][4] codes + 128
 //   int4:  per group of K: [64] bf16 scales, [group / 8][64][4] bytes of codes + 8, k in the low nibble, k + 4 in the
 //   high
@@ -53,18 +56,25 @@ struct PackedMatrix {
   QWENCH_INLINE const uint8_t* panel(int p) const { return data + p * panel_bytes(); }
 };
 
-// Rows of activations: fp32 `values` [rows, width], bf16 `pairs` [rows, width rounded up to even], or int8 `codes`
-// [rows, parts, padded_k] with a scale and minus the sum of the codes per group, `scales` and `starts` [num_groups,
-// group_stride], rows and parts side by side. A value of 8 bits has one part. One of 15 bits has two, 128 * high + low:
-// to a product these are two rows, whose sums are added in its epilogue.
+// Bytes of a row of bf16 activations: pairs, the first value in the high half of a dword, for units that have an
+// instruction for them, and fp32 values for the others.
+QWENCH_INLINE size_t bf16_row_bytes(bool in_pairs, int width) {
+  return in_pairs ? size_t(width + 1) / 2 * 4 : size_t(width) * 4;
+}
+
+// Rows of activations: fp32 or bf16 `rows`, `row_bytes` apart, or int8 `codes` [rows, parts, padded_k] with a scale and
+// minus the sum of the codes per group, `scales` and `starts` [num_groups, group_stride], rows and parts side by side.
+// An int8 value has one part. One of int16 has two, 128 * high + low: to a product these are two rows, whose sums are
+// added in its epilogue.
 struct Activation {
-  const float* values;
-  const uint16_t* pairs;
+  ActivationKind kind;
+  const uint8_t* rows;
+  size_t row_bytes;
   const int8_t* codes;
   const float* scales;
   const int32_t* starts;
   size_t group_stride;
-  int width, parts;
+  int parts;
 };
 
 // Where one row's codes go; group g's scale at scales[g * group_stride], that of a second part after it.
@@ -101,16 +111,16 @@ struct LinearArgs {
   // Of logits: where each panel's largest goes, [rows, num_panels], NaN if one is; null: nowhere. Of these maxima the
   // sampler finds the largest logits without reading them all again.
   float* maxima;
-  // Where y goes as bf16 instead, [rows, width rounded up to even]; null: y.
-  uint16_t* y_pairs;
+  // Where y goes as bf16 activations instead; null: y.
+  uint8_t* rounded;
   // Where y goes as integers instead, by way of this thread's `gathered` [rows, group_size]; null: y.
   float* gathered;
   QuantizedRows quantized;
 };
 
 // One sequence's view of one layer of the paged cache. Of a block and head, fp32: keys [block_size / 16][head_dim][16],
-// values [block_size][padded_dim]; bf16 with neighbours paired: keys [block_size / 16][head_dim / 2][16][2], values
-// [block_size / 2][padded_dim][2]; int8: per 16 positions their fp32 scales, then codes + 128, keys less their rotated
+// values [block_size][padded_dim]; bf16 in pairs, the first in the high half: keys [block_size / 16][head_dim / 2][16],
+// values [block_size / 2][padded_dim]; int8: per 16 positions their fp32 scales, then codes + 128, keys less their rotated
 // bias [padded_dim / 4][16][4], values [4][padded_dim][4].
 struct AttentionArgs {
   const float* q;         // [tokens of the step, num_heads, head_dim], rotated
@@ -121,6 +131,7 @@ struct AttentionArgs {
   size_t head_stride;     // bytes from head to head within a block
   const int32_t* block_table;
   CacheKind cache;
+  bool rounds;  // queries and probabilities to bf16, as the cache is; else they are fp32
   int block_size, num_heads, num_kv_heads, head_dim, padded_dim;
   int window;         // positions seen, 0 for all
   int partition_len;  // positions that may be computed apart, a multiple of kScoreTile
@@ -141,7 +152,7 @@ QWENCH_INLINE size_t attention_state_floats(int num_rows, int padded_dim) {
 }
 QWENCH_INLINE size_t attention_scratch_floats(int head_dim, int padded_dim) {
   const int panels = (padded_dim + kPanelColumns - 1) / kPanelColumns;
-  const size_t of_any_cache = size_t(kMaxAttentionRows) * (head_dim + kScoreTile + kScoreTile / 2) +
+  const size_t of_any_cache = size_t(kMaxAttentionRows) * (head_dim + kScoreTile) +
                               size_t(padded_dim) * kScoreTile + size_t(panels) * kScoreTile * kPanelColumns +
                               2 * attention_state_floats(kMaxAttentionRows, padded_dim);
   const size_t of_codes = size_t(kMaxAttentionRows) * (padded_dim + padded_dim / 2 + kScoreTile / 2 + 8);
@@ -158,8 +169,8 @@ struct AttentionItem {
 };
 
 struct KernelTable {
-  // Whether what bf16 weights are multiplied with is bf16, and attention over a bf16 cache likewise; else it is fp32.
-  bool bf16_dots;
+  // Whether bf16 activations lie in pairs, for an instruction that multiplies them; else as fp32, for fma.
+  bool bf16_pairs;
   // Panels [first_panel, last_panel) of a linear; whole groups of panels if the outputs are quantised.
   void (*linear)(const LinearArgs& args, int first_panel, int last_panel);
   void (*attention)(const AttentionArgs& args, const AttentionItem& item);
@@ -169,8 +180,8 @@ struct KernelTable {
   // y = x / rms(x) * gain.
   void (*rms_norm)(const float* x, const float* gain, float eps, int width, float* y);
   void (*quantize)(const float* x, int width, int group_size, QuantizedRow row);
-  // Rounds to nearest even; an odd width is followed by a zero.
-  void (*to_bf16)(const float* x, int width, uint16_t* y);
+  // To a row of bf16 activations, ties to even; it may take the place of x.
+  void (*round_to_bf16)(const float* x, int width, void* row);
   // Rotates one row of `num_heads` heads; table row: head_dim / 2 cosines, then sines.
   void (*rope)(const float* x, const float* table_row, int num_heads, int head_dim, float* y);
   void (*write_keys)(const float* k, int head_dim, int padded_dim, int offset_in_block, CacheKind cache,
@@ -181,12 +192,13 @@ struct KernelTable {
   void (*embed)(const PackedMatrix& weight, int row, float* y);
   // Quantises and packs 64 rows of a checkpoint matrix, each [k] or null for zeros, into one panel.
   void (*pack_panel)(const void* const* rows, SourceKind kind, const PackedMatrix& weight, uint8_t* panel);
-  // Multiply-adds on registers, for the measured ceiling; returns operations done, 0 for kBf16 without bf16_dots.
+  // Multiply-adds on registers, for the measured ceiling; returns operations done. kBf16 without bf16_pairs is kFp32.
   double (*peak)(PeakKind kind, int iterations);
+  // Reads whole lines of 64 bytes and does nothing else, for the measured ceiling; fetches `ahead` bytes before it reads.
+  uint64_t (*read)(const uint8_t* p, size_t num_bytes, size_t ahead);
 };
 
 const KernelTable& generic_kernels();
-const KernelTable& generic_bf16_kernels();
 #ifdef QWENCH_X86
 const KernelTable& avx2_kernels();
 const KernelTable& avx512_kernels();

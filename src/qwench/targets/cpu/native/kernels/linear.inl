@@ -5,9 +5,14 @@
 // in memory, which changes nothing: neither tile nor block nor chunk shows in the bits.
 
 constexpr int kBlockRows = 48;
-constexpr int kFloatChunk = kBf16Dots ? 64 : 32;  // values of K per chunk of a bf16 panel
 constexpr int kUnpackRows = 12;  // from this many rows on, unpacking a chunk once beats doing it per tile
 constexpr int kScratchBytes = kPanelColumns * 256;  // a group of up to 256 bytes a column, or 32 fp32 values
+
+// Whether the activations lie as the tile of pairs reads them.
+inline bool in_pairs(const Activation& x) { return kBf16Pairs && x.kind == ActivationKind::kBf16; }
+
+// Values of K per chunk of a bf16 panel.
+inline int float_chunk(const Activation& x) { return in_pairs(x) ? 64 : 32; }
 
 // A chunk of a panel: values [k_begin, k_begin + num_k) of K, which is one group for integers.
 struct Chunk {
@@ -28,8 +33,8 @@ inline void unpack(WeightKind kind, const uint8_t* packed, int num_panel_rows, u
         store_int(out + b, low_nibbles(raw));
         store_int(out + kPanelRowBytes + b, high_nibbles(raw));
       } else {
-        store(reinterpret_cast<float*>(out + b), bf16_low(raw));
-        store(reinterpret_cast<float*>(out + kPanelRowBytes + b), bf16_high(raw));
+        store(reinterpret_cast<float*>(out + b), bf16_high(raw));
+        store(reinterpret_cast<float*>(out + kPanelRowBytes + b), bf16_low(raw));
       }
     }
 }
@@ -40,22 +45,25 @@ inline void widen_scales(const uint8_t* group, float* scales) {
   for (int i = 0; i < kPanelColumns; ++i) scales[i] = bf16_to_float(packed[i]);
 }
 
-inline int num_chunks(const PackedMatrix& w) {
-  return w.kind == WeightKind::kBf16 ? (w.k + kFloatChunk - 1) / kFloatChunk : w.num_groups();
+inline int num_chunks(const LinearArgs& a) {
+  const int chunk = float_chunk(a.x);
+  return a.weight.kind == WeightKind::kBf16 ? (a.weight.k + chunk - 1) / chunk : a.weight.num_groups();
 }
 
 // `after`: what is read when this panel's last chunk is done.
-inline Chunk chunk_of(const PackedMatrix& w, const uint8_t* panel, int index, bool unpack_it, const uint8_t* after,
+inline Chunk chunk_of(const LinearArgs& a, const uint8_t* panel, int index, bool unpack_it, const uint8_t* after,
                       uint8_t* scratch) {
-  const bool is_last = index + 1 == num_chunks(w);
+  const PackedMatrix& w = a.weight;
+  const bool is_last = index + 1 == num_chunks(a);
   Chunk c;
   c.index = index;
-  c.is_unpacked = unpack_it && (w.kind == WeightKind::kInt4 || (w.kind == WeightKind::kBf16 && !kBf16Dots));
+  c.is_unpacked = unpack_it && (w.kind == WeightKind::kInt4 || (w.kind == WeightKind::kBf16 && !in_pairs(a.x)));
   if (w.kind == WeightKind::kBf16) {
-    c.k_begin = index * kFloatChunk;
-    c.num_k = w.k - c.k_begin < kFloatChunk ? w.k - c.k_begin : kFloatChunk;
+    const int chunk = float_chunk(a.x);
+    c.k_begin = index * chunk;
+    c.num_k = w.k - c.k_begin < chunk ? w.k - c.k_begin : chunk;
     c.weights = panel + size_t(c.k_begin) / 2 * kPanelRowBytes;
-    c.next_bytes = kFloatChunk / 2 * kPanelRowBytes;
+    c.next_bytes = chunk / 2 * kPanelRowBytes;
     c.next = is_last ? after : c.weights + c.next_bytes;
   } else {
     const uint8_t *group = panel + index * w.group_bytes(), *next = is_last ? after : group + w.group_bytes();
@@ -116,8 +124,9 @@ inline void finish_block(const LinearArgs& a, const Destination& to, int row, in
     const float* addend = a.epilogue == Epilogue::kAdd ? a.residual + size_t(row + r) * a.width + to.first
                           : a.bias                     ? a.bias + to.first
                                                        : nullptr;
-    if (a.y_pairs) {
-      to_bf16(t, to.count, a.y_pairs + (row + r) * size_t((a.width + 1) / 2 * 2) + to.first);
+    if (a.rounded) {
+      uint8_t* rounded = a.rounded + (row + r) * bf16_row_bytes(kBf16Pairs, a.width);
+      round_to_bf16(t, to.count, rounded + bf16_row_bytes(kBf16Pairs, to.first));
       continue;
     }
     int j = 0;
@@ -129,21 +138,16 @@ inline void finish_block(const LinearArgs& a, const Destination& to, int row, in
 
 // Adds a chunk's products to a block's sums [num_rows, 64]; a part counts as a row.
 inline void tile_block(const LinearArgs& a, const Chunk& c, int first_row, int num_rows, float* sums) {
-  if constexpr (kBf16Dots)
-    if (a.weight.kind == WeightKind::kBf16) {
-      const size_t k = a.weight.padded_k();
-      const FloatTile tile{
-          a.x.pairs + first_row * k + c.k_begin, k * 2, c.weights, (c.num_k + 1) / 2 * 2, sums, c.next};
-      float_rows<Values::kBf16Pairs>(tile, num_rows, c.next_bytes);
-      return;
-    }
   if (a.weight.kind == WeightKind::kBf16) {
-    const FloatTile tile{a.x.values + size_t(first_row) * a.x.width + c.k_begin,
-                         a.x.width * sizeof(float),
+    const bool pairs = in_pairs(a.x);
+    const FloatTile tile{a.x.rows + first_row * a.x.row_bytes + c.k_begin * (pairs ? sizeof(uint16_t) : sizeof(float)),
+                         a.x.row_bytes,
                          c.weights,
-                         c.num_k,
+                         pairs ? (c.num_k + 1) / 2 * 2 : c.num_k,
                          sums,
                          c.next};
+    if constexpr (kBf16Pairs)
+      if (pairs) return float_rows<Values::kPairs>(tile, num_rows, c.next_bytes);
     if (c.is_unpacked)
       float_rows<Values::kFp32>(tile, num_rows, c.next_bytes);
     else
@@ -172,7 +176,7 @@ inline void linear_panel(const LinearArgs& a, int p, const Destination& to) {
   alignas(64) float sums[kBlockRows * kPanelColumns];
   alignas(64) uint8_t scratch[kScratchBytes];
   const uint8_t* panel = a.weight.panel(p);
-  const int chunks = num_chunks(a.weight), parts = a.x.parts, all_rows = a.num_rows * parts;
+  const int chunks = num_chunks(a), parts = a.x.parts, all_rows = a.num_rows * parts;
   static_assert(kBlockRows % 2 == 0, "a value's parts are in one block");
   for (int block = 0; block < all_rows; block += kBlockRows) {
     const bool is_last = block + kBlockRows >= all_rows;
@@ -180,7 +184,7 @@ inline void linear_panel(const LinearArgs& a, int p, const Destination& to) {
     for (int i = 0; i < num_rows * kPanelColumns; i += kLanes) store(sums + i, set(0.0f));
     for (int index = 0; index < chunks; ++index)
       tile_block(a,
-                 chunk_of(a.weight, panel, index, num_rows >= kUnpackRows,
+                 chunk_of(a, panel, index, num_rows >= kUnpackRows,
                           is_last ? panel + a.weight.panel_bytes() : panel, scratch),
                  block, num_rows, sums);
     if (parts == 2) add_parts(num_rows / 2, sums);

@@ -242,7 +242,8 @@ inline void pack_bf16(const void* const* rows, SourceKind kind, const PackedMatr
         widen(rows[column], kind, first, count, wide);
         for (int i = 0; i < count; ++i) values[i] = float_to_bf16(wide[i]);
       }
-      for (int i = 0; i < padded / 2; ++i) __builtin_memcpy(out + i * kPanelColumns + column, values + 2 * i, 4);
+      for (int i = 0; i < padded / 2; ++i)
+        out[i * kPanelColumns + column] = uint32_t(values[2 * i]) << 16 | values[2 * i + 1];
     }
   }
 }

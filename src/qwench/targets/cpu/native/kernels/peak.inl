@@ -1,4 +1,4 @@
-// The arithmetic peak of this instruction set, measured on registers alone. Included inside a simd namespace.
+// What the measured ceilings are made of: arithmetic on registers alone, reading alone. Included inside a simd namespace.
 
 // Ten independent chains cover a latency of five cycles on two ports. They are ten variables and not an array, because
 // g++ 12 keeps an array here in memory, and would measure a quarter of the peak.
@@ -29,14 +29,26 @@ double peak(PeakKind kind, int iterations) {
     return double(iterations) * 10 * kLanes * 8;
   }
   if (kind == PeakKind::kBf16) {
-    if constexpr (kBf16Dots) {
+    if constexpr (kBf16Pairs) {
       const Int ones = set_int(0x3f803f80);
       run_chains(set(0.0f), iterations, [&](Float& acc) { dot2_to(acc, ones, ones); });
       return double(iterations) * 10 * kLanes * 4;
     }
-    return 0;
   }
   const Float w = set(0.999f), x = set(1.001f);
   run_chains(set(0.0f), iterations, [&](Float& acc) { fma_to(acc, w, x); });
   return double(iterations) * 10 * kLanes * 2;
+}
+
+uint64_t read(const uint8_t* p, size_t num_bytes, size_t ahead) {
+  constexpr int kStep = 256, kVectors = kStep / (kLanes * 4);
+  Int sums[kVectors];
+  for (int v = 0; v < kVectors; ++v) sums[v] = set_int(0);
+  for (const uint8_t* end = p + num_bytes / kStep * kStep; p < end; p += kStep) {
+    for (int line = 0; ahead && line < kStep; line += 64) __builtin_prefetch(p + ahead + line);
+    for (int v = 0; v < kVectors; ++v) sums[v] = add_int(sums[v], load_int(p + v * kLanes * 4));
+  }
+  uint32_t total = 0;
+  for (int v = 0; v < kVectors; ++v) total += uint32_t(reduce_add_int(sums[v]));
+  return total;
 }

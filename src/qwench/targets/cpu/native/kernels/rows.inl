@@ -1,17 +1,20 @@
 // Ops that work on one row: norm, quantisation, RoPE, embedding. Included inside a simd namespace.
 
-// Four partial sums a row keep the adders busy; the order is fixed by the width alone.
+// Four times the partial sums of `fold` keep the adders busy.
 void rms_norm(const float* x, const float* gain, float eps, int width, float* y) {
-  constexpr int kSums = 4;
+  constexpr int kSums = 4 * kWide, kStep = 4 * kPartialSums;
   Float sums[kSums];
   for (int s = 0; s < kSums; ++s) sums[s] = set(0.0f);
   int i = 0;
-  for (; i + kSums * kLanes <= width; i += kSums * kLanes)
+  for (; i + kStep <= width; i += kStep)
     for (int s = 0; s < kSums; ++s) {
       const Float v = load(x + i + s * kLanes);
       fma_to(sums[s], v, v);
     }
-  float total = reduce_add(add(add(sums[0], sums[1]), add(sums[2], sums[3])));
+  Float partial[kWide];
+  for (int s = 0; s < kWide; ++s)
+    partial[s] = add(add(sums[s], sums[s + kWide]), add(sums[s + 2 * kWide], sums[s + 3 * kWide]));
+  float total = fold(partial);
   for (; i < width; ++i) total += x[i] * x[i];
   const float inverse = 1.0f / __builtin_sqrtf(total / float(width) + eps);
   for (i = 0; i + kLanes <= width; i += kLanes) store(y + i, mul(mul(load(x + i), set(inverse)), load(gain + i)));
@@ -90,7 +93,7 @@ void embed(const PackedMatrix& w, int row, float* y) {
   const uint8_t* column = w.panel(row / kPanelColumns) + row % kPanelColumns * kColumnBytes;
   if (w.kind == WeightKind::kBf16) {
     for (int k = 0; k < w.k; ++k)
-      y[k] = bf16_to_float(reinterpret_cast<const uint16_t*>(column + size_t(k / 2) * kPanelRowBytes)[k % 2]);
+      y[k] = bf16_to_float(reinterpret_cast<const uint16_t*>(column + size_t(k / 2) * kPanelRowBytes)[1 - k % 2]);
     return;
   }
   for (int k = 0; k < w.k; ++k) {

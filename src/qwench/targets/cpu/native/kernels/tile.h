@@ -13,8 +13,9 @@ constexpr int kPanelRowBytes = kPanelColumns * kColumnBytes;
 
 // How the codes of a group lie: bytes (+128), two nibbles (+8) a byte, or nibbles (+8) unpacked to bytes.
 enum class Codes { kBytes, kNibbles, kUnpacked };
-// How weights of a float tile lie: [k][64] fp32, or [k / 2][64][2] bf16; kBf16Pairs: x is bf16 as well, and num_k even.
-enum class Values { kFp32, kBf16, kBf16Pairs };
+// How weights of a float tile lie: [k][64] fp32, or [k / 2][64] pairs of bf16, the first in the high half; kPairs: x
+// lies in pairs as well, and num_k is even.
+enum class Values { kFp32, kBf16, kPairs };
 
 // One group: sums[r] += x_scales[r] * w_scales * (x[r] @ codes), the product in exact integers. Codes carry an offset
 // that makes them unsigned; integer sums start at offset * starts[r], which takes it off.

@@ -56,7 +56,7 @@ QWENCH_INLINE void fma_step(const FloatTile& t, int k, const uint8_t* w, Float (
   Float values[V];
   for (int v = 0; v < V; ++v) {
     const Int raw = load_int(w + v * kLanes * kColumnBytes);
-    values[v] = W == Values::kFp32 ? bits_of_floats(raw) : kOdd ? bf16_high(raw) : bf16_low(raw);
+    values[v] = W == Values::kFp32 ? bits_of_floats(raw) : kOdd ? bf16_low(raw) : bf16_high(raw);
   }
   for (int r = 0; r < R; ++r) {
     const Float x = set(t.value(r, k));
@@ -77,17 +77,11 @@ QWENCH_INLINE void add_values(const FloatTile& t, const uint8_t* w, Float (&acc)
 
 template <Values W, int R, int V>
 QWENCH_INLINE void float_columns(const FloatTile& t, int column) {
+  static_assert(W != Values::kPairs, "no instruction for it");
   Float acc[R][V];
   for (int r = 0; r < R; ++r)
     for (int v = 0; v < V; ++v) acc[r][v] = load(t.sums + r * kPanelColumns + column + v * kLanes);
-  const uint8_t* w = t.w + column * kColumnBytes;
-  if constexpr (W == Values::kBf16Pairs) {
-    for (int k = 0; k < t.num_k; k += 2, w += kPanelRowBytes)
-      for (int r = 0; r < R; ++r)
-        for (int v = 0; v < V; ++v) dot2_to(acc[r][v], load_int(w + v * kLanes * kColumnBytes), set_int(t.pair(r, k)));
-  } else {
-    add_values<W, R, V>(t, w, acc);
-  }
+  add_values<W, R, V>(t, t.w + column * kColumnBytes, acc);
   for (int r = 0; r < R; ++r)
     for (int v = 0; v < V; ++v) store(t.sums + r * kPanelColumns + column + v * kLanes, acc[r][v]);
 }

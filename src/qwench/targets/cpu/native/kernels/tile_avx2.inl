@@ -165,7 +165,7 @@ QWENCH_INLINE void int_tile(const IntTile& t) {
 
 template <Values W, int R, int Lines>
 QWENCH_INLINE const uint8_t* float_columns(const FloatTile& t, const uint8_t* next, int column) {
-  static_assert(W != Values::kBf16Pairs, "no instruction for it");
+  static_assert(W != Values::kPairs, "no instruction for it");
   const int even = t.num_k / 2 * 2;
   const uint8_t *x = t.row(0), *x3 = t.row(3), *x_end = x + 4 * even;
   const uint8_t *w = t.w + column * kColumnBytes, *pause;
@@ -173,7 +173,7 @@ QWENCH_INLINE const uint8_t* float_columns(const FloatTile& t, const uint8_t* ne
   [[maybe_unused]] int32_t* integers = nullptr;
   if (even > 0) {
     if constexpr (W == Values::kBf16)
-      TILE_ASM(TILE_ROWS(TILE_LOAD_SUMS) TILE_LOOP(1, TILE_SHIFTED("vpslld $16"), TILE_FMA_0, TILE_MASKED(high_halves),
+      TILE_ASM(TILE_ROWS(TILE_LOAD_SUMS) TILE_LOOP(1, TILE_MASKED(high_halves), TILE_FMA_0, TILE_SHIFTED("vpslld $16"),
                                                    TILE_FMA_4, 256, x_end) TILE_ROWS(TILE_STORE_SUMS));
     else
       TILE_ASM(TILE_ROWS(TILE_LOAD_SUMS) TILE_LOOP(1, TILE_WHOLE(0), TILE_FMA_0, TILE_WHOLE(256), TILE_FMA_4, 512,
@@ -184,7 +184,7 @@ QWENCH_INLINE const uint8_t* float_columns(const FloatTile& t, const uint8_t* ne
     for (int v = 0; v < kTileColumns; v += kLanes) {
       const Int raw = load_int(w + v * kColumnBytes);
       float* at = sums + r * kPanelColumns + v;
-      store(at, fma(W == Values::kBf16 ? bf16_low(raw) : bits_of_floats(raw), set(t.value(r, even)), load(at)));
+      store(at, fma(W == Values::kBf16 ? bf16_high(raw) : bits_of_floats(raw), set(t.value(r, even)), load(at)));
     }
   return next;
 }

@@ -3,8 +3,7 @@
 //
 // Assembly, because g++ 12 keeps such sums in registers or in memory as it pleases, which is a factor of two. A step
 // multiplies four vectors of weights, 16 columns each, by one dword of activations per row: four codes, two bf16 or
-// one fp32. It
-// has 24 multiply-adds for two ports, so it takes 12 cycles; its 4 loads and 6 broadcasts hide behind them. Each turn
+// one fp32. It has 24 multiply-adds for two ports, so it takes 12 cycles; its 4 loads and 6 broadcasts hide behind them. Each turn
 // of the loop is two steps and prefetches a line of the weights that come next: without it a fifth of the time goes
 // into waiting for the second-level cache.
 //
@@ -149,15 +148,15 @@ QWENCH_INLINE void int_tile(const IntTile& t) {
 
 template <Values W, int R, int Lines>
 QWENCH_INLINE void float_tile(const FloatTile& t) {
-  const int num_steps = W == Values::kBf16Pairs ? t.num_k / 2 : t.num_k, even = num_steps / 2 * 2;
+  const int num_steps = W == Values::kPairs ? t.num_k / 2 : t.num_k, even = num_steps / 2 * 2;
   const uint8_t *x = t.row(0), *x3 = t.row(3), *x_end = x + 4 * even;
   const uint8_t *w = t.w, *next = t.next;
   const uint32_t mask = 0xffff0000;
   if (even > 0) {
-    if constexpr (W == Values::kBf16Pairs)
+    if constexpr (W == Values::kPairs)
       TILE_FLOAT(TILE_LOOP(TILE_WHOLE(0), TILE_PAIRS_0, TILE_WHOLE(256), TILE_PAIRS_4, 512));
     else if constexpr (W == Values::kBf16)
-      TILE_FLOAT(TILE_LOAD_MASK TILE_LOOP(TILE_SHIFTED("vpslld $16"), TILE_FMA_0, TILE_MASKED, TILE_FMA_4, 256));
+      TILE_FLOAT(TILE_LOAD_MASK TILE_LOOP(TILE_MASKED, TILE_FMA_0, TILE_SHIFTED("vpslld $16"), TILE_FMA_4, 256));
     else
       TILE_FLOAT(TILE_LOOP(TILE_WHOLE(0), TILE_FMA_0, TILE_WHOLE(256), TILE_FMA_4, 512));
   }
@@ -166,10 +165,10 @@ QWENCH_INLINE void float_tile(const FloatTile& t) {
     for (int v = 0; v < kPanelColumns; v += kLanes) {
       const Int raw = load_int(w + v * kColumnBytes);
       Float sum = load(t.sums + r * kPanelColumns + v);
-      if constexpr (W == Values::kBf16Pairs)
+      if constexpr (W == Values::kPairs)
         dot2_to(sum, raw, set_int(t.pair(r, 2 * even)));
       else
-        fma_to(sum, W == Values::kBf16 ? bf16_low(raw) : bits_of_floats(raw), set(t.value(r, even)));
+        fma_to(sum, W == Values::kBf16 ? bf16_high(raw) : bits_of_floats(raw), set(t.value(r, even)));
       store(t.sums + r * kPanelColumns + v, sum);
     }
 }

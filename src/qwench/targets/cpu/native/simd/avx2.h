@@ -8,7 +8,7 @@
 
 namespace qwench::QWENCH_SIMD {
 
-constexpr bool kBf16Dots = false;
+constexpr bool kBf16Pairs = false;
 
 constexpr int kLanes = 8;
 constexpr int kFloatRows = 6, kByteRows = 4, kNibbleRows = 6;  // of a tile
@@ -35,7 +35,6 @@ inline Float zero_below(Float a, float bound, Float value) {  // value where a >
 inline Float add_to_exponent(Float v, Float n) {  // v * 2^n, n in the low bits
   return _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(v), _mm256_slli_epi32(_mm256_castps_si256(n), 23)));
 }
-inline Float reciprocal(Float v) { return _mm256_div_ps(_mm256_set1_ps(1.0f), v); }
 inline Float fma(Float a, Float b, Float c) { return _mm256_fmadd_ps(a, b, c); }
 // As asm, because g++ 12 spills accumulators around the intrinsics.
 inline void fma_to(Float& acc, Float a, Float b) { asm("vfmadd231ps %2, %1, %0" : "+x"(acc) : "x"(a), "x"(b)); }
@@ -44,6 +43,8 @@ inline Int load_int(const void* p) { return _mm256_loadu_si256(static_cast<const
 inline Int set_int(int32_t v) { return _mm256_set1_epi32(v); }
 inline Float bits_of_floats(Int v) { return _mm256_castsi256_ps(v); }
 inline Int add_int(Int a, Int b) { return _mm256_add_epi32(a, b); }
+inline Int sub_int(Int a, Int b) { return _mm256_sub_epi32(a, b); }
+inline Int bits_of(Float v) { return _mm256_castps_si256(v); }
 inline Float to_float(Int v) { return _mm256_cvtepi32_ps(v); }
 inline Int low_nibbles(Int v) { return _mm256_and_si256(v, _mm256_set1_epi8(0x0f)); }
 inline Int high_nibbles(Int v) { return low_nibbles(_mm256_srli_epi32(v, 4)); }
@@ -68,7 +69,7 @@ inline void dot4_to(Int& acc, Int weights, Broadcast x) {
       : "x"(weights), "x"(x.codes), "x"(x.magnitude), "x"(_mm256_set1_epi16(1)));
 }
 
-// Sum and maximum over lanes in one fixed order.
+// Sum over lanes: halves are added until one is left.
 inline float reduce_add(Float v) {
   __m128 s = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
   s = _mm_add_ps(s, _mm_movehl_ps(s, s));
@@ -85,11 +86,9 @@ inline int32_t reduce_add_int(Int v) {
   return _mm_cvtsi128_si32(_mm_add_epi32(s, _mm_shuffle_epi32(s, 0xb1)));
 }
 
-inline Int low_halves(Int v) { return _mm256_and_si256(v, _mm256_set1_epi32(0xffff)); }
+inline Int high_halves(Int v) { return _mm256_and_si256(v, _mm256_set1_epi32(static_cast<int32_t>(0xffff0000))); }
 inline Float bf16_low(Int v) { return _mm256_castsi256_ps(_mm256_slli_epi32(v, 16)); }
-inline Float bf16_high(Int v) {
-  return _mm256_castsi256_ps(_mm256_and_si256(v, _mm256_set1_epi32(static_cast<int32_t>(0xffff0000))));
-}
+inline Float bf16_high(Int v) { return _mm256_castsi256_ps(high_halves(v)); }
 
 inline void dot2_to(Float&, Int, Int) {}  // never called: no instruction for it
 

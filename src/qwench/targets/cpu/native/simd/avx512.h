@@ -1,11 +1,11 @@
-// AVX-512 (F, BW, DQ, VL, VNNI) vectors: 16 floats or 64 bytes. Included by kernels/avx512.cpp alone.
+// AVX-512 (F, BW, DQ, VL, VNNI) vectors: 16 floats or 64 bytes. Included by kernels/avx512.cpp and avx512bf16.cpp.
 #pragma once
 #include <immintrin.h>
 
 #include <cstdint>
 
-// Built twice: kernels/avx512bf16.cpp adds products of bf16 pairs.
-#ifdef QWENCH_BF16_DOTS
+// Built twice: kernels/avx512bf16.cpp multiplies bf16 pairs with an instruction of their own.
+#ifdef QWENCH_BF16_PAIRS
 #define QWENCH_SIMD avx512bf16
 #else
 #define QWENCH_SIMD avx512
@@ -13,10 +13,10 @@
 
 namespace qwench::QWENCH_SIMD {
 
-#ifdef QWENCH_BF16_DOTS
-constexpr bool kBf16Dots = true;
+#ifdef QWENCH_BF16_PAIRS
+constexpr bool kBf16Pairs = true;
 #else
-constexpr bool kBf16Dots = false;
+constexpr bool kBf16Pairs = false;
 #endif
 
 constexpr int kLanes = 16;
@@ -45,10 +45,6 @@ inline Float zero_below(Float a, float bound, Float value) {  // value where a >
 inline Float add_to_exponent(Float v, Float n) {  // v * 2^n, n in the low bits
   return _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(v), _mm512_slli_epi32(_mm512_castps_si512(n), 23)));
 }
-inline Float reciprocal(Float v) {  // of 1 to 2^126, to the last bit or two: an estimate of 14 bits and a Newton step
-  const Float r = _mm512_rcp14_ps(v);
-  return _mm512_fmadd_ps(_mm512_fnmadd_ps(v, r, _mm512_set1_ps(1.0f)), r, r);
-}
 
 // g++ 12 spills accumulators around the intrinsics below; as asm they stay in registers, which is worth a factor of
 // two.
@@ -65,7 +61,7 @@ inline Int byte_weights(Int packed) { return packed; }
 inline void dot4_to(Int& acc, Int weights, Broadcast x) {
   asm("vpdpbusd %2, %1, %0" : "+v"(acc) : "v"(weights), "v"(x));
 }
-// acc += the products of two bf16 each; how it rounds in between is the processor's.
+// acc += the product of the high halves, then that of the low ones, each rounded as by fma. Subnormals are zeros.
 inline void dot2_to(Float& acc, Int weights, Int x) { asm("vdpbf16ps %2, %1, %0" : "+v"(acc) : "v"(weights), "v"(x)); }
 inline Float fma(Float a, Float b, Float c) { return _mm512_fmadd_ps(a, b, c); }
 
@@ -73,6 +69,8 @@ inline Int load_int(const void* p) { return _mm512_loadu_si512(p); }
 inline Int set_int(int32_t v) { return _mm512_set1_epi32(v); }
 inline Float bits_of_floats(Int v) { return _mm512_castsi512_ps(v); }
 inline Int add_int(Int a, Int b) { return _mm512_add_epi32(a, b); }
+inline Int sub_int(Int a, Int b) { return _mm512_sub_epi32(a, b); }
+inline Int bits_of(Float v) { return _mm512_castps_si512(v); }
 inline Float to_float(Int v) { return _mm512_cvtepi32_ps(v); }
 inline Int low_nibbles(Int v) { return _mm512_and_si512(v, _mm512_set1_epi8(0x0f)); }
 inline Int high_nibbles(Int v) { return low_nibbles(_mm512_srli_epi32(v, 4)); }
@@ -80,8 +78,13 @@ inline void store_int(void* p, Int v) { _mm512_storeu_si512(p, v); }
 
 inline void dot4_nibbles_to(Int& acc, Int weights, Broadcast x) { dot4_to(acc, weights, x); }
 
-// Sum and maximum over lanes in one fixed order.
-inline float reduce_add(Float v) { return _mm512_reduce_add_ps(v); }
+// Sum over lanes: halves are added until one is left.
+inline float reduce_add(Float v) {
+  const __m256 half = _mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps(v, 1));
+  __m128 s = _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
+  s = _mm_add_ps(s, _mm_movehl_ps(s, s));
+  return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
+}
 inline float reduce_max(Float v) { return _mm512_reduce_max_ps(v); }
 inline int32_t reduce_add_int(Int v) {  // not _mm512_reduce_add_epi32, whose last sum may not overflow
   const __m256i half = _mm256_add_epi32(_mm512_castsi512_si256(v), _mm512_extracti64x4_epi64(v, 1));
@@ -91,9 +94,9 @@ inline int32_t reduce_add_int(Int v) {  // not _mm512_reduce_add_epi32, whose la
 }
 
 // Of 16 dwords that each hold two bf16: the low ones and the high ones as floats.
-inline Int low_halves(Int v) { return _mm512_and_si512(v, _mm512_set1_epi32(0xffff)); }
+inline Int high_halves(Int v) { return _mm512_and_si512(v, _mm512_set1_epi32(0xffff0000)); }
 inline Float bf16_low(Int v) { return _mm512_castsi512_ps(_mm512_slli_epi32(v, 16)); }
-inline Float bf16_high(Int v) { return _mm512_castsi512_ps(_mm512_and_si512(v, _mm512_set1_epi32(0xffff0000))); }
+inline Float bf16_high(Int v) { return _mm512_castsi512_ps(high_halves(v)); }
 
 // Rounds to int8 codes (values already within +-127), 16 of them; returns their sum per lane as dwords.
 inline Int store_codes(int8_t* p, Float v) {

@@ -4,20 +4,11 @@
 #include <cstdint>
 #include <cstring>
 
-// Built twice: kernels/generic_bf16.cpp multiplies bf16 pairs, as a specification of the instruction sets that do.
-#ifdef QWENCH_BF16_DOTS
-#define QWENCH_SIMD generic_bf16
-#else
 #define QWENCH_SIMD generic
-#endif
 
 namespace qwench::QWENCH_SIMD {
 
-#ifdef QWENCH_BF16_DOTS
-constexpr bool kBf16Dots = true;
-#else
-constexpr bool kBf16Dots = false;
-#endif
+constexpr bool kBf16Pairs = false;
 
 constexpr int kLanes = 4;
 constexpr int kFloatRows = 4, kByteRows = 4, kNibbleRows = 4;  // of a tile
@@ -62,9 +53,30 @@ inline Int to_int(Float v) { return __builtin_convertvector(v, Int); }
 inline Float add_to_exponent(Float v, Float n) {  // v * 2^n, n in the low bits
   return bits<Float>(bits<Uint>(v) + (bits<Uint>(n) << 23));
 }
-inline Float reciprocal(Float v) { return set(1.0f) / v; }
-inline Float fma(Float a, Float b, Float c) { return a * b + c; }
-inline void fma_to(Float& acc, Float a, Float b) { acc = a * b + acc; }
+
+// a * b + c, rounded once. Where processors of this kind need not have an instruction for it, in fp64: the product is
+// exact there, and a sum that isn't gets an odd last bit, which keeps the rounding to fp32 from meeting a false tie
+// (Boldo and Melquiond, 2008).
+#ifdef __FP_FAST_FMAF
+inline Float fma(Float a, Float b, Float c) {
+  return Float{__builtin_fmaf(a[0], b[0], c[0]), __builtin_fmaf(a[1], b[1], c[1]), __builtin_fmaf(a[2], b[2], c[2]),
+               __builtin_fmaf(a[3], b[3], c[3])};
+}
+#else
+typedef double Double __attribute__((vector_size(32)));
+typedef int64_t Long __attribute__((vector_size(32)));
+typedef uint64_t Ulong __attribute__((vector_size(32)));
+inline Float fma(Float a, Float b, Float c) {
+  const Double product = __builtin_convertvector(a, Double) * __builtin_convertvector(b, Double);
+  const Double addend = __builtin_convertvector(c, Double), sum = product + addend;
+  const Double added = sum - product, error = (product - (sum - added)) + (addend - added);  // Knuth's TwoSum
+  const Ulong sum_bits = bits<Ulong>(sum), is_inexact = bits<Ulong>((error < 0) | (error > 0));
+  const Ulong is_even = (sum_bits & 1) - 1;                                      // all ones or none
+  const Ulong step = 1 - 2 * ((bits<Ulong>(error) ^ sum_bits) >> 63);            // away from 0, or towards it
+  return __builtin_convertvector(bits<Double>(sum_bits + (step & is_even & is_inexact)), Float);
+}
+#endif
+inline void fma_to(Float& acc, Float a, Float b) { acc = fma(a, b, acc); }
 
 inline Int load_int(const void* p) {
   Int v;
@@ -74,6 +86,8 @@ inline Int load_int(const void* p) {
 inline Int set_int(int32_t v) { return Int{v, v, v, v}; }
 inline Float bits_of_floats(Int v) { return bits<Float>(v); }
 inline Int add_int(Int a, Int b) { return bits<Int>(bits<Uint>(a) + bits<Uint>(b)); }
+inline Int sub_int(Int a, Int b) { return bits<Int>(bits<Uint>(a) - bits<Uint>(b)); }
+inline Int bits_of(Float v) { return bits<Int>(v); }
 inline Float to_float(Int v) { return __builtin_convertvector(v, Float); }
 inline Int low_nibbles(Int v) { return v & 0x0f0f0f0f; }
 inline Int high_nibbles(Int v) { return bits<Int>(bits<Uint>(v) >> 4) & 0x0f0f0f0f; }
@@ -95,7 +109,7 @@ inline void dot4_to(Int& acc, Int weights, Broadcast x) {  // unsigned bytes tim
 }
 inline void dot4_nibbles_to(Int& acc, Int weights, Broadcast x) { dot4_to(acc, weights, x); }
 
-// Sum and maximum over lanes in one fixed order.
+// Sum over lanes: halves are added until one is left.
 inline float reduce_add(Float v) { return (v[0] + v[2]) + (v[1] + v[3]); }
 inline float reduce_max(Float v) {
   const float a = v[0] > v[1] ? v[0] : v[1], b = v[2] > v[3] ? v[2] : v[3];
@@ -106,14 +120,11 @@ inline int32_t reduce_add_int(Int v) {
   return int32_t(u[0] + u[1] + u[2] + u[3]);
 }
 
-inline Int low_halves(Int v) { return v & 0xffff; }
+inline Int high_halves(Int v) { return bits<Int>(bits<Uint>(v) & 0xffff0000u); }
 inline Float bf16_low(Int v) { return bits<Float>(bits<Uint>(v) << 16); }
-inline Float bf16_high(Int v) { return bits<Float>(bits<Uint>(v) & 0xffff0000u); }
+inline Float bf16_high(Int v) { return bits<Float>(high_halves(v)); }
 
-inline void dot2_to(Float& acc, Int weights, Int x) {  // acc += the products of two bf16 each
-  fma_to(acc, bf16_low(weights), bf16_low(x));
-  fma_to(acc, bf16_high(weights), bf16_high(x));
-}
+inline void dot2_to(Float&, Int, Int) {}  // never called: no instruction for it
 
 inline Int store_codes(int8_t* p, Float v) {
   const Int codes = to_int(round_even(v));

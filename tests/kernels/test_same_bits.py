@@ -1,0 +1,108 @@
+"""One model gives the same bits whatever kernels this processor runs it with, and the bits that are written down here.
+
+The hashes are of logits: whoever runs this on a processor of another make compares that processor with ours.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from programs import VARIANTS, batch, load, model_program, num_groups, random_spec, random_tensors
+
+from qwench.compiler import compile_checkpoint
+from qwench.config import QwenchConfig
+from qwench.program.formats import BF16, Format
+from qwench.targets.cpu.target import CpuTarget
+from qwench.targets.target import CacheConfig, StepBatch
+
+MODEL = Path(__file__).parents[2] / "models" / "qwench-tiny"
+FORMATS = [(BF16, "fp32"), (BF16, "bf16"), (Format("int8", 32), "int8"), (Format("int4", 64), "int8"),
+           (Format("int8", 64), "int16")]  # fmt: skip
+CACHES = ["fp32", "bf16", "int8"]
+
+# Options -> sha256 of the weights packed, of a prompt's logits and of 24 decoded steps' with each cache kind. They change
+# only with the meaning of the numbers, and then docs/log.md says why.
+GOLDEN: dict[str, tuple[str, dict[str, tuple[str, str]]]] = {
+    "bf16": ("c6227904d5fe9d08", {
+        "fp32": ("f545fca1dd84c43c", "3ccc09faea2b1f85"),
+        "bf16": ("c4da71d992dfad43", "daa932d597f70f31"),
+        "int8": ("a46c4fd38bad25a6", "ccbe687f7d905599"),
+    }),
+    "bf16 bf16": ("c6227904d5fe9d08", {
+        "fp32": ("759357680df3199a", "885cf7d7a1e2fc31"),
+        "bf16": ("18a2e919b2350087", "ca8466a88937f9a7"),
+        "int8": ("72c673b634c28e14", "a8270521f5c3aad5"),
+    }),
+    "int8": ("1915891d0410ac69", {
+        "fp32": ("48fcf9536477c058", "0d0f10853f136d8c"),
+        "bf16": ("a31bdd7044b422c5", "5c776c4ecd9e7b58"),
+        "int8": ("1fb3254bcfb21dad", "32979f18675e030d"),
+    }),
+    "int4": ("d0badf12a8d8070e", {
+        "fp32": ("8b4ce1b9a6ffac3e", "aed985eb318e0249"),
+        "bf16": ("09a36f3580ee7382", "db65806c4157eadb"),
+        "int8": ("6ed145a6b30f0339", "29fce9199634a48c"),
+    }),
+    "accuracy": ("02d7940e3fd2ed13", {
+        "fp32": ("c87cc8c3ef9374b3", "314d6c405a08a55a"),
+        "bf16": ("2a983eee8c03891c", "a446325c640bfe79"),
+        "int8": ("c1ad364328881355", "19548c179d793c89"),
+    }),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("fmt", "activations"), FORMATS, ids=str)
+@pytest.mark.parametrize("cache_dtype", CACHES)
+def test_all_variants_agree(fmt: Format, activations: str, cache_dtype: str) -> None:
+    """Random models of odd shapes: a mixed batch, then one more token each."""
+    for seed in range(3):
+        rng = np.random.default_rng([seed, CACHES.index(cache_dtype)])
+        spec = random_spec(rng)
+        program = model_program(spec, fmt, activations)
+        tensors = random_tensors(program, rng)
+        rounds = activations == cache_dtype == "bf16"
+        cache = CacheConfig(24, 16, cache_dtype, partition_len=64, rounds_queries=rounds)
+        steps = [
+            batch([rng.integers(0, spec.vocab_size, n).astype(np.int32) for n in new], lengths,
+                  [list(range(8)), [8, 9]], num_groups(spec))
+            for new, lengths in (((70, 9), [70, 9]), ((1, 1), [71, 10]))
+        ]  # fmt: skip
+        first, *others = [run(load(variant, program, tensors, cache), steps) for variant in VARIANTS]
+        assert np.isfinite(np.frombuffer(first, np.float32)).all()
+        assert all(other == first for other in others), (seed, spec)
+
+
+def run(executor, steps: list[StepBatch]) -> bytes:  # type: ignore[no-untyped-def]
+    return b"".join(executor.step(step).tobytes() for step in steps)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"weights": "bf16"}, {"weights": "bf16", "activations": "bf16"}, {"weights": "int8"}, {"weights": "int4"},
+     {"recipe": "accuracy"}],
+    ids=lambda options: " ".join(options.values()),
+)  # fmt: skip
+def test_the_default_model_s_bits_are_those_of_every_machine(options: dict[str, str], tmp_path: Path) -> None:
+    artifact = compile_checkpoint(MODEL, tmp_path / "a", QwenchConfig(**options))
+    ids = np.random.default_rng(0).integers(0, artifact.program.spec.vocab_size, 200).astype(np.int32)
+    steps = [
+        batch([ids[:176]], [176], [list(range(7))]),
+        *(batch([ids[i : i + 1]], [i + 1], [list(range(7))]) for i in range(176, 200)),
+    ]
+    for variant in VARIANTS:
+        found = {}
+        for cache_dtype in CACHES:
+            rounds = options.get("activations") == cache_dtype == "bf16"
+            cache = CacheConfig(8, 32, cache_dtype, partition_len=64, rounds_queries=rounds)
+            executor = CpuTarget("cpu", variant).load(artifact.program, artifact.plan, artifact.tensors, cache, 2)
+            found[cache_dtype] = digest(run(executor, steps[:1])), digest(run(executor, steps[1:]))
+            executor.close()
+        weights = digest(b"".join(artifact.tensors[name].tobytes() for name in sorted(artifact.tensors)))
+        assert (weights, found) == GOLDEN[" ".join(options.values())], variant
+
+
+def digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()[:16]
