@@ -31,7 +31,7 @@ from qwench.runtime.loading import load_engine
 from qwench.runtime.metrics import Metrics
 from qwench.runtime.pooling import Pooling
 from qwench.runtime.prefix_file import SavedPrefix
-from qwench.runtime.request import SamplingParams
+from qwench.runtime.sampling_params import SamplingParams
 from qwench.targets.target import Float32
 from qwench.text.chat import Message, render_chat
 from qwench.text.generation import Delta, GenerationDefaults, RequestOutput, TextEngine, chat_params

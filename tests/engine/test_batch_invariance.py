@@ -9,7 +9,7 @@ import pytest
 from engine_models import load_model, run_all
 
 from qwench.errors import TargetError
-from qwench.runtime.request import SamplingParams
+from qwench.runtime.sampling_params import SamplingParams
 from qwench.targets.target import get_target
 
 PARAMS = SamplingParams(max_tokens=24, seed=11, temperature=0.8, logprobs=3)

@@ -14,7 +14,7 @@ from engine_models import circling_logits, history_engine, load_model, write_che
 
 from qwench.errors import CheckpointError, ConfigError, NumericalError, RequestError
 from qwench.llm import LLM
-from qwench.runtime.request import SamplingParams
+from qwench.runtime.sampling_params import SamplingParams
 from qwench.text.generation import Delta, GenerationDefaults
 from qwench.text.tokenizer import Tokenizer, byte_level_tokenizer
 

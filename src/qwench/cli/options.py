@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from qwench.config import QwenchConfig
     from qwench.llm import LLM
     from qwench.runtime.grammar import Grammar
-    from qwench.runtime.request import SamplingParams
+    from qwench.runtime.sampling_params import SamplingParams
 
 DEFAULT_MAX_NEW_TOKENS = 512
 DEFAULT_GUESSES = 16  # where more stop paying, text that is copied whole included

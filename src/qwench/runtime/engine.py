@@ -20,18 +20,13 @@ from qwench.runtime.block_pool import BlockPool, extend_hashes
 from qwench.runtime.limits import RequestLimits
 from qwench.runtime.matcher import CompiledGrammar
 from qwench.runtime.metrics import Metrics
+from qwench.runtime.outputs import FinishReason, RequestTimings, TokenLogprobs, TokenOutput
 from qwench.runtime.pooling import Pooler, Pooling
 from qwench.runtime.profiler import Profiler
 from qwench.runtime.prompt_scorer import PromptScorer
-from qwench.runtime.request import (
-    FinishReason,
-    Request,
-    RequestTimings,
-    SamplingParams,
-    TokenLogprobs,
-    TokenOutput,
-)
+from qwench.runtime.request import Request
 from qwench.runtime.sampler import TokenSampler
+from qwench.runtime.sampling_params import SamplingParams
 from qwench.runtime.scheduler import MAX_EXTRA_ROWS, Scheduler
 from qwench.targets.target import LOGIT_GROUP, Bytes, CacheConfig, Executor, Float32, Int32, StepBatch
 
@@ -260,7 +255,8 @@ class Engine:
 
     def _sample(self, request: Request, row: int, now: float) -> list[TokenOutput]:
         """The next token of `request`, of this row of logits; and the end, where a grammar lets nothing follow."""
-        sampler: TokenSampler = request.sampler
+        sampler = request.sampler
+        assert sampler is not None
         try:
             token, logprobs = sampler.sample(self._logits[row], self._maxima[row])
         except (NumericalError, GrammarError) as error:

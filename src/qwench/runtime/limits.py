@@ -13,7 +13,7 @@ import numpy as np
 
 from qwench.errors import RequestError
 from qwench.program.cache_groups import most_blocks
-from qwench.runtime.request import SamplingParams
+from qwench.runtime.sampling_params import SamplingParams
 from qwench.targets.target import Int32
 
 

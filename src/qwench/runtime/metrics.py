@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 
-from qwench.runtime.request import FinishReason, RequestTimings
+from qwench.runtime.outputs import FinishReason, RequestTimings
 
 
 @dataclass

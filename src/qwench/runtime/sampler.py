@@ -9,6 +9,7 @@ at the token's position.
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,8 @@ import numpy.typing as npt
 
 from qwench.errors import GrammarError, NumericalError
 from qwench.runtime.matcher import TokenMatcher
-from qwench.runtime.request import SamplingParams, TokenLogprobs, random_seed
+from qwench.runtime.outputs import TokenLogprobs
+from qwench.runtime.sampling_params import SamplingParams
 from qwench.targets.target import LOGIT_GROUP, Float32
 
 _CHUNK = 256  # weights are summed in chunks of this many, then over chunks: a tenth of the time of one long cumsum
@@ -35,7 +37,7 @@ class TokenSampler:
     ) -> None:  # fmt: skip
         """matcher: of the sample's grammar, at its beginning."""
         self.params = params
-        seed = random_seed() if params.seed is None else int(params.seed)
+        seed = int.from_bytes(os.urandom(8), "little") if params.seed is None else int(params.seed)
         self.key = (seed & (2**64 - 1)) | (index << 64)
         self.num_sampled = 0
         self.bias_ids = np.fromiter(params.logit_bias.keys(), np.int64)

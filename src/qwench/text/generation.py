@@ -17,8 +17,9 @@ from typing import Any
 from qwench.errors import CheckpointError, GrammarError, QwenchError, RequestError
 from qwench.runtime.engine import Engine
 from qwench.runtime.matcher import CompiledGrammar, GrammarCompiler
+from qwench.runtime.outputs import FinishReason, RequestTimings, TokenLogprobs, TokenOutput
 from qwench.runtime.pooling import Pooling
-from qwench.runtime.request import FinishReason, RequestTimings, SamplingParams, TokenLogprobs, TokenOutput
+from qwench.runtime.sampling_params import SamplingParams
 from qwench.targets.target import Float32
 from qwench.text.detokenize import Detokenizer
 from qwench.text.stops import StopChecker
