@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from text_fixtures import SHARED, qwen2_tokenizer, tiny_tokenizer
 
-from qwench.text.detokenize import Detokenizer
+from qwench.text.detokenizer import Detokenizer
 from qwench.text.tokenizer import Tokenizer
 
 

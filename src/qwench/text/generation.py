@@ -21,8 +21,7 @@ from qwench.runtime.outputs import FinishReason, RequestTimings, TokenLogprobs, 
 from qwench.runtime.pooling import Pooling
 from qwench.runtime.sampling_params import SamplingParams
 from qwench.targets.target import Float32
-from qwench.text.detokenize import Detokenizer
-from qwench.text.stops import StopChecker
+from qwench.text.detokenizer import Detokenizer, StopChecker
 from qwench.text.tokenizer import Tokenizer, special_ids
 from qwench.text.tool_calls import tag_kind
 

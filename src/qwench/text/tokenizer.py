@@ -27,6 +27,12 @@ PRETOKENIZER = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 SPECIAL_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+SLACK = 16  # tokens: an added token with a blank in it could lie across the border
+CHARACTERS_PER_TOKEN = 6  # English has 4 to 5; a beginning of so many characters nearly always decides
+
+
+class TooLongError(RequestError):
+    """The text can't fit the context."""
 
 
 class Tokenizer:
@@ -232,3 +238,20 @@ def _chat_template(folder: Path, config: dict[str, Any]) -> str | dict[str, str]
 def special_ids(tokenizer: Tokenizer, tokens: Iterable[str]) -> tuple[int, ...]:
     """The ids of those of `tokens` that the vocabulary has."""
     return tuple(i for token in tokens if (i := tokenizer.token_id(token)) is not None)
+
+
+def check_size(tokenizer: Tokenizer, text: str, max_tokens: int) -> None:
+    """Raises TooLongError if the beginning of `text` alone has more than `max_tokens`: a server refuses a megabyte of
+    text without tokenising all of it. Words are tokenised one by one, so a beginning that ends between words has tokens
+    of the whole."""
+    size = (max_tokens + SLACK) * CHARACTERS_PER_TOKEN
+    if len(text) <= 2 * size:
+        return
+    end = text.rfind(" ", 0, size)
+    while end > 0 and not text[end - 1].isalpha():  # between a letter and a blank there's always a border
+        end = text.rfind(" ", 0, end)
+    if end > 0 and (count := len(tokenizer.encode(text[:end], add_special_tokens=False))) > max_tokens + SLACK:
+        raise TooLongError(
+            f"the prompt has {len(text)} characters; its first {end} are {count} tokens already, more than the "
+            f"{max_tokens} of the context"
+        )

@@ -19,8 +19,8 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
+from qwench.text.detokenizer import possible_start
 from qwench.text.json_object import BLANKS, NotJsonError, ObjectScanner
-from qwench.text.stops import possible_start
 from qwench.text.tokenizer import Tokenizer, special_ids
 
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
