@@ -109,7 +109,7 @@ def _load(args: Namespace) -> tuple[LLM, dict[str, Any]]:
     from qwench.llm import LLM
     from qwench.load import is_artifact, resolve_model
 
-    config = options.load_config(args)
+    config = options.config_of(args)
     if args.users is not None and args.users > DEFAULT_USERS and not is_artifact(Path(args.model)):
         config = dataclasses.replace(config, batch_size=args.users)
     stages: set[str] = set()

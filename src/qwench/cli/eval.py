@@ -55,7 +55,7 @@ def execute(args: Namespace) -> int:
 
     _check(args)
     with ProgressDisplay() as progress:
-        artifact = resolve_model(args.model, options.load_config(args), progress=progress)
+        artifact = resolve_model(args.model, options.config_of(args), progress=progress)
     threads = num_cpus() if args.threads is None else args.threads
     ids = _token_ids(args, artifact)
     window, stride = _window(args, artifact)

@@ -105,21 +105,19 @@ def grammar(args: Namespace) -> Grammar | None:
         raise GrammarError(f"--json-schema {args.json_schema} is not UTF-8 (byte {error.start})") from None
 
 
-def load_config(args: Namespace) -> QwenchConfig:
-    """The options of `add_model` for QwenchConfig. Raises ConfigError."""
+def config_of(args: Namespace) -> QwenchConfig:
+    """The options of a command that are fields of QwenchConfig. Raises ConfigError."""
     from qwench.cli.sizes import parse_size
     from qwench.config import QwenchConfig
+    from qwench.program.recipes import read_overrides
 
-    memory = None if args.memory is None else parse_size(args.memory, "--memory")
-    return QwenchConfig(
-        weights=args.weights,
-        max_seq_len=args.max_seq_len,
-        rope_scaling=args.rope_scaling,
-        target=args.target,
-        memory=memory,
-        kvcache_num_blocks=args.kvcache_num_blocks,
-        timeout=args.timeout,
-    )
+    names = [field.name for field in dataclasses.fields(QwenchConfig)]
+    given: dict[str, Any] = {name: value for name in names if (value := getattr(args, name, None)) is not None}
+    if "memory" in given:
+        given["memory"] = parse_size(given["memory"], "--memory")
+    if "overrides" in given:
+        given["overrides"] = read_overrides(given["overrides"])
+    return QwenchConfig(**given)
 
 
 def load(args: Namespace) -> LLM:
@@ -128,7 +126,7 @@ def load(args: Namespace) -> LLM:
     from qwench.llm import LLM
 
     with ProgressDisplay() as progress:
-        return LLM(args.model, config=load_config(args), num_threads=args.threads, on_progress=progress)
+        return LLM(args.model, config=config_of(args), num_threads=args.threads, on_progress=progress)
 
 
 def sampling_params(args: Namespace, llm: LLM) -> SamplingParams:
