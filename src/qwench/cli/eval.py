@@ -6,14 +6,15 @@ with code 1 when a limit is missed.
 
 from __future__ import annotations
 
+import functools
 import json
 import math
-import sys
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qwench.cli import options
+from qwench.cli.progress import ProgressDisplay, show_tokens
 
 if TYPE_CHECKING:
     from qwench.artifact import Artifact
@@ -49,7 +50,6 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def execute(args: Namespace) -> int:
     """Measure perplexity on a text, and agreement with the original's predictions."""
-    from qwench.cli.progress import ProgressDisplay
     from qwench.host import num_cpus
     from qwench.load import resolve_model
 
@@ -175,11 +175,7 @@ def _measure(name: str, rows: LogitRows, ids: Int32, window: int, stride: int, b
     from qwench.evaluate.book import compare
     from qwench.evaluate.perplexity import perplexity
 
-    def report(done: int, total: int) -> None:
-        if sys.stderr.isatty():
-            print(f"\r{name}: {done} of {total} tokens", end="\n" if done == total else "", file=sys.stderr, flush=True)
-
-    found = perplexity(rows, ids, window, stride, report)
+    found = perplexity(rows, ids, window, stride, functools.partial(show_tokens, f"{name}:"))
     agreement = None if book is None else compare(rows, book)
     return {
         "perplexity": found.value,
