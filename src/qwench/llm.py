@@ -215,7 +215,7 @@ class LLM:
         ids = np.array(self.text_engine.encode(prompt) if isinstance(prompt, str) else prompt, np.int32)
         size = self.engine.cache.block_size
         count = len(ids) // size * size
-        if not self.engine.scheduler.reuse:
+        if not self.engine.scheduler.enable_prefix_caching:
             raise RequestError("without prefix caching there are no prefixes to keep")
         if count == 0:
             raise RequestError(
@@ -240,7 +240,7 @@ class LLM:
             raise PrefixError(
                 f"{path} was saved with another model, other options, or another version of qwench; save it again"
             )
-        if not self.engine.scheduler.reuse:
+        if not self.engine.scheduler.enable_prefix_caching:
             raise PrefixError("without prefix caching no prefix can be used")
         self.engine.restore_prefix(np.array(saved.token_ids, np.int32), saved.firsts, saved.blocks)
         return len(saved.token_ids)

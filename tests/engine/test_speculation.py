@@ -20,7 +20,7 @@ from engine_models import (
 )
 
 from qwench.errors import NumericalError
-from qwench.runtime.block_pool import block_hash
+from qwench.runtime.block_pool import hash_block
 from qwench.runtime.engine import Engine
 from qwench.runtime.sampling_params import SamplingParams
 from qwench.runtime.scheduler import MAX_EXTRA_ROWS
@@ -281,10 +281,10 @@ class NamedBlocks:
         executor, pool = self.engine.executor, self.engine.scheduler.pool
         assert isinstance(executor, HistoryExecutor)
         size = self.engine.cache.block_size
-        self.parents |= set(pool._block_of)
-        for name, block in pool._block_of.items():
+        self.parents |= set(pool.hash_to_block)
+        for name, block in pool.hash_to_block.items():
             content = executor.tokens[block * size : (block + 1) * size]
-            assert any(block_hash(parent, content) == name for parent in self.parents)
+            assert any(hash_block(parent, content) == name for parent in self.parents)
 
 
 @pytest.mark.parametrize(

@@ -94,7 +94,7 @@ class Engine:
             matcher = None if grammar is None else grammar.matcher()
             request.sampler = TokenSampler(params, prompt, index, ends, matcher)
             # A prompt below one block has nothing to share, and waiting for its leader would only cost time.
-            is_worth_it = self.scheduler.reuse and len(prompt) > self.cache.block_size
+            is_worth_it = self.scheduler.enable_prefix_caching and len(prompt) > self.cache.block_size
             request.leader = leader if is_worth_it or scores else None
             if params.prompt_logprobs is not None and index == 0:
                 request.scorer = PromptScorer(prompt, params.prompt_logprobs)
@@ -313,9 +313,9 @@ class Engine:
     def copy_prefix(self, token_ids: Int32) -> tuple[list[int], Bytes] | None:
         """What the cache holds of full blocks of tokens [n] int32, as SavedPrefix has it: firsts and blocks. None if it
         doesn't hold all that a request would need to go on after them."""
-        names = self._block_names(token_ids)
-        length, found = self.scheduler.find(names)
-        if length < len(names):
+        hashes = self._block_hashes(token_ids)
+        length, found = self.scheduler.find(hashes)
+        if length < len(hashes):
             return None
         blocks = [self.executor.read_block(block) for group in found for block in group]
         return [length - len(group) for group in found], np.stack(blocks)
@@ -323,26 +323,26 @@ class Engine:
     def restore_prefix(self, token_ids: Int32, firsts: Sequence[int], blocks: Bytes) -> None:
         """The inverse: requests find these blocks, until others need their place. Raises CapacityError when the cache
         is too small, or too full just now."""
-        names = self._block_names(token_ids)
-        needed = sum(len(names) - first for first in firsts)
+        hashes = self._block_hashes(token_ids)
+        needed = sum(len(hashes) - first for first in firsts)
         assert needed == len(blocks)
         if needed > self.scheduler.pool.num_free:
             raise CapacityError(
                 f"the prefix needs {needed} cache blocks and {self.scheduler.pool.num_free} are free; give the cache "
                 "more memory (kvcache_num_blocks)"
             )
-        starts = np.cumsum([0, *(len(names) - first for first in firsts)])
+        starts = np.cumsum([0, *(len(hashes) - first for first in firsts)])
 
         def fill(group: int, index: int, block: int) -> None:
             self.executor.write_block(block, blocks[starts[group] + index - firsts[group]])
 
-        self.scheduler.adopt(names, firsts, fill)
+        self.scheduler.insert(hashes, firsts, fill)
 
-    def _block_names(self, token_ids: Int32) -> list[bytes]:
+    def _block_hashes(self, token_ids: Int32) -> list[bytes]:
         """Of the full blocks of tokens, for requests without a salt."""
-        names: list[bytes] = []
-        extend_hashes(names, b"", token_ids, self.cache.block_size, len(token_ids) // self.cache.block_size)
-        return names
+        hashes: list[bytes] = []
+        extend_hashes(hashes, b"", token_ids, self.cache.block_size, len(token_ids) // self.cache.block_size)
+        return hashes
 
     def check_integrity(self) -> None:
         """Asserts that requests, queues and blocks agree; for tests."""

@@ -121,7 +121,7 @@ class TokenSampler:
         uniform = (bits >> 11) * 2.0**-53
         ids: npt.NDArray[np.int64] | None = None
         if 0 < p.top_k < len(row):
-            ids = _at_least_kth(row, p.top_k, maxima)
+            ids = at_least_kth(row, p.top_k, maxima)
         weights = _weights(row if ids is None else row[ids], top, p.temperature)
         if p.top_p < 1:
             kept = _top_p(weights, p.top_p)
@@ -174,7 +174,7 @@ def log_probabilities(row: Float32, top: float, token: int, num_top: int) -> Tok
     total = top + float(np.log(_chunk_sums(_weights(row, top, 1.0)).sum(dtype=np.float64)))
     likeliest: list[tuple[int, float]] = []
     if num_top:
-        ids = _at_least_kth(row, min(num_top, len(row)))
+        ids = at_least_kth(row, min(num_top, len(row)))
         order = np.argsort(-row[ids], kind="stable")[:num_top]
         likeliest = [(int(i), float(row[i]) - total) for i in ids[order]]
     return TokenLogprobs(float(row[token]) - total, likeliest)
@@ -195,7 +195,7 @@ def _argmax(row: Float32, maxima: Float32 | None) -> int:
     return start + int(row[start : start + LOGIT_GROUP].argmax())
 
 
-def _at_least_kth(row: Float32, k: int, maxima: Float32 | None = None) -> npt.NDArray[np.int64]:
+def at_least_kth(row: Float32, k: int, maxima: Float32 | None = None) -> npt.NDArray[np.int64]:
     """Ids, increasing, of all values not below the k-th largest.
 
     The k-th largest of some groups' maxima is at most the k-th largest value: only groups that reach it matter.
@@ -241,7 +241,7 @@ def _top_p(weights: Float32, top_p: float) -> npt.NDArray[np.int64]:
     """Ids of the fewest largest weights that reach `top_p` of their sum; the lowest ids among equals."""
     goal = top_p * float(_chunk_sums(weights).sum(dtype=np.float64))
     for size in (*_LIKELY, len(weights)):
-        ids = _at_least_kth(weights, min(size, len(weights)))
+        ids = at_least_kth(weights, min(size, len(weights)))
         order = np.argsort(-weights[ids], kind="stable")
         reached = np.cumsum(weights[ids[order]], dtype=np.float64)
         if reached[-1] >= goal:

@@ -33,12 +33,13 @@ class Scheduler:
     """Owns the waiting and the running requests, both in order of arrival, and the blocks that they hold."""
 
     def __init__(
-        self, pool: BlockPool, block_size: int, max_num_seqs: int, max_step_tokens: int, reuse: bool, metrics: Metrics,
-        windows: Sequence[int | None] = (None,),
+        self, pool: BlockPool, block_size: int, max_num_seqs: int, max_step_tokens: int,
+        enable_prefix_caching: bool, metrics: Metrics, windows: Sequence[int | None] = (None,),
     ) -> None:  # fmt: skip
         """windows: the sliding window of each cache group."""
         self.pool, self.block_size, self.windows = pool, block_size, tuple(windows)
-        self.max_num_seqs, self.max_step_tokens, self.reuse = max_num_seqs, max_step_tokens, reuse
+        self.max_num_seqs, self.max_step_tokens = max_num_seqs, max_step_tokens
+        self.enable_prefix_caching = enable_prefix_caching
         self.waiting: deque[Request] = deque()
         self.running: list[Request] = []
         self.metrics = metrics
@@ -156,7 +157,7 @@ class Scheduler:
     def advance(self, request: Request, count: int) -> None:
         """`count` more known tokens of the request are in the cache; its full blocks can be found again."""
         request.num_computed += count
-        if self.reuse:
+        if self.enable_prefix_caching:
             full = request.num_computed // self.block_size
             if full > request.num_registered:
                 self._register(request, full)
@@ -176,7 +177,7 @@ class Scheduler:
     def forget_content(self, request: Request) -> None:
         """The request's keys and values are broken: no other request may find them."""
         for group in range(len(self.windows)):
-            self.pool.forget(_in_group(name, group) for name in request.block_hashes)
+            self.pool.forget(_group_hash(block_hash, group) for block_hash in request.block_hashes)
 
     def _start(self, request: Request, length: int, shared: list[list[int]]) -> None:
         """Begins after `length` blocks, of which each group holds the last ones, `shared`."""
@@ -240,53 +241,52 @@ class Scheduler:
     def _cached_prefix(self, request: Request) -> tuple[int, list[list[int]]]:
         """How many blocks from the start of the request are in the cache, held or free, and those of them that each
         group needs to go on from there. The last token is always computed, for logits."""
-        if not self.reuse:
+        if not self.enable_prefix_caching:
             return 0, [[]] * len(self.windows)
         self._hash_blocks(request, request.num_tokens // self.block_size)
         return self.find(request.block_hashes[: (request.num_tokens - 1) // self.block_size])
 
-    def find(self, names: Sequence[bytes]) -> tuple[int, list[list[int]]]:
-        """How many of the blocks of these names, from the first on, are in the cache, and those of them that each
-        group needs to go on from there."""
-        length, tried = len(names), -1
+    def find(self, hashes: Sequence[bytes]) -> tuple[int, list[list[int]]]:
+        """The longest prefix of these blocks that is in the cache: its length, and the blocks of it that each group
+        needs to continue from there."""
+        length, tried = len(hashes), -1
         while tried != length:  # until all groups agree
             tried = length
             for group, window in enumerate(self.windows):
-                length = self._known_blocks(names[:length], group, window)
+                length = self._cached_length(hashes[:length], group, window)
         return length, [
-            self.pool.lookup([_in_group(name, group) for name in names[self._first_block(window, length) : length]])
+            self.pool.lookup([_group_hash(h, group) for h in hashes[self._first_block(window, length) : length]])
             for group, window in enumerate(self.windows)
         ]
 
-    def adopt(self, names: Sequence[bytes], firsts: Sequence[int], fill: Callable[[int, int, int], None]) -> None:
-        """Takes content in that comes from elsewhere: the blocks of these names, of each group from its first on, can
-        be found from now on as if a request had just left them.
+    def insert(self, hashes: Sequence[bytes], firsts: Sequence[int], fill: Callable[[int, int, int], None]) -> None:
+        """Puts blocks into the cache that no request computed: those of `hashes`, in each group from its first one on.
 
-        fill: puts the content of the block of a group and an index into a block, unless it is here already. There must
-        be as many free blocks.
+        fill(group, index, block): writes the content of block `index` of the prefix; not called for blocks that are
+        cached already. There must be free blocks for all of them.
         """
         for group, first in enumerate(firsts):
             chain: list[int] = []
-            for index in range(first, len(names)):
-                name = _in_group(names[index], group)
-                found = self.pool.lookup([name])
+            for index in range(first, len(hashes)):
+                block_hash = _group_hash(hashes[index], group)
+                found = self.pool.lookup([block_hash])
                 if found:
                     self.pool.acquire(found)
                 else:
                     found = self.pool.allocate(1)
                     fill(group, index, found[0])
-                    self.pool.register(found[0], name)
+                    self.pool.register(found[0], block_hash)
                 chain += found
             self.pool.release(chain)
 
-    def _known_blocks(self, names: Sequence[bytes], group: int, window: int | None) -> int:
-        """The longest prefix of `names` after which a group can go on: it knows the blocks that its window reaches."""
+    def _cached_length(self, hashes: Sequence[bytes], group: int, window: int | None) -> int:
+        """The longest prefix of `hashes` after which a group can continue, with all blocks in its window cached."""
         if window is None:
-            return len(self.pool.lookup([_in_group(name, group) for name in names]))
-        length = at = len(names)
+            return len(self.pool.lookup([_group_hash(block_hash, group) for block_hash in hashes]))
+        length = at = len(hashes)
         while at > self._first_block(window, length):
             at -= 1
-            if not self.pool.knows(_in_group(names[at], group)):
+            if _group_hash(hashes[at], group) not in self.pool:
                 length = at
         return length
 
@@ -301,7 +301,7 @@ class Scheduler:
         self._hash_blocks(request, full)
         for group, row in enumerate(request.block_table):
             for i in range(request.num_registered, full):
-                self.pool.register(int(row[i]), _in_group(request.block_hashes[i], group))
+                self.pool.register(int(row[i]), _group_hash(request.block_hashes[i], group))
         request.num_registered = full
 
     def check_integrity(self) -> None:
@@ -316,7 +316,7 @@ class Scheduler:
             assert r.num_computed < r.num_tokens <= r.max_len
             most = self._blocks_for(r.num_tokens + r.num_drafts)  # guesses are left when a step was interrupted
             assert self._blocks_for(r.num_computed) <= r.num_blocks <= most
-            assert r.num_registered == (r.num_computed // self.block_size if self.reuse else 0)
+            assert r.num_registered == (r.num_computed // self.block_size if self.enable_prefix_caching else 0)
             assert len(r.block_hashes) <= r.num_tokens // self.block_size
             assert sum(map(len, self._held(r))) <= self.most_blocks(r.num_tokens + r.num_drafts)
             assert r.first_block == [first_position(w, r.num_computed) // self.block_size for w in self.windows]
@@ -324,6 +324,6 @@ class Scheduler:
             assert r.num_computed == r.num_blocks == r.num_registered == r.num_drafts == 0
 
 
-def _in_group(name: bytes, group: int) -> bytes:
-    """The name of a block in one cache group: the same tokens lie in a block of each."""
-    return name + group.to_bytes(2, "little") if group else name
+def _group_hash(block_hash: bytes, group: int) -> bytes:
+    """The hash of a block in one cache group: each group has a block of its own for the same tokens."""
+    return block_hash + group.to_bytes(2, "little") if group else block_hash
