@@ -1,8 +1,7 @@
 """The artifact: a folder with a manifest, a Program, packed weights and the checkpoint's tokenizer files.
 
-Says what lies in the folder, writes it so that nothing half-done looks finished, and verifies it before use. Nothing
-in it is executable: JSON and safetensors only. Doesn't know how weights are made; `compiler.py` writes artifacts,
-`load.py`, the engine and `qwench inspect` open them.
+Defines the format of the folder, and verifies an artifact before use. Nothing in it is executable: JSON and
+safetensors only. `compiler.py` writes artifacts; `load.py`, the server and `qwench inspect` open them.
 """
 
 from __future__ import annotations
@@ -41,12 +40,12 @@ FORMAT_NAME = "qwench-artifact"
 SCHEMA_VERSION = 5
 MANIFEST, PROGRAM, WEIGHTS = "manifest.json", "program.json", "weights.safetensors"
 OWN_FILES = (MANIFEST, PROGRAM, WEIGHTS)
-# What says how to use a model is its owner's to edit, and `tokenizer.save_pretrained` writes it anew.
+# Users may edit these after compiling, and `tokenizer.save_pretrained` rewrites them.
 TEXTS = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja",
     "generation_config.json",
 )  # fmt: skip
-_NO_HASH = "0" * 64  # stands in the manifest where its own sha256 goes
+_NO_HASH = "0" * 64  # in the place of the manifest's own sha256, while that is computed
 _AGAIN = "compile it again: qwench compile CHECKPOINT -o {path} --overwrite"
 
 

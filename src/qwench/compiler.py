@@ -1,7 +1,7 @@
 """checkpoint -> Artifact: checks everything first, then packs tensor by tensor into a folder that appears when done.
 
-Holds a few tensors at a time beside what the kernel caches. Knows no format and no layout: the Program says which
-formats, the target packs. Called by `qwench compile`, `load.py` and `QwenchForCausalLM`.
+Holds a few tensors in memory at a time. The Program says which format a weight gets, the target packs it. Called by
+`qwench compile`, `compile_cache.py` and `QwenchForCausalLM`.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ HEADER_ROOM_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class _Plan:
-    """All that is decided before the first byte is written."""
+    """Everything that is decided before the first byte is written."""
 
     checkpoint: Checkpoint
     config: QwenchConfig
@@ -157,7 +157,7 @@ def _write_weights(work: _Plan, path: Path, report: Reporter) -> tuple[dict[str,
     source_crcs: dict[str, int] = {}
     packed_crcs: dict[str, int] = {}
     done = 0
-    order = dict.fromkeys(name for op in work.program.ops for name in op.weights)  # as calibration meets them
+    order = dict.fromkeys(name for op in work.program.ops for name in op.weights)  # the order that calibration needs
     header = [(t.name, "U8", t.shape) for name in order for t in work.packed[name]]
     with SafetensorsWriter(path, header, threads) as writer:
         for name in order:
@@ -180,8 +180,8 @@ def _write_weights(work: _Plan, path: Path, report: Reporter) -> tuple[dict[str,
 
 
 def _check_memory(work: _Plan) -> None:
-    """The loaded model, with a cache for one sequence, fits the memory that it may use. Without a limit in `memory`,
-    a model that isn't to run here may be as large as it likes."""
+    """Checks that the loaded model, with a cache for one sequence, fits the memory that it may use. There is no limit
+    for a model that isn't to run here (create_runtimes=False) unless `memory` is given."""
     config = work.config
     if config.memory is None and not config.create_runtimes:
         return
@@ -209,7 +209,7 @@ def _largest(work: _Plan, cache_bytes: int) -> str:
 
 
 def _check_disk(work: _Plan, out: Path) -> None:
-    """There is room for the artifact where it goes; an artifact to be replaced stays until the new one is whole."""
+    """Checks the free disk space. An artifact to be replaced is kept until the new one is complete."""
     parent = next(p for p in Path(out).absolute().parents if p.exists())
     needed = work.packed_bytes + HEADER_ROOM_BYTES + sum(p.stat().st_size for p in work.checkpoint.companions())
     if (free := shutil.disk_usage(parent).free) < needed:

@@ -1,6 +1,6 @@
-"""What the machine and its environment give: processors, free memory, the cache folder, the hub.
+"""The machine and its environment: processors, free memory, the age of this process, the cache folder, the hub.
 
-The one place that reads environment variables for the core. Knows nothing of models.
+The one place of the core that reads environment variables.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def wants_traceback() -> bool:
 
 
 def cpu_name() -> str:
-    """What the processor calls itself."""
+    """The processor's model name."""
     import platform  # slow to import, and rarely needed
 
     lines = [line for line in _read("/proc/cpuinfo").splitlines() if line.startswith("model name")]

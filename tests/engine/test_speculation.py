@@ -243,7 +243,7 @@ class Oracle:
         self.text = prompt + [token for token, _, _ in answer]
         self.rng, self.share_right = rng, rng.choice((0.0, 0.5, 0.9, 1.0))
 
-    def has_guess(self, num_tokens: int) -> bool:
+    def has_draft(self, num_tokens: int) -> bool:
         return True
 
     def propose(self, num_tokens: int, limit: int) -> Iterator[tuple[int, float]]:

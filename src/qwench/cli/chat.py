@@ -103,7 +103,7 @@ class _Conversation:
 
 
 class _CtrlC:
-    """While it is entered Ctrl-C only leaves a note, so that no step of the engine is torn; a second one interrupts."""
+    """While entered, Ctrl-C only sets `pressed`, so that no step of the engine is torn; a second one interrupts."""
 
     pressed = False
 

@@ -187,7 +187,8 @@ def _measure(name: str, rows: LogitRows, ids: Int32, window: int, stride: int, b
 
 
 def _judge(args: Namespace, report: dict[str, Any]) -> bool:
-    """Adds by how much our perplexity is worse than the checkpoint's, in percent; whether that is within the limit."""
+    """Adds to the report by how many percent our perplexity is worse than the checkpoint's. Returns whether that is
+    within --max-loss."""
     ours, *originals = report["rows"]
     report["loss_percent"] = 100 * (ours["perplexity"] / originals[0]["perplexity"] - 1) if originals else None
     report["max_loss_percent"] = args.max_loss

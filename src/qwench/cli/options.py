@@ -1,4 +1,4 @@
-"""Options that several commands share, and what becomes of them: an LLM and SamplingParams."""
+"""Options that several commands share, and the LLM, config and SamplingParams that they give."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from qwench.runtime.sampling_params import SamplingParams
 
 DEFAULT_MAX_NEW_TOKENS = 512
-DEFAULT_GUESSES = 16  # where more stop paying, text that is copied whole included
+DEFAULT_GUESSES = 16  # more don't pay, not even in text that is copied whole
 DEFAULT_MODEL = Path("models/qwench-tiny")
 WEIGHTS_HELP = "bf16, int8 or int4, for a MODEL still to be compiled; default bf16"
 ROPE_SCALING_HELP = (
@@ -82,14 +82,14 @@ def add_sampling(parser: ArgumentParser) -> None:
 
 
 def add_grammar(parser: ArgumentParser) -> None:
-    """What the answer must look like."""
+    """Structured output."""
     forms = parser.add_mutually_exclusive_group()
     forms.add_argument("--json-schema", type=Path, metavar="FILE", help="the answer is JSON that this schema describes")
     forms.add_argument("--regex", metavar="R", help="the whole answer matches this regular expression (Rust's dialect)")
 
 
 def grammar(args: Namespace) -> Grammar | None:
-    """That of `add_grammar`, not compiled yet. Raises GrammarError."""
+    """The grammar of the options of `add_grammar`, not compiled yet. Raises GrammarError."""
     from qwench.errors import GrammarError
     from qwench.runtime.grammar import Grammar
 
@@ -130,6 +130,6 @@ def load(args: Namespace) -> LLM:
 
 
 def sampling_params(args: Namespace, llm: LLM) -> SamplingParams:
-    """What the model's generation_config.json says, and over it what was asked for. Raises RequestError."""
+    """The defaults of the model's generation_config.json, overridden by the given options. Raises RequestError."""
     asked: dict[str, Any] = {name: value for name in SAMPLING if (value := getattr(args, name)) is not None}
     return dataclasses.replace(llm.defaults.params, **asked)

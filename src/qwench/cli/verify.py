@@ -79,7 +79,7 @@ def execute(args: Namespace) -> int:
 
 
 def _open(args: Namespace) -> tuple[Artifact, Truth, list[Truth], list[Prompt]]:
-    """Everything that can be wrong is looked at before the first long computation."""
+    """Opens and checks all inputs before the first long computation."""
     from qwench.artifact import open_artifact
     from qwench.checkpoint.hub import find_checkpoint
     from qwench.checkpoint.spec import ModelSpec
@@ -116,7 +116,7 @@ def _check_numbers(args: Namespace) -> None:
 
 
 def _limits(args: Namespace, artifact: Artifact) -> Limits:
-    """Those of the weights format, and over them what was asked for."""
+    """The limits of the weights format, overridden by the given options."""
     from qwench.evaluate.fidelity import LIMITS, Limits
 
     usual = LIMITS.get(str(artifact.config.weights), Limits())

@@ -1,6 +1,6 @@
 """A compiled model -> an Engine on this machine: the executor, and as many cache blocks as memory allows.
 
-Knows nothing of checkpoints, files or text. Called by `LLM`, the command line and the transformers face.
+Called by `LLM`, the command line and `QwenchForCausalLM`.
 """
 
 from __future__ import annotations

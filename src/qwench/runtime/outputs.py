@@ -21,8 +21,8 @@ class RequestTimings:
     finished_s: float | None = None
     num_cached_tokens: int = 0  # prompt tokens whose keys and values were found in the cache
     num_preemptions: int = 0
-    num_drafted_tokens: int = 0  # guessed by prompt lookup and computed
-    num_accepted_tokens: int = 0  # of these, the ones that were right, so that no step of their own was needed
+    num_drafted_tokens: int = 0  # proposed by prompt lookup and computed
+    num_accepted_tokens: int = 0  # of these, the ones that were what was sampled
 
 
 class TokenLogprobs(NamedTuple):
@@ -36,12 +36,12 @@ class TokenLogprobs(NamedTuple):
 class TokenOutput:
     """One new token of sample `index` of a request; with a `finish_reason` it is the last.
 
-    token_id is None when the request ended without a token: "abort", "error" with its `error`, or "stop" where a
-    grammar let nothing follow.
-    stop_reason: the token of `stop_token_ids` that ended it; None for the model's own end of text.
-    timings come with the last output. embedding: [hidden_size] fp32, of a request that asked for it: its only output,
-    with the finish_reason "stop". prompt_logprobs: of each token of the prompt, None of the first one; they come with
-    the first output of sample 0, where they were asked for.
+    token_id: None when the request ended without a token: "abort", "error" with its `error`, or "stop" where the
+        grammar allows no further token.
+    stop_reason: the token of `stop_token_ids` that ended it; None for an end token of the model.
+    timings: in the last output. embedding: [hidden_size] fp32, in the only output of a request for an embedding, whose
+        finish_reason is "stop".
+    prompt_logprobs: of each prompt token, None for the first; in the first output of sample 0, if asked for.
     """
 
     request_id: str

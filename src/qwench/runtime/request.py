@@ -14,17 +14,18 @@ from qwench.targets.target import Int32
 
 
 class Request:
-    """One sample of what a user asked for, while it runs. Filled by the engine; moved along by the scheduler.
+    """One sample, waiting or running.
 
-    tokens: [max_len] int32, of which the first num_tokens are known (prompt, then answer) and the first
-        num_computed have keys and values in the cache. While a step runs, num_drafts guesses follow the known ones.
-    block_table: [num_groups, blocks of max_len] int32: of each cache group's row the blocks from first_block[group] to
-        num_blocks are held; those before lie behind the group's window and were given back.
-    block_hashes: of the full blocks of known tokens, in order; the first num_registered have been in the cache.
-    leader: the first sample of the same prompt, whose blocks this one waits to share.
-    lookup: what makes the guesses; None: nobody asked for any.
-    pooler: what makes an embedding of the prompt, in place of an answer; None: an answer was asked for.
-    scorer: takes the logits of the prompt's tokens; None: nobody asked for them, or another sample does it.
+    tokens: [max_len] int32; the first num_tokens are known (prompt, then answer), and the first num_computed of them
+        have keys and values in the cache. During a step num_drafts draft tokens follow the known ones.
+    block_table: [num_groups, blocks of max_len] int32: in the row of each cache group the entries from
+        first_block[group] to num_blocks are valid; blocks before lie behind the group's window and were freed.
+    block_hashes: of the full blocks of known tokens, in order; the first num_registered are in the prefix cache.
+    salt: parent of the first block's hash. arrival: place in the order of arrival.
+    leader: the first sample of the same prompt; this one waits until it can share its blocks.
+    lookup: proposes draft tokens; None without prompt lookup.
+    pooler: collects the embedding of a request for one; None for generation.
+    scorer: collects prompt_logprobs; None if they weren't asked for, or sample 0 has it.
     """
 
     __slots__ = (

@@ -1,10 +1,12 @@
-"""One row of logits -> one token. Each row by itself, in a fixed order of sums, so that no token depends on what else
-is in the batch. A grammar is asked about the token that was chosen without it, and only if it refuses for all that it
-allows: that takes microseconds for most tokens, and leaves an answer that obeys as it was.
+"""One row of logits -> one token. Each row by itself, with sums in a fixed order, so that no token depends on what else
+is in the batch.
 
-Knows nothing of requests' blocks or of text. The engine makes one `TokenSampler` per sample and calls it once per
-token. Randomness: a uniform per token, and another one after a refusal, from a Philox counter keyed by (seed, sample)
-at the token's position.
+With a grammar a token is sampled without it first; only if the grammar rejects that token is the mask of all allowed
+tokens computed and another one sampled. For most tokens that takes microseconds, and an answer that the grammar allows
+is the same as without it.
+
+The engine makes one `TokenSampler` per sample and calls it once per token. Randomness: a uniform per token, and another
+one after a rejection, from a Philox counter keyed by (seed, sample) at the token's position.
 """
 
 from __future__ import annotations
@@ -49,14 +51,14 @@ class TokenSampler:
 
     @property
     def is_over(self) -> bool:
-        """Whether the grammar lets nothing follow what was sampled."""
+        """Whether the grammar allows no further token."""
         return self.matcher is not None and self.matcher.is_over
 
     def sample(self, row: Float32, maxima: Float32 | None = None) -> tuple[int | None, TokenLogprobs | None]:
-        """The token, None where the grammar lets nothing follow, and its log-probabilities if they are wanted.
+        """The token, None where the grammar allows none, and its log-probabilities if they are wanted.
 
         row: [vocab_size] fp32 contiguous, overwritten. maxima: of each LOGIT_GROUP of them, if they are known. Raises
-        NumericalError for NaN or infinite logits, GrammarError when the grammar can't be followed any further.
+        NumericalError for NaN or infinite logits, GrammarError when the grammar allows no token.
         """
         best = _argmax(row, maxima)
         top = float(row[best])
@@ -89,7 +91,7 @@ class TokenSampler:
         return self._draw(row, float(row[best]), maxima, attempt)
 
     def _accepts(self, matcher: TokenMatcher, token: int) -> bool:
-        """Whether the grammar allows the token, which then is behind the matcher."""
+        """Whether the grammar allows the token; if so the matcher moves on."""
         return matcher.is_complete if token in self.end_tokens else matcher.accept(token)
 
     def _choose_allowed(self, matcher: TokenMatcher, row: Float32) -> int | None:

@@ -35,10 +35,10 @@ class SamplingParams:
     prompt_logprobs: the same for the tokens of the prompt, which is then computed anew, whatever the cache holds of it,
         a few tokens a step.
     n: independent answers to the prompt. min_tokens: no end token before this many tokens.
-    prompt_lookup_num_tokens: guess up to this many further tokens from what followed the last ones earlier in prompt
-        and answer, and check them in the same step; 0: none. Changes how fast the answer comes, never the answer.
-    grammar: what the answer must look like. It ends where the grammar allows an end and an end token comes, or where
-        nothing else could follow, even before min_tokens; max_tokens and stop strings cut it anywhere.
+    prompt_lookup_num_tokens: draft tokens per step, taken from what followed the last tokens earlier in prompt and
+        answer, and verified in the same step; 0: none. Changes the speed, never the answer.
+    grammar: structured output. The answer ends with an end token where the grammar allows it, or where no other token
+        could follow, even before min_tokens; max_tokens and stop strings cut it anywhere.
     skip_special_tokens: leave special tokens out of the text.
     include_stop_str_in_output: keep the stop string, or the stop token's text, at the end of the text.
 

@@ -1,8 +1,7 @@
 """Text <-> token ids, as the checkpoint's own tokenizer files say.
 
-Knows nothing of engines or of chat turns. Made by `LLM`, the command line and the server from a model's folder. Needs
-`tokenizer.json`, or Qwen2's `vocab.json` and `merges.txt`; reads `tokenizer_config.json` and `chat_template.jinja`
-when they are there.
+Made by `LLM`, the command line and the server from a model's folder. Needs `tokenizer.json`, or Qwen2's `vocab.json`
+and `merges.txt`; reads `tokenizer_config.json` and `chat_template.jinja` when they are there.
 """
 
 from __future__ import annotations
@@ -64,7 +63,7 @@ class Tokenizer:
 
     @functools.cached_property
     def _library(self) -> tokenizers.Tokenizer:
-        """The tokenizers library's own; with tables, which know the tokens too, it is read for the first long text."""
+        """The tokenizers library's tokenizer. With compiled tables it is only read for the first long text."""
         tokenizer = _read_tokenizer(self._folder)
         if not isinstance(tokenizer.decoder, decoders.ByteLevel):
             raise CheckpointError(f"the tokenizer in {self._folder} isn't a byte-level BPE; Qwen2's is")
@@ -74,7 +73,7 @@ class Tokenizer:
     def encode(self, text: str, *, add_special_tokens: bool = True, allow_special: bool = True) -> list[int]:
         """Token ids of `text`. `allow_special=False`: a special token written out in it is encoded as plain text.
 
-        `add_special_tokens`: with what the checkpoint puts around every text (nothing for Qwen2).
+        `add_special_tokens`: with the tokens that the checkpoint puts around every text (none for Qwen2).
         """
         if not isinstance(text, str):
             raise RequestError(f"the text is a {type(text).__name__}, not a string")
@@ -82,7 +81,7 @@ class Tokenizer:
             text.encode()
         except UnicodeEncodeError:
             raise RequestError("the text holds half a surrogate pair, which no UTF-8 can express") from None
-        with self._lock:  # which tokens are special is a switch of the shared tokenizer
+        with self._lock:  # encode_special_tokens is a setting of the shared tokenizer
             ids = self._pairs.encode(text, allow_special) if self._pairs is not None else None
             if ids is None:
                 self._library.encode_special_tokens = not allow_special
@@ -116,7 +115,7 @@ class Tokenizer:
         return known
 
     def vocabulary(self, vocab_size: int) -> Vocabulary:
-        """For grammars over a model with logits for `vocab_size` tokens, which may be more than there are here."""
+        """For grammars; vocab_size: of the model's logits, which may be more than the tokenizer has."""
         if self._pairs is not None:
             tokens = self._pairs.all_token_bytes()
         else:
@@ -126,7 +125,7 @@ class Tokenizer:
         return Vocabulary(tokens, names, functools.partial(self.encode, add_special_tokens=False))
 
     def byte_vocabulary(self) -> Vocabulary:
-        """For grammars to be tried: the 256 bytes and the added tokens, under other ids. Its trie takes no time."""
+        """A small one to check grammars with, whose trie builds fast: 256 bytes and added tokens, under other ids."""
         tokens = [bytes([byte]) for byte in range(256)] + [self.token_bytes(token) for token in self._added_ids()]
         return Vocabulary(tokens, range(256, len(tokens)), lambda text: list(text.encode()))
 
