@@ -38,7 +38,7 @@ from qwench.checkpoint.tokenizer_tables import write_tokenizer_tables
 from qwench.checkpoint.weights import Checkpoint
 from qwench.config import QwenchConfig
 from qwench.errors import CapacityError
-from qwench.host import available_memory_bytes, num_cpus
+from qwench.host import available_memory_bytes, format_bytes, num_cpus
 from qwench.program.memory import MemoryPlan, plan_memory
 from qwench.program.ops import Program
 from qwench.program.qwen2 import build_qwen2
@@ -193,9 +193,9 @@ def _check_memory(work: _Plan) -> None:
         return
     whose = "memory allows" if config.memory is not None else "this machine has free"
     raise CapacityError(
-        f"the compiled model needs {_size(needed)} ({_size(work.packed_bytes)} of weights, "
-        f"{_size(work.plan.num_bytes)} of activations, {_size(cache_bytes)} of cache for one sequence of "
-        f"{config.max_seq_len} tokens), but {whose} {_size(allowed)}; lower {_largest(work, cache_bytes)}"
+        f"the compiled model needs {format_bytes(needed)} ({format_bytes(work.packed_bytes)} of weights, "
+        f"{format_bytes(work.plan.num_bytes)} of activations, {format_bytes(cache_bytes)} of cache for one sequence of "
+        f"{config.max_seq_len} tokens), but {whose} {format_bytes(allowed)}; lower {_largest(work, cache_bytes)}"
     )
 
 
@@ -214,10 +214,6 @@ def _check_disk(work: _Plan, out: Path) -> None:
     needed = work.packed_bytes + HEADER_ROOM_BYTES + sum(p.stat().st_size for p in work.checkpoint.companions())
     if (free := shutil.disk_usage(parent).free) < needed:
         raise CapacityError(
-            f"{out} needs {_size(needed)} of disk, but {parent} has {_size(free)} free; free some space or give an "
-            "output folder on another disk"
+            f"{out} needs {format_bytes(needed)} of disk, but {parent} has {format_bytes(free)} free; free some space "
+            "or give an output folder on another disk"
         )
-
-
-def _size(num_bytes: int) -> str:
-    return f"{num_bytes / 2**30:.2f} GiB" if num_bytes >= 2**27 else f"{num_bytes / 2**20:.1f} MiB"

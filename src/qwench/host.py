@@ -58,6 +58,13 @@ def available_memory_bytes() -> int:
     return max(available, 0)
 
 
+def format_bytes(num_bytes: float) -> str:
+    """In GiB, or in MiB below an eighth of that."""
+    if abs(num_bytes) < 1 << 27:
+        return f"{num_bytes / 2**20:.1f} MiB"
+    return f"{num_bytes / 2**30:.2f} GiB"
+
+
 def process_age_s() -> float:
     """Seconds since the kernel started this process, to the hundredth; where there's no /proc (macOS), since this
     module was imported, which is about 0.1 s later."""

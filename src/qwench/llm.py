@@ -120,8 +120,8 @@ class LLM:
         """Answers to one prompt or several (text or token ids), in their order; with `stream`, deltas as they come.
 
         params: for all prompts, or one per prompt. None: the defaults of the model's generation_config.json
-        (temperature, top_k, top_p, min_p, repetition_penalty; greedy unless it says do_sample), until the end of text or
-        context.
+        (temperature, top_k, top_p, min_p, repetition_penalty; greedy unless it says do_sample), until the end of
+        text or context.
         progress: show a bar. Raises RequestError before the first step if any of the requests is impossible; a single
         prompt's failure while it runs is raised, one of several is in its output as finish_reason "error".
         """

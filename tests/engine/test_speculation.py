@@ -255,7 +255,7 @@ class Oracle:
 def add_with_oracle(engine: Engine, request: Request, rng: random.Random) -> str:
     prompt, params, expected = request
     name = engine.add_request(prompt, params)
-    for index, sample in engine._requests[name].items():
+    for index, sample in engine.requests[name].items():
         if params.prompt_lookup_num_tokens:
             sample.lookup = Oracle(prompt, expected[index], rng)
     return name

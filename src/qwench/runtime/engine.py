@@ -20,7 +20,7 @@ from qwench.runtime.block_pool import BlockPool, extend_hashes
 from qwench.runtime.limits import RequestLimits
 from qwench.runtime.matcher import CompiledGrammar
 from qwench.runtime.metrics import Metrics
-from qwench.runtime.outputs import FinishReason, RequestTimings, TokenLogprobs, TokenOutput
+from qwench.runtime.outputs import FinishReason, TokenLogprobs, TokenOutput
 from qwench.runtime.pooling import Pooler, Pooling
 from qwench.runtime.profiler import Profiler
 from qwench.runtime.prompt_scorer import PromptScorer
@@ -59,7 +59,7 @@ class Engine:
             BlockPool(cache.num_blocks), cache.block_size, max_num_seqs, max_step_tokens, enable_prefix_caching,
             self.metrics, windows,
         )  # fmt: skip
-        self._requests: dict[str, dict[int, Request]] = {}
+        self.requests: dict[str, dict[int, Request]] = {}
         self._arrivals, self._names = itertools.count(), itertools.count()
         self._batch = _BatchArrays(max_step_tokens, max_num_seqs, len(windows), -(-max_seq_len // cache.block_size))
         num_rows = max_num_seqs + MAX_EXTRA_ROWS
@@ -82,14 +82,14 @@ class Engine:
         prompt, max_len = self.check_request(prompt_token_ids, params)
         request_id = self._new_id(request_id)
         ends = frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else self.eos_token_ids)
-        timings_start, leader = time.monotonic(), None
+        arrival_s, leader = time.monotonic(), None
         # prompt_logprobs need the logits of all prompt tokens, so the first sample reads no cached prefix: with a salt
         # of its own only the other samples, or itself after a preemption, share its blocks.
         scores = params.prompt_logprobs is not None
         salt = os.urandom(16) + b"scored" if scores else cache_salt.encode()
-        samples = self._requests[request_id] = {}
+        samples = self.requests[request_id] = {}
         for index in range(params.n):
-            request = self._new_request(request_id, index, prompt, params, max_len, salt, timings_start)
+            request = self._new_request(request_id, index, prompt, params, max_len, salt, arrival_s)
             request.stop_tokens = ends
             matcher = None if grammar is None else grammar.matcher()
             request.sampler = TokenSampler(params, prompt, index, ends, matcher)
@@ -124,14 +124,14 @@ class Engine:
         if self._hidden is None:
             width = self.executor.embed(np.zeros(1, np.int32)).shape[1]
             self._hidden = np.empty((1, self.scheduler.max_step_tokens, width), np.float32)
-        self._requests[request_id] = {0: request}
+        self.requests[request_id] = {0: request}
         self.scheduler.add(request)
         self.metrics.requests += 1
         return request_id
 
     def _new_id(self, wanted: str | None) -> str:
         request_id = f"request-{next(self._names)}" if wanted is None else wanted
-        if request_id in self._requests:
+        if request_id in self.requests:
             raise RequestError(f"there is already an unfinished request with the id {request_id!r}")
         return request_id
 
@@ -139,18 +139,17 @@ class Engine:
         self, request_id: str, index: int, prompt: Int32, params: SamplingParams, max_len: int, salt: bytes,
         arrival_s: float,
     ) -> Request:  # fmt: skip
-        request, num_groups = Request(request_id, index, prompt, params, max_len), len(self.scheduler.windows)
-        request.block_table = np.zeros((num_groups, -(-max_len // self.cache.block_size)), np.int32)
-        request.first_block = [0] * num_groups
-        request.arrival, request.salt, request.timings = next(self._arrivals), salt, RequestTimings(arrival_s)
-        return request
+        return Request(
+            request_id, index, prompt, params, max_len, arrival=next(self._arrivals), arrival_s=arrival_s, salt=salt,
+            num_groups=len(self.scheduler.windows), block_size=self.cache.block_size,
+        )  # fmt: skip
 
     def check_request(self, prompt_token_ids: Sequence[int] | Int32, params: SamplingParams) -> tuple[Int32, int]:
         """The prompt as [n] int32, and the most tokens its sequence may have. Raises RequestError."""
         return self.limits.check(prompt_token_ids, params)
 
     def has_unfinished(self) -> bool:
-        return bool(self._requests)
+        return bool(self.requests)
 
     def abort(self, request_id: str, index: int | None = None, reason: FinishReason = "abort") -> list[TokenOutput]:
         """Ends a request, or one sample of it, at once; does nothing if it is finished or unknown.
@@ -158,7 +157,7 @@ class Engine:
         Returns the last output of each sample that it ended; `step` returns no more of them. reason: "stop" when the
         answer is complete, as after a stop string.
         """
-        samples = self._requests.get(request_id, {})
+        samples = self.requests.get(request_id, {})
         ended = [r for i, r in samples.items() if index is None or i == index]
         return [self._finish(request, None, reason) for request in ended]
 
@@ -169,7 +168,7 @@ class Engine:
         """
         plan = self.scheduler.schedule()
         if not plan:
-            assert not self._requests
+            assert not self.requests
             return []
         batch, with_logits, pooled = self._batch.fill(plan)
         start = time.monotonic()
@@ -289,10 +288,10 @@ class Engine:
         timings = request.timings
         timings.finished_s = time.monotonic()
         self.metrics.finish(reason, timings, request.num_generated)
-        samples = self._requests[request.request_id]
+        samples = self.requests[request.request_id]
         del samples[request.index]
         if not samples:
-            del self._requests[request.request_id]
+            del self.requests[request.request_id]
         return TokenOutput(
             request.request_id, request.index, token, logprobs, reason, stop_reason, error, timings, embedding
         )
@@ -303,7 +302,7 @@ class Engine:
 
     def _expire(self, latest_arrival_s: float) -> list[TokenOutput]:
         """Fails all requests that arrived before that time."""
-        late = [r for samples in self._requests.values() for r in samples.values()]
+        late = [r for samples in self.requests.values() for r in samples.values()]
         error = DeadlineError(f"the request took longer than the timeout of {self.timeout_s} seconds; give it more")
         return [
             self._finish(request, None, "error", error=error)
@@ -348,12 +347,12 @@ class Engine:
     def check_integrity(self) -> None:
         """Asserts that requests, queues and blocks agree; for tests."""
         self.scheduler.check_integrity()
-        known = {request for samples in self._requests.values() for request in samples.values()}
+        known = {request for samples in self.requests.values() for request in samples.values()}
         assert known == set(self.scheduler.running) | set(self.scheduler.waiting)
 
     def close(self) -> None:
         """Aborts what is unfinished and closes the executor. Idempotent."""
-        for request_id in list(self._requests):
+        for request_id in list(self.requests):
             self.abort(request_id)
         self.executor.close()
 

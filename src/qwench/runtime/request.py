@@ -34,17 +34,19 @@ class Request:
         "pooler", "request_id", "salt", "sampler", "scorer", "stop_tokens", "timings", "tokens",
     )  # fmt: skip
 
-    def __init__(self, request_id: str, index: int, prompt: Int32, params: SamplingParams, max_len: int) -> None:
+    def __init__(
+        self, request_id: str, index: int, prompt: Int32, params: SamplingParams, max_len: int, *, arrival: int,
+        arrival_s: float, salt: bytes, num_groups: int, block_size: int,
+    ) -> None:  # fmt: skip
         self.request_id, self.index, self.params, self.max_len = request_id, index, params, max_len
         self.num_prompt = self.num_tokens = len(prompt)
         self.tokens: Int32 = np.empty(max_len, np.int32)
         self.tokens[: self.num_prompt] = prompt
         self.num_computed = self.num_blocks = self.num_registered = self.num_drafts = 0
-        self.block_table: Int32 = np.empty((1, 0), np.int32)
-        self.first_block: list[int] = [0]
+        self.block_table: Int32 = np.zeros((num_groups, -(-max_len // block_size)), np.int32)
+        self.first_block = [0] * num_groups
         self.block_hashes: list[bytes] = []
-        self.salt = b""
-        self.arrival = 0
+        self.salt, self.arrival, self.timings = salt, arrival, RequestTimings(arrival_s)
         self.is_running = False
         self.leader: Request | None = None
         self.lookup = PromptLookup(self.tokens) if params.prompt_lookup_num_tokens else None
@@ -52,7 +54,6 @@ class Request:
         self.sampler: TokenSampler | None = None
         self.pooler: Pooler | None = None
         self.scorer: PromptScorer | None = None
-        self.timings = RequestTimings(0.0)
 
     @property
     def num_generated(self) -> int:

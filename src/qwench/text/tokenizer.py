@@ -42,31 +42,31 @@ class Tokenizer:
     """
 
     def __init__(self, folder: Path | str) -> None:
-        self._folder = Path(folder)
-        self._config = _read_json(self._folder / "tokenizer_config.json")
+        self.folder = Path(folder)
+        self._config = _read_json(self.folder / "tokenizer_config.json")
         self._lock = threading.Lock()
         self._bytes: dict[int, bytes] = {}
-        tables = read_tokenizer_tables(self._folder)
+        tables = read_tokenizer_tables(self.folder)
         self._pairs = None if tables is None else BytePairs(tables)
         if self._pairs is not None:
             special = self._pairs.special_ids
         else:
-            tokens = self._library.get_added_tokens_decoder()
+            tokens = self.library.get_added_tokens_decoder()
             special = frozenset(i for i, token in tokens.items() if token.special)
         self.special_tokens = _special_tokens(self._config)
         named = [*self.special_tokens.values(), *_texts(self._config.get("additional_special_tokens") or [])]
         self._special_ids = special | set(special_ids(self, named))
-        self.chat_template = _chat_template(self._folder, self._config)
+        self.chat_template = _chat_template(self.folder, self._config)
         self.eos_token_id = self._special_id("eos_token")
         self.pad_token_id = self._special_id("pad_token")
         self._bos = self._special_id("bos_token") if self._config.get("add_bos_token") else None
 
     @functools.cached_property
-    def _library(self) -> tokenizers.Tokenizer:
+    def library(self) -> tokenizers.Tokenizer:
         """The tokenizers library's tokenizer. With compiled tables it is only read for the first long text."""
-        tokenizer = _read_tokenizer(self._folder)
+        tokenizer = _read_tokenizer(self.folder)
         if not isinstance(tokenizer.decoder, decoders.ByteLevel):
-            raise CheckpointError(f"the tokenizer in {self._folder} isn't a byte-level BPE; Qwen2's is")
+            raise CheckpointError(f"the tokenizer in {self.folder} isn't a byte-level BPE; Qwen2's is")
         _add_tokens(tokenizer, self._config)
         return tokenizer
 
@@ -84,8 +84,8 @@ class Tokenizer:
         with self._lock:  # encode_special_tokens is a setting of the shared tokenizer
             ids = self._pairs.encode(text, allow_special) if self._pairs is not None else None
             if ids is None:
-                self._library.encode_special_tokens = not allow_special
-                ids = list(self._library.encode(text, add_special_tokens=add_special_tokens).ids)
+                self.library.encode_special_tokens = not allow_special
+                ids = list(self.library.encode(text, add_special_tokens=add_special_tokens).ids)
         if add_special_tokens and self._bos is not None and ids[:1] != [self._bos]:
             ids = [self._bos, *ids]
         return ids
@@ -99,7 +99,7 @@ class Tokenizer:
         """The id of one token, given as the vocabulary writes it, or None."""
         if self._pairs is not None:
             return self._pairs.token_id(token)
-        found = self._library.token_to_id(token)
+        found = self.library.token_to_id(token)
         return None if found is None else int(found)
 
     def token_bytes(self, token_id: int) -> bytes:
@@ -109,7 +109,7 @@ class Tokenizer:
             if self._pairs is not None:
                 known = self._pairs.token_bytes(token_id)
             else:
-                token = self._library.id_to_token(token_id)
+                token = self.library.id_to_token(token_id)
                 known = b"" if token is None else bytes_of(token)
             self._bytes[token_id] = known
         return known
@@ -130,7 +130,7 @@ class Tokenizer:
         return Vocabulary(tokens, range(256, len(tokens)), lambda text: list(text.encode()))
 
     def _added_ids(self) -> list[int]:
-        added = self._library.get_added_tokens_decoder() if self._pairs is None else self._pairs.added.values()
+        added = self.library.get_added_tokens_decoder() if self._pairs is None else self._pairs.added.values()
         return sorted({*added, *self._special_ids})
 
     def is_special(self, token_id: int) -> bool:
