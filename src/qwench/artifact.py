@@ -1,7 +1,7 @@
 """The artifact: a folder with a manifest, a Program, packed weights and the checkpoint's tokenizer files.
 
 Defines the format of the folder, and verifies an artifact before use. Nothing in it is executable: JSON and
-safetensors only. `compiler.py` writes artifacts; `load.py`, the server and `qwench inspect` open them.
+safetensors only. `compiler.py` writes artifacts; `load.py`, `qwench inspect` and `qwench verify` open them.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """`config.json` -> ModelSpec: the shape of a Qwen2 model, in every spelling that transformers has written.
 
-What is missing or unsupported is an error. Called by the compiler; the spec is stored in the Program.
+Unsupported and contradictory values are errors. Called by the compiler; the spec is stored in the Program.
 """
 
 from __future__ import annotations

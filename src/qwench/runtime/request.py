@@ -20,7 +20,7 @@ class Request:
         have keys and values in the cache. During a step num_drafts draft tokens follow the known ones.
     block_table: [num_groups, blocks of max_len] int32: in the row of each cache group the entries from
         first_block[group] to num_blocks are valid; blocks before lie behind the group's window and were freed.
-    block_hashes: of the full blocks of known tokens, in order; the first num_registered are in the prefix cache.
+    block_hashes: of the full blocks of known tokens, in order; the first num_registered were put into the prefix cache.
     salt: parent of the first block's hash. arrival: place in the order of arrival.
     leader: the first sample of the same prompt; this one waits until it can share its blocks.
     lookup: proposes draft tokens; None without prompt lookup.
