@@ -244,7 +244,10 @@ def _check_file(path: Path, name: str, record: FileRecord, with_hash: bool) -> N
         raise _error(path, f"{name} has {size} bytes instead of {record.num_bytes}")
     if record.crc32c is not None and file_crc32c(file) != record.crc32c:
         raise _error(path, f"{name} was changed: its crc32c differs")
-    if with_hash and (_weights_sha256(path) if name == WEIGHTS else file_sha256(file)) != record.sha256:
+    if not with_hash:
+        return
+    sha256 = pieces_sha256(_map_weights(path), num_cpus()) if name == WEIGHTS else file_sha256(file)
+    if sha256 != record.sha256:
         raise _error(path, f"{name} was changed: its sha256 differs")
 
 
@@ -256,10 +259,6 @@ def _is_sound_text(path: Path, name: str) -> bool:
     except (OSError, ValueError, RecursionError):
         return False
     return is_sound and (name != "tokenizer.json" or has_tokenizer_of_tables(path))
-
-
-def _weights_sha256(path: Path) -> str:
-    return pieces_sha256(_map_weights(path), num_cpus())
 
 
 def _map_weights(path: Path) -> SafetensorsFile:

@@ -107,13 +107,9 @@ class LLM:
     ) -> list[RequestOutput]: ...  # fmt: skip
     @overload
     def generate(
-        self,
-        prompts: Prompt | Sequence[Prompt],
-        params: Params = None,
-        *,
-        stream: Literal[True],
+        self, prompts: Prompt | Sequence[Prompt], params: Params = None, *, stream: Literal[True],
         progress: bool = False,
-    ) -> Iterator[Delta]: ...
+    ) -> Iterator[Delta]: ...  # fmt: skip
     def generate(
         self, prompts: Prompt | Sequence[Prompt], params: Params = None, *, stream: bool = False, progress: bool = False
     ) -> list[RequestOutput] | Iterator[Delta]:

@@ -16,8 +16,6 @@ from qwench.errors import ConfigError
 from qwench.progress import ProgressCallback
 from qwench.targets.target import get_target
 
-__all__ = ["is_artifact", "resolve_model"]
-
 
 def resolve_model(
     model: str | Path, config: QwenchConfig | None = None, *, progress: ProgressCallback | None = None

@@ -102,9 +102,10 @@ def _load(args: Namespace) -> tuple[LLM, dict[str, Any]]:
 
     No prompt is looked up in the cache, so that each is read for real.
     """
+    from qwench.artifact import is_artifact
     from qwench.host import cpu_name, num_cpus
     from qwench.llm import LLM
-    from qwench.load import is_artifact, resolve_model
+    from qwench.load import resolve_model
 
     config = options.config_of(args)
     if args.users is not None and args.users > DEFAULT_USERS and not is_artifact(Path(args.model)):
