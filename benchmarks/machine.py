@@ -22,47 +22,34 @@ ARITHMETIC = {"bf16": "bf16", "int8": "int8", "int4": "int8", "int4-head8": "int
 
 @dataclass(frozen=True)
 class Ceiling:
-    """read_gbps: memory, 10^9 bytes/s. peak_gops: kind of arithmetic (fp32, bf16, int8) -> 10^9 operations/s."""
+    """read_gbps: memory, 10^9 bytes/s. peak_gops: kind of arithmetic (fp32, bf16, int8) -> 10^9 operations/s; bf16 is
+    the faster of the two where the processor multiplies it slowly or not at all."""
 
     read_gbps: float
     peak_gops: dict[str, float]
 
     def seconds(self, cost: Cost, format_name: str) -> float:
         """The least time that a step of this cost takes, were its parts to overlap perfectly."""
-        matrix = self.peak_gops[self.arithmetic(format_name)]
-        attention = self.peak_gops[self.arithmetic("bf16")]
+        matrix, attention = self.peak_gops[ARITHMETIC[format_name]], self.peak_gops["bf16"]
         arithmetic_s = (cost.matrix_ops / matrix + cost.attention_ops / attention) / 1e9
         return max(arithmetic_s, cost.read_bytes / (self.read_gbps * 1e9))
-
-    def arithmetic(self, format_name: str) -> str:
-        """The kind of arithmetic for weights of that format here: bf16 is fp32's work without instructions for it."""
-        kind = ARITHMETIC[format_name]
-        return kind if kind in self.peak_gops else "fp32"
 
 
 class Machine:
     """Measures ceilings with `threads` threads and the instructions that qwench uses for `target`."""
 
     def __init__(self, threads: int, target: str = "cpu") -> None:
-        from qwench.targets.cpu.host import variant_for
+        from qwench.evaluate.machine import this_machine
+        from qwench.targets.cpu.variants import variants_of
 
-        self.threads, self._variant = threads, variant_for(target)
-        self._kinds = tuple(kind for kind in ("fp32", "bf16", "int8") if self._has_peak(kind))
+        self.threads, self._variants = threads, variants_of(target)
+        self._machine = this_machine(target, threads)
 
     def measure(self) -> Ceiling:
-        from qwench.targets.cpu import _native
-
-        read = _native.measure_read_gbps(self.threads, READ_MEGABYTES)
-        return Ceiling(read, {k: _native.measure_peak_gops(self._variant, k, self.threads) for k in self._kinds})
-
-    def _has_peak(self, kind: str) -> bool:
-        """Whether there is a peak of that kind here; qwench says no with an exception."""
-        from qwench.targets.cpu import _native
-
-        try:
-            return bool(_native.measure_peak_gops(self._variant, kind, 1) > 0)
-        except (ValueError, RuntimeError):
-            return False
+        return Ceiling(
+            self._machine.read_gbps(READ_MEGABYTES),
+            {kind: self._machine.peak_gops(kind) for kind in ("fp32", "bf16", "int8")},
+        )
 
     def describe(self) -> dict[str, Any]:
         from qwench.host import cpu_name, num_cpus
@@ -72,7 +59,7 @@ class Machine:
             "cpu": cpu_name(),
             "threads": self.threads,
             "cpus": num_cpus(),
-            "variant": self._variant,
+            "variant": self._variants[0],
             "instructions": [f for f in ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8") if f in flags],
             "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
             "system": f"{platform.system()} {platform.release()}",

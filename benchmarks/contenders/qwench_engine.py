@@ -11,7 +11,7 @@ from benchmarks.plan import MAX_STEP_TOKENS
 if TYPE_CHECKING:
     from qwench.runtime.engine import Engine
 
-# Format -> --weights and --head-weights.
+# Format -> --weights and --head-weights. With bf16 the others round activations to bf16, and so does --activations bf16.
 OPTIONS = {"bf16": ("bf16", "bf16"), "int8": ("int8", "int8"), "int4": ("int4", "int4"), "int4-head8": ("int4", "int8")}
 
 
@@ -38,6 +38,7 @@ class QwenchContender(Contender):
         command += ["--max-seq-len", str(max_positions), "--batch-size", "16"]
         command += ["--prefill-chunk-size", str(MAX_STEP_TOKENS)]
         command += ["--target", self.target]
+        command += ["--activations", "bf16"] if format_name == "bf16" else []
         if main(command) != 0:
             raise RuntimeError("qwench compile failed; its message is in the log")
         tensors = open_artifact(out).tensors.values()
@@ -60,7 +61,7 @@ class QwenchContender(Contender):
         pass  # one cache serves all
 
     def prefill(self, prompts: list[list[int]], num_generate: int) -> None:
-        from qwench.runtime.request import SamplingParams
+        from qwench.runtime.sampling_params import SamplingParams
 
         assert self._engine is not None
         params = SamplingParams(max_tokens=num_generate, temperature=0, ignore_eos=True)

@@ -13,7 +13,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "LLM": "qwench.llm",
     "Grammar": "qwench.runtime.grammar",
-    "SamplingParams": "qwench.runtime.request",
+    "SamplingParams": "qwench.runtime.sampling_params",
     "RequestOutput": "qwench.text.generation",
     "QwenchConfig": "qwench.config",
     "QwenchForCausalLM": "qwench.modeling",
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from qwench.llm import LLM
     from qwench.modeling import QwenchForCausalLM
     from qwench.runtime.grammar import Grammar
-    from qwench.runtime.request import SamplingParams
+    from qwench.runtime.sampling_params import SamplingParams
     from qwench.text.generation import RequestOutput
 
 

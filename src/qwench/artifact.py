@@ -1,8 +1,7 @@
 """The artifact: a folder with a manifest, a Program, packed weights and the checkpoint's tokenizer files.
 
-Says what lies in the folder, writes it so that nothing half-done looks finished, and verifies it before use. Nothing
-in it is executable: JSON and safetensors only. Doesn't know how weights are made; `compiler.py` writes artifacts,
-`load.py`, the engine and `qwench inspect` open them.
+Defines the format of the folder, and verifies an artifact before use. Nothing in it is executable: JSON and
+safetensors only. `compiler.py` writes artifacts; `load.py`, `qwench inspect` and `qwench verify` open them.
 """
 
 from __future__ import annotations
@@ -42,12 +41,12 @@ FORMAT_NAME = "qwench-artifact"
 SCHEMA_VERSION = 6
 MANIFEST, PROGRAM, WEIGHTS = "manifest.json", "program.json", "weights.safetensors"
 OWN_FILES = (MANIFEST, PROGRAM, WEIGHTS)
-# What says how to use a model is its owner's to edit, and `tokenizer.save_pretrained` writes it anew.
+# Users may edit these after compiling, and `tokenizer.save_pretrained` rewrites them.
 TEXTS = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja",
     "generation_config.json",
 )  # fmt: skip
-_NO_HASH = "0" * 64  # stands in the manifest where its own sha256 goes
+_NO_HASH = "0" * 64  # in the place of the manifest's own sha256, while that is computed
 _AGAIN = "compile it again: qwench compile CHECKPOINT -o {path} --overwrite"
 
 
@@ -248,7 +247,10 @@ def _check_file(path: Path, name: str, record: FileRecord, with_hash: bool) -> N
         raise _error(path, f"{name} has {size} bytes instead of {record.num_bytes}")
     if record.crc32c is not None and file_crc32c(file) != record.crc32c:
         raise _error(path, f"{name} was changed: its crc32c differs")
-    if with_hash and (_weights_sha256(path) if name == WEIGHTS else file_sha256(file)) != record.sha256:
+    if not with_hash:
+        return
+    sha256 = pieces_sha256(_map_weights(path), num_cpus()) if name == WEIGHTS else file_sha256(file)
+    if sha256 != record.sha256:
         raise _error(path, f"{name} was changed: its sha256 differs")
 
 
@@ -260,10 +262,6 @@ def _is_sound_text(path: Path, name: str) -> bool:
     except (OSError, ValueError, RecursionError):
         return False
     return is_sound and (name != "tokenizer.json" or has_tokenizer_of_tables(path))
-
-
-def _weights_sha256(path: Path) -> str:
-    return pieces_sha256(_map_weights(path), num_cpus())
 
 
 def _map_weights(path: Path) -> SafetensorsFile:

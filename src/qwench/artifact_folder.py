@@ -1,7 +1,6 @@
-"""Making an artifact's folder appear whole or not at all: a sibling folder that is renamed once everything is on disk.
+"""Writes an artifact's folder atomically: into a sibling folder that is renamed once everything is on disk.
 
-Knows nothing of what is in the folder beyond what tells an artifact from somebody's other files. Called by
-`compiler.py`.
+Refuses to replace a folder that isn't an artifact. Called by `compiler.py`.
 """
 
 from __future__ import annotations
@@ -92,7 +91,7 @@ def _exchange(one: Path, other: Path) -> bool:
 
 
 def _remove_abandoned(out: Path) -> None:
-    """Removes what killed compilers left for this name; a living one holds the lock of its folder."""
+    """Removes partial folders of killed compilers; a running one holds the lock of its folder."""
     for folder in out.parent.glob(f".{out.name}.partial-*"):
         if (lock := try_lock(folder)) >= 0:
             shutil.rmtree(folder, ignore_errors=True)
@@ -100,7 +99,7 @@ def _remove_abandoned(out: Path) -> None:
 
 
 def _sync(folder: Path) -> None:
-    """Every file and the folder itself are on disk before the rename can be."""
+    """Flushes every file and the folder itself to disk, before the rename."""
     for path in folder.iterdir():
         with path.open("rb") as file:
             os.fsync(file.fileno())

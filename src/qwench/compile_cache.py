@@ -1,6 +1,5 @@
-"""Checkpoint -> Artifact by way of a cache: compiled once, and again only when something it was made of has changed.
-
-Knows where compiled models are kept and when they are stale. Called by `load.py`.
+"""The cache of compiled models: a checkpoint is compiled once, and again only when its files, the options or the
+version of qwench change. Called by `load.py`.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ log = logging.getLogger("qwench")
 
 
 def open_compiled(model: str | Path, config: QwenchConfig, progress: ProgressCallback | None = None) -> Artifact:
-    """The compiled form of a checkpoint folder or hub id, from the cache if a sound one is there.
+    """The compiled form of a checkpoint folder or hub id, from the cache if it is there and undamaged.
 
     Raises CheckpointError or HubError when there's no such model, and what compiling and opening raise.
     """

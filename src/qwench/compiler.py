@@ -1,7 +1,7 @@
 """checkpoint -> Artifact: checks everything first, then packs tensor by tensor into a folder that appears when done.
 
-Holds a few tensors at a time beside what the kernel caches. Knows no format and no layout: the Program says which
-formats, the target packs. Called by `qwench compile`, `load.py` and `QwenchForCausalLM`.
+Holds a few tensors in memory at a time. The Program says which format a weight gets, the target packs it. Called by
+`qwench compile`, `compile_cache.py` and `QwenchForCausalLM`.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from qwench.checkpoint.tokenizer_tables import write_tokenizer_tables
 from qwench.checkpoint.weights import Checkpoint
 from qwench.config import QwenchConfig
 from qwench.errors import CapacityError
-from qwench.host import available_memory_bytes, num_cpus
+from qwench.host import available_memory_bytes, format_bytes, num_cpus
 from qwench.program.memory import MemoryPlan, plan_memory
 from qwench.program.ops import Program
 from qwench.program.qwen2 import build_qwen2
@@ -53,7 +53,7 @@ HEADER_ROOM_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class _Plan:
-    """All that is decided before the first byte is written."""
+    """Everything that is decided before the first byte is written."""
 
     checkpoint: Checkpoint
     config: QwenchConfig
@@ -158,7 +158,7 @@ def _write_weights(work: _Plan, path: Path, report: Reporter) -> tuple[dict[str,
     source_crcs: dict[str, int] = {}
     packed_crcs: dict[str, int] = {}
     done = 0
-    order = dict.fromkeys(name for op in work.program.ops for name in op.weights)  # as calibration meets them
+    order = dict.fromkeys(name for op in work.program.ops for name in op.weights)  # the order that calibration needs
     header = [(t.name, "U8", t.shape) for name in order for t in work.packed[name]]
     with SafetensorsWriter(path, header, threads) as writer:
         for name in order:
@@ -181,8 +181,8 @@ def _write_weights(work: _Plan, path: Path, report: Reporter) -> tuple[dict[str,
 
 
 def _check_memory(work: _Plan) -> None:
-    """The loaded model, with a cache for one sequence, fits the memory that it may use. Without a limit in `memory`,
-    a model that isn't to run here may be as large as it likes."""
+    """Checks that the loaded model, with a cache for one sequence, fits the memory that it may use. There is no limit
+    for a model that isn't to run here (create_runtimes=False) unless `memory` is given."""
     config = work.config
     if config.memory is None and not config.create_runtimes:
         return
@@ -194,9 +194,9 @@ def _check_memory(work: _Plan) -> None:
         return
     whose = "memory allows" if config.memory is not None else "this machine has free"
     raise CapacityError(
-        f"the compiled model needs {_size(needed)} ({_size(work.packed_bytes)} of weights, "
-        f"{_size(work.plan.num_bytes)} of activations, {_size(cache_bytes)} of cache for one sequence of "
-        f"{config.max_seq_len} tokens), but {whose} {_size(allowed)}; lower {_largest(work, cache_bytes)}"
+        f"the compiled model needs {format_bytes(needed)} ({format_bytes(work.packed_bytes)} of weights, "
+        f"{format_bytes(work.plan.num_bytes)} of activations, {format_bytes(cache_bytes)} of cache for one sequence of "
+        f"{config.max_seq_len} tokens), but {whose} {format_bytes(allowed)}; lower {_largest(work, cache_bytes)}"
     )
 
 
@@ -210,15 +210,11 @@ def _largest(work: _Plan, cache_bytes: int) -> str:
 
 
 def _check_disk(work: _Plan, out: Path) -> None:
-    """There is room for the artifact where it goes; an artifact to be replaced stays until the new one is whole."""
+    """Checks the free disk space. An artifact to be replaced is kept until the new one is complete."""
     parent = next(p for p in Path(out).absolute().parents if p.exists())
     needed = work.packed_bytes + HEADER_ROOM_BYTES + sum(p.stat().st_size for p in work.checkpoint.companions())
     if (free := shutil.disk_usage(parent).free) < needed:
         raise CapacityError(
-            f"{out} needs {_size(needed)} of disk, but {parent} has {_size(free)} free; free some space or give an "
-            "output folder on another disk"
+            f"{out} needs {format_bytes(needed)} of disk, but {parent} has {format_bytes(free)} free; free some space "
+            "or give an output folder on another disk"
         )
-
-
-def _size(num_bytes: int) -> str:
-    return f"{num_bytes / 2**30:.2f} GiB" if num_bytes >= 2**27 else f"{num_bytes / 2**20:.1f} MiB"

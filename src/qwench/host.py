@@ -1,12 +1,15 @@
-"""What the machine and its environment give: processors, free memory, the cache folder, the hub.
+"""The machine and its environment: processors, free memory, the age of this process, the cache folder, the hub.
 
-The one place that reads environment variables for the core. Knows nothing of models.
+The one place of the core that reads environment variables.
 """
 
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
+
+_IMPORTED_S = time.monotonic()
 
 
 def num_cpus() -> int:
@@ -25,7 +28,7 @@ def forced_kernels() -> str | None:
 
 
 def cpu_name() -> str:
-    """What the processor calls itself."""
+    """The processor's model name."""
     import platform  # slow to import, and rarely needed
 
     lines = [line for line in _read("/proc/cpuinfo").splitlines() if line.startswith("model name")]
@@ -58,6 +61,24 @@ def available_memory_bytes() -> int:
             used = int(_read(usage).strip() or 0) - cached
             available = min(available, int(_read(limit)) - max(used, 0))
     return max(available, 0)
+
+
+def format_bytes(num_bytes: float) -> str:
+    """In GiB, or in MiB below an eighth of that."""
+    if abs(num_bytes) < 1 << 27:
+        return f"{num_bytes / 2**20:.1f} MiB"
+    return f"{num_bytes / 2**30:.2f} GiB"
+
+
+def process_age_s() -> float:
+    """Seconds since the kernel started this process, to the hundredth; where there's no /proc (macOS), since this
+    module was imported, which is about 0.1 s later."""
+    try:
+        fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+        started_s = int(fields[19]) / os.sysconf("SC_CLK_TCK")  # field 22 of proc(5), counted from after the name
+        return time.clock_gettime(time.CLOCK_BOOTTIME) - started_s
+    except (OSError, AttributeError, IndexError, ValueError):
+        return time.monotonic() - _IMPORTED_S
 
 
 def cache_dir() -> Path:

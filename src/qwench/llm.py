@@ -31,7 +31,7 @@ from qwench.runtime.loading import load_engine
 from qwench.runtime.metrics import Metrics
 from qwench.runtime.pooling import Pooling
 from qwench.runtime.prefix_file import SavedPrefix
-from qwench.runtime.request import SamplingParams
+from qwench.runtime.sampling_params import SamplingParams
 from qwench.targets.target import Float32
 from qwench.text.chat import Message, render_chat
 from qwench.text.generation import Delta, GenerationDefaults, RequestOutput, TextEngine, chat_params
@@ -81,7 +81,7 @@ class LLM:
     def from_engine(
         cls, engine: Engine, tokenizer: Tokenizer | None = None, defaults: GenerationDefaults | None = None
     ) -> LLM:
-        """An LLM over an engine that is already there, and now belongs to it."""
+        """An LLM over an existing engine, which it closes."""
         llm = cls.__new__(cls)
         llm._set_up(engine, tokenizer, defaults or GenerationDefaults())
         llm.load_s = 0.0
@@ -107,20 +107,17 @@ class LLM:
     ) -> list[RequestOutput]: ...  # fmt: skip
     @overload
     def generate(
-        self,
-        prompts: Prompt | Sequence[Prompt],
-        params: Params = None,
-        *,
-        stream: Literal[True],
+        self, prompts: Prompt | Sequence[Prompt], params: Params = None, *, stream: Literal[True],
         progress: bool = False,
-    ) -> Iterator[Delta]: ...
+    ) -> Iterator[Delta]: ...  # fmt: skip
     def generate(
         self, prompts: Prompt | Sequence[Prompt], params: Params = None, *, stream: bool = False, progress: bool = False
     ) -> list[RequestOutput] | Iterator[Delta]:
         """Answers to one prompt or several (text or token ids), in their order; with `stream`, deltas as they come.
 
-        params: for all prompts, or one per prompt. None: what the model's generation_config.json says (temperature,
-        top_k, top_p, min_p, repetition_penalty; greedy unless it says do_sample), until the end of text or context.
+        params: for all prompts, or one per prompt. None: the defaults of the model's generation_config.json
+        (temperature, top_k, top_p, min_p, repetition_penalty; greedy unless it says do_sample), until the end of
+        text or context.
         progress: show a bar. Raises RequestError before the first step if any of the requests is impossible; a single
         prompt's failure while it runs is raised, one of several is in its output as finish_reason "error".
         """
@@ -206,7 +203,7 @@ class LLM:
         return rows / np.linalg.norm(rows, axis=1, keepdims=True) if normalize else rows
 
     def save_prefix(self, prompt: Prompt, path: str | Path) -> int:
-        """Keeps what the cache holds of a prompt in a file, for `load_prefix`; computes it first where need be.
+        """Saves the KV cache blocks of a prompt to a file, for `load_prefix`; computes them first if necessary.
 
         Returns how many tokens that are: as many as fill blocks of the cache. Raises RequestError for a prompt that
         fills none or can't be read, CapacityError when the disk is full, PrefixError when nothing can be written there.
@@ -215,7 +212,7 @@ class LLM:
         ids = np.array(self.text_engine.encode(prompt) if isinstance(prompt, str) else prompt, np.int32)
         size = self.engine.cache.block_size
         count = len(ids) // size * size
-        if not self.engine.scheduler.reuse:
+        if not self.engine.scheduler.enable_prefix_caching:
             raise RequestError("without prefix caching there are no prefixes to keep")
         if count == 0:
             raise RequestError(
@@ -229,8 +226,8 @@ class LLM:
         return count
 
     def load_prefix(self, path: str | Path) -> int:
-        """Puts what `save_prefix` kept into the cache, so that prompts which begin like it go on after it, with the
-        same bits as ever. It stays there as long as a prefix that was computed would.
+        """Loads a prefix from `save_prefix` into the prefix cache: prompts that begin with it compute only the rest,
+        with the same bits. It can be evicted like any cached prefix.
 
         Returns how many tokens that are. Raises PrefixError unless the file is whole and of this very model, target and
         kind of cache; CapacityError when the cache has too few free blocks.
@@ -240,13 +237,13 @@ class LLM:
             raise PrefixError(
                 f"{path} was saved with another model, other options, or another version of qwench; save it again"
             )
-        if not self.engine.scheduler.reuse:
+        if not self.engine.scheduler.enable_prefix_caching:
             raise PrefixError("without prefix caching no prefix can be used")
         self.engine.restore_prefix(np.array(saved.token_ids, np.int32), saved.firsts, saved.blocks)
         return len(saved.token_ids)
 
     def _fingerprint(self) -> str:
-        """Of all that the bits of keys and values depend on."""
+        """Hash of everything that keys and values depend on."""
         from qwench.artifact import WEIGHTS
 
         if self._artifact is None:
@@ -271,8 +268,8 @@ class LLM:
             yield delta
 
     def _follow(self, mine: list[str]) -> Iterator[Delta]:
-        """Steps until these requests are done, and aborts them if nobody listens any more; another stream's deltas
-        wait in its own inbox."""
+        """Steps until these requests are finished, and aborts them if the generator is closed before. Deltas of other
+        streams go to their inboxes."""
         inbox: deque[Delta] = deque()
         self._inbox |= dict.fromkeys(mine, inbox)
         open_requests = set(mine)

@@ -1,7 +1,7 @@
 """MODEL -> Artifact: an artifact folder is opened, a checkpoint folder or a hub id compiled into a cache first.
 
-Knows which options belong together; leaves compiling, downloading and verifying to others. Called by the engine's front
-door, `QwenchForCausalLM` and the command line.
+Checks the given options against those that an artifact was compiled with. Called by `LLM`, `QwenchForCausalLM` and the
+command line.
 """
 
 from __future__ import annotations
@@ -15,8 +15,6 @@ from qwench.config import LOAD_OPTIONS, RUNTIME_OPTIONS, QwenchConfig
 from qwench.errors import ConfigError
 from qwench.progress import ProgressCallback
 from qwench.targets.registry import get_target
-
-__all__ = ["is_artifact", "resolve_model"]
 
 
 def resolve_model(
@@ -34,7 +32,7 @@ def resolve_model(
         artifact = open_artifact(path)
         _check_agreement(artifact, config)
         return _with_options(artifact, config)
-    from qwench.compile_cache import open_compiled  # whoever has an artifact needn't wait for the compiler's import
+    from qwench.compile_cache import open_compiled  # slow to import, and not needed for an artifact
 
     options = dataclasses.replace(config, **dict.fromkeys(LOAD_OPTIONS))
     return _with_options(open_compiled(model, options, progress), config)

@@ -1,6 +1,6 @@
-"""Checks of single options that more than one kind of config makes, each with one wording of its error.
+"""Checks of the values of options, shared by `QwenchConfig` and the configs of `qwench.rbln`.
 
-None always passes: it means "decide for me". Knows no option by name. Called by `QwenchConfig` and by `qwench.rbln`.
+None always passes: it stands for the default.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from engine_models import GRAMMAR_VOCAB_SIZE, grammar_llm, history_logits
 from qwench.errors import ConfigError, GrammarError, RequestError
 from qwench.llm import LLM
 from qwench.runtime.grammar import Grammar
-from qwench.runtime.request import SamplingParams
+from qwench.runtime.sampling_params import SamplingParams
 from qwench.text.generation import CompletionOutput
 from qwench.text.tokenizer import Tokenizer
 

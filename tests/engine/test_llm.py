@@ -14,7 +14,7 @@ from engine_models import circling_logits, history_engine, load_model, write_che
 
 from qwench.errors import CheckpointError, ConfigError, NumericalError, RequestError
 from qwench.llm import LLM
-from qwench.runtime.request import SamplingParams
+from qwench.runtime.sampling_params import SamplingParams
 from qwench.text.generation import Delta, GenerationDefaults
 from qwench.text.tokenizer import Tokenizer, byte_level_tokenizer
 
@@ -306,7 +306,7 @@ def test_from_a_checkpoint_folder(tmp_path: Path, tokenizer: Tokenizer, monkeypa
     """Opened by path: compiled with the options given, the same tokens as the model packed in memory."""
     monkeypatch.setenv("QWENCH_CACHE", str(tmp_path / "cache"))
     folder = write_checkpoint(tmp_path)
-    tokenizer_files = Path(tokenizer._folder)
+    tokenizer_files = Path(tokenizer.folder)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (folder / name).write_bytes((tokenizer_files / name).read_bytes())
     (folder / "generation_config.json").write_text('{"eos_token_id": [256]}')

@@ -12,7 +12,8 @@ from engine_models import history_engine, history_logits, load_model
 from qwench import LLM
 from qwench.errors import NumericalError, RequestError
 from qwench.runtime.engine import Engine
-from qwench.runtime.request import SamplingParams, TokenLogprobs
+from qwench.runtime.outputs import TokenLogprobs
+from qwench.runtime.sampling_params import SamplingParams
 from qwench.runtime.scheduler import MAX_EXTRA_ROWS
 
 VOCAB = 50

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from qwench.llm import LLM
 from qwench.runtime.grammar import Grammar
-from qwench.runtime.request import SamplingParams
+from qwench.runtime.sampling_params import SamplingParams
 from qwench.text.tokenizer import Tokenizer
 
 jsonschema = pytest.importorskip("jsonschema", reason="what is valid is said by jsonschema")

@@ -20,9 +20,9 @@ from engine_models import (
 )
 
 from qwench.errors import NumericalError
-from qwench.runtime.block_pool import block_hash
+from qwench.runtime.block_pool import hash_block
 from qwench.runtime.engine import Engine
-from qwench.runtime.request import SamplingParams
+from qwench.runtime.sampling_params import SamplingParams
 from qwench.runtime.scheduler import MAX_EXTRA_ROWS
 
 Request: TypeAlias = "tuple[list[int], SamplingParams, dict[int, list[Any]]]"  # prompt, params, expected answers
@@ -243,7 +243,7 @@ class Oracle:
         self.text = prompt + [token for token, _, _ in answer]
         self.rng, self.share_right = rng, rng.choice((0.0, 0.5, 0.9, 1.0))
 
-    def has_guess(self, num_tokens: int) -> bool:
+    def has_draft(self, num_tokens: int) -> bool:
         return True
 
     def propose(self, num_tokens: int, limit: int) -> Iterator[tuple[int, float]]:
@@ -255,7 +255,7 @@ class Oracle:
 def add_with_oracle(engine: Engine, request: Request, rng: random.Random) -> str:
     prompt, params, expected = request
     name = engine.add_request(prompt, params)
-    for index, sample in engine._requests[name].items():
+    for index, sample in engine.requests[name].items():
         if params.prompt_lookup_num_tokens:
             sample.lookup = Oracle(prompt, expected[index], rng)
     return name
@@ -281,10 +281,10 @@ class NamedBlocks:
         executor, pool = self.engine.executor, self.engine.scheduler.pool
         assert isinstance(executor, HistoryExecutor)
         size = self.engine.cache.block_size
-        self.parents |= set(pool._block_of)
-        for name, block in pool._block_of.items():
+        self.parents |= set(pool.hash_to_block)
+        for name, block in pool.hash_to_block.items():
             content = executor.tokens[block * size : (block + 1) * size]
-            assert any(block_hash(parent, content) == name for parent in self.parents)
+            assert any(hash_block(parent, content) == name for parent in self.parents)
 
 
 @pytest.mark.parametrize(

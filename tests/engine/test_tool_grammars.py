@@ -13,7 +13,7 @@ from engine_models import history_engine
 from qwench.errors import GrammarError
 from qwench.llm import LLM
 from qwench.runtime.grammar import Grammar
-from qwench.runtime.request import SamplingParams
+from qwench.runtime.sampling_params import SamplingParams
 from qwench.text.generation import CompletionOutput, chat_params
 from qwench.text.tokenizer import Tokenizer, byte_level_tokenizer
 from qwench.text.tool_calls import TagKind, ToolCall, parse, tag_kind

@@ -13,8 +13,8 @@ from qwench.targets.target import CacheConfig
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize(
     ("fmt", "activations"),
-    [(BF16, "fp32"), (BF16, "bf16"), (Format("int8", 128), "int8"), (Format("int4", 128), "int8"), (Format("int8", 32), "int16"),
-     (Format("int4", 128), "int16")],
+    [(BF16, "fp32"), (BF16, "bf16"), (Format("int8", 128), "int8"), (Format("int4", 128), "int8"),
+     (Format("int8", 32), "int16"), (Format("int4", 128), "int16")],
     ids=str,
 )  # fmt: skip
 @pytest.mark.parametrize("cache_dtype", ["fp32", "bf16", "int8"])

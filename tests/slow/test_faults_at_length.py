@@ -213,7 +213,7 @@ def test_blocks_of_a_thousand_aborted_requests_are_free_at_the_next_step(artifac
                 loop.tell({"abort": gone})
                 loop.turn()
                 engine.check_integrity()
-                assert gone not in engine._requests
+                assert gone not in engine.requests
         for gone in alive:
             loop.tell({"abort": gone})
         loop.tell(add("last", [5], max_tokens=1))

@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from qwench.runtime.block_pool import BlockPool, block_hash
+from qwench.runtime.block_pool import BlockPool, hash_block
 
 
 def names(count: int, salt: bytes = b"") -> list[bytes]:
     chain = [salt]
     for i in range(count):
-        chain.append(block_hash(chain[-1], np.full(16, i, np.int32)))
+        chain.append(hash_block(chain[-1], np.full(16, i, np.int32)))
     return chain[1:]
 
 
@@ -76,8 +76,8 @@ def test_same_content_twice() -> None:
 
 def test_names_depend_on_the_whole_chain_and_the_salt() -> None:
     tokens = np.arange(16, dtype=np.int32)
-    assert block_hash(b"a", tokens) != block_hash(b"b", tokens)
-    assert block_hash(b"a", tokens) != block_hash(b"a", tokens[::-1].copy())
+    assert hash_block(b"a", tokens) != hash_block(b"b", tokens)
+    assert hash_block(b"a", tokens) != hash_block(b"a", tokens[::-1].copy())
     assert not set(names(3)) & set(names(3, b"salt"))
 
 

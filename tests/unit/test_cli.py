@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 from loopback_hub import running_hub
 
-from qwench.cli.clock import process_age_s
 from qwench.cli.main import main
 from qwench.cli.sizes import format_size, parse_size
 from qwench.errors import ConfigError
+from qwench.host import process_age_s
 
 CONFIG = {
     "model_type": "qwen2", "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 1, "vocab_size": 300,
@@ -171,7 +171,7 @@ def test_help_loads_nothing_heavy() -> None:
 
 
 def test_the_clock_counts_from_the_start_of_the_process() -> None:
-    done = python("import time; time.sleep(0.3); from qwench.cli.clock import process_age_s; print(process_age_s())")
+    done = python("import time; time.sleep(0.3); from qwench.host import process_age_s; print(process_age_s())")
     assert 0.3 <= float(done.stdout) < 30
     before = process_age_s()
     assert before > 0 and process_age_s() - before < 1

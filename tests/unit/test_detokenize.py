@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from text_fixtures import SHARED, qwen2_tokenizer, tiny_tokenizer
 
-from qwench.text.detokenize import Detokenizer
+from qwench.text.detokenizer import Detokenizer
 from qwench.text.tokenizer import Tokenizer
 
 
@@ -17,7 +17,7 @@ def check(tokenizer: Tokenizer, ids: list[int], skip: bool) -> list[str]:
     detokenizer = Detokenizer(tokenizer, skip_special_tokens=skip)
     pieces = [detokenizer.push(token) for token in ids] + [detokenizer.flush()]
     assert "".join(pieces) == tokenizer.decode(ids, skip_special_tokens=skip)
-    assert "".join(pieces) == tokenizer._library.decode(ids, skip_special_tokens=skip)
+    assert "".join(pieces) == tokenizer.library.decode(ids, skip_special_tokens=skip)
     return pieces
 
 

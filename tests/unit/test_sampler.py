@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qwench.errors import NumericalError, RequestError
-from qwench.runtime.request import SamplingParams
-from qwench.runtime.sampler import TokenSampler, _at_least_kth, log_probabilities
+from qwench.runtime.sampler import TokenSampler, at_least_kth, log_probabilities
+from qwench.runtime.sampling_params import SamplingParams
 
 VOCAB = 1000
 PROMPT = np.array([3, 5, 5, 900], np.int32)
@@ -150,7 +150,7 @@ def test_kth_largest(seed: int, size: int, k: int, ties: bool) -> None:
         row = np.round(row)
     k = min(k, size)
     expected = np.flatnonzero(row >= np.sort(row)[-k])
-    np.testing.assert_array_equal(_at_least_kth(row, k), expected)
+    np.testing.assert_array_equal(at_least_kth(row, k), expected)
 
 
 @given(

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from text_fixtures import qwen2_tokenizer, tiny_tokenizer
 
-from qwench.text.size_check import TooLongError, check_size
+from qwench.text.tokenizer import TooLongError, check_size
 
 
 @settings(max_examples=60, deadline=None)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qwench.text.stops import StopChecker
+from qwench.text.detokenizer import StopChecker
 
 
 def run(pieces: list[str], stops: list[str], include: bool = False) -> tuple[list[str], str | None]:

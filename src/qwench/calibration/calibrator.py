@@ -1,8 +1,8 @@
-"""Runs a model over calibration tokens, op by op, and quantises each matrix for the inputs it meets on the way.
+"""Calibration: runs a model over a text, op by op, and quantises each matrix for the inputs that it gets there.
 
-Follows the Program with the reference ops in fp32 and holds the activations of one op's inputs at a time; a matrix sees
-inputs that the matrices before it, as quantised, have made. Knows nothing of packing or files: `compiler.py` asks for
-one weight after the other, in the order in which the Program uses them.
+Runs the Program with the reference ops in fp32 and holds only the activations that later ops still read; the inputs of
+a matrix are computed with the quantised matrices before it, as in GPTQ. `compiler.py` asks for one weight after the
+other, in the order of the Program, and packs the result.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Calibrator:
         self._buffers: dict[str, list[Any]] = {}
 
     def wants(self, weight: Weight) -> bool:
-        """Whether inputs tell how to quantise it: a quantised matrix that only products read, not a table of rows."""
+        """Whether it is calibrated: a quantised matrix that only matrix products read, not an embedding table."""
         readers = [op for op in self._program.ops if weight.name in op.weights]
         return weight.format.is_quantized and all(op.kind in MATMULS for op in readers)
 

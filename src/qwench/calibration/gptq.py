@@ -1,12 +1,11 @@
-"""Codes and scales that lose little of what a matrix does to its typical inputs: GPTQ.
+"""GPTQ: quantises a matrix [N, K], given the second moments [K, K] of its inputs, to codes and scales.
 
-Knows nothing of models: a matrix [N, K], the second moments of its inputs [K, K] and a format go in, codes and scales
-come out. Called by `calibrator.py`. What is kept small, per row w of the matrix, is the error of its outputs over the
-calibration inputs X,
+Called by `calibrator.py`. For each row w of the matrix it minimises the error of the outputs over the calibration
+inputs X,
 
     loss(q) = |X w - X q|^2 = (w - q) H (w - q)^T,    H = X^T X.
 
-Columns are rounded one after the other, each making up for what the ones before it did wrong (GPTQ, Frantar et al.
+Columns are rounded one after the other, each compensating the rounding errors of those before it (GPTQ, Frantar et al.
 2022, arXiv:2210.17323), in the form of QuIP (Chee et al. 2023, arXiv:2307.13304, where it is called LDLQ and shown to
 be the same): with H = (U + I) D (U + I)^T, U strictly upper triangular, D diagonal,
 
@@ -70,8 +69,8 @@ def _order(moments: Float32) -> _Order:
 
 
 def _choose_scales(weight: Float32, importance: Float32, fmt: Format) -> Float32:
-    """Scales [N, groups]. int4: every third candidate of `formats`, judged by squared errors that count as much as
-    their columns matter."""
+    """Scales [N, groups]. int4: the best of every third candidate of `formats`, by squared error weighted with the
+    importance of each column."""
     if fmt.kind == "int8":
         return quantize_weight(weight, fmt)[1]
     groups = weight.reshape(len(weight), -1, fmt.group_size)
@@ -93,7 +92,7 @@ def _choose_scales(weight: Float32, importance: Float32, fmt: Format) -> Float32
 
 
 def _round_columns(weight: Float32, scales: Float32, order: _Order, fmt: Format) -> Int8:
-    """Codes [N, K] for given scales, each column making up for the errors of those before it."""
+    """Codes [N, K] for given scales; each column compensates the errors of those before it."""
     feedback = order.feedback
     columns = np.ascontiguousarray(weight.T[order.columns])  # [K, N]: a column of the matrix lies in one piece
     steps = np.ascontiguousarray(scales.T)[order.columns // fmt.group_size]

@@ -1,4 +1,4 @@
-"""A text file -> rows of tokens to calibrate with. Knows nothing of the model but its tokenizer.json."""
+"""The calibration text: a text file -> rows of tokens, through the checkpoint's tokenizer.json."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def calibration_rows(path: Path, checkpoint: Path, max_length: int) -> Int32:
 
 
 def text_identity(path: str) -> str:
-    """What an artifact keeps of the file: its name and the sha256 of its content; of that it is itself. Raises
+    """What an artifact records of the text: the file's name and sha256. Such a record is returned as it is. Raises
     ConfigError if the file can't be read."""
     if _IDENTITY.fullmatch(path):
         return path
@@ -53,7 +53,7 @@ def _read(path: Path) -> str:
 
 
 def _encode(text: str, checkpoint: Path) -> Int32:
-    import tokenizers  # half a second that only who calibrates waits for
+    import tokenizers  # takes half a second, so only when calibrating
 
     path = checkpoint / "tokenizer.json"
     if not path.is_file():

@@ -1,6 +1,6 @@
-"""Checked access to the fields of a JSON object, so that every complaint names the place, the field and the value.
+"""Checked access to the fields of a JSON object; every error names the file, the field and the value.
 
-Knows no field by name. Called by the readers of config.json and of options that are written like parts of it.
+Called by the readers of config.json, and of the option rope_scaling, which is written like a part of it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ LARGEST_SIZE = 2**31 - 1  # of any dimension: the native code counts them in 32 
 
 
 class Fields:
-    """`values` as found in `where`; complaints are of the class `error_class`. None counts as absent."""
+    """`values` as found in `where`; errors are of the class `error_class`. None counts as absent."""
 
     def __init__(self, values: Mapping[str, Any], where: str, error_class: type[QwenchError] = CheckpointError) -> None:
         self.values, self.where, self.error_class = values, where, error_class

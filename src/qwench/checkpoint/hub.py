@@ -1,4 +1,4 @@
-"""Checkpoints from the Hugging Face hub: the files that compiling needs, resumed where a download broke off, verified.
+"""Downloads checkpoints from the Hugging Face hub: only files that compiling needs, resumed and verified.
 
 Talks to the hub through huggingface_hub (its tokens, HF_ENDPOINT, offline mode); downloads by itself, since
 huggingface_hub no longer resumes a file. Never fetches pickles or code. Called by `qwench pull`, the compiler and
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("qwench")
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-RECORD = ".qwench-pull.json"  # what was verified, so that it isn't hashed again while size and time stay
+RECORD = ".qwench-pull.json"  # files already verified; hashed again only when their size or time changes
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class RemoteFile:
 def find_checkpoint(source: str | Path, progress: ProgressCallback | None = None) -> tuple[Path, str]:
     """The folder of a checkpoint and its name: a folder here, or a hub id, which is pulled.
 
-    Raises CheckpointError when `source` is neither, HubError when the hub has it not.
+    Raises CheckpointError when `source` is neither, HubError when it can't be fetched.
     """
     path = Path(source).expanduser()
     if path.is_dir():
@@ -131,7 +131,7 @@ class _Pull:
             raise HubError(f"{self.model_id} on the hub has {only}; look for a safetensors version of it")
 
     def _fetch(self, names: list[str]) -> None:
-        """Brings the files here, verified; those that are need nothing but a look at size and time."""
+        """Downloads and verifies the files; those verified before are skipped unless size or time changed."""
         files = [self._remote(name) for name in names if not self._is_recorded(name)]
         total = sum(file.num_bytes for file in files)
         before = sum(_size(self._partial(file)) for file in files)
@@ -147,7 +147,7 @@ class _Pull:
             log.warning("%s is not what the hub has, and is downloaded again", path)
         elif path.is_file():
             return self._remember(file.name)
-        for _ in range(2):  # what was resumed may be damaged; from the start it must not be
+        for _ in range(2):  # a damaged resumed download is repeated once from the start
             _download_all(file, partial, advance)
             if _is_sound(partial, file):
                 os.replace(partial, path)
@@ -195,7 +195,7 @@ def _report_bytes(report: Reporter, before: int, total: int, count: int) -> None
 
 
 def _download_all(file: RemoteFile, partial: Path, advance: Callable[[int], None]) -> None:
-    """Continues after every break in the connection, as long as each attempt brings something."""
+    """Resumes after every lost connection, as long as each attempt makes progress."""
     while True:
         before = _size(partial)
         try:
@@ -224,7 +224,7 @@ def _download(file: RemoteFile, partial: Path, advance: Callable[[int], None]) -
 
 
 class _Counted:
-    """A file that tells how long it is after each write."""
+    """A file that reports its length after each write."""
 
     def __init__(self, file: BinaryIO, advance: Callable[[int], None]) -> None:
         self._file, self._advance = file, advance
@@ -301,7 +301,7 @@ def _offline_folder(model_id: str, revision: str | None, folder: Path) -> Path |
 
 
 def _is_unreachable(error: Exception) -> bool:
-    """No answer at all, rather than a refusal."""
+    """Whether the hub could not be reached at all."""
     from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
     if isinstance(error, HfHubHTTPError):
@@ -314,7 +314,7 @@ def _is_unreachable(error: Exception) -> bool:
 
 @contextmanager
 def _hub_errors(model_id: str, revision: str | None, folder: Path) -> Iterator[None]:
-    """Turns what huggingface_hub raises into a sentence that says what to do."""
+    """Turns errors of huggingface_hub into HubError with a message that says what to do."""
     from huggingface_hub import constants
     from huggingface_hub import errors as hf
 

@@ -1,8 +1,8 @@
 """RopeSpec: the rotary position embedding of a model, and its reading from `rope_scaling` or `rope_parameters`.
 
-Every type that transformers computes for Qwen2. What transformers lets depend on the sequence of the moment (dynamic,
-longrope) depends here on the length that the model is compiled for: `RopeSpec.for_length`. Knows no frequencies
-(program/rope.py). Called by spec.py, and by QwenchConfig for its option.
+All types that transformers computes for Qwen2. Types whose frequencies depend on the current sequence length in
+transformers (dynamic, longrope) depend here on the length that the model is compiled for: `RopeSpec.for_length`.
+program/rope.py computes the frequencies. Called by spec.py, and by QwenchConfig for its option.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def parse_rope_scaling(value: object) -> dict[str, Any] | None:
 
 
 def rope_type_of(scaling: Fields) -> str:
-    """The type that `scaling` names, under either key. Raises its error for one that Qwen2 hasn't got."""
+    """The type that `scaling` names, under either key. Raises the error of `scaling` for an unsupported one."""
     rope_type = scaling.get("rope_type", scaling.get("type", "default"))
     if not isinstance(rope_type, str) or rope_type not in ROPE_TYPES:
         raise scaling.error(f"rope_type is {rope_type!r}; supported: {', '.join(ROPE_TYPES)}")

@@ -1,6 +1,6 @@
-"""`config.json` -> ModelSpec: the shape of a Qwen2 model, every published spelling understood, nothing guessed.
+"""`config.json` -> ModelSpec: the shape of a Qwen2 model, in every spelling that transformers has written.
 
-Knows nothing of tensors, formats or targets. Called by the compiler; the spec is stored in the Program.
+Unsupported and contradictory values are errors. Called by the compiler; the spec is stored in the Program.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class ModelSpec:
     sliding_windows: tuple[int | None, ...]
 
     def __post_init__(self) -> None:
-        """Raises CheckpointError for a shape that no model has; whatever made the spec, kernels may rely on it."""
+        """Raises CheckpointError for an impossible shape: kernels rely on this, wherever the spec comes from."""
         sizes = (
             "vocab_size", "hidden_size", "intermediate_size", "num_layers", "num_heads", "num_kv_heads", "head_dim",
             "max_position_embeddings",

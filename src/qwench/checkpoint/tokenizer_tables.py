@@ -1,8 +1,8 @@
-"""tokenizer.json -> a few arrays: what reads in milliseconds instead of the better part of a second.
+"""tokenizer.json -> arrays that are memory-mapped in milliseconds, where parsing the JSON takes most of a second.
 
-A published Qwen2 tokenizer.json is 11 MB of JSON with 151 thousand merges; reading it takes longer than loading the
-model. The compiler writes these tables beside it, `text/tokenizer.py` reads them. A tokenizer that isn't a plain
-byte-level BPE gets no tables, and is read from its own file each time.
+A published Qwen2 tokenizer.json is 11 MB with 151 thousand merges; parsing it takes longer than loading the model. The
+compiler writes these tables beside it, `text/tokenizer.py` reads them. A tokenizer that isn't a plain byte-level BPE
+gets no tables; the tokenizers library parses its file each time.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ _LATIN = str.maketrans({character: chr(byte) for character, byte in _BYTE_OF.ite
 
 
 def bytes_of(token: str) -> bytes:
-    """What a token stands for; an added one with characters outside the alphabet stands for itself."""
+    """The bytes of a token in the vocabulary's spelling; of an added token outside the byte alphabet, its UTF-8."""
     try:
         return bytes(_BYTE_OF[character] for character in token)
     except KeyError:
@@ -64,14 +64,14 @@ def write_tokenizer_tables(folder: Path) -> None:
     """Writes `folder/tokenizer_tables.safetensors` if `folder/tokenizer.json` is a plain byte-level BPE."""
     tables = _tables_of(folder)
     if tables is not None:
-        from safetensors.numpy import save_file  # only who compiles needs it
+        from safetensors.numpy import save_file  # only the compiler needs it
 
         skeleton = np.frombuffer(tables.skeleton.encode(), np.uint8)
         save_file({**vars(tables), "skeleton": skeleton}, folder / TABLES)
 
 
 def _tables_of(folder: Path) -> TokenizerTables | None:
-    """Made of `folder/tokenizer.json`. None also if it is missing or malformed: that is said when somebody needs it."""
+    """The tables of `folder/tokenizer.json`; None if they can't be made, also because it is missing or malformed."""
     try:
         data = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
         config_path = folder / "tokenizer_config.json"
@@ -82,7 +82,7 @@ def _tables_of(folder: Path) -> TokenizerTables | None:
 
 
 def has_tokenizer_of_tables(folder: Path) -> bool:
-    """Whether the tables in `folder` are those of its tokenizer.json, whoever wrote that and however it is laid out."""
+    """Whether the tables in `folder` are those of its tokenizer.json, however that is formatted."""
     ours, theirs = read_tokenizer_tables(folder), _tables_of(folder)
     if ours is None or theirs is None:
         return False
@@ -92,7 +92,7 @@ def has_tokenizer_of_tables(folder: Path) -> bool:
 
 
 def _steps(tables: TokenizerTables) -> dict[str, Any]:
-    """What a tokenizer does around its merges; padding and truncation are each call's, and the merges are plain."""
+    """The tokenizer's settings except for the BPE model, and for padding and truncation, which qwench doesn't use."""
     skeleton = json.loads(tables.skeleton)
     return {name: step for name, step in skeleton.items() if name not in ("model", "padding", "truncation", "version")}
 

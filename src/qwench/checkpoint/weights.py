@@ -1,7 +1,7 @@
 """A checkpoint's tensors: one or many safetensors files, memory-mapped, read tensor by tensor.
 
-Knows the names on disk and their dtypes, not what a model does with them. Never unpickles, never runs code of the
-checkpoint. Called by the compiler, and by `load.py` for the digest that keys the cache of compiled models.
+Never unpickles, never runs code of the checkpoint. Called by the compiler, and by `compile_cache.py` for the digest
+that keys the cache of compiled models.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
-# What an artifact takes along unchanged, where the checkpoint has it.
+# Copied into the artifact unchanged, where the checkpoint has them.
 COMPANION_FILES = (
     "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja",
     "chat_template.json", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt",
@@ -100,7 +100,7 @@ class Checkpoint:
         return int(crc32c(self._home[name].raw(name), self.num_threads))
 
     def release(self, name: str) -> None:
-        """The tensor won't be read again soon: gives its pages back."""
+        """Gives the pages of a tensor back to the system, after it was read."""
         self._home[name].release(name)
 
     def content_digest(

@@ -43,7 +43,7 @@ def execute(args: Namespace) -> None:
     from qwench.runtime.loading import load_engine
 
     with ProgressDisplay() as progress:
-        artifact = resolve_model(args.model, options.load_config(args), progress=progress)
+        artifact = resolve_model(args.model, options.config_of(args), progress=progress)
     threads = num_cpus() if args.threads is None else args.threads
     engine = load_engine(artifact, num_threads=threads, enable_prefix_caching=False)
     try:

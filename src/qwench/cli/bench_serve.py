@@ -12,6 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from qwench.cli.progress import AnswerCount
 from qwench.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ def execute(args: Namespace) -> None:
     client = LoadClient(
         args.url, model=args.model, key=_key(args.api_key_file), timeout_s=args.timeout, stop_early=args.stop_early
     )
-    with _Counter(len(plan.requests)) as counter:
+    with AnswerCount(len(plan.requests)) as counter:
         outcomes = asyncio.run(client.run(plan, args.seed, counter.show))
     result = figures(outcomes, goals)
     _print(args.url, plan, result)
@@ -99,24 +100,6 @@ def _key(path: Path | None) -> str | None:
     if not keys:
         raise ConfigError(f"{path} holds no API key")
     return keys[0]
-
-
-class _Counter:
-    """Answers that are over, on one line of a terminal."""
-
-    def __init__(self, total: int) -> None:
-        self._total, self._is_shown = total, sys.stderr.isatty()
-
-    def __enter__(self) -> _Counter:
-        return self
-
-    def show(self, done: int) -> None:
-        if self._is_shown:
-            print(f"\r{done} of {self._total} answers", end="", file=sys.stderr, flush=True)
-
-    def __exit__(self, *exception: object) -> None:
-        if self._is_shown:
-            print("\r\033[K", end="", file=sys.stderr)
 
 
 def _who(plan: LoadPlan) -> str:

@@ -14,7 +14,7 @@ from qwench.errors import QwenchError, RequestError
 
 if TYPE_CHECKING:
     from qwench.llm import LLM
-    from qwench.runtime.request import SamplingParams
+    from qwench.runtime.sampling_params import SamplingParams
 
 HELP = "/reset forgets the conversation, /exit or Ctrl-D leaves, Ctrl-C stops an answer."
 
@@ -103,7 +103,7 @@ class _Conversation:
 
 
 class _CtrlC:
-    """While it is entered Ctrl-C only leaves a note, so that no step of the engine is torn; a second one interrupts."""
+    """While entered, Ctrl-C only sets `pressed`, so that no step of the engine is torn; a second one interrupts."""
 
     pressed = False
 

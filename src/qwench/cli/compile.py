@@ -6,12 +6,8 @@ import json
 import time
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from qwench.cli.options import ROPE_SCALING_HELP
-
-if TYPE_CHECKING:
-    from qwench.config import QwenchConfig
+from qwench.cli.options import ROPE_SCALING_HELP, config_of
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -24,7 +20,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def add_options(parser: ArgumentParser) -> None:
-    """What `config_of` reads."""
+    """How to compile a model, with the names that QwenchConfig has for it."""
     add = parser.add_argument
     add("--weights", metavar="KIND", help="bf16 (default), int8 or int4")
     add("--head-weights", metavar="KIND", help="of embedding and output head; default: int8 beside int4, else the same")
@@ -32,7 +28,7 @@ def add_options(parser: ArgumentParser) -> None:
     add(
         "--activations",
         metavar="KIND",
-        help="beside bf16 weights: fp32 (default), or bf16: faster where the processor multiplies bf16; beside integers: "
+        help="of bf16 weights: fp32 (default), or bf16: faster where the processor multiplies bf16; of integer weights: "
         "int8 (default), or int16: finer, slower prompts",
     )
     add("--recipe", metavar="NAME", help="accuracy, balanced or speed: formats for each kind of layer")
@@ -49,34 +45,6 @@ def add_options(parser: ArgumentParser) -> None:
     add("--kvcache-num-blocks", type=int, metavar="N", help="cache blocks; default: what memory allows when loaded")
     add("--memory", metavar="SIZE", help="what the loaded model may use, such as 8GiB or 800MB; default: what is free")
     add("--target", metavar="T", help="cpu (default), cpu-avx512, cpu-avx2, cpu-generic or reference")
-
-
-def config_of(args: Namespace) -> QwenchConfig:
-    """The options of `add_options`. Raises ConfigError."""
-    from qwench.cli.sizes import parse_size
-    from qwench.config import QwenchConfig
-    from qwench.program.recipes import read_overrides
-
-    return QwenchConfig(
-        weights=args.weights,
-        head_weights=args.head_weights,
-        group_size=args.group_size,
-        activations=args.activations,
-        recipe=args.recipe,
-        overrides=None if args.overrides is None else read_overrides(args.overrides),
-        calibrate=args.calibrate,
-        kv_cache=args.kv_cache,
-        max_seq_len=args.max_seq_len,
-        rope_scaling=args.rope_scaling,
-        batch_size=args.batch_size,
-        prefill_chunk_size=args.prefill_chunk_size,
-        attn_impl=args.attn_impl,
-        kvcache_partition_len=args.kvcache_partition_len,
-        kvcache_block_size=args.kvcache_block_size,
-        kvcache_num_blocks=args.kvcache_num_blocks,
-        memory=None if args.memory is None else parse_size(args.memory, "--memory"),
-        target=args.target,
-    )
 
 
 def execute(args: Namespace) -> None:

@@ -7,16 +7,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import sys
 import time
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from qwench.cli import options
 from qwench.cli.failure import OUR_FAULT
+from qwench.cli.progress import AnswerCount, ProgressDisplay
 from qwench.errors import ConfigError, RequestError
 
 if TYPE_CHECKING:
@@ -24,12 +23,11 @@ if TYPE_CHECKING:
     from qwench.llm import LLM
     from qwench.progress import Progress
     from qwench.runtime.engine import Engine
-    from qwench.runtime.request import TokenOutput
+    from qwench.runtime.outputs import TokenOutput
 
 STYLES = ("instruct", "general")  # values of --weights that say how prompts are put, not how weights are stored
 DEFAULT_USERS = 32
 DETERMINISM_ROUNDS = 3
-PROGRESS_INTERVAL_S = 0.5
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -104,12 +102,12 @@ def _load(args: Namespace) -> tuple[LLM, dict[str, Any]]:
 
     No prompt is looked up in the cache, so that each is read for real.
     """
-    from qwench.cli.progress import ProgressDisplay
+    from qwench.artifact import is_artifact
     from qwench.host import cpu_name, num_cpus
     from qwench.llm import LLM
-    from qwench.load import is_artifact, resolve_model
+    from qwench.load import resolve_model
 
-    config = options.load_config(args)
+    config = options.config_of(args)
     if args.users is not None and args.users > DEFAULT_USERS and not is_artifact(Path(args.model)):
         config = dataclasses.replace(config, batch_size=args.users)
     stages: set[str] = set()
@@ -145,7 +143,7 @@ def _check_style(style: str | None, llm: LLM) -> str:
 def _plans(args: Namespace, llm: LLM, style: str) -> tuple[list[str], list[Plan]]:
     """The prompts as the model gets them, and for each number of batches the plan that asks them."""
     from qwench.evaluate.users import Plan
-    from qwench.runtime.request import SamplingParams
+    from qwench.runtime.sampling_params import SamplingParams
     from qwench.text.chat import render_chat
     from qwench.text.generation import chat_params
     from qwench.text.prompt_file import read_prompts, sample_file
@@ -182,8 +180,8 @@ def _run(args: Namespace, llm: LLM, plans: Sequence[Plan], texts: Sequence[str],
 
     recordings = []
     for plan in plans:
-        with _AnswersSoFar(plan.num_users * plan.num_batches) as progress:
-            recordings.append(run_users(llm.engine, plan, progress))
+        with AnswerCount(plan.num_users * plan.num_batches) as count:
+            recordings.append(run_users(llm.engine, plan, _counting(count)))
     report["runs"] = [demo_report.run_report(recording, llm, texts) for recording in recordings]
     if args.json != "-":
         demo_report.print_runs(report["runs"], args.verbose, args.show)
@@ -198,30 +196,21 @@ def _run_determinism(
     from qwench.evaluate.determinism import check_determinism
 
     [plan] = plans
-    with _AnswersSoFar(plan.num_users * plan.num_batches) as progress:
-        found = check_determinism(llm.engine, plan, progress)
+    with AnswerCount(plan.num_users * plan.num_batches) as count:
+        found = check_determinism(llm.engine, plan, _counting(count))
     report["determinism"] = demo_report.determinism_report(found)
     if args.json != "-":
         demo_report.print_determinism(report["determinism"])
     return OUR_FAULT if found.differences else 0
 
 
-class _AnswersSoFar:
-    """How many answers there are, on a terminal, in a line that is gone at the end."""
+def _counting(count: AnswerCount) -> Callable[[list[TokenOutput]], None]:
+    """Shows how many answers the outputs of all steps so far have completed."""
+    done = 0
 
-    def __init__(self, total: int) -> None:
-        self.total, self.done, self.shown_s = total, 0, time.monotonic()
-        self.is_terminal = sys.stderr.isatty()
+    def watch(outputs: list[TokenOutput]) -> None:
+        nonlocal done
+        done += sum(output.finish_reason is not None for output in outputs)
+        count.show(done)
 
-    def __call__(self, outputs: list[TokenOutput]) -> None:
-        self.done += sum(output.finish_reason is not None for output in outputs)
-        if self.is_terminal and time.monotonic() - self.shown_s > PROGRESS_INTERVAL_S:
-            self.shown_s = time.monotonic()
-            print(f"\r{self.done} of {self.total} answers", end="", file=sys.stderr, flush=True)
-
-    def __enter__(self) -> _AnswersSoFar:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        if self.is_terminal:
-            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+    return watch

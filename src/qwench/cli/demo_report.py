@@ -1,4 +1,4 @@
-"""What `qwench demo` reports, as an object for --json and as text. Measures nothing; called by `cli/demo.py` alone."""
+"""What `qwench demo` reports, as an object for --json and as text. Called by `cli/demo.py`."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def _answer(answer: Answer, llm: LLM, texts: Sequence[str]) -> dict[str, Any]:
 
 
 def determinism_report(found: Determinism) -> dict[str, Any]:
-    """The verdict and what it rests on."""
+    """The verdict, with counts and differences."""
     plan, answers = found.recording.plan, found.recording.answers
     return {
         "identical": not found.differences,
@@ -66,7 +66,7 @@ def determinism_report(found: Determinism) -> dict[str, Any]:
 
 
 def print_header(report: dict[str, Any]) -> None:
-    """What runs on what."""
+    """The machine, the model and the prompts."""
     machine, prompts = report["machine"], report["prompts"]
     compiled = "compiled before" if report["compile_s"] is None else f"compiled in {report['compile_s']:.2f} s"
     print(f"machine  {machine['cpu']}, {machine['threads']} threads, target {machine['target']}")

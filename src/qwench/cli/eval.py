@@ -6,14 +6,15 @@ with code 1 when a limit is missed.
 
 from __future__ import annotations
 
+import functools
 import json
 import math
-import sys
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qwench.cli import options
+from qwench.cli.progress import ProgressDisplay, show_tokens
 
 if TYPE_CHECKING:
     from qwench.artifact import Artifact
@@ -49,13 +50,12 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def execute(args: Namespace) -> int:
     """Measure perplexity on a text, and agreement with the original's predictions."""
-    from qwench.cli.progress import ProgressDisplay
     from qwench.host import num_cpus
     from qwench.load import resolve_model
 
     _check(args)
     with ProgressDisplay() as progress:
-        artifact = resolve_model(args.model, options.load_config(args), progress=progress)
+        artifact = resolve_model(args.model, options.config_of(args), progress=progress)
     threads = num_cpus() if args.threads is None else args.threads
     ids = _token_ids(args, artifact)
     window, stride = _window(args, artifact)
@@ -175,11 +175,7 @@ def _measure(name: str, rows: LogitRows, ids: Int32, window: int, stride: int, b
     from qwench.evaluate.book import compare
     from qwench.evaluate.perplexity import perplexity
 
-    def report(done: int, total: int) -> None:
-        if sys.stderr.isatty():
-            print(f"\r{name}: {done} of {total} tokens", end="\n" if done == total else "", file=sys.stderr, flush=True)
-
-    found = perplexity(rows, ids, window, stride, report)
+    found = perplexity(rows, ids, window, stride, functools.partial(show_tokens, f"{name}:"))
     agreement = None if book is None else compare(rows, book)
     return {
         "perplexity": found.value,
@@ -191,7 +187,8 @@ def _measure(name: str, rows: LogitRows, ids: Int32, window: int, stride: int, b
 
 
 def _judge(args: Namespace, report: dict[str, Any]) -> bool:
-    """Adds by how much our perplexity is worse than the checkpoint's, in percent; whether that is within the limit."""
+    """Adds to the report by how many percent our perplexity is worse than the checkpoint's. Returns whether that is
+    within --max-loss."""
     ours, *originals = report["rows"]
     report["loss_percent"] = 100 * (ours["perplexity"] / originals[0]["perplexity"] - 1) if originals else None
     report["max_loss_percent"] = args.max_loss

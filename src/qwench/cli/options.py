@@ -1,4 +1,4 @@
-"""Options that several commands share, and what becomes of them: an LLM and SamplingParams."""
+"""Options that several commands share, and the LLM, config and SamplingParams that they give."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ if TYPE_CHECKING:
     from qwench.config import QwenchConfig
     from qwench.llm import LLM
     from qwench.runtime.grammar import Grammar
-    from qwench.runtime.request import SamplingParams
+    from qwench.runtime.sampling_params import SamplingParams
 
 DEFAULT_MAX_NEW_TOKENS = 512
-DEFAULT_GUESSES = 16  # where more stop paying, text that is copied whole included
+DEFAULT_GUESSES = 16  # more don't pay, not even in text that is copied whole
 DEFAULT_MODEL = Path("models/qwench-tiny")
 WEIGHTS_HELP = "bf16, int8 or int4, for a MODEL still to be compiled; default bf16"
 ROPE_SCALING_HELP = (
@@ -82,14 +82,14 @@ def add_sampling(parser: ArgumentParser) -> None:
 
 
 def add_grammar(parser: ArgumentParser) -> None:
-    """What the answer must look like."""
+    """Structured output."""
     forms = parser.add_mutually_exclusive_group()
     forms.add_argument("--json-schema", type=Path, metavar="FILE", help="the answer is JSON that this schema describes")
     forms.add_argument("--regex", metavar="R", help="the whole answer matches this regular expression (Rust's dialect)")
 
 
 def grammar(args: Namespace) -> Grammar | None:
-    """That of `add_grammar`, not compiled yet. Raises GrammarError."""
+    """The grammar of the options of `add_grammar`, not compiled yet. Raises GrammarError."""
     from qwench.errors import GrammarError
     from qwench.runtime.grammar import Grammar
 
@@ -105,21 +105,19 @@ def grammar(args: Namespace) -> Grammar | None:
         raise GrammarError(f"--json-schema {args.json_schema} is not UTF-8 (byte {error.start})") from None
 
 
-def load_config(args: Namespace) -> QwenchConfig:
-    """The options of `add_model` for QwenchConfig. Raises ConfigError."""
+def config_of(args: Namespace) -> QwenchConfig:
+    """The options of a command that are fields of QwenchConfig. Raises ConfigError."""
     from qwench.cli.sizes import parse_size
     from qwench.config import QwenchConfig
+    from qwench.program.recipes import read_overrides
 
-    memory = None if args.memory is None else parse_size(args.memory, "--memory")
-    return QwenchConfig(
-        weights=args.weights,
-        max_seq_len=args.max_seq_len,
-        rope_scaling=args.rope_scaling,
-        target=args.target,
-        memory=memory,
-        kvcache_num_blocks=args.kvcache_num_blocks,
-        timeout=args.timeout,
-    )
+    names = [field.name for field in dataclasses.fields(QwenchConfig)]
+    given: dict[str, Any] = {name: value for name in names if (value := getattr(args, name, None)) is not None}
+    if "memory" in given:
+        given["memory"] = parse_size(given["memory"], "--memory")
+    if "overrides" in given:
+        given["overrides"] = read_overrides(given["overrides"])
+    return QwenchConfig(**given)
 
 
 def load(args: Namespace) -> LLM:
@@ -128,10 +126,10 @@ def load(args: Namespace) -> LLM:
     from qwench.llm import LLM
 
     with ProgressDisplay() as progress:
-        return LLM(args.model, config=load_config(args), num_threads=args.threads, on_progress=progress)
+        return LLM(args.model, config=config_of(args), num_threads=args.threads, on_progress=progress)
 
 
 def sampling_params(args: Namespace, llm: LLM) -> SamplingParams:
-    """What the model's generation_config.json says, and over it what was asked for. Raises RequestError."""
+    """The defaults of the model's generation_config.json, overridden by the given options. Raises RequestError."""
     asked: dict[str, Any] = {name: value for name in SAMPLING if (value := getattr(args, name)) is not None}
     return dataclasses.replace(llm.defaults.params, **asked)

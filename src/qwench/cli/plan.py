@@ -7,7 +7,8 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qwench.cli.compile import add_options, config_of
+from qwench.cli.compile import add_options
+from qwench.cli.options import config_of
 
 if TYPE_CHECKING:
     from qwench.config import QwenchConfig

@@ -1,9 +1,7 @@
-"""How far downloading or compiling is, on stderr.
+"""How far a long job is, on stderr.
 
-A bar on a terminal; elsewhere a line every few seconds, so that short jobs are silent.
-
-Knows nothing of the job but stage, bytes and seconds. Used by compile and pull, and by whatever compiles on
-the way to running.
+`ProgressDisplay`, for downloading and compiling: a bar on a terminal; elsewhere a line every few seconds, so that short
+jobs are silent. `AnswerCount` and `show_tokens`, for measurements: a count on a terminal, elsewhere nothing.
 """
 
 from __future__ import annotations
@@ -20,6 +18,7 @@ if TYPE_CHECKING:
 
     from qwench.progress import Progress
 
+COUNT_INTERVAL_S = 0.5  # between two counts of answers
 LINE_INTERVAL_S = 5.0  # between lines when stderr is a file: a log stays short, a short job stays silent
 TITLES = {"download": "Downloading", "check": "Checking", "pack": "Packing", "finish": "Finishing"}
 
@@ -80,3 +79,29 @@ def _terminal_bar() -> Bar:
         TextColumn("{task.fields[left]}"),
     )
     return Progress(*columns, console=Console(stderr=True), transient=True)
+
+
+class AnswerCount:
+    """How many answers are complete, in a line that is removed at the end."""
+
+    def __init__(self, total: int) -> None:
+        self._total, self._shown_s = total, time.monotonic()
+        self._is_terminal = sys.stderr.isatty()
+
+    def show(self, done: int) -> None:
+        if self._is_terminal and time.monotonic() - self._shown_s > COUNT_INTERVAL_S:
+            self._shown_s = time.monotonic()
+            print(f"\r{done} of {self._total} answers", end="", file=sys.stderr, flush=True)
+
+    def __enter__(self) -> AnswerCount:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._is_terminal:
+            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+
+
+def show_tokens(what: str, done: int, total: int) -> None:
+    """A line that the next one replaces; the last one stays."""
+    if sys.stderr.isatty():
+        print(f"\r{what} {done} of {total} tokens", end="\n" if done == total else "", file=sys.stderr, flush=True)

@@ -27,7 +27,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 def execute(args: Namespace) -> None:
     """Answer one prompt."""
     from qwench.cli.answer import has_chat_template, speed_line, stream_chat, stream_prompt, timings, write
-    from qwench.cli.clock import process_age_s
+    from qwench.host import process_age_s
 
     text, grammar = _read_stdin() if args.prompt is None else args.prompt, options.grammar(args)
     with options.load(args) as llm:

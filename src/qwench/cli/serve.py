@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import sys
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
@@ -46,7 +45,7 @@ def execute(args: Namespace) -> None:
 
     Ctrl-C and SIGTERM let the answers that are running end first.
     """
-    from qwench.cli.clock import process_age_s
+    from qwench.host import process_age_s
     from qwench.serve.children import Children
     from qwench.serve.settings import ServeSettings
 
@@ -80,7 +79,7 @@ def _compiled(args: Namespace) -> tuple[Path, QwenchConfig]:
     from qwench.artifact import is_artifact
     from qwench.load import resolve_model
 
-    config = dataclasses.replace(options.load_config(args), batch_size=args.batch_size)
+    config = options.config_of(args)
     path = Path(args.model).expanduser()
     if is_artifact(path):
         return path, config

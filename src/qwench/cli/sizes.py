@@ -1,4 +1,4 @@
-"""Sizes as people write them: "8GiB" -> bytes, and back."""
+"""Sizes with units: "8GiB" -> bytes, and back."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tables on stdout. Knows nothing of what is in them; used by inspect and bench."""
+"""Tables on stdout, for all commands that print one."""
 
 from __future__ import annotations
 

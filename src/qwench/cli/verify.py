@@ -5,12 +5,14 @@ Exits with code 1 when a limit is missed.
 
 from __future__ import annotations
 
+import functools
 import json
 import math
-import sys
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from qwench.cli.progress import show_tokens
 
 if TYPE_CHECKING:
     from qwench.artifact import Artifact
@@ -53,6 +55,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 def execute(args: Namespace) -> int:
     """Compare a compiled model with its checkpoint, layer by layer and at the logits."""
     from qwench.evaluate.verify import verify
+    from qwench.host import num_cpus
 
     if args.plot is not None:
         from qwench.evaluate.fidelity_plot import check_can_draw, draw
@@ -60,8 +63,8 @@ def execute(args: Namespace) -> int:
         check_can_draw(args.plot)
     artifact, truth, others, prompts = _open(args)
     found = verify(
-        artifact, truth, prompts, num_threads=_threads(args), num_greedy=args.greedy, others=others,
-        limits=_limits(args, artifact), report=_progress,
+        artifact, truth, prompts, num_threads=args.threads or num_cpus(), num_greedy=args.greedy, others=others,
+        limits=_limits(args, artifact), report=functools.partial(show_tokens, "compared"),
     )  # fmt: skip
     report = describe(found, artifact, args.against)
     if args.json is not None and str(args.json) != "-":
@@ -76,7 +79,7 @@ def execute(args: Namespace) -> int:
 
 
 def _open(args: Namespace) -> tuple[Artifact, Truth, list[Truth], list[Prompt]]:
-    """Everything that can be wrong is looked at before the first long computation."""
+    """Opens and checks all inputs before the first long computation."""
     from qwench.artifact import open_artifact
     from qwench.checkpoint.hub import find_checkpoint
     from qwench.checkpoint.spec import ModelSpec
@@ -112,14 +115,8 @@ def _check_numbers(args: Namespace) -> None:
             raise ConfigError(f"--{name.replace('_', '-')} is {value}; it must be from 0 to 1")
 
 
-def _threads(args: Namespace) -> int:
-    from qwench.host import num_cpus
-
-    return num_cpus() if args.threads is None else int(args.threads)
-
-
 def _limits(args: Namespace, artifact: Artifact) -> Limits:
-    """Those of the weights format, and over them what was asked for."""
+    """The limits of the weights format, overridden by the given options."""
     from qwench.evaluate.fidelity import LIMITS, Limits
 
     usual = LIMITS.get(str(artifact.config.weights), Limits())
@@ -127,13 +124,6 @@ def _limits(args: Namespace, artifact: Artifact) -> Limits:
         usual.min_pcc if args.min_pcc is None else args.min_pcc,
         usual.min_top1 if args.min_top1 is None else args.min_top1,
     )
-
-
-def _progress(done: int, total: int) -> None:
-    """A line that the next one replaces, for whoever watches."""
-    if sys.stderr.isatty():
-        end = "\n" if done == total else ""
-        print(f"\rcompared {done} of {total} tokens", end=end, file=sys.stderr, flush=True)
 
 
 def describe(found: Fidelity, artifact: Artifact, checkpoint: str) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from qwench.artifact import Artifact
 from qwench.evaluate.batches import chunks, num_blocks
 from qwench.program.cache_groups import cache_groups
 from qwench.runtime.loading import load_engine
-from qwench.runtime.request import SamplingParams
+from qwench.runtime.sampling_params import SamplingParams
 from qwench.targets.target import CacheConfig, Executor, Float32, Int32
 
 

@@ -15,7 +15,7 @@ from typing import Any
 from qwench.evaluate.user_figures import longest_common_start
 from qwench.evaluate.users import Answer, Plan, Recording, run_users
 from qwench.runtime.engine import Engine
-from qwench.runtime.request import TokenOutput
+from qwench.runtime.outputs import TokenOutput
 from qwench.targets.target import Executor, Float32, StepBatch
 
 

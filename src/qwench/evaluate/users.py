@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 
 from qwench.errors import ConfigError
 from qwench.runtime.engine import Engine
-from qwench.runtime.request import FinishReason, SamplingParams, TokenOutput
+from qwench.runtime.outputs import FinishReason, TokenOutput
+from qwench.runtime.sampling_params import SamplingParams
 
 
 @dataclass(frozen=True)

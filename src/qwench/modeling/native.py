@@ -18,7 +18,7 @@ from transformers.generation.stopping_criteria import EosTokenCriteria, MaxLengt
 from qwench.modeling.cache import Pages
 from qwench.modeling.inputs import real_tokens
 from qwench.runtime.engine import Engine
-from qwench.runtime.request import SamplingParams
+from qwench.runtime.sampling_params import SamplingParams
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,10 @@ import dataclasses
 import logging
 
 from qwench.artifact import Artifact
+from qwench.host import format_bytes
 from qwench.program.cache_groups import windows_of
 from qwench.rbln.config import RBLNDecoderOnlyModelForCausalLMConfig
-from qwench.runtime.loading import format_bytes, memory_budget
+from qwench.runtime.loading import memory_budget
 
 logger = logging.getLogger(__name__)
 

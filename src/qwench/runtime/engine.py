@@ -1,7 +1,7 @@
 """The engine: requests in, tokens out. One step: schedule, execute, sample, return.
 
-Knows no text and no files. `LLM`, the command line, a server and the transformers face add requests and call `step`
-until `has_unfinished` is false. Not thread-safe: one caller at a time.
+Works on tokens only; text is `text/`'s. `LLM`, the command line, the server and `QwenchForCausalLM` add requests and
+call `step` until `has_unfinished` is false. Not thread-safe: one caller at a time.
 """
 
 from __future__ import annotations
@@ -20,18 +20,13 @@ from qwench.runtime.block_pool import BlockPool, extend_hashes
 from qwench.runtime.limits import RequestLimits
 from qwench.runtime.matcher import CompiledGrammar
 from qwench.runtime.metrics import Metrics
+from qwench.runtime.outputs import FinishReason, TokenLogprobs, TokenOutput
 from qwench.runtime.pooling import Pooler, Pooling
 from qwench.runtime.profiler import Profiler
 from qwench.runtime.prompt_scorer import PromptScorer
-from qwench.runtime.request import (
-    FinishReason,
-    Request,
-    RequestTimings,
-    SamplingParams,
-    TokenLogprobs,
-    TokenOutput,
-)
+from qwench.runtime.request import Request
 from qwench.runtime.sampler import TokenSampler
+from qwench.runtime.sampling_params import SamplingParams
 from qwench.runtime.scheduler import MAX_EXTRA_ROWS, Scheduler
 from qwench.targets.target import LOGIT_GROUP, Bytes, CacheConfig, Executor, Float32, Int32, StepBatch
 
@@ -64,7 +59,7 @@ class Engine:
             BlockPool(cache.num_blocks), cache.block_size, max_num_seqs, max_step_tokens, enable_prefix_caching,
             self.metrics, windows,
         )  # fmt: skip
-        self._requests: dict[str, dict[int, Request]] = {}
+        self.requests: dict[str, dict[int, Request]] = {}
         self._arrivals, self._names = itertools.count(), itertools.count()
         self._batch = _BatchArrays(max_step_tokens, max_num_seqs, len(windows), -(-max_seq_len // cache.block_size))
         num_rows = max_num_seqs + MAX_EXTRA_ROWS
@@ -78,8 +73,8 @@ class Engine:
     ) -> str:  # fmt: skip
         """Queues a request with `params.n` samples and returns its id. Raises RequestError if it can't be served.
 
-        Only requests with equal `cache_salt` find each other's prefixes in the KV cache. grammar: params.grammar,
-        compiled for the model's vocabulary, which the engine doesn't know.
+        Only requests with equal `cache_salt` share prefixes in the KV cache. grammar: params.grammar, compiled for the
+        model's vocabulary.
         """
         params = params or SamplingParams()
         if params.grammar is not None and grammar is None:
@@ -87,20 +82,20 @@ class Engine:
         prompt, max_len = self.check_request(prompt_token_ids, params)
         request_id = self._new_id(request_id)
         ends = frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else self.eos_token_ids)
-        timings_start, leader = time.monotonic(), None
-        # A prompt to be scored needs the logits of all its tokens, so it finds no prefix but its own: that of its first
-        # sample, which does it, or what was there before a preemption.
+        arrival_s, leader = time.monotonic(), None
+        # prompt_logprobs need the logits of all prompt tokens, so the first sample reads no cached prefix: with a salt
+        # of its own only the other samples, or itself after a preemption, share its blocks.
         scores = params.prompt_logprobs is not None
         salt = os.urandom(16) + b"scored" if scores else cache_salt.encode()
-        samples = self._requests[request_id] = {}
+        samples = self.requests[request_id] = {}
         for index in range(params.n):
-            request = self._new_request(request_id, index, prompt, params, max_len, salt, timings_start)
+            request = self._new_request(request_id, index, prompt, params, max_len, salt, arrival_s)
             request.stop_tokens = ends
             matcher = None if grammar is None else grammar.matcher()
             request.sampler = TokenSampler(params, prompt, index, ends, matcher)
-            # A prompt below one block has nothing to share, and waiting for its leader would only cost time.
-            is_worth_it = self.scheduler.reuse and len(prompt) > self.cache.block_size
-            request.leader = leader if is_worth_it or scores else None
+            # A prompt of less than one block has no block to share, so its samples needn't wait for the first.
+            shares_blocks = self.scheduler.enable_prefix_caching and len(prompt) > self.cache.block_size
+            request.leader = leader if shares_blocks or scores else None
             if params.prompt_logprobs is not None and index == 0:
                 request.scorer = PromptScorer(prompt, params.prompt_logprobs)
             leader = leader or request
@@ -122,21 +117,21 @@ class Engine:
         prompt, max_len = self.check_request(prompt_token_ids, params)
         pooler = Pooler(pooling, len(prompt))
         request_id = self._new_id(request_id)
-        # A mean needs the states of all tokens, so it finds no prefix but its own, as after a preemption.
+        # A mean needs the hidden states of all tokens, so it reads no cached prefix but its own, after a preemption.
         salt = cache_salt.encode() if pooling == "last" else os.urandom(16) + b"mean"
         request = self._new_request(request_id, 0, prompt, params, max_len, salt, time.monotonic())
         request.pooler = pooler
         if self._hidden is None:
             width = self.executor.embed(np.zeros(1, np.int32)).shape[1]
             self._hidden = np.empty((1, self.scheduler.max_step_tokens, width), np.float32)
-        self._requests[request_id] = {0: request}
+        self.requests[request_id] = {0: request}
         self.scheduler.add(request)
         self.metrics.requests += 1
         return request_id
 
     def _new_id(self, wanted: str | None) -> str:
         request_id = f"request-{next(self._names)}" if wanted is None else wanted
-        if request_id in self._requests:
+        if request_id in self.requests:
             raise RequestError(f"there is already an unfinished request with the id {request_id!r}")
         return request_id
 
@@ -144,37 +139,36 @@ class Engine:
         self, request_id: str, index: int, prompt: Int32, params: SamplingParams, max_len: int, salt: bytes,
         arrival_s: float,
     ) -> Request:  # fmt: skip
-        request, num_groups = Request(request_id, index, prompt, params, max_len), len(self.scheduler.windows)
-        request.block_table = np.zeros((num_groups, -(-max_len // self.cache.block_size)), np.int32)
-        request.first_block = [0] * num_groups
-        request.arrival, request.salt, request.timings = next(self._arrivals), salt, RequestTimings(arrival_s)
-        return request
+        return Request(
+            request_id, index, prompt, params, max_len, arrival=next(self._arrivals), arrival_s=arrival_s, salt=salt,
+            num_groups=len(self.scheduler.windows), block_size=self.cache.block_size,
+        )  # fmt: skip
 
     def check_request(self, prompt_token_ids: Sequence[int] | Int32, params: SamplingParams) -> tuple[Int32, int]:
         """The prompt as [n] int32, and the most tokens its sequence may have. Raises RequestError."""
         return self.limits.check(prompt_token_ids, params)
 
     def has_unfinished(self) -> bool:
-        return bool(self._requests)
+        return bool(self.requests)
 
     def abort(self, request_id: str, index: int | None = None, reason: FinishReason = "abort") -> list[TokenOutput]:
-        """Ends a request, or one sample of it, at once; a no-op for one that is done or unknown.
+        """Ends a request, or one sample of it, at once; does nothing if it is finished or unknown.
 
-        Returns the last output of each sample that it ended; `step` says nothing more of them. reason: "stop" when
-        the answer is complete, as after a stop string.
+        Returns the last output of each sample that it ended; `step` returns no more of them. reason: "stop" when the
+        answer is complete, as after a stop string.
         """
-        samples = self._requests.get(request_id, {})
+        samples = self.requests.get(request_id, {})
         ended = [r for i, r in samples.items() if index is None or i == index]
         return [self._finish(request, None, reason) for request in ended]
 
     def step(self) -> list[TokenOutput]:
-        """Computes one step and returns the new tokens; none when every scheduled prompt is still being read.
+        """Computes one step and returns the new tokens; none while all scheduled requests are still in prefill.
 
-        With prompt lookup a sample may get several, one output each, next to each other and in their order.
+        With prompt lookup a sample may get several tokens: one output each, in order.
         """
         plan = self.scheduler.schedule()
         if not plan:
-            assert not self._requests
+            assert not self.requests
             return []
         batch, with_logits, pooled = self._batch.fill(plan)
         start = time.monotonic()
@@ -203,7 +197,7 @@ class Engine:
         return outputs
 
     def _pool(self, pooled: list[tuple[Request, int]]) -> list[TokenOutput]:
-        """Hands each request its rows of hidden states; those whose prompt is computed end."""
+        """Gives each request for an embedding its rows of hidden states, and finishes those that are computed."""
         outputs, first = [], 0
         for request, num_rows in pooled:
             assert self._hidden is not None and request.pooler is not None
@@ -219,8 +213,8 @@ class Engine:
         return outputs
 
     def _take_logits(self, request: Request, scored: range, sampled: range, now: float) -> list[TokenOutput]:
-        """Of one request: rows after tokens of its prompt that are to be scored, then those after its last known token
-        and its guesses."""
+        """For one request. scored: rows of logits for prompt_logprobs; sampled: those after its last token and after
+        each draft token."""
         scorer = request.scorer
         if scorer is not None and scored:
             try:
@@ -237,19 +231,19 @@ class Engine:
         return outputs
 
     def _sample_run(self, request: Request, rows: range, now: float) -> list[TokenOutput]:
-        """The token after the known ones, then those after each guess, as long as the guess was the token sampled.
+        """Samples the next token, and then one after each draft token, as long as the draft is what was sampled.
 
-        Sampling is the same as without guesses, one token after the other, so that the answer is the same too.
+        Each token is sampled exactly as without drafts, so the answer is the same too.
         """
         start, count = request.num_tokens, request.num_drafts
         if not count:
             return self._sample(request, rows[0], now)
-        guesses = request.tokens[start : start + count].tolist()
+        drafts = request.tokens[start : start + count].tolist()
         self.metrics.drafted_tokens += count
         request.timings.num_drafted_tokens += count
         outputs = self._sample(request, rows[0], now)
-        for guess, row in zip(guesses, rows[1:]):
-            if outputs[-1].finish_reason is not None or outputs[-1].token_id != guess:
+        for draft, row in zip(drafts, rows[1:]):
+            if outputs[-1].finish_reason is not None or outputs[-1].token_id != draft:
                 break
             self.metrics.accepted_tokens += 1
             request.timings.num_accepted_tokens += 1
@@ -259,8 +253,10 @@ class Engine:
         return outputs
 
     def _sample(self, request: Request, row: int, now: float) -> list[TokenOutput]:
-        """The next token of `request`, of this row of logits; and the end, where a grammar lets nothing follow."""
-        sampler: TokenSampler = request.sampler
+        """Samples the next token of `request` from this row of logits. A second output ends the answer where its
+        grammar allows no further token."""
+        sampler = request.sampler
+        assert sampler is not None
         try:
             token, logprobs = sampler.sample(self._logits[row], self._maxima[row])
         except (NumericalError, GrammarError) as error:
@@ -292,10 +288,10 @@ class Engine:
         timings = request.timings
         timings.finished_s = time.monotonic()
         self.metrics.finish(reason, timings, request.num_generated)
-        samples = self._requests[request.request_id]
+        samples = self.requests[request.request_id]
         del samples[request.index]
         if not samples:
-            del self._requests[request.request_id]
+            del self.requests[request.request_id]
         return TokenOutput(
             request.request_id, request.index, token, logprobs, reason, stop_reason, error, timings, embedding
         )
@@ -305,8 +301,8 @@ class Engine:
         return [self._finish(request, None, "error", error=error) for request in self.scheduler.running.copy()]
 
     def _expire(self, latest_arrival_s: float) -> list[TokenOutput]:
-        """Fails what arrived before that time."""
-        late = [r for samples in self._requests.values() for r in samples.values()]
+        """Fails all requests that arrived before that time."""
+        late = [r for samples in self.requests.values() for r in samples.values()]
         error = DeadlineError(f"the request took longer than the timeout of {self.timeout_s} seconds; give it more")
         return [
             self._finish(request, None, "error", error=error)
@@ -315,48 +311,48 @@ class Engine:
         ]
 
     def copy_prefix(self, token_ids: Int32) -> tuple[list[int], Bytes] | None:
-        """What the cache holds of full blocks of tokens [n] int32, as SavedPrefix has it: firsts and blocks. None if it
-        doesn't hold all that a request would need to go on after them."""
-        names = self._block_names(token_ids)
-        length, found = self.scheduler.find(names)
-        if length < len(names):
+        """Copies the cached full blocks of tokens [n] int32, as the fields `firsts` and `blocks` of SavedPrefix. None
+        unless all blocks are cached that a request needs to continue after these tokens."""
+        hashes = self._block_hashes(token_ids)
+        length, found = self.scheduler.find(hashes)
+        if length < len(hashes):
             return None
         blocks = [self.executor.read_block(block) for group in found for block in group]
         return [length - len(group) for group in found], np.stack(blocks)
 
     def restore_prefix(self, token_ids: Int32, firsts: Sequence[int], blocks: Bytes) -> None:
-        """The inverse: requests find these blocks, until others need their place. Raises CapacityError when the cache
-        is too small, or too full just now."""
-        names = self._block_names(token_ids)
-        needed = sum(len(names) - first for first in firsts)
+        """Puts the blocks of `copy_prefix` into the prefix cache, where they stay until evicted. Raises CapacityError
+        when there are too few free blocks."""
+        hashes = self._block_hashes(token_ids)
+        needed = sum(len(hashes) - first for first in firsts)
         assert needed == len(blocks)
         if needed > self.scheduler.pool.num_free:
             raise CapacityError(
                 f"the prefix needs {needed} cache blocks and {self.scheduler.pool.num_free} are free; give the cache "
                 "more memory (kvcache_num_blocks)"
             )
-        starts = np.cumsum([0, *(len(names) - first for first in firsts)])
+        starts = np.cumsum([0, *(len(hashes) - first for first in firsts)])
 
         def fill(group: int, index: int, block: int) -> None:
             self.executor.write_block(block, blocks[starts[group] + index - firsts[group]])
 
-        self.scheduler.adopt(names, firsts, fill)
+        self.scheduler.insert(hashes, firsts, fill)
 
-    def _block_names(self, token_ids: Int32) -> list[bytes]:
+    def _block_hashes(self, token_ids: Int32) -> list[bytes]:
         """Of the full blocks of tokens, for requests without a salt."""
-        names: list[bytes] = []
-        extend_hashes(names, b"", token_ids, self.cache.block_size, len(token_ids) // self.cache.block_size)
-        return names
+        hashes: list[bytes] = []
+        extend_hashes(hashes, b"", token_ids, self.cache.block_size, len(token_ids) // self.cache.block_size)
+        return hashes
 
     def check_integrity(self) -> None:
         """Asserts that requests, queues and blocks agree; for tests."""
         self.scheduler.check_integrity()
-        known = {request for samples in self._requests.values() for request in samples.values()}
+        known = {request for samples in self.requests.values() for request in samples.values()}
         assert known == set(self.scheduler.running) | set(self.scheduler.waiting)
 
     def close(self) -> None:
         """Aborts what is unfinished and closes the executor. Idempotent."""
-        for request_id in list(self._requests):
+        for request_id in list(self.requests):
             self.abort(request_id)
         self.executor.close()
 
@@ -375,9 +371,9 @@ class _BatchArrays:
     def fill(
         self, plan: dict[Request, int]
     ) -> tuple[StepBatch, list[tuple[Request, int, int]], list[tuple[Request, int]]]:
-        """The batch; the requests that get logits, in the order of their rows, with how many are after tokens of the
-        prompt, to score them, and how many after the last known token and each guess (0 while the prompt is being
-        computed); and those that want an embedding, with their numbers of hidden rows, in their order."""
+        """The batch, and which request gets which rows of its outputs, in order: (request, rows of logits for
+        prompt_logprobs, rows of logits to sample from: 0 during prefill, else 1 and one per draft token), and for
+        embeddings (request, rows of hidden states)."""
         with_logits: list[tuple[Request, int, int]] = []
         pooled: list[tuple[Request, int]] = []
         end = num_logits = num_hidden = 0
@@ -388,7 +384,7 @@ class _BatchArrays:
             self.query_start[s + 1] = end
             self.seq_lens[s] = done + count
             self.block_tables[s, :, : request.num_blocks] = request.block_table[:, : request.num_blocks]
-            first = end - count - done  # row of the batch of the request's position 0, were it there
+            first = end - count - done  # the batch's row for position 0 of the request, which may be negative
             if request.pooler is not None:
                 wanted = request.pooler.wanted(done, done + count)
                 if wanted:

@@ -1,6 +1,6 @@
-"""What an answer must look like: a JSON schema, a regular expression or a grammar, as users give it.
+"""Structured output as users ask for it: a JSON schema, a regular expression or a grammar. Part of SamplingParams.
 
-Knows no tokens and does no work; `matcher.py` makes of it what the sampler needs. Part of SamplingParams.
+`matcher.py` compiles it for a vocabulary.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from qwench.errors import GrammarError
 
 GrammarKind = Literal["json_schema", "json_object", "regex", "lark"]
 
-# Characters of a grammar; schemas that people write have a few thousand. A single text of so many, the worst there is,
-# holds up a step for a tenth of a second.
+# Characters of a grammar; schemas that people write have a few thousand. A single string literal of this length, the
+# worst case, delays a step by a tenth of a second.
 MAX_TEXT = {"json_schema": 1 << 15, "json_object": 0, "regex": 1 << 13, "lark": 1 << 15}
 MAX_LINES = 1000  # of a lark grammar: 4000 rules, each of which names the next, are more than a thread's stack holds
 
@@ -27,7 +27,7 @@ class Grammar:
     kind: json_schema (text is the schema, as JSON), json_object (any JSON object; no text), regex (Rust's dialect,
     over the whole answer) or lark (llguidance's, rule `start`; special tokens are written <|like_this|>, and the
     tokens that end an answer are added by the engine).
-    What of it is valid and supported is found out when it is compiled.
+    Syntax and supported features are checked when it is compiled.
     """
 
     kind: GrammarKind

@@ -1,7 +1,7 @@
-"""Which requests an engine can serve at all: a few numbers, so that a server can refuse a request without asking the
-engine, which may be in the middle of a long step.
+"""Which requests an engine can serve: the model's limits, and the check of a request against them.
 
-Knows nothing of queues or text. Called by the engine for each request, and by whoever wants to know before.
+Called by the engine for each request, and by the server's HTTP process, which can refuse a request while the engine is
+in a long step.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 
 from qwench.errors import RequestError
 from qwench.program.cache_groups import most_blocks
-from qwench.runtime.request import SamplingParams
+from qwench.runtime.sampling_params import SamplingParams
 from qwench.targets.target import Int32
 
 

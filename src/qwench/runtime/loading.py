@@ -1,6 +1,6 @@
 """A compiled model -> an Engine on this machine: the executor, and as many cache blocks as memory allows.
 
-Knows nothing of checkpoints, files or text. Called by `LLM`, the command line and the transformers face.
+Called by `LLM`, the command line and `QwenchForCausalLM`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Protocol
 
 from qwench.config import QwenchConfig
 from qwench.errors import CapacityError, ConfigError, TargetError
-from qwench.host import available_memory_bytes, num_cpus
+from qwench.host import available_memory_bytes, format_bytes, num_cpus
 from qwench.program.cache_groups import windows_of
 from qwench.program.memory import MemoryPlan
 from qwench.program.ops import Program
@@ -155,10 +155,3 @@ def choose_num_blocks(model: CompiledModel, wanted: int | None = None, memory: i
         blocks // len(windows) * config.kvcache_block_size, format_bytes(rest - blocks * block_bytes),
     )  # fmt: skip
     return int(blocks)
-
-
-def format_bytes(num_bytes: float) -> str:
-    """In GiB, or MiB when it's little."""
-    if abs(num_bytes) < GIB // 10:
-        return f"{num_bytes / (1 << 20):.1f} MiB"
-    return f"{num_bytes / GIB:.2f} GiB"

@@ -1,9 +1,8 @@
 """Grammar -> which tokens may come next, through llguidance (the extra `structured`).
 
-A GrammarCompiler belongs to one vocabulary, whose trie it builds once, for the first grammar or when told to. A
-compiled grammar is kept, and copied for each answer: a TokenMatcher follows that one answer. Knows no logits and no
-requests; called by TextEngine, by the sampler, and by the server's text process, which tries a grammar before the
-engine sees it.
+A GrammarCompiler belongs to one vocabulary and builds its token trie once. Compiled grammars are cached and copied for
+each answer, which a TokenMatcher follows. Called by TextEngine, by the sampler, and by the server's text process, which
+tries a grammar before the engine gets it.
 """
 
 from __future__ import annotations
@@ -25,21 +24,21 @@ if TYPE_CHECKING:
     import llguidance
 
 MAX_COMPILED = 64  # grammars kept
-# What a grammar may cost: a third to a twelfth of llguidance's own limits. The worst in
+# Limits of a grammar's cost: a third to a twelfth of llguidance's own. The worst in
 # tests/engine/test_hostile_grammars.py then takes a second to compile, a tenth for a token, and 30 MB an answer.
 LIMITS: dict[str, Any] = {
     "initial_lexer_fuel": 300_000, "step_lexer_fuel": 50_000, "step_max_items": 10_000, "max_lexer_states": 20_000,
     "max_grammar_size": 100_000, "verbose_errors": False,
 }  # fmt: skip
-# Between the parts of a JSON document: nothing, a blank, or a line break with its indentation. Any number of blanks,
-# which JSON allows, lets a model that has lost its way go on for ever.
+# White space in a JSON document: none, a blank, or a line break with indentation. JSON allows any amount, but then a
+# model may repeat blanks until max_tokens.
 WHITESPACE = r"( |\n[ \t]{0,32})?"
 
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """tokens: the bytes of each token, by id; nothing for an id that stands for none. special_ids: tokens that aren't
-    written like text, all added ones: only a grammar that names one allows it. encode: a text as tokens."""
+    """tokens: the bytes of each token, by id; empty for an unused id. special_ids: all added tokens; a grammar allows
+    them only where it names them. encode: text -> token ids."""
 
     tokens: Sequence[bytes]
     special_ids: Sequence[int]
@@ -47,7 +46,7 @@ class Vocabulary:
 
 
 class GrammarCompiler:
-    """Compiles grammars, each once. Thread-safe; the work itself lets other threads run, but for building the trie."""
+    """Compiles grammars and caches them. Thread-safe; compiling releases the GIL, building the trie doesn't."""
 
     def __init__(self, vocabulary: Callable[[], Vocabulary]) -> None:
         self._vocabulary = vocabulary
@@ -56,14 +55,14 @@ class GrammarCompiler:
         self._building, self._keeping = threading.Lock(), threading.Lock()
 
     def prepare(self) -> None:
-        """Builds the trie if it isn't there: half a second for 150 thousand tokens. Raises ConfigError without
+        """Builds the trie unless it is built: half a second for 150 thousand tokens. Raises ConfigError without
         llguidance."""
         with self._building:
             if self._tokenizer is None:
                 self._tokenizer = _build_tokenizer(self._vocabulary())
 
     def known(self, grammar: Grammar) -> CompiledGrammar | None:
-        """The compiled grammar, if it is there already."""
+        """The compiled grammar, if it is cached."""
         with self._keeping:
             compiled = self._compiled.get(grammar)
             if compiled is not None:
@@ -109,7 +108,7 @@ class CompiledGrammar:
 
 
 class TokenMatcher:
-    """Where one answer is in its grammar."""
+    """The state of one answer in its grammar."""
 
     def __init__(self, matcher: llguidance.LLMatcher, vocab_size: int) -> None:
         self._matcher, self._vocab_size = matcher, vocab_size
@@ -122,22 +121,22 @@ class TokenMatcher:
 
     @property
     def is_over(self) -> bool:
-        """Whether it must, because nothing can follow."""
+        """Whether the answer must end here, because no token can follow."""
         return bool(self._matcher.is_stopped())
 
     def accept(self, token: int) -> bool:
-        """Moves on by `token` if it may come next. Microseconds, where `allowed` takes a fraction of a millisecond.
-        Raises GrammarError when finding out would take more work than is allowed."""
+        """Whether `token` may come next; if so the state moves on. Takes microseconds, `allowed` a fraction of a
+        millisecond. Raises GrammarError when that exceeds LIMITS."""
         is_next = self._matcher.try_consume_tokens([token]) == 1
         self._check()
         return is_next
 
     def allowed(self) -> npt.NDArray[np.bool_]:
-        """[vocab_size] bool: the tokens that may come next. Where the grammar leaves but one text for a while, only the
-        token with which the tokenizer would begin it. Raises GrammarError as `accept`."""
+        """[vocab_size] bool: the tokens that may come next. Where only one text can follow, just the first of its
+        tokens as the tokenizer encodes it. Raises GrammarError as `accept`."""
         self._mask.fill(0)
         self._matcher.unsafe_compute_mask_ptr(self._mask.ctypes.data, self._mask.nbytes)
-        if self._matcher.is_error() and "NoExtension" not in self._matcher.get_error():  # which is but an empty mask
+        if self._matcher.is_error() and "NoExtension" not in self._matcher.get_error():  # that is an empty mask
             self._check()
         bits = np.unpackbits(self._mask.view(np.uint8), count=self._vocab_size, bitorder="little")
         return bits.view(np.bool_)
@@ -148,8 +147,8 @@ class TokenMatcher:
 
 
 def _build_tokenizer(vocabulary: Vocabulary) -> llguidance.LLTokenizer:
-    """llguidance's view of the vocabulary, and behind it a token of its own for the end of a text: which tokens end an
-    answer is each request's business."""
+    """The vocabulary for llguidance, with one extra id as its end token: real end tokens differ between requests, and
+    the sampler handles them."""
     try:
         import llguidance
     except ImportError:
@@ -176,8 +175,7 @@ class _WrappedVocabulary:
         self._byte_ids = {token: i for i, token in enumerate(vocabulary.tokens) if len(token) == 1}
 
     def __call__(self, text: Any) -> list[int]:
-        """Text that the grammar forces, as the model would write it; where that isn't text to the grammar, as when it
-        looks like a special token, byte by byte."""
+        """Tokens of a text that the grammar forces; byte by byte where the tokenizer makes special tokens of it."""
         if not isinstance(text, str):
             raise TypeError("only str")  # so llguidance learns that bytes won't do
         ids = self._encode(text)

@@ -1,6 +1,6 @@
-"""Plain numbers about an engine: counts since it was made, sums of durations, and how things stand now.
+"""Metrics of an engine: counters since it was made, sums of durations, and gauges as of the last step.
 
-Knows nobody; the engine and its scheduler write, a server or a benchmark reads.
+Written by the engine and its scheduler, read by the server and by benchmarks.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 
-from qwench.runtime.request import FinishReason, RequestTimings
+from qwench.runtime.outputs import FinishReason, RequestTimings
 
 
 @dataclass
@@ -17,8 +17,8 @@ class Metrics:
 
     num_waiting, num_running, blocks_used are as of the last step; blocks_total never changes.
     prompt_tokens are of samples that began; cached_prompt_tokens of them were found in the KV cache.
-    step_tokens: computed by the executor; those computed again after a preemption and wrong guesses included.
-    drafted_tokens: guessed by prompt lookup and computed; accepted_tokens of them were right.
+    step_tokens: computed by the executor, recomputation after a preemption and rejected draft tokens included.
+    drafted_tokens: proposed by prompt lookup and computed; accepted_tokens of them were what was sampled.
     ttft_s over first_tokens: time to the first token. decode_s over decode_tokens: time per token after the first,
     both of finished samples.
     """

@@ -1,7 +1,6 @@
-"""A prompt's embedding: its hidden states after the final norm, the last one or the mean of all, however many steps
-they come in.
+"""Pooling: the embedding of a prompt, which is the last of its hidden states after the final norm, or their mean.
 
-Knows nothing of queues and blocks. Made by the engine for a request that wants an embedding instead of an answer.
+Made by the engine for a request for an embedding; collects hidden states over the steps that compute the prompt.
 """
 
 from __future__ import annotations
@@ -18,8 +17,8 @@ POOLINGS: tuple[Pooling, ...] = ("last", "mean")
 
 
 class Pooler:
-    """Takes the states of a prompt of `num_tokens` in order. A prompt that lost its blocks is computed again: what was
-    taken is not asked for a second time."""
+    """Takes the hidden states of a prompt of `num_tokens` in order. When a preempted prompt is computed again, only
+    states that are still missing are taken."""
 
     def __init__(self, pooling: Pooling, num_tokens: int) -> None:
         if pooling not in POOLINGS:
@@ -29,7 +28,7 @@ class Pooler:
         self._sum: np.ndarray[tuple[int], np.dtype[np.float64]] | None = None
 
     def wanted(self, start: int, stop: int) -> range:
-        """Of the positions of a step, those whose states `add` must get."""
+        """The positions from `start` to `stop` whose states `add` needs."""
         return range(max(start, self._next), max(stop, self._next))
 
     def add(self, states: Float32) -> None:

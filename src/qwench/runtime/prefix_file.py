@@ -1,9 +1,9 @@
-"""A prefix's keys and values in a file: written whole or not at all, and believed only if nothing in it has changed.
+"""A saved prefix: the keys and values of a prompt's beginning in a file, written atomically and verified when read.
 
     magic, sha256 of all that follows, length of the JSON (8 bytes), JSON, blocks
 
-Knows what a block is no better than the executor that gave its bytes. Used by `LLM`, which says what model and cache a
-file must be of, and by `qwench prefix list`.
+Blocks are bytes here; only the executor that gave them knows their layout. Used by `LLM`, which checks that model and
+cache are those of the file, and by `qwench prefix list`.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 @dataclass(frozen=True)
 class SavedPrefix:
-    """Full blocks of the cache and the tokens they are of.
+    """Full blocks of the KV cache, and their tokens.
 
-    model: of what the numbers depend on: weights, Program, kernels, cache. firsts: of each cache group the first block
-    that is there; those before lie behind the group's window. blocks: [num_blocks, block_bytes] uint8, of each group in
-    turn.
+    model: hash of all that their content depends on: weights, Program, kernels, kind of cache. firsts: for each cache
+    group the index of its first block here; those before lie behind the group's window. blocks: [num_blocks,
+    block_bytes] uint8, group after group.
     """
 
     model: str
@@ -42,8 +42,8 @@ class SavedPrefix:
     blocks: Bytes
 
     def write(self, path: Path) -> int:
-        """Replaces what may be at `path`; the file's bytes. Raises CapacityError when the disk is full, PrefixError
-        when nothing can be written there."""
+        """Writes or replaces the file, and returns its size in bytes. Raises CapacityError when the disk is full,
+        PrefixError when nothing can be written there."""
         fields = {"model": self.model, "token_ids": self.token_ids, "firsts": self.firsts, "shape": self.blocks.shape}
         text = json.dumps(fields).encode()
         body = [len(text).to_bytes(8, "little"), text, np.ascontiguousarray(self.blocks).tobytes()]
@@ -68,7 +68,7 @@ class SavedPrefix:
 
     @classmethod
     def read(cls, path: Path) -> SavedPrefix:
-        """Raises PrefixError unless the file is as it was written."""
+        """Raises PrefixError unless the file's sha256 is right."""
         try:
             data = np.fromfile(path, np.uint8)
         except OSError as error:

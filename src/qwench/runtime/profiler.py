@@ -1,7 +1,7 @@
-"""Where the time of steps goes: seconds by op, as the executor's own clock counts them, whatever the steps are for.
+"""Profiler of real work: seconds by op, as the executor's own clock counts them.
 
-Knows nothing of requests. Made by `loading.py` when `activate_profiler` asks for it; read by whoever holds the Engine.
-`evaluate/profile.py` measures a workload of its own beside the machine's limits; this one watches real work.
+Made by `loading.py` for `activate_profiler`; read as `profiler` of the Engine and of QwenchForCausalLM.
+`evaluate/profile.py` instead runs a workload of its own and compares it with the machine's limits.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from qwench.targets.target import TimedExecutor
 
 
 class Profiler:
-    """Counts from when it was made, or from `reset`. `print` it for a table, the dearest ops first."""
+    """Counts from when it was made, or from `reset`. `print` it for a table, the slowest ops first."""
 
     def __init__(self, executor: TimedExecutor) -> None:
         self._executor = executor
         self.reset()
 
     def reset(self) -> None:
-        """Begins again at zero."""
+        """Starts again from zero."""
         self._before = self._totals()
 
     def seconds(self) -> dict[str, float]:

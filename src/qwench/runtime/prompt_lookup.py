@@ -1,8 +1,8 @@
-"""Guesses what comes next in a text by looking up what followed the same tokens before: prompt lookup.
+"""Prompt lookup (n-gram speculation): draft tokens are those that followed the same n-gram earlier in the sequence.
 
-Each new token is compared with what would have been guessed for it, whether or not that guess was computed. So the
-odds of the next guess are known for free, and text that doesn't repeat itself costs a look into a dict per token.
-Knows nothing of steps or of what a guess costs: the scheduler, its only caller, decides which are worth computing.
+Each new token is compared with the draft that there was or would have been for it, so the acceptance rate is known
+without computing drafts, and text that doesn't repeat itself costs one dict lookup per token. The scheduler, its only
+caller, decides which drafts are worth computing.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ _LONG, _SHORT = 4, 2
 _TOKEN_BITS = 32
 _LONG_MASK, _SHORT_MASK = (1 << _LONG * _TOKEN_BITS) - 1, (1 << _SHORT * _TOKEN_BITS) - 1
 _LONGEST_MATCH = 16  # how far back a match is measured
-_RESUMED_MATCH = 8  # one this long goes on after a wrong guess: an edit may have replaced just that token
-# How often a guess is right, by bit_length of the match: 0 (resumed), 1, 2 or 3 tokens, 4 to 7, 8 to 15, more. About
-# what replayed texts had.
+_RESUMED_MATCH = 8  # one this long is resumed after a rejected draft: an edit may have replaced just that token
+# Initial acceptance rates, by bit_length of the match: 0 (resumed), 1, 2 or 3 tokens, 4 to 7, 8 to 15, more. About
+# those of replayed texts.
 _FIRST_ODDS = (0.3, 0.5, 0.2, 0.4, 0.7, 0.9)
 _LEARNING_RATE = 0.1
 
 
 class PromptLookup:
-    """The guesses for one sequence, whose tokens lie in `tokens` [max_len] int32; those once known never change."""
+    """The drafts for one sequence, whose tokens are in `tokens` [max_len] int32; known ones never change."""
 
     def __init__(self, tokens: Int32) -> None:
         self._tokens = tokens
@@ -33,33 +33,30 @@ class PromptLookup:
         self._last = 0  # the last four tokens as one number
         self._after_long: dict[int, int] = {}  # four tokens -> the position after their latest occurrence but the last
         self._after_short: dict[int, int] = {}
-        self._source: int | None = None  # where the guess for the next token is
+        self._source: int | None = None  # position of the draft for the next token
         self._match_len = 0  # tokens before `_source` that equal the last ones
         self._odds = list(_FIRST_ODDS)
 
-    def has_guess(self, num_tokens: int) -> bool:
-        """Whether there is a guess for what follows the first `num_tokens` tokens, which never fall from call to call.
-
-        Cheap: this is all that text costs which doesn't repeat itself.
-        """
+    def has_draft(self, num_tokens: int) -> bool:
+        """Whether there is a draft for what follows the first `num_tokens` tokens; num_tokens never decreases."""
         if num_tokens > self._num_seen:
             self._catch_up(num_tokens)
         return self._source is not None
 
     def propose(self, num_tokens: int, limit: int) -> Iterator[tuple[int, float]]:
-        """Up to `limit` guesses for what follows the first `num_tokens` tokens: each a token, and the probability that
-        it and all before it are right. None without a match."""
-        if not self.has_guess(num_tokens):
+        """Up to `limit` drafts for what follows the first `num_tokens` tokens: each a token, and the probability that
+        it and all before it are accepted. None without a match."""
+        if not self.has_draft(num_tokens):
             return
         assert self._source is not None
-        guesses: list[int] = []
+        drafts: list[int] = []
         probability = 1.0
         for i in range(limit):
             at = self._source + i
-            # A text that goes in circles is its own continuation.
-            guesses.append(int(self._tokens[at]) if at < num_tokens else guesses[at - num_tokens])
+            # Beyond the known tokens the drafts repeat themselves, with the distance of the match as period.
+            drafts.append(int(self._tokens[at]) if at < num_tokens else drafts[at - num_tokens])
             probability *= self._odds[_odds_index(self._match_len + i)]
-            yield guesses[-1], probability
+            yield drafts[-1], probability
 
     def _catch_up(self, num_tokens: int) -> None:
         if self._num_seen == 0:
@@ -69,16 +66,16 @@ class PromptLookup:
         else:
             for at in range(self._num_seen, num_tokens):
                 token = int(self._tokens[at])
-                resumed = None if self._source is None else self._judge(token, self._source)
+                resumed = None if self._source is None else self._compare(token, self._source)
                 self._remember(token)
                 if self._source is None:
                     self._find_match()
                 if self._source is None:
                     self._source, self._match_len = resumed, 0
 
-    def _judge(self, token: int, source: int) -> int | None:
-        """Was the next token guessed right, from `source`? A match goes on as long as it is. Returns where a long one
-        that ended here could be resumed."""
+    def _compare(self, token: int, source: int) -> int | None:
+        """Compares the new token with its draft at `source` and updates the acceptance rate. The match continues if
+        they are equal; else returns where to resume it, if it was long."""
         is_right = bool(self._tokens[source] == token)
         index = _odds_index(self._match_len)
         self._odds[index] += _LEARNING_RATE * (is_right - self._odds[index])

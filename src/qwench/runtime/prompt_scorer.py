@@ -1,7 +1,6 @@
-"""How likely each token of a prompt was: its log-probabilities, however many steps its logits come in.
+"""prompt_logprobs: the log-probabilities of a prompt's tokens, collected over the steps that compute it.
 
-Knows nothing of queues and blocks. Made by the engine for a request with `prompt_logprobs`; the scheduler asks it how
-many rows of logits a step would need.
+Made by the engine for a request that asks for them; the scheduler asks it how many rows of logits a step needs.
 """
 
 from __future__ import annotations
@@ -9,16 +8,16 @@ from __future__ import annotations
 import numpy as np
 
 from qwench.errors import NumericalError
-from qwench.runtime.request import TokenLogprobs
+from qwench.runtime.outputs import TokenLogprobs
 from qwench.runtime.sampler import log_probabilities
 from qwench.targets.target import Float32, Int32
 
 
 class PromptScorer:
-    """Takes the logits after each token of `prompt` [n] int32 but the last, in order. A prompt that lost its blocks is
-    computed again: what was taken is not asked for a second time.
+    """Takes the logits after each token of `prompt` [n] int32 but the last, in order. When a preempted prompt is
+    computed again, only logits that are still missing are taken.
 
-    logprobs: TokenLogprobs of each token as far as they are known; None of the first, which follows nothing.
+    logprobs: TokenLogprobs of the tokens so far; None for the first, which follows nothing.
     """
 
     def __init__(self, prompt: Int32, num_top: int) -> None:
@@ -26,12 +25,12 @@ class PromptScorer:
         self.logprobs: list[TokenLogprobs | None] = [None]
 
     def wanted(self, start: int, stop: int) -> range:
-        """Of the positions of a step, those whose logits `add` must get."""
+        """The positions from `start` to `stop` whose logits `add` needs."""
         first = max(start, len(self.logprobs) - 1)
         return range(first, max(first, min(stop, len(self._prompt) - 1)))
 
     def limit(self, start: int, count: int, num_rows: int) -> int:
-        """How many of `count` tokens from `start` on a step can compute if it has `num_rows` rows for them."""
+        """How many of `count` tokens from `start` on a step can compute with `num_rows` rows of logits."""
         wanted = self.wanted(start, start + count)
         return count if len(wanted) <= num_rows else wanted.start + num_rows - start
 

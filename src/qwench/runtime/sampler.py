@@ -1,14 +1,17 @@
-"""One row of logits -> one token. Each row by itself, in a fixed order of sums, so that no token depends on what else
-is in the batch. A grammar is asked about the token that was chosen without it, and only if it refuses for all that it
-allows: that takes microseconds for most tokens, and leaves an answer that obeys as it was.
+"""One row of logits -> one token. Each row by itself, with sums in a fixed order, so that no token depends on what else
+is in the batch.
 
-Knows nothing of requests' blocks or of text. The engine makes one `TokenSampler` per sample and calls it once per
-token. Randomness: a uniform per token, and another one after a refusal, from a Philox counter keyed by (seed, sample)
-at the token's position.
+With a grammar a token is sampled without it first; only if the grammar rejects that token is the mask of all allowed
+tokens computed and another one sampled. For most tokens that takes microseconds, and an answer that the grammar allows
+is the same as without it.
+
+The engine makes one `TokenSampler` per sample and calls it once per token. Randomness: a uniform per token, and another
+one after a rejection, from a Philox counter keyed by (seed, sample) at the token's position.
 """
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import numpy as np
@@ -16,7 +19,8 @@ import numpy.typing as npt
 
 from qwench.errors import GrammarError, NumericalError
 from qwench.runtime.matcher import TokenMatcher
-from qwench.runtime.request import SamplingParams, TokenLogprobs, random_seed
+from qwench.runtime.outputs import TokenLogprobs
+from qwench.runtime.sampling_params import SamplingParams
 from qwench.targets.target import LOGIT_GROUP, Float32
 
 _CHUNK = 256  # weights are summed in chunks of this many, then over chunks: a tenth of the time of one long cumsum
@@ -35,7 +39,7 @@ class TokenSampler:
     ) -> None:  # fmt: skip
         """matcher: of the sample's grammar, at its beginning."""
         self.params = params
-        seed = random_seed() if params.seed is None else int(params.seed)
+        seed = int.from_bytes(os.urandom(8), "little") if params.seed is None else int(params.seed)
         self.key = (seed & (2**64 - 1)) | (index << 64)
         self.num_sampled = 0
         self.bias_ids = np.fromiter(params.logit_bias.keys(), np.int64)
@@ -47,14 +51,14 @@ class TokenSampler:
 
     @property
     def is_over(self) -> bool:
-        """Whether the grammar lets nothing follow what was sampled."""
+        """Whether the grammar allows no further token."""
         return self.matcher is not None and self.matcher.is_over
 
     def sample(self, row: Float32, maxima: Float32 | None = None) -> tuple[int | None, TokenLogprobs | None]:
-        """The token, None where the grammar lets nothing follow, and its log-probabilities if they are wanted.
+        """The token, None where the grammar allows none, and its log-probabilities if they are wanted.
 
         row: [vocab_size] fp32 contiguous, overwritten. maxima: of each LOGIT_GROUP of them, if they are known. Raises
-        NumericalError for NaN or infinite logits, GrammarError when the grammar can't be followed any further.
+        NumericalError for NaN or infinite logits, GrammarError when the grammar allows no token.
         """
         best = _argmax(row, maxima)
         top = float(row[best])
@@ -87,7 +91,7 @@ class TokenSampler:
         return self._draw(row, float(row[best]), maxima, attempt)
 
     def _accepts(self, matcher: TokenMatcher, token: int) -> bool:
-        """Whether the grammar allows the token, which then is behind the matcher."""
+        """Whether the grammar allows the token; if so the matcher moves on."""
         return matcher.is_complete if token in self.end_tokens else matcher.accept(token)
 
     def _choose_allowed(self, matcher: TokenMatcher, row: Float32) -> int | None:
@@ -119,7 +123,7 @@ class TokenSampler:
         uniform = (bits >> 11) * 2.0**-53
         ids: npt.NDArray[np.int64] | None = None
         if 0 < p.top_k < len(row):
-            ids = _at_least_kth(row, p.top_k, maxima)
+            ids = at_least_kth(row, p.top_k, maxima)
         weights = _weights(row if ids is None else row[ids], top, p.temperature)
         if p.top_p < 1:
             kept = _top_p(weights, p.top_p)
@@ -172,7 +176,7 @@ def log_probabilities(row: Float32, top: float, token: int, num_top: int) -> Tok
     total = top + float(np.log(_chunk_sums(_weights(row, top, 1.0)).sum(dtype=np.float64)))
     likeliest: list[tuple[int, float]] = []
     if num_top:
-        ids = _at_least_kth(row, min(num_top, len(row)))
+        ids = at_least_kth(row, min(num_top, len(row)))
         order = np.argsort(-row[ids], kind="stable")[:num_top]
         likeliest = [(int(i), float(row[i]) - total) for i in ids[order]]
     return TokenLogprobs(float(row[token]) - total, likeliest)
@@ -193,7 +197,7 @@ def _argmax(row: Float32, maxima: Float32 | None) -> int:
     return start + int(row[start : start + LOGIT_GROUP].argmax())
 
 
-def _at_least_kth(row: Float32, k: int, maxima: Float32 | None = None) -> npt.NDArray[np.int64]:
+def at_least_kth(row: Float32, k: int, maxima: Float32 | None = None) -> npt.NDArray[np.int64]:
     """Ids, increasing, of all values not below the k-th largest.
 
     The k-th largest of some groups' maxima is at most the k-th largest value: only groups that reach it matter.
@@ -239,7 +243,7 @@ def _top_p(weights: Float32, top_p: float) -> npt.NDArray[np.int64]:
     """Ids of the fewest largest weights that reach `top_p` of their sum; the lowest ids among equals."""
     goal = top_p * float(_chunk_sums(weights).sum(dtype=np.float64))
     for size in (*_LIKELY, len(weights)):
-        ids = _at_least_kth(weights, min(size, len(weights)))
+        ids = at_least_kth(weights, min(size, len(weights)))
         order = np.argsort(-weights[ids], kind="stable")
         reached = np.cumsum(weights[ids[order]], dtype=np.float64)
         if reached[-1] >= goal:

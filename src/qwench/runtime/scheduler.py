@@ -1,14 +1,14 @@
-"""Which requests compute how many tokens in the next step.
+"""Continuous batching: which requests compute how many tokens in the next step.
 
 There is no prefill phase and no decode phase: each request has num_computed tokens and catches up with num_tokens,
-within a budget of tokens per step. Running requests go first, those one token short before the rest; what is left
-goes to waiting ones in the order of arrival. When blocks run out, the latest arrival gives up its blocks and computes
-them again later. The oldest request is never held up by a younger one, so that each ends. Guesses come last: they get
-what budget and blocks are left over, and give back the blocks of those that were wrong.
+within a token budget per step. Running requests go first, those that decode before those that read a prompt; what is
+left goes to waiting ones, first come, first served. When blocks run out, the latest arrival is preempted: its blocks
+are freed and computed again later. No request is ever preempted for a younger one, so every request ends. Draft tokens
+of prompt lookup get the budget and the blocks that are left over; the blocks of rejected ones are freed.
 
-In cache groups with a sliding window a request gives blocks back as soon as no token to come sees them.
+In cache groups with a sliding window, blocks behind the window are freed as the request moves on.
 
-Knows nothing of logits or text; called by the engine, between whose steps it is always consistent.
+Deals with tokens and blocks, not with logits or text. Called by the engine.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from qwench.runtime.block_pool import BlockPool, extend_hashes
 from qwench.runtime.metrics import Metrics
 from qwench.runtime.request import Request
 
-MAX_EXTRA_ROWS = 32  # of logits in a step beside one a sequence: for guesses, and tokens of prompts to be scored
-# What a further token adds to a step, in steps of one token. Measured on two cores at 0.05 to 0.08 (0.5B, all formats);
-# a little more than it is, so that a guess that doesn't pay is rather left out.
+MAX_EXTRA_ROWS = 32  # rows of logits in a step beside one per sequence: for draft tokens and prompt_logprobs
+# Cost of one more token in a step, as a share of a step of one token. Measured on two cores: 0.05 to 0.08 (0.5B, all
+# formats); set a little higher, so that draft tokens which hardly pay are left out.
 _TOKEN_COST = 0.1
 
 
@@ -33,12 +33,13 @@ class Scheduler:
     """Owns the waiting and the running requests, both in order of arrival, and the blocks that they hold."""
 
     def __init__(
-        self, pool: BlockPool, block_size: int, max_num_seqs: int, max_step_tokens: int, reuse: bool, metrics: Metrics,
-        windows: Sequence[int | None] = (None,),
+        self, pool: BlockPool, block_size: int, max_num_seqs: int, max_step_tokens: int,
+        enable_prefix_caching: bool, metrics: Metrics, windows: Sequence[int | None] = (None,),
     ) -> None:  # fmt: skip
         """windows: the sliding window of each cache group."""
         self.pool, self.block_size, self.windows = pool, block_size, tuple(windows)
-        self.max_num_seqs, self.max_step_tokens, self.reuse = max_num_seqs, max_step_tokens, reuse
+        self.max_num_seqs, self.max_step_tokens = max_num_seqs, max_step_tokens
+        self.enable_prefix_caching = enable_prefix_caching
         self.waiting: deque[Request] = deque()
         self.running: list[Request] = []
         self.metrics = metrics
@@ -48,10 +49,10 @@ class Scheduler:
         self.waiting.append(request)
 
     def schedule(self) -> dict[Request, int]:
-        """Request -> how many of its tokens the next step computes, at least 1, the last `num_drafts` of them guesses;
-        blocks for them are held."""
+        """Request -> how many of its tokens the next step computes, at least 1; the last `num_drafts` of them are draft
+        tokens. Blocks for all of them are allocated."""
         for request in self.running:
-            if request.num_drafts:  # the last step was interrupted
+            if request.num_drafts:  # the last step raised
                 self.withdraw_drafts(request)
         plan: dict[Request, int] = {}
         budget, preempted = self.max_step_tokens, False
@@ -83,8 +84,8 @@ class Scheduler:
         return plan
 
     def _take_rows(self, request: Request, count: int) -> int:
-        """How many of the next `count` tokens of the request can be computed with the rows of logits that are left,
-        which a prompt needs to be scored."""
+        """How many of the next `count` tokens of the request this step can compute: with prompt_logprobs each needs one
+        of the rows of logits that are left."""
         scorer, done = request.scorer, request.num_computed
         if scorer is None:
             return count
@@ -93,7 +94,7 @@ class Scheduler:
         return count
 
     def _admit(self, plan: dict[Request, int], budget: int) -> int:
-        """Lets waiting requests in, in order of arrival, while budget, places and blocks for all their tokens last.
+        """Starts waiting requests in order of arrival, while the budget, max_num_seqs and the free blocks allow it.
         Returns the budget that is left."""
         followers = []
         while self.waiting and budget and len(self.running) < self.max_num_seqs:
@@ -118,15 +119,15 @@ class Scheduler:
         return budget
 
     def _draft(self, plan: dict[Request, int], budget: int) -> None:
-        """Adds guesses to requests that get a token from this step, each while it raises the tokens per second that
-        the step can be expected to give."""
+        """Adds draft tokens to requests that sample in this step, as long as each raises the expected tokens per
+        second."""
         expected = float(sum(plan.values()))
         cost = 1 + _TOKEN_COST * (expected - 1)
         budget = min(budget, self._rows_left)
         for request, count in plan.items():
             end = request.num_tokens
             lookup = request.lookup
-            if lookup is None or request.num_computed + count < end or not lookup.has_guess(end):
+            if lookup is None or request.num_computed + count < end or not lookup.has_draft(end):
                 continue
             room = (request.num_blocks + self.pool.num_free // len(self.windows)) * self.block_size
             limit = min(budget, request.params.prompt_lookup_num_tokens, room - end, request.max_len - end - 1)
@@ -143,20 +144,21 @@ class Scheduler:
                 budget -= num_drafts
 
     def withdraw_drafts(self, request: Request) -> None:
-        """What is left of the guesses is forgotten; blocks that only they needed are free again."""
+        """Drops the draft tokens that were not accepted, and frees the blocks that only they needed."""
         request.num_drafts, kept = 0, self._blocks_for(request.num_tokens)
         if kept < request.num_blocks:
             self.pool.release(request.block_table[:, kept : request.num_blocks].ravel().tolist())
             request.num_blocks = kept
 
     def most_blocks(self, num_tokens: int) -> int:
-        """Blocks that a request of up to `num_tokens` tokens ever holds at once."""
+        """The most blocks that a request of up to `num_tokens` tokens holds at once."""
         return most_blocks(self.windows, num_tokens, self.block_size, self.max_step_tokens)
 
     def advance(self, request: Request, count: int) -> None:
-        """`count` more known tokens of the request are in the cache; its full blocks can be found again."""
+        """`count` more tokens of the request are in the cache: its full blocks join the prefix cache, and those behind
+        a sliding window are freed."""
         request.num_computed += count
-        if self.reuse:
+        if self.enable_prefix_caching:
             full = request.num_computed // self.block_size
             if full > request.num_registered:
                 self._register(request, full)
@@ -167,19 +169,19 @@ class Scheduler:
                 request.first_block[group] = first
 
     def remove(self, request: Request) -> None:
-        """Forgets a request, waiting or running, and lets go of its blocks."""
+        """Removes a request, waiting or running, and frees its blocks."""
         if request.is_running:
             self._stop(request)
         else:
             self.waiting.remove(request)
 
     def forget_content(self, request: Request) -> None:
-        """The request's keys and values are broken: no other request may find them."""
+        """Takes the request's blocks out of the prefix cache, because their keys and values are not finite."""
         for group in range(len(self.windows)):
-            self.pool.forget(_in_group(name, group) for name in request.block_hashes)
+            self.pool.forget(_group_hash(block_hash, group) for block_hash in request.block_hashes)
 
     def _start(self, request: Request, length: int, shared: list[list[int]]) -> None:
-        """Begins after `length` blocks, of which each group holds the last ones, `shared`."""
+        """Runs the request, with its first `length` blocks cached; each group needs the last of them, `shared`."""
         request.first_block = [length - len(blocks) for blocks in shared]
         for group, blocks in enumerate(shared):
             self.pool.acquire(blocks)
@@ -209,7 +211,7 @@ class Scheduler:
         return [row[first : request.num_blocks].tolist() for row, first in rows]
 
     def _preempt(self, request: Request) -> None:
-        """Back among the waiting, at its place by arrival; its tokens stay, its keys and values go."""
+        """Puts the request back into the waiting queue, by arrival; it keeps its tokens and loses its blocks."""
         self._stop(request)
         place = 0
         while place < len(self.waiting) and self.waiting[place].arrival < request.arrival:
@@ -238,55 +240,53 @@ class Scheduler:
         return True
 
     def _cached_prefix(self, request: Request) -> tuple[int, list[list[int]]]:
-        """How many blocks from the start of the request are in the cache, held or free, and those of them that each
-        group needs to go on from there. The last token is always computed, for logits."""
-        if not self.reuse:
+        """`find` for the blocks of a request. Its last token is always computed, for logits."""
+        if not self.enable_prefix_caching:
             return 0, [[]] * len(self.windows)
         self._hash_blocks(request, request.num_tokens // self.block_size)
         return self.find(request.block_hashes[: (request.num_tokens - 1) // self.block_size])
 
-    def find(self, names: Sequence[bytes]) -> tuple[int, list[list[int]]]:
-        """How many of the blocks of these names, from the first on, are in the cache, and those of them that each
-        group needs to go on from there."""
-        length, tried = len(names), -1
+    def find(self, hashes: Sequence[bytes]) -> tuple[int, list[list[int]]]:
+        """The longest prefix of these blocks that is in the cache: its length, and the blocks of it that each group
+        needs to continue from there."""
+        length, tried = len(hashes), -1
         while tried != length:  # until all groups agree
             tried = length
             for group, window in enumerate(self.windows):
-                length = self._known_blocks(names[:length], group, window)
+                length = self._cached_length(hashes[:length], group, window)
         return length, [
-            self.pool.lookup([_in_group(name, group) for name in names[self._first_block(window, length) : length]])
+            self.pool.lookup([_group_hash(h, group) for h in hashes[self._first_block(window, length) : length]])
             for group, window in enumerate(self.windows)
         ]
 
-    def adopt(self, names: Sequence[bytes], firsts: Sequence[int], fill: Callable[[int, int, int], None]) -> None:
-        """Takes content in that comes from elsewhere: the blocks of these names, of each group from its first on, can
-        be found from now on as if a request had just left them.
+    def insert(self, hashes: Sequence[bytes], firsts: Sequence[int], fill: Callable[[int, int, int], None]) -> None:
+        """Puts blocks into the cache that no request computed: those of `hashes`, in each group from its first one on.
 
-        fill: puts the content of the block of a group and an index into a block, unless it is here already. There must
-        be as many free blocks.
+        fill(group, index, block): writes the content of block `index` of the prefix; not called for blocks that are
+        cached already. There must be free blocks for all of them.
         """
         for group, first in enumerate(firsts):
             chain: list[int] = []
-            for index in range(first, len(names)):
-                name = _in_group(names[index], group)
-                found = self.pool.lookup([name])
+            for index in range(first, len(hashes)):
+                block_hash = _group_hash(hashes[index], group)
+                found = self.pool.lookup([block_hash])
                 if found:
                     self.pool.acquire(found)
                 else:
                     found = self.pool.allocate(1)
                     fill(group, index, found[0])
-                    self.pool.register(found[0], name)
+                    self.pool.register(found[0], block_hash)
                 chain += found
             self.pool.release(chain)
 
-    def _known_blocks(self, names: Sequence[bytes], group: int, window: int | None) -> int:
-        """The longest prefix of `names` after which a group can go on: it knows the blocks that its window reaches."""
+    def _cached_length(self, hashes: Sequence[bytes], group: int, window: int | None) -> int:
+        """The longest prefix of `hashes` after which a group can continue, with all blocks in its window cached."""
         if window is None:
-            return len(self.pool.lookup([_in_group(name, group) for name in names]))
-        length = at = len(names)
+            return len(self.pool.lookup([_group_hash(block_hash, group) for block_hash in hashes]))
+        length = at = len(hashes)
         while at > self._first_block(window, length):
             at -= 1
-            if not self.pool.knows(_in_group(names[at], group)):
+            if _group_hash(hashes[at], group) not in self.pool:
                 length = at
         return length
 
@@ -301,7 +301,7 @@ class Scheduler:
         self._hash_blocks(request, full)
         for group, row in enumerate(request.block_table):
             for i in range(request.num_registered, full):
-                self.pool.register(int(row[i]), _in_group(request.block_hashes[i], group))
+                self.pool.register(int(row[i]), _group_hash(request.block_hashes[i], group))
         request.num_registered = full
 
     def check_integrity(self) -> None:
@@ -314,9 +314,9 @@ class Scheduler:
             assert all(r.is_running == running for r in queue)
         for r in self.running:
             assert r.num_computed < r.num_tokens <= r.max_len
-            most = self._blocks_for(r.num_tokens + r.num_drafts)  # guesses are left when a step was interrupted
+            most = self._blocks_for(r.num_tokens + r.num_drafts)  # drafts are left over when a step raised
             assert self._blocks_for(r.num_computed) <= r.num_blocks <= most
-            assert r.num_registered == (r.num_computed // self.block_size if self.reuse else 0)
+            assert r.num_registered == (r.num_computed // self.block_size if self.enable_prefix_caching else 0)
             assert len(r.block_hashes) <= r.num_tokens // self.block_size
             assert sum(map(len, self._held(r))) <= self.most_blocks(r.num_tokens + r.num_drafts)
             assert r.first_block == [first_position(w, r.num_computed) // self.block_size for w in self.windows]
@@ -324,6 +324,6 @@ class Scheduler:
             assert r.num_computed == r.num_blocks == r.num_registered == r.num_drafts == 0
 
 
-def _in_group(name: bytes, group: int) -> bytes:
-    """The name of a block in one cache group: the same tokens lie in a block of each."""
-    return name + group.to_bytes(2, "little") if group else name
+def _group_hash(block_hash: bytes, group: int) -> bytes:
+    """The hash of a block in one cache group: each group has a block of its own for the same tokens."""
+    return block_hash + group.to_bytes(2, "little") if group else block_hash

@@ -11,7 +11,7 @@ from typing import Any
 from fastapi import Request
 from fastapi.responses import JSONResponse, Response
 
-from qwench.runtime.request import SamplingParams
+from qwench.runtime.sampling_params import SamplingParams
 from qwench.serve.answers import Answers, completion_logprobs
 from qwench.serve.engine_client import EngineInfo, Piece
 from qwench.serve.failures import ApiError

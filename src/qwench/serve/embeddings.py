@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from fastapi import Request
 
-from qwench.runtime.request import SamplingParams
+from qwench.runtime.sampling_params import SamplingParams
 from qwench.serve.completions import as_list
 from qwench.serve.engine_client import Generation
 from qwench.serve.protocol.embeddings import EmbeddingRequest

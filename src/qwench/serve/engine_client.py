@@ -19,8 +19,9 @@ from typing import Any, NamedTuple
 
 from qwench.errors import DeadlineError, GrammarError
 from qwench.runtime.limits import RequestLimits
+from qwench.runtime.outputs import FinishReason
 from qwench.runtime.pooling import Pooling
-from qwench.runtime.request import FinishReason, SamplingParams
+from qwench.runtime.sampling_params import SamplingParams
 from qwench.serve.child import Child
 from qwench.serve.failures import ApiError
 from qwench.serve.supervisor import Supervised

@@ -22,8 +22,8 @@ from qwench.config import QwenchConfig
 from qwench.errors import CapacityError, ConfigError, QwenchError, RequestError
 from qwench.llm import LLM
 from qwench.runtime.grammar import Grammar
+from qwench.runtime.outputs import TokenLogprobs
 from qwench.runtime.prefix_file import SUFFIX
-from qwench.runtime.request import TokenLogprobs
 from qwench.serve.child import open_link
 from qwench.serve.wire import Link, Message, params_from_json, params_to_json
 from qwench.text.generation import CHAT_END_TOKENS, Delta

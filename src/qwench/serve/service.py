@@ -10,7 +10,7 @@ import uuid
 from collections.abc import Awaitable, Callable, Sequence
 
 from qwench.errors import RequestError
-from qwench.runtime.request import SamplingParams
+from qwench.runtime.sampling_params import SamplingParams
 from qwench.serve.admission import Admission
 from qwench.serve.engine_client import EngineClient, EngineInfo, Generation, Piece
 from qwench.serve.failures import ApiError

@@ -19,8 +19,7 @@ from qwench.runtime.matcher import GrammarCompiler
 from qwench.serve.child import open_link
 from qwench.serve.wire import Message
 from qwench.text.chat import render_chat
-from qwench.text.size_check import TooLongError, check_size
-from qwench.text.tokenizer import Tokenizer
+from qwench.text.tokenizer import Tokenizer, TooLongError, check_size
 
 MAX_DATA_BYTES = 2 << 30  # of this process; a tokenizer takes 0.1 GiB
 FIM_TOKENS = ("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>")  # Qwen2.5-Coder's, around prefix and suffix

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from qwench.runtime.grammar import Grammar
-from qwench.runtime.request import SamplingParams
+from qwench.runtime.sampling_params import SamplingParams
 from qwench.serve.failures import ApiError
 from qwench.serve.protocol.tools import Choice, Function
 from qwench.text.tool_calls import TagKind, ToolCallParser

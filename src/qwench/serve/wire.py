@@ -12,7 +12,7 @@ import struct
 from typing import Any
 
 from qwench.runtime.grammar import Grammar
-from qwench.runtime.request import SamplingParams
+from qwench.runtime.sampling_params import SamplingParams
 
 Message = dict[str, Any]
 

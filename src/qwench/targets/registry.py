@@ -1,4 +1,4 @@
-"""Targets by name. A folder beside this file is a target: its `__init__` lists the NAMES that it answers to and makes one.
+"""Targets by name. A folder beside this file is a target: its `__init__` lists the NAMES that it answers to.
 
 Finds them by looking, so that adding a target is adding a folder; imports an implementation only when it is asked for.
 """

@@ -1,8 +1,7 @@
-"""Byte-pair encoding over the compiled tables: the same ids as the tokenizers library, without its slow start.
+"""Byte-pair encoding with the compiled tables: the same ids as the tokenizers library, without loading its file.
 
-The library still does what is quick: special tokens, normalising, cutting into words, each byte a token. The merges
-happen here, over all words at once. Meant for prompts; long texts are the library's business, which is faster once
-it has read its file. Knows nothing of chat or configuration; called by `tokenizer.py`.
+The library still finds special tokens, normalises and splits into words; the merges are done here, for all words at
+once. For short texts; on long ones the library is faster, its loading included. Called by `tokenizer.py`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Messages -> prompt text, through the checkpoint's own chat template, rendered as transformers renders it.
 
-Templates come from strangers: they run in Jinja's immutable sandbox, where they can read what they are given and
-nothing else. Knows no tokens. Called by `LLM.chat`, the command line and the server.
+Templates aren't trusted: they run in Jinja's immutable sandbox and see only their variables. Called by `LLM.chat`, the
+command line and the server.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""From tokens to answers: a TextEngine takes prompts and gives, step by step, the text that each token completes.
+"""TextEngine: the Engine with text on both sides. Takes prompts and returns, step by step, the text of new tokens.
 
-Owns what the engine doesn't know: detokenising, stop strings, and what a model's generation_config.json says. Called
-by `LLM`, the command line and the server.
+Adds to the engine detokenising, stop strings, and the defaults of generation_config.json. Called by `LLM`, the command
+line and the server.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ from typing import Any
 from qwench.errors import CheckpointError, GrammarError, QwenchError, RequestError
 from qwench.runtime.engine import Engine
 from qwench.runtime.matcher import CompiledGrammar, GrammarCompiler
+from qwench.runtime.outputs import FinishReason, RequestTimings, TokenLogprobs, TokenOutput
 from qwench.runtime.pooling import Pooling
-from qwench.runtime.request import FinishReason, RequestTimings, SamplingParams, TokenLogprobs, TokenOutput
+from qwench.runtime.sampling_params import SamplingParams
 from qwench.targets.target import Float32
-from qwench.text.detokenize import Detokenizer
-from qwench.text.stops import StopChecker
+from qwench.text.detokenizer import Detokenizer, StopChecker
 from qwench.text.tokenizer import Tokenizer, special_ids
 from qwench.text.tool_calls import tag_kind
 
-CHAT_END_TOKENS = ("<|im_end|>", "<|im_start|>")  # the second opens another turn, which is never the answer's business
+CHAT_END_TOKENS = ("<|im_end|>", "<|im_start|>")  # a model that opens the next turn itself has finished its own
 
 
 @dataclass(frozen=True)
 class CompletionOutput:
-    """One answer. token_ids holds every generated token, the one that ended it too; text goes without that one.
+    """One answer. token_ids: every generated token, including the one that ended it, whose text isn't in `text`.
 
     stop_reason: the stop string, or the token of stop_token_ids, that ended it; None for the model's own end.
     logprobs: one per token, and cumulative_logprob their sum, when asked for. error: why finish_reason is "error".
@@ -63,13 +63,13 @@ class RequestOutput:
 
 @dataclass(frozen=True)
 class Delta:
-    """What one output of the engine added to sample `index` of a request: at most a token, and the text that is now
-    certain. A step gives several of them when prompt lookup guessed right.
+    """What one output of the engine adds to sample `index` of a request: at most one token, and the text that can be
+    shown now. A step returns several for a sample when draft tokens were accepted.
 
-    prompt_index: place of the prompt in the caller's list. With a finish_reason it is the sample's last; the last of
-    the whole request carries its `output`. A request for an embedding has a single one, with the `embedding`
-    [hidden_size] fp32, or the `error`. prompt_logprobs, with the prompt_token_ids that they are of: in the first of
-    sample 0, where they were asked for.
+    prompt_index: place of the prompt in the caller's list. finish_reason: in the last delta of a sample; the last delta
+    of the whole request carries its `output`. A request for an embedding has a single delta, with the `embedding`
+    [hidden_size] fp32 or the `error`. prompt_logprobs and their prompt_token_ids: in the first delta of sample 0, if
+    asked for.
     """
 
     request_id: str
@@ -85,11 +85,11 @@ class Delta:
     error: QwenchError | None = None
     prompt_logprobs: list[TokenLogprobs | None] | None = None
     prompt_token_ids: list[int] | None = None
-    is_whole: bool = False  # nothing more comes of the request
+    is_whole: bool = False  # the last delta of the request
 
 
 class TextEngine:
-    """An Engine with its tokenizer; without one it serves prompts of tokens, and its answers have no text."""
+    """An Engine with its tokenizer; without one prompts must be token ids and answers have no text."""
 
     def __init__(self, engine: Engine, tokenizer: Tokenizer | None) -> None:
         self.engine, self.tokenizer = engine, tokenizer
@@ -97,7 +97,7 @@ class TextEngine:
         if tokenizer is not None:
             self.grammars = GrammarCompiler(functools.partial(tokenizer.vocabulary, engine.vocab_size))
         self._requests: dict[str, _TextRequest] = {}
-        self._embeddings: dict[str, int] = {}  # prompt_index of those that are being made
+        self._embeddings: dict[str, int] = {}  # request_id -> prompt_index
 
     def encode(self, prompt: str) -> list[int]:
         """The prompt's tokens. Raises RequestError when the model came without a tokenizer."""
@@ -155,10 +155,10 @@ class TextEngine:
                 continue
             request = self._requests.get(output.request_id)
             if request is None:
-                continue  # added to the engine by somebody else, or ended by a stop string before this output
+                continue  # added to the engine directly, or ended by a stop string before this output
             sample = request.samples[output.index]
             if sample.finish_reason is not None:
-                continue  # ended by a stop string: what the same step gave beyond it doesn't count
+                continue  # ended by a stop string: further tokens of the same step are dropped
             text = sample.push(output)
             if sample.met_stop_string and output.finish_reason is None:
                 ended = self.engine.abort(output.request_id, output.index, "stop")
@@ -167,7 +167,7 @@ class TextEngine:
         return deltas
 
     def abort(self, request_id: str) -> list[Delta]:
-        """Ends a request at once. Returns the last word of each unfinished sample; none for an unknown id."""
+        """Ends a request at once. Returns the last delta of each unfinished sample; none for an unknown id."""
         if request_id in self._embeddings:
             return [self._embedding_delta(output) for output in self.engine.abort(request_id)]
         request = self._requests.get(request_id)
@@ -206,7 +206,7 @@ class TextEngine:
 
 
 def _last_outputs(outputs: list[TokenOutput], of: TokenOutput) -> list[TokenOutput]:
-    """The output with which the engine itself ended the sample, in the same step but after its stop string."""
+    """The outputs with which the engine itself ended the sample, in the same step but after its stop string."""
     same = (of.request_id, of.index)
     return [output for output in outputs if output.finish_reason and (output.request_id, output.index) == same]
 
@@ -294,7 +294,7 @@ class _TextSample:
 
 @dataclass(frozen=True)
 class GenerationDefaults:
-    """What generation_config.json says: the model's ends of text, and how to sample when nobody says otherwise."""
+    """generation_config.json: the model's end tokens, and its default sampling parameters."""
 
     eos_token_ids: tuple[int, ...] = ()
     params: SamplingParams = dataclasses.field(default_factory=lambda: SamplingParams(temperature=0.0))
@@ -330,15 +330,15 @@ def _default_params(config: dict[str, Any]) -> SamplingParams:
 
 
 def chat_end_ids(tokenizer: Tokenizer, eos_token_ids: Collection[int]) -> list[int]:
-    """The tokens that end a chat turn, or open another one, without being the model's own ends of text."""
+    """The tokens that end a chat turn or open another one, less the model's own end tokens."""
     return [token for token in special_ids(tokenizer, CHAT_END_TOKENS) if token not in eos_token_ids]
 
 
 def chat_params(
     params: SamplingParams, tokenizer: Tokenizer, eos_token_ids: frozenset[int], *, has_tools: bool = False
 ) -> SamplingParams:
-    """`params` for a chat turn, which also ends where the template ends it or opens another one. has_tools: its text
-    holds the tags of calls, special tokens or not."""
+    """`params` for a chat turn, which also ends at CHAT_END_TOKENS. has_tools: tags of tool calls stay in its text even
+    where they are special tokens."""
     if has_tools and tag_kind(tokenizer) == "special tokens":
         params = dataclasses.replace(params, skip_special_tokens=False)
     if params.ignore_eos:

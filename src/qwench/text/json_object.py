@@ -1,7 +1,8 @@
-"""Where a JSON object ends, in text that comes in pieces; noticed at once when it can't become one any more.
+"""Incremental JSON scanner: finds the end of one object in streamed text, or raises once it can't be JSON any more.
 
-Strict RFC 8259: no NaN, no comments, no trailing commas, no bare control characters. Each character is looked at once,
-however the text is cut. Builds no values: it tells where those of the outermost object are. Called by tool_calls.py.
+Strict RFC 8259: no NaN, no comments, no trailing commas, no bare control characters. Each character is read once,
+however the text is cut into pieces. Builds no values, only finds those of the outermost object. Called by
+tool_calls.py.
 """
 
 from __future__ import annotations
@@ -19,11 +20,11 @@ _CLOSING = {"{": "}", "[": "]"}
 
 
 class NotJsonError(ValueError):
-    """What came can't be the beginning of a JSON object."""
+    """The text so far can't be the beginning of a JSON object."""
 
 
 class ObjectScanner:
-    """Watches for the end of one object. The text is only kept by whoever pushes it."""
+    """Scans one object. Doesn't keep the text: the caller does."""
 
     def __init__(self) -> None:
         self._next: Callable[[str, int], int] = self._begin
@@ -49,7 +50,7 @@ class ObjectScanner:
         several with one name the last counts, as for json.loads."""
         return {json.loads(text[slice(*key)]): text[slice(*value)] for key, value in self._members}
 
-    # Each of these takes something off text[at:] and returns where it ended.
+    # The states: each reads a part of text[at:] and returns where that ends.
 
     def _begin(self, text: str, at: int) -> int:
         at, char = self._significant(text, at)

@@ -1,8 +1,8 @@
 """Prompt files: JSON lists of {"prompt": ..., "context"?: ..., "max_length"?: ...}, as Tenstorrent's demos read them.
 
-`context` names a text that goes before the prompt: a file beside the prompt file, or a URL. A prompt file may come from
-a stranger, so it can't reach out of its own folder, and nothing is downloaded unless the caller allows it. Knows
-nothing of models. Called by `qwench demo`.
+`context` names a text that goes before the prompt: a file beside the prompt file, or a URL. Prompt files aren't
+trusted: they can't name files outside their own folder, and nothing is downloaded unless the caller allows it. Called
+by `qwench demo`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ FETCH_TIMEOUT_S = 60
 
 @dataclass(frozen=True)
 class UserPrompt:
-    """One user's question, and the text that it is about ("" for none), already cut to its `max_length`."""
+    """One user's prompt, and the context before it ("" for none), already cut to `max_length`."""
 
     prompt: str
     context: str = ""
@@ -49,8 +49,8 @@ def sample_file(style: str) -> Path:
 def read_prompts(path: Path, *, fetch: bool = False) -> list[UserPrompt]:
     """The prompts of a file, in its order.
 
-    fetch: download contexts that are URLs, once; they are kept in the cache folder. Raises RequestError for whatever
-    isn't as it should be, naming the entry.
+    fetch: download contexts that are URLs, once; they are kept in the cache folder. Raises RequestError, which names
+    the entry that is wrong.
     """
     entries = _read_list(path)
     return [_prompt(entry, f"{path}: entry {i}", path.parent, fetch) for i, entry in enumerate(entries)]

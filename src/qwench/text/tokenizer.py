@@ -1,8 +1,7 @@
 """Text <-> token ids, as the checkpoint's own tokenizer files say.
 
-Knows nothing of engines or of chat turns. Made by `LLM`, the command line and the server from a model's folder. Needs
-`tokenizer.json`, or Qwen2's `vocab.json` and `merges.txt`; reads `tokenizer_config.json` and `chat_template.jinja`
-when they are there.
+Made by `LLM`, the command line and the server from a model's folder. Needs `tokenizer.json`, or Qwen2's `vocab.json`
+and `merges.txt`; reads `tokenizer_config.json` and `chat_template.jinja` when they are there.
 """
 
 from __future__ import annotations
@@ -27,6 +26,12 @@ PRETOKENIZER = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 SPECIAL_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+SLACK = 16  # tokens: an added token with a blank in it could lie across the border
+CHARACTERS_PER_TOKEN = 6  # English has 4 to 5; a beginning of so many characters nearly always decides
+
+
+class TooLongError(RequestError):
+    """The text can't fit the context."""
 
 
 class Tokenizer:
@@ -37,38 +42,38 @@ class Tokenizer:
     """
 
     def __init__(self, folder: Path | str) -> None:
-        self._folder = Path(folder)
-        self._config = _read_json(self._folder / "tokenizer_config.json")
+        self.folder = Path(folder)
+        self._config = _read_json(self.folder / "tokenizer_config.json")
         self._lock = threading.Lock()
         self._bytes: dict[int, bytes] = {}
-        tables = read_tokenizer_tables(self._folder)
+        tables = read_tokenizer_tables(self.folder)
         self._pairs = None if tables is None else BytePairs(tables)
         if self._pairs is not None:
             special = self._pairs.special_ids
         else:
-            tokens = self._library.get_added_tokens_decoder()
+            tokens = self.library.get_added_tokens_decoder()
             special = frozenset(i for i, token in tokens.items() if token.special)
         self.special_tokens = _special_tokens(self._config)
         named = [*self.special_tokens.values(), *_texts(self._config.get("additional_special_tokens") or [])]
         self._special_ids = special | set(special_ids(self, named))
-        self.chat_template = _chat_template(self._folder, self._config)
+        self.chat_template = _chat_template(self.folder, self._config)
         self.eos_token_id = self._special_id("eos_token")
         self.pad_token_id = self._special_id("pad_token")
         self._bos = self._special_id("bos_token") if self._config.get("add_bos_token") else None
 
     @functools.cached_property
-    def _library(self) -> tokenizers.Tokenizer:
-        """The tokenizers library's own; with tables, which know the tokens too, it is read for the first long text."""
-        tokenizer = _read_tokenizer(self._folder)
+    def library(self) -> tokenizers.Tokenizer:
+        """The tokenizers library's tokenizer. With compiled tables it is only read for the first long text."""
+        tokenizer = _read_tokenizer(self.folder)
         if not isinstance(tokenizer.decoder, decoders.ByteLevel):
-            raise CheckpointError(f"the tokenizer in {self._folder} isn't a byte-level BPE; Qwen2's is")
+            raise CheckpointError(f"the tokenizer in {self.folder} isn't a byte-level BPE; Qwen2's is")
         _add_tokens(tokenizer, self._config)
         return tokenizer
 
     def encode(self, text: str, *, add_special_tokens: bool = True, allow_special: bool = True) -> list[int]:
         """Token ids of `text`. `allow_special=False`: a special token written out in it is encoded as plain text.
 
-        `add_special_tokens`: with what the checkpoint puts around every text (nothing for Qwen2).
+        `add_special_tokens`: with the tokens that the checkpoint puts around every text (none for Qwen2).
         """
         if not isinstance(text, str):
             raise RequestError(f"the text is a {type(text).__name__}, not a string")
@@ -76,11 +81,11 @@ class Tokenizer:
             text.encode()
         except UnicodeEncodeError:
             raise RequestError("the text holds half a surrogate pair, which no UTF-8 can express") from None
-        with self._lock:  # which tokens are special is a switch of the shared tokenizer
+        with self._lock:  # encode_special_tokens is a setting of the shared tokenizer
             ids = self._pairs.encode(text, allow_special) if self._pairs is not None else None
             if ids is None:
-                self._library.encode_special_tokens = not allow_special
-                ids = list(self._library.encode(text, add_special_tokens=add_special_tokens).ids)
+                self.library.encode_special_tokens = not allow_special
+                ids = list(self.library.encode(text, add_special_tokens=add_special_tokens).ids)
         if add_special_tokens and self._bos is not None and ids[:1] != [self._bos]:
             ids = [self._bos, *ids]
         return ids
@@ -94,7 +99,7 @@ class Tokenizer:
         """The id of one token, given as the vocabulary writes it, or None."""
         if self._pairs is not None:
             return self._pairs.token_id(token)
-        found = self._library.token_to_id(token)
+        found = self.library.token_to_id(token)
         return None if found is None else int(found)
 
     def token_bytes(self, token_id: int) -> bytes:
@@ -104,13 +109,13 @@ class Tokenizer:
             if self._pairs is not None:
                 known = self._pairs.token_bytes(token_id)
             else:
-                token = self._library.id_to_token(token_id)
+                token = self.library.id_to_token(token_id)
                 known = b"" if token is None else bytes_of(token)
             self._bytes[token_id] = known
         return known
 
     def vocabulary(self, vocab_size: int) -> Vocabulary:
-        """For grammars over a model with logits for `vocab_size` tokens, which may be more than there are here."""
+        """For grammars; vocab_size: of the model's logits, which may be more than the tokenizer has."""
         if self._pairs is not None:
             tokens = self._pairs.all_token_bytes()
         else:
@@ -120,12 +125,12 @@ class Tokenizer:
         return Vocabulary(tokens, names, functools.partial(self.encode, add_special_tokens=False))
 
     def byte_vocabulary(self) -> Vocabulary:
-        """For grammars to be tried: the 256 bytes and the added tokens, under other ids. Its trie takes no time."""
+        """A small one to check grammars with, whose trie builds fast: 256 bytes and added tokens, under other ids."""
         tokens = [bytes([byte]) for byte in range(256)] + [self.token_bytes(token) for token in self._added_ids()]
         return Vocabulary(tokens, range(256, len(tokens)), lambda text: list(text.encode()))
 
     def _added_ids(self) -> list[int]:
-        added = self._library.get_added_tokens_decoder() if self._pairs is None else self._pairs.added.values()
+        added = self.library.get_added_tokens_decoder() if self._pairs is None else self._pairs.added.values()
         return sorted({*added, *self._special_ids})
 
     def is_special(self, token_id: int) -> bool:
@@ -232,3 +237,20 @@ def _chat_template(folder: Path, config: dict[str, Any]) -> str | dict[str, str]
 def special_ids(tokenizer: Tokenizer, tokens: Iterable[str]) -> tuple[int, ...]:
     """The ids of those of `tokens` that the vocabulary has."""
     return tuple(i for token in tokens if (i := tokenizer.token_id(token)) is not None)
+
+
+def check_size(tokenizer: Tokenizer, text: str, max_tokens: int) -> None:
+    """Raises TooLongError if the beginning of `text` alone has more than `max_tokens`: a server refuses a megabyte of
+    text without tokenising all of it. Words are tokenised one by one, so a beginning that ends between words has tokens
+    of the whole."""
+    size = (max_tokens + SLACK) * CHARACTERS_PER_TOKEN
+    if len(text) <= 2 * size:
+        return
+    end = text.rfind(" ", 0, size)
+    while end > 0 and not text[end - 1].isalpha():  # between a letter and a blank there's always a border
+        end = text.rfind(" ", 0, end)
+    if end > 0 and (count := len(tokenizer.encode(text[:end], add_special_tokens=False))) > max_tokens + SLACK:
+        raise TooLongError(
+            f"the prompt has {len(text)} characters; its first {end} are {count} tokens already, more than the "
+            f"{max_tokens} of the context"
+        )

@@ -4,11 +4,11 @@
     {"name": "weather", "arguments": {"city": "Paris"}}
     </tool_call>
 
-A call is exactly that: between the tags one JSON object with the name of a tool and an object of arguments. Whatever
-looks like a call but isn't one is text. Therefore nothing of a call is given out before all of it is there: arguments
-once given could not be taken back if they turned out to be broken or unfinished.
+A call is exactly that: between the tags one JSON object with the name of a tool and an object of arguments. Anything
+else between the tags is text. So a call is given out only when it is complete: streamed arguments could not be taken
+back if the rest turned out to be invalid.
 
-Knows no HTTP. Called by the server; for use from Python there is `parse`.
+Called by the server; from Python use `parse`.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
+from qwench.text.detokenizer import possible_start
 from qwench.text.json_object import BLANKS, NotJsonError, ObjectScanner
-from qwench.text.stops import possible_start
 from qwench.text.tokenizer import Tokenizer, special_ids
 
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
@@ -38,16 +38,16 @@ class ToolCall:
 
 Part: TypeAlias = "str | ToolCall"
 
-# Qwen2's own tokenizer writes the tags as text; Qwen2.5's has tokens for them, not special ones, which would be left
-# out of texts unless asked for.
+# What the tags are: text for Qwen2's tokenizer, tokens for Qwen2.5's; special tokens would be left out of texts by
+# default.
 TagKind = Literal["text", "tokens", "special tokens"]
 
 
 def parse(text: str, names: Collection[str] | None = None) -> list[Part]:
     """A whole answer as its texts and calls, in their order. names: of the tools; None: any name is one.
 
-    Dropped is the white space that only sets calls apart: the line break before a call, and a text between calls,
-    before the first or after the last, if it is nothing else.
+    White space that only separates calls is dropped: the line break before a call, and any text around calls that is
+    only white space.
     """
     parser = ToolCallParser(names)
     return joined([*parser.push(text), *parser.flush()])
@@ -62,7 +62,7 @@ def tag_kind(tokenizer: Tokenizer) -> TagKind:
 
 
 def joined(parts: Iterable[Part]) -> list[Part]:
-    """The same with texts that follow each other as one."""
+    """The same, with consecutive texts joined."""
     result: list[Part] = []
     for are_texts, group in itertools.groupby(parts, lambda part: isinstance(part, str)):
         same = list(group)
@@ -71,8 +71,8 @@ def joined(parts: Iterable[Part]) -> list[Part]:
 
 
 class ToolCallParser:
-    """One answer's parts as they become certain. What `push` and `flush` return, `joined`, is what `parse` says of the
-    whole text, however it was cut into pieces."""
+    """Parses a streamed answer. What `push` and `flush` return, `joined`, is what `parse` returns for the whole text,
+    however it was cut into pieces."""
 
     def __init__(self, names: Collection[str] | None = None) -> None:
         self._names = None if names is None else frozenset(names)
@@ -83,7 +83,7 @@ class ToolCallParser:
         self._parts: list[Part] = []
 
     def push(self, text: str) -> list[Part]:
-        """The parts that the next piece of the answer makes certain."""
+        """The parts that are complete with the next piece of the answer."""
         self._read(text)
         return self._take_parts()
 
@@ -101,7 +101,7 @@ class ToolCallParser:
             text = self._read_text(text) if self._call is None else self._read_call(self._call, text)
 
     def _read_text(self, text: str) -> str:
-        """Up to where a call begins. Returns what comes after that."""
+        """Reads text up to a call. Returns what comes after the opening tag."""
         text, self._held = self._held + text, ""
         before, tag, after = text.partition(OPEN)
         if tag:
@@ -119,7 +119,7 @@ class ToolCallParser:
         return after
 
     def _read_call(self, call: _OpenCall, text: str) -> str:
-        """Up to where the call ends. Returns what comes after that, or what is text after all."""
+        """Reads a call. Returns what comes after its end, or all of it if it is no call."""
         try:
             end = call.push(text)
         except (NotJsonError, _NotACallError):
@@ -131,7 +131,7 @@ class ToolCallParser:
         return text[end:]
 
     def _give_up(self, call: _OpenCall) -> str:
-        """The tag is text; what came after it is to be read again."""
+        """It is no call: the opening tag becomes text, and what came after it is read again."""
         self._call = None
         self._show(call.gap + OPEN)
         return call.text
@@ -147,7 +147,7 @@ class ToolCallParser:
 
 
 class _NotACallError(ValueError):
-    """An object that names no tool or has no arguments, or no closing tag behind it."""
+    """The object has no tool's name or no arguments, or isn't followed by the closing tag."""
 
 
 class _OpenCall:

@@ -1,7 +1,7 @@
-"""A Grammar that answers with tool calls obey: each call names a tool and has arguments that its schema allows.
+"""The Grammar of answers with tool calls: each call names a tool and has arguments that its schema allows.
 
-It writes calls as Qwen2.5's chat template does, blanks included, so that an answer given back to the model is what it
-wrote, and in the prefix cache. Knows no engine. Called by the server; from Python:
+Calls look as Qwen2.5's chat template renders them, blanks included, so that in the next turn the rendered answer has
+the same tokens, and hits the prefix cache. Called by the server; from Python:
 
     tools = [{"type": "function", "function": {"name": ..., "parameters": ...}}]
     grammar = call_grammar(tools, tag_kind(llm.tokenizer))
@@ -52,8 +52,8 @@ def call_grammar(
 
 
 def _among_text(tags: TagKind, is_single: bool, end: str) -> list[str]:
-    """Calls with any text around them, in which no other begins. Where the tags are text themselves, a text and the tag
-    behind it are one lexeme: nothing else tells where the text ends."""
+    """Calls with any text around them. Where the tags are plain text, a text and the opening tag after it are one
+    lexeme, since nothing else marks the end of the text."""
     text = f"TEXT: /(?s:.+)/ & ~/(?s:.*){OPEN}(?s:.*)/"
     if tags != "text":
         return ["start: TEXT? call?" if is_single else "start: (TEXT? call)* TEXT?", text]
@@ -62,7 +62,7 @@ def _among_text(tags: TagKind, is_single: bool, end: str) -> list[str]:
 
 
 def _answer(schema: Mapping[str, Any]) -> dict[str, Any]:
-    """Laid out as in a grammar of the kind json_schema."""
+    """With the white space that a grammar of kind json_schema allows."""
     return {**schema, "x-guidance": {"whitespace_pattern": WHITESPACE, "lenient": False}}
 
 
@@ -80,8 +80,8 @@ def _function(index: int, tool: Mapping[str, Any]) -> list[str]:
 
 
 def _closed(parameters: Mapping[str, Any] | None) -> Mapping[str, Any]:
-    """Where the schema doesn't say otherwise there are no arguments but those that it names, although JSON Schema would
-    allow any: a function has no use for others."""
+    """Closes a schema: unless it says otherwise no arguments but those it names are allowed. JSON Schema would allow
+    any, but a function has no use for them."""
     if parameters is None:
         return {"additionalProperties": False}
     properties, required = parameters.get("properties"), parameters.get("required", ())
@@ -93,7 +93,7 @@ def _closed(parameters: Mapping[str, Any] | None) -> Mapping[str, Any]:
 
 
 def _bare(schema: Any) -> Any:
-    """A schema without what it says to people: half of it, often, and grammars have a limit."""
+    """A schema without titles, descriptions and the like, often half of it: the size of grammars is limited."""
     if isinstance(schema, list):
         return [_bare(part) for part in schema]
     if not isinstance(schema, Mapping):

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from qwench.runtime.request import FinishReason
+from qwench.runtime.outputs import FinishReason
 
 
 class Reply(BaseModel):

@@ -1,4 +1,4 @@
-"""The cpu target: `cpu` is the fastest kernels that this processor runs, the others are those of one instruction set."""
+"""The cpu target: `cpu` takes the fastest kernels that this processor runs, the others those of one instruction set."""
 
 from __future__ import annotations
 

@@ -53,7 +53,7 @@ class StepState:
     rows: dict[str, npt.NDArray[np.int32]]  # whose logits and whose hidden states were asked for
     cos_sin: Float32  # [num_tokens, head_dim]
     caches: Sequence[Cache]
-    rounds_queries: bool
+    rounds_queries: bool = False
 
 
 def embed(s: StepState, attrs: dict[str, Any], weight: Matrix) -> Float32:

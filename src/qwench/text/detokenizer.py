@@ -1,12 +1,36 @@
-"""Stop strings in streamed text: finds them across the borders of pieces, and holds back what may become one.
+"""Tokens -> text while they are generated: never half a character, and nothing that may be part of a stop string.
 
-Knows nothing of tokens. The result doesn't depend on how the text was cut: the match that is complete first ends the
-text (the longest, if several are complete at once).
+`Detokenizer` turns tokens into text: its pieces joined, `flush` included, are exactly `Tokenizer.decode` of the ids.
+`StopChecker` finds stop strings in that text, however it was cut into pieces: the match that is complete first ends the
+text (the longest, if several are complete at once). Both cost the same per token however long the text is. Called by
+`generation.py`.
 """
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Sequence
+
+from qwench.text.tokenizer import Tokenizer
+
+
+class Detokenizer:
+    """The text of one answer."""
+
+    def __init__(self, tokenizer: Tokenizer, *, skip_special_tokens: bool = True) -> None:
+        self._tokenizer, self._skip = tokenizer, skip_special_tokens
+        # "replace" gives one U+FFFD per broken sequence, as the tokenizers library does.
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def push(self, token_id: int) -> str:
+        """The text that this token completes; "" while a character is still open."""
+        if self._skip and self._tokenizer.is_special(token_id):
+            return ""
+        return self._decoder.decode(self._tokenizer.token_bytes(token_id))
+
+    def flush(self) -> str:
+        """What is left at the end: U+FFFD for a character that was never completed."""
+        return self._decoder.decode(b"", final=True)
 
 
 class StopChecker:
