@@ -11,7 +11,7 @@ from benchmarks.plan import MAX_STEP_TOKENS
 if TYPE_CHECKING:
     from qwench.runtime.engine import Engine
 
-# Format -> --weights and --head-weights. With bf16 the others round activations to bf16, and so does --activations bf16.
+# Format -> --weights and --head-weights. With bf16 the others round activations to bf16: --activations bf16, too.
 OPTIONS = {"bf16": ("bf16", "bf16"), "int8": ("int8", "int8"), "int4": ("int4", "int4"), "int4-head8": ("int4", "int8")}
 
 

@@ -23,7 +23,7 @@ FORMATS = [(BF16, "fp32"), (BF16, "bf16"), (Format("int8", 32), "int8"), (Format
            (Format("int8", 64), "int16")]  # fmt: skip
 CACHES = ["fp32", "bf16", "int8"]
 
-# Options -> sha256 of the packed weights, and with each cache kind of a prompt's logits and of those of 24 decode steps.
+# Options -> sha256 of the packed weights, and for each cache of a prompt's logits and of those of 24 decode steps.
 # They change only with the meaning of the numbers, and then docs/log.md says why.
 GOLDEN: dict[str, tuple[str, dict[str, tuple[str, str]]]] = {
     "bf16": ("c6227904d5fe9d08", {

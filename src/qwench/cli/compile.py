@@ -28,7 +28,7 @@ def add_options(parser: ArgumentParser) -> None:
     add(
         "--activations",
         metavar="KIND",
-        help="of bf16 weights: fp32 (default), or bf16: faster where the processor multiplies bf16; of integer weights: "
+        help="of bf16 weights: fp32 (default), or bf16: faster where the processor multiplies bf16; of integers: "
         "int8 (default), or int16: finer, slower prompts",
     )
     add("--recipe", metavar="NAME", help="accuracy, balanced or speed: formats for each kind of layer")
