@@ -313,7 +313,7 @@ def test_prompt_lookup_in_the_engine(pair_folder: Path, best_target: str, kwargs
         model.generate(**batch, prompt_lookup_num_tokens=10, **asked), truth.generate(**batch, **asked)
     )  # which transformers itself refuses
     for refused in ({"prompt_lookup_num_tokens": 0}, {"prompt_lookup_num_tokens": 3, "use_cache": False}):
-        with pytest.raises(ValueError):
+        with pytest.raises((ValueError, RuntimeError)):  # which of them, depends on transformers
             model.generate(**left_padded(prompts[:1]), **asked, **refused)
 
 
