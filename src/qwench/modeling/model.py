@@ -1,8 +1,8 @@
 """QwenchForCausalLM: a compiled Qwen2 that generates as transformers' own model does.
 
 `generate` is transformers': its argument handling, processors and criteria. Plain greedy requests go to the engine,
-prompt lookup among them; every other mode runs transformers' loop over `forward`, whose `past_key_values` are pages of the same
-KV cache. What is private to transformers is in `transformers_seam.py`. Knows nothing of compiling or packing.
+prompt lookup among them; every other mode runs transformers' loop over `forward`, whose `past_key_values` are pages of
+the same KV cache. What is private to transformers is in `transformers_seam.py`. Knows nothing of compiling or packing.
 """
 
 from __future__ import annotations
