@@ -51,7 +51,7 @@ def saved(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"kv_cache": "int8"}, {"weights": "int8"}, {"target": "reference"}, {"kvcache_block_size": 32}],
+    "options", [{}, {"kv_cache": "int8"}, {"weights": "int8"}, {"activations": "bf16"}, {"kvcache_block_size": 32}],
     ids=str,
 )  # fmt: skip
 def test_the_same_bits_without_computing_them(checkpoint: Path, tmp_path: Path, options: dict[str, Any]) -> None:

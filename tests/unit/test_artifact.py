@@ -152,7 +152,7 @@ def test_damaged_files_are_named(copy: Path, name: str, damage: str) -> None:
 def test_other_schema_version(copy: Path, version: Any) -> None:
     resign(copy, lambda data: data.update(schema_version=version))
     with pytest.raises(
-        ArtifactError, match=f"schema version {version!r}; this qwench reads version 5; compile it again"
+        ArtifactError, match=f"schema version {version!r}; this qwench reads version 6; compile it again"
     ):
         open_artifact(copy)
 

@@ -90,9 +90,9 @@ def test_a_prompt_costs_what_its_steps_cost(checkpoint: Path) -> None:
 def test_ceilings_are_arithmetic_or_memory() -> None:
     shape = Shape(1000, 64, 128, 1, 2, 1, True)
     cost = decode_cost(shape, Work("d", 1, 10, 2), 1000)
-    memory = Ceiling(1e-6, {"fp32": 1e9, "int8": 1e9})
+    memory = Ceiling(1e-6, {"bf16": 1e9, "int8": 1e9})
     assert memory.seconds(cost, "int8") == pytest.approx(cost.read_bytes / 1e3)
-    slow = Ceiling(1e9, {"fp32": 1.0, "int8": 2.0})
+    slow = Ceiling(1e9, {"bf16": 1.0, "int8": 2.0})
     assert slow.seconds(cost, "int4") == pytest.approx((cost.matrix_ops / 2 + cost.attention_ops) / 1e9)
     assert slow.seconds(cost, "bf16") == pytest.approx((cost.matrix_ops + cost.attention_ops) / 1e9)
 
@@ -113,7 +113,7 @@ def measured(samples: list[Sample]) -> Measured:
 def answered(contender: str, number: int, prefill_s: float, tokens: list[int]) -> Sample:
     values = {"prefill_s": prefill_s, "decode_s": 1.0, "decode_tokens": 63, "tokens": tokens, "others_cpus": 0.0}
     memory = {"rss_bytes": 4 * 10**6, "pss_bytes": 1, "peak_rss_bytes": 1, "cache_bytes": 10**6} if number == 0 else {}
-    return Sample("int8", "answer", number, contender, values | memory, Ceiling(1.0, {"fp32": 1.0, "int8": 1.0}))
+    return Sample("int8", "answer", number, contender, values | memory, Ceiling(1.0, {"bf16": 1.0, "int8": 1.0}))
 
 
 def test_ratios_are_taken_within_rounds() -> None:

@@ -46,8 +46,11 @@ SPEC = ModelSpec.from_config(CONFIG)  # 128 positions
         ({"quantization": {"kv_caches": "bf16"}}, "doesn't say weights"),
         ({"quantization": {"weights": "fp8"}}, "weights of quantization is 'fp8'; allowed: bf16, int8, int4"),
         ({"quantization": {"weights": "int4", "activations": "fp16"}}, "multiplied by int8 or int16 activations"),
-        ({"quantization": {"weights": "bf16", "activations": "int8"}}, "bf16 weights by floats"),
-        ({"activations": "fp16"}, "activations is 'fp16'; allowed: int8, int16"),
+        (
+            {"quantization": {"weights": "bf16", "activations": "int8"}},
+            "'int8' with weights 'bf16', which are multiplied by fp32 or bf16",
+        ),
+        ({"activations": "fp16"}, "activations is 'fp16'; allowed: fp32, bf16, int8, int16"),
         ({"quantization": {"weights": "int8", "kv_caches": "fp16"}}, "kv_caches of quantization is 'fp16'"),
         ({"quantization": {"weights": "int8", "format": "gptq"}}, "format of quantization is 'gptq'"),
         ({"quantization": {"weights": "int8"}, "weights": "int4"}, "weights is 'int4', but quantization says 'int8'"),
@@ -65,6 +68,7 @@ def test_each_rule_has_its_error(options: dict[str, Any], words: str) -> None:
     ("options", "words"),
     [
         ({"batch_size": 2, "decoder_batch_sizes": [4, 1]}, "decoder_batch_sizes has 4, more than batch_size 2"),
+        ({"weights": "int8", "activations": "bf16"}, "activations is 'bf16', but integer weights are multiplied by"),
         ({"activations": "int16"}, "activations is 'int16', but bf16 weights are multiplied by floats; say weights"),
         ({"recipe": "accuracy", "weights": "bf16", "activations": "int8"}, "but bf16 weights are multiplied by floats"),
         ({"kvcache_num_blocks": 3}, "can't hold one sequence of max_seq_len 128; give at least 4 blocks"),
@@ -81,11 +85,12 @@ def test_defaults_are_filled_into_a_new_object() -> None:
     assert config == QwenchConfig() and resolved == resolved.resolve(SPEC)
     unset = {name for name, value in resolved.to_dict().items() if value is None}
     assert unset == {
-        "activations", "recipe", "overrides", "calibrate", "rope_scaling", "kvcache_num_blocks", "memory", "timeout",
+        "recipe", "overrides", "calibrate", "rope_scaling", "kvcache_num_blocks", "memory", "timeout",
     }  # fmt: skip
     assert (resolved.attn_impl, resolved.kvcache_partition_len, resolved.partition_len) == ("flash_attn", 512, 128)
     assert (resolved.max_seq_len, resolved.batch_size, resolved.decoder_batch_sizes) == (128, 32, (32,))
     assert resolved.use_inputs_embeds and resolved.use_attention_mask and resolved.create_runtimes
+    assert (resolved.activations, resolved.kv_cache) == ("fp32", "fp32")
     assert resolved.device == "cpu" and resolved.activate_profiler is False
 
 

@@ -80,7 +80,7 @@ def test_more_layers_cost_nothing() -> None:
 
 
 def test_the_arena_is_as_small_as_what_lives_at_once() -> None:
-    program = set_formats(fuse(build_qwen2(ModelSpec.from_config(CONFIG))), lambda weight: BF16)
+    program = set_formats(fuse(build_qwen2(ModelSpec.from_config(CONFIG))), lambda weight: BF16, "fp32")
     # The residual stream, the normed input and gate with up's product live together: 64, 64 and 96 floats a token.
     assert plan_memory(program, 32).arena_bytes == 32 * 4 * (64 + 64 + 96)
 

@@ -49,8 +49,8 @@ def logits(program: Program, tensors: dict[str, np.ndarray]) -> np.ndarray:
 @pytest.mark.parametrize("fmt", [BF16, INT8, INT4])
 def test_fusion_changes_nothing(config: dict[str, object], fmt: Format) -> None:
     tensors = tiny_tensors(tied=config.get("tie_word_embeddings", True))
-    program = set_formats(plain(**config), lambda weight: fmt)
-    fused = set_formats(fuse(plain(**config)), lambda weight: fmt)
+    program = set_formats(plain(**config), lambda weight: fmt, "int8")
+    fused = set_formats(fuse(plain(**config)), lambda weight: fmt, "int8")
     expected = logits(program, tensors)
     np.testing.assert_allclose(logits(fused, tensors), expected, atol=2e-5 * np.abs(expected).max())
 
@@ -103,18 +103,21 @@ def test_formats_reach_the_activations(activations: str) -> None:
         expected = f"{activations}/g32" if name.rpartition(".")[2] in quantised or name == "final_norm" else "fp32"
         assert fmt == expected, name
     assert all(weight.format == FP32 for weight in program.weights.values() if weight.is_vector)
-    assert all(buffer.format == FP32 for buffer in set_formats(fuse(plain()), lambda w: BF16).buffers.values())
+    assert all(buffer.format == FP32 for buffer in set_formats(fuse(plain()), lambda w: BF16, "int8").buffers.values())
+    rounded = set_formats(fuse(plain()), lambda w: BF16, "bf16").buffers
+    for name, buffer in rounded.items():
+        assert buffer.format == (BF16 if name.rpartition(".")[2] in quantised or name == "final_norm" else FP32), name
 
 
 def test_readers_that_disagree() -> None:
     with pytest.raises(ConfigError, match=r"readers of layers\.0\.mlp_norm need different activation formats"):
-        set_formats(plain(), lambda weight: INT4 if "gate" in weight.name else BF16)
+        set_formats(plain(), lambda weight: INT4 if "gate" in weight.name else BF16, "int8")
 
 
 @pytest.mark.parametrize("fmt", [FP32, Format("int16", 32)], ids=str)
 def test_formats_that_no_weight_has(fmt: Format) -> None:
     with pytest.raises(ConfigError, match=f"can't be {fmt}; weights are bf16, int8, int4"):
-        set_formats(fuse(plain()), lambda weight: fmt)
+        set_formats(fuse(plain()), lambda weight: fmt, "int8")
 
 
 @pytest.mark.parametrize("fmt", [BF16, INT4])

@@ -49,21 +49,22 @@ def test_options_go_before_the_recipe_and_resolving_twice_changes_nothing() -> N
 @pytest.mark.parametrize(
     ("options", "activations"),
     [
-        ({}, None),
+        ({}, "fp32"),
+        ({"activations": "bf16"}, "bf16"),
         ({"weights": "int8"}, "int8"),
         ({"recipe": "accuracy"}, "int16"),
-        ({"recipe": "accuracy", "weights": "bf16"}, None),
+        ({"recipe": "accuracy", "weights": "bf16"}, "fp32"),
         ({"recipe": "balanced"}, "int8"),
         ({"weights": "int4", "activations": "int16"}, "int16"),
         ({"head_weights": "int8", "activations": "int16"}, "int16"),
         ({"overrides": {"*.down_proj.weight": "int8"}}, "int8"),
     ],
 )
-def test_what_meets_integer_weights(tmp_path: Path, options: dict[str, Any], activations: str | None) -> None:
+def test_what_weights_are_multiplied_by(tmp_path: Path, options: dict[str, Any], activations: str) -> None:
     compile_checkpoint(write_checkpoint(tmp_path / "in"), tmp_path / "out", QwenchConfig(target="reference", **options))
     artifact = open_artifact(tmp_path / "out")
     kinds = {buffer.format.kind for buffer in artifact.program.buffers.values()} - {"fp32"}
-    assert artifact.config.activations == activations and kinds == {activations} - {None}
+    assert artifact.config.activations == activations and kinds == {activations} - {"fp32"}
 
 
 def test_the_last_match_counts() -> None:
