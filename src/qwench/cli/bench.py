@@ -81,6 +81,7 @@ def _header(model: str, artifact: Artifact, engine: Engine, threads: int, worklo
         "weights": artifact.config.weights,
         "bytes_per_weight": artifact.weights_bytes / num_weights,
         "machine": {"cpu": cpu_name(), "threads": threads, "target": artifact.config.target},
+        "kernel_choice": artifact.get_target().kernel_choice(artifact.program),
         "kernels": sorted(set(engine.executor.kernels().values())),
         "workload": dataclasses.asdict(workload),
     }
@@ -125,6 +126,7 @@ def _print(report: dict[str, Any]) -> None:
 
     machine, ceiling, work = report["machine"], report["ceiling"], report["workload"]
     print(f"machine  {machine['cpu']}, {machine['threads']} threads, target {machine['target']}")
+    print(f"kernels  {report['kernel_choice']}")
     peaks = ", ".join(f"{gops:.0f} GOPS {kind}" for kind, gops in ceiling["peak_gops"].items())
     cached = f", from caches {ceiling['cached_gbps']:.1f}" if "cached_gbps" in ceiling else ""
     print(f"ceiling  memory read {ceiling['read_gbps']:.1f} GB/s{cached}, arithmetic {peaks}")

@@ -44,6 +44,7 @@ def describe(artifact: Artifact) -> dict[str, Any]:
         "config": artifact.config.to_saved(),
         "spec": program.spec.to_dict(),
         "layout": manifest.layout,
+        "kernels": artifact.get_target().kernel_choice(program),
         "files": {name: record.num_bytes for name, record in manifest.files.items()},
         "ops": [_describe_op(artifact, op, kernels[op.name]) for op in program.ops],
         "memory_plan": {
@@ -107,6 +108,7 @@ def _print(report: dict[str, Any]) -> None:
         f"for steps of {memory['max_step_tokens']} tokens, KV cache {format_size(memory['kvcache_block_bytes'])} "
         f"a block of {report['config']['kvcache_block_size']} positions"
     )
+    print(f"kernels  {report['kernels']}")
     print()
     print_table(("op", "kind", "weights", "size", "kernel"), _rows(report["ops"]), right=("size",))
 

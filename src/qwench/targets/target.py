@@ -162,6 +162,10 @@ class Target(Protocol):
         """Packs a matrix that is quantised already: codes [N, padded K] int8, scales [N, groups] fp32."""
         ...
 
+    def kernel_choice(self, program: Program) -> str:
+        """Which kernels `load` takes for a Program on this machine, and what made them the ones: a line for people."""
+        ...
+
     def load(
         self, program: Program, plan: MemoryPlan, tensors: Mapping[str, Array], cache: CacheConfig, num_threads: int
     ) -> Executor:

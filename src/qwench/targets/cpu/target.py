@@ -64,6 +64,9 @@ class CpuTarget:
     def pack_codes(self, weight: Weight, codes: Int8, scales: Float32, out: Mapping[str, Array]) -> None:
         out[weight.name][:] = pack_codes(codes, scales, weight.format, weight.paired)
 
+    def kernel_choice(self, program: Program) -> str:
+        return self._variant or str(choose_variant(self.name, program))
+
     def load(
         self, program: Program, plan: MemoryPlan, tensors: Mapping[str, Array], cache: CacheConfig, num_threads: int
     ) -> Executor:

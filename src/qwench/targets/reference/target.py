@@ -61,6 +61,9 @@ class ReferenceTarget:
             out[tensor.name][: raw.size] = raw
             out[tensor.name][raw.size :] = 0
 
+    def kernel_choice(self, program: Program) -> str:
+        return "numpy"
+
     def load(
         self, program: Program, plan: MemoryPlan, tensors: Mapping[str, Array], cache: CacheConfig, num_threads: int
     ) -> Executor:

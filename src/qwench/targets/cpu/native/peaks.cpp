@@ -48,14 +48,14 @@ double measure_read_gbps(const std::string& variant, int num_threads, int megaby
   if (num_threads < 1 || megabytes < 1) throw std::invalid_argument("threads and megabytes must be positive");
   // Chunks are handed out one by one, as panels of weights are; which lookahead is best is the processor's.
   constexpr size_t kChunk = 1 << 16;
-  constexpr int kPasses = 2;
   const size_t num_bytes = (size_t(megabytes) * 1000000 + kChunk - 1) / kChunk * kChunk;
+  const int num_passes = std::clamp(int((size_t(1) << 28) / num_bytes), 2, 50);
   const int num_chunks = int(num_bytes / kChunk);
   ThreadPool pool(num_threads);
   const Memory memory(num_bytes, pool);
   std::vector<uint64_t> sink(size_t(num_threads) * 8);
   double best = 0;
-  for (int pass = 0; pass < kPasses; ++pass)
+  for (int pass = 0; pass < num_passes; ++pass)
     for (size_t ahead : {0, 512, 1024, 2048, 4096}) {
       std::atomic<int> next{0};
       const double start = now_s();
