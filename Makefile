@@ -72,7 +72,15 @@ bench-peers: install $(PEERS)/.stamp ## Compare with llama.cpp, OpenVINO and tra
 	$(BIN)/python -m benchmarks $(CHECKPOINT) --peer-python $(PEERS)/bin/python --json $(REPORT).json \
 		--plot $(REPORT).png $(BENCH_OPTIONS)
 
-test: dev ## The tests, without the slow ones
+# The tests of the page drive a real browser. Without one they skip, and where CI=true the run fails for it.
+.PHONY: chromium
+chromium:
+	@{ command -v chromium || command -v chromium-browser || command -v google-chrome; } >/dev/null || { \
+		echo "==> Chromium, for the tests of the page" && test "$$(id -u)" = 0 && { apt-get update -qq && \
+		DEBIAN_FRONTEND=noninteractive apt-get install -y -qq chromium; } >/dev/null 2>&1; } || \
+		echo "Chromium can't be installed here, so the tests of the page skip; as root: apt install chromium" >&2
+
+test: dev chromium ## The tests, without the slow ones
 	$(BIN)/python -m pytest -m "not slow"
 
 test-slow: dev ## The slow tests
