@@ -9,7 +9,6 @@ from programs import VARIANTS, batch, load, model_program, num_groups, random_sp
 from qwench.program.formats import BF16, Format
 from qwench.targets.target import CacheConfig
 
-
 PRODUCTS = [(BF16, "fp32"), (BF16, "bf16"), (Format("int8", 128), "int8"), (Format("int4", 128), "int8")]
 INT16 = [(Format("int8", 32), "int16"), (Format("int4", 128), "int16")]
 
