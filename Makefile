@@ -6,7 +6,7 @@ VENV := .venv
 CONSTRAINTS := requirements/dev.txt
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip --disable-pip-version-check -qq install $(addprefix --constraint ,$(CONSTRAINTS))
-BUILD_DIR := -Cbuild-dir=build/$(VENV:.%=%)
+BUILD_DIR := --config-settings=build-dir=build/$(VENV:.%=%)
 INSTALL_QWENCH := $(INSTALL) --no-build-isolation $(BUILD_DIR) --editable
 NATIVE_DIR := src/qwench/targets/cpu/native
 NATIVE := $(shell find $(NATIVE_DIR) -type f 2>/dev/null)
@@ -126,7 +126,8 @@ $(SANITIZE)/.stamp: pyproject.toml CMakeLists.txt $(NATIVE) | $(VENV)/.stamp-dev
 	@$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
 		> "$$($(SANITIZE)/venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/dev.pth"
 	@$(SANITIZE)/venv/bin/python -m pip --disable-pip-version-check --quiet install --no-deps --no-build-isolation \
-		--force-reinstall -Cbuild-dir=$(SANITIZE)/native -Ccmake.define.QWENCH_SANITIZE=ON .
+		--force-reinstall --config-settings=build-dir=$(SANITIZE)/native \
+		--config-settings=cmake.define.QWENCH_SANITIZE=ON .
 	@touch $@
 
 sanitize: $(SANITIZE)/.stamp ## The kernel tests under AddressSanitizer and UndefinedBehaviorSanitizer
