@@ -210,6 +210,11 @@ class QwenchCache(Cache):  # type: ignore[misc]
         return self.pages.max_seq_len
 
     @property
+    def is_linear(self) -> list[bool]:
+        """Attention of its layers, which transformers asks since 5.24: none is linear."""
+        return [False]
+
+    @property
     def batch_size(self) -> int:
         return len(self.rows) or -1
 

@@ -1,9 +1,8 @@
 """QwenchForCausalLM: a compiled Qwen2 that generates as transformers' own model does.
 
-`generate` is transformers': its argument handling, processors and criteria. Two seams are ours. `_sample`, the loop
-behind greedy decoding and sampling, and `_assisted_decoding`, where it looks guesses up in the prompt, hand plain
-greedy requests to the engine; every other mode runs transformers' loop over `forward`, whose `past_key_values` are
-pages of the same KV cache. Knows nothing of compiling or packing.
+`generate` is transformers': its argument handling, processors and criteria. Plain greedy requests go to the engine,
+prompt lookup among them; every other mode runs transformers' loop over `forward`, whose `past_key_values` are pages of
+the same KV cache. What is private to transformers is in `transformers_seam.py`. Knows nothing of compiling or packing.
 """
 
 from __future__ import annotations
@@ -14,10 +13,9 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from transformers import GenerationConfig, GenerationMixin, Qwen2Config
+from transformers import Qwen2Config
 from transformers.loss.loss_utils import ForCausalLMLoss
 from transformers.modeling_outputs import CausalLMOutputWithPast
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from qwench.artifact import Artifact
 from qwench.config import QwenchConfig
@@ -28,6 +26,12 @@ from qwench.modeling.deadline import Deadline
 from qwench.modeling.embeddings import TokenEmbeddings
 from qwench.modeling.forward import ModelShape, run_pass
 from qwench.modeling.inputs import check_input_ids, check_inputs, check_inputs_embeds, real_tokens
+from qwench.modeling.transformers_seam import (
+    CACHE,
+    GenerationCall,
+    GenerationHooks,
+    known_to_pipelines,
+)
 from qwench.runtime.engine import Engine
 from qwench.runtime.loading import load_engine
 from qwench.runtime.profiler import Profiler
@@ -36,7 +40,7 @@ LOSS_OPTIONS = ("num_items_in_batch", "ignore_index", "shift_labels")
 IGNORED = ("token_type_ids",)  # of which transformers' Qwen2 takes no notice either
 
 
-class QwenchForCausalLM(torch.nn.Module, GenerationMixin):  # type: ignore[misc]
+class QwenchForCausalLM(torch.nn.Module, GenerationHooks):  # type: ignore[misc]
     """Made by `from_pretrained` or `from_model`. Runs on the CPU; logits are torch fp32.
 
     A torch module without parameters: the weights stay packed in the artifact.
@@ -46,7 +50,6 @@ class QwenchForCausalLM(torch.nn.Module, GenerationMixin):  # type: ignore[misc]
     base_model_prefix = ""
     input_modalities = output_modalities = ("text",)
     config_class = Qwen2Config
-    _is_stateful = False
 
     def __init__(self, artifact: Artifact, workspace: TemporaryDirectory[str] | None = None) -> None:
         """artifact: the compiled model. workspace: the temporary folder it lies in, kept as long as the model."""
@@ -60,8 +63,7 @@ class QwenchForCausalLM(torch.nn.Module, GenerationMixin):  # type: ignore[misc]
         spec = artifact.program.spec
         self._shape = ModelShape(spec.vocab_size, spec.hidden_size, spec.num_layers, self.artifact.plan.max_step_tokens)
         self._workspace = workspace
-        name = type(self).__name__  # pipelines call a class unsupported unless its name is among these
-        MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.setdefault(name, name)
+        known_to_pipelines(type(self).__name__)
 
     def _make_runtime(self) -> tuple[Engine, Pages]:
         engine = load_engine(self.artifact)
@@ -224,6 +226,7 @@ class QwenchForCausalLM(torch.nn.Module, GenerationMixin):  # type: ignore[misc]
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         cache_position: torch.Tensor | None = None,
+        cache: QwenchCache | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
@@ -233,9 +236,9 @@ class QwenchForCausalLM(torch.nn.Module, GenerationMixin):  # type: ignore[misc]
 
         input_ids: [batch, length] int64, or inputs_embeds: [batch, length, hidden_size]. attention_mask:
         [batch, cached + length], zeros at padding. logits_to_keep: how many of the last columns get logits (0: all), or
-        which. past_key_values: a QwenchCache, extended in place. labels: [batch, length] of ids, -100 where there's
-        none; the loss is transformers'. cache_position: [length], which transformers 4 passes: the columns after those
-        in the cache. What is None is as `config` says.
+        which. past_key_values, or cache, its name from transformers 5.24 on: a QwenchCache, extended in place. labels:
+        [batch, length] of ids, -100 where there's none; the loss is transformers'. cache_position: [length], which
+        transformers 4 passes: the columns after those in the cache. What is None is as `config` says.
         logits: [batch, kept, vocab_size] fp32. hidden_states: num_layers + 1 of [batch, length, hidden_size] fp32, what
         enters each layer and, the last, the head. Both are zeros at padding.
         Raises RequestError for what can't be run, NumericalError when logits aren't finite.
@@ -245,9 +248,11 @@ class QwenchForCausalLM(torch.nn.Module, GenerationMixin):  # type: ignore[misc]
         asked = self.config.output_attentions if output_attentions is None else output_attentions
         _refuse(output_attentions=asked, **{name: kwargs[name] for name in kwargs if name not in IGNORED})
         with_hidden_states = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        if cache is not None and past_key_values is not None:
+            raise RequestError("cache and past_key_values are two names of one thing; give one of them")
         inputs = check_inputs(input_ids, inputs_embeds, self._shape.vocab_size, self._shape.hidden_size)
         with self._deadline.call(), torch.no_grad(), self._pages.lock:
-            cache = self._cache(past_key_values)
+            cache = self._cache(past_key_values if cache is None else cache)
             cache.start(inputs.shape[0])
             if cache_position is not None and cache_position[0] != cache.get_seq_length():
                 start, cached = int(cache_position[0]), cache.get_seq_length()
@@ -260,8 +265,8 @@ class QwenchForCausalLM(torch.nn.Module, GenerationMixin):  # type: ignore[misc]
         output = CausalLMOutputWithPast(
             loss=loss,
             logits=logits,
-            past_key_values=cache if (self.config.use_cache if use_cache is None else use_cache) else None,
             hidden_states=hidden_states,
+            **{CACHE: cache if (self.config.use_cache if use_cache is None else use_cache) else None},
         )
         return output if (self.config.return_dict if return_dict is None else return_dict) else output.to_tuple()
 
@@ -292,51 +297,22 @@ class QwenchForCausalLM(torch.nn.Module, GenerationMixin):  # type: ignore[misc]
         with self._deadline.call():
             return super().generate(*args, **kwargs)
 
-    def _prepare_cache_for_generation(
-        self, generation_config: GenerationConfig, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
-    ) -> None:
-        """transformers' hook: one kind of cache, ours."""
-        if generation_config.cache_implementation not in (None, "dynamic", "dynamic_full"):
+    def cache_for(self, given: Any, implementation: str | None) -> QwenchCache:
+        """One kind of cache, ours."""
+        if implementation not in (None, "dynamic", "dynamic_full"):
             raise RequestError(
-                f"cache_implementation is {generation_config.cache_implementation!r}; a compiled model has one cache, "
-                "whose format is qwench_kv_cache: leave cache_implementation out"
+                f"cache_implementation is {implementation!r}; a compiled model has one cache, whose format is "
+                "qwench_kv_cache: leave cache_implementation out"
             )
-        if (given := model_kwargs.get("past_key_values")) is not None:
-            self._cache(given)._is_user_defined = True
-        elif generation_config.use_cache is not False:
-            model_kwargs["past_key_values"] = self.new_cache()
+        return self._cache(given)
 
-    def _prepare_generated_length(
-        self, generation_config: GenerationConfig, has_default_max_length: bool, *args: Any, **kwargs: Any
-    ) -> GenerationConfig:
-        """transformers' hook: its default of 20 new tokens ends at max_seq_len."""
-        prepared = super()._prepare_generated_length(generation_config, has_default_max_length, *args, **kwargs)
-        if has_default_max_length and prepared.max_new_tokens is None:
-            prepared.max_length = min(prepared.max_length, self.max_seq_len)
-        return prepared
-
-    def _sample(
-        self,
-        input_ids: torch.Tensor,
-        logits_processor: Any,
-        stopping_criteria: Any,
-        generation_config: GenerationConfig,
-        synced_gpus: bool = False,
-        streamer: Any = None,
-        **model_kwargs: Any,
-    ) -> Any:
-        """transformers' loop for greedy and sampling; what the engine can do itself, it does."""
-        model_kwargs.pop("tokenizer", None)  # transformers passes it on, though only the criteria need it
-        self._check_request(input_ids, generation_config, model_kwargs)
-        request = native.plain_greedy(
-            input_ids, logits_processor, stopping_criteria, generation_config, streamer, model_kwargs
-        )
-        if request is not None:
-            with self._pages.lock:
-                return native.run(self.engine, self._pages, request, streamer)
-        return super()._sample(
-            input_ids, logits_processor, stopping_criteria, generation_config, synced_gpus, streamer, **model_kwargs
-        )
+    def answer(self, call: GenerationCall) -> torch.Tensor | None:
+        """What the engine can do itself, it does: plain greedy requests, with prompt lookup or without."""
+        request = native.plain_greedy(call)
+        if request is None:
+            return None
+        with self._pages.lock:
+            return native.run(self.engine, self._pages, request, call.streamer)
 
     def generate_batch(self, *args: Any, **kwargs: Any) -> Any:
         """transformers' own continuous batching, which `cache_implementation="paged"` asks for: not available."""
@@ -345,50 +321,21 @@ class QwenchForCausalLM(torch.nn.Module, GenerationMixin):  # type: ignore[misc]
             "batch to generate, which batches continuously by itself"
         )
 
-    def _beam_search(
-        self, input_ids: torch.Tensor, logits_processor: Any, stopping_criteria: Any,
-        generation_config: GenerationConfig, *args: Any, **kwargs: Any,
-    ) -> Any:  # fmt: skip
-        kwargs.pop("tokenizer", None)
-        self._check_request(input_ids, generation_config, kwargs)
-        return super()._beam_search(input_ids, logits_processor, stopping_criteria, generation_config, *args, **kwargs)
-
-    def _assisted_decoding(
-        self, input_ids: torch.Tensor, logits_processor: Any, stopping_criteria: Any,
-        generation_config: GenerationConfig, synced_gpus: bool = False, streamer: Any = None, *args: Any, **kwargs: Any,
-    ) -> Any:  # fmt: skip
-        """transformers' loop for drafts of another model; greedy prompt lookup is the engine's."""
-        if getattr(generation_config, "assistant_early_exit", None) is not None:
+    def check_call(self, call: GenerationCall) -> None:
+        """What can't end well fails before the first step: too long, nothing to continue, padding on the right."""
+        if getattr(call.config, "assistant_early_exit", None) is not None:
             raise RequestError(
                 "assistant_early_exit drafts with the model's first layers, which a compiled model can't run alone; "
                 "use prompt_lookup_num_tokens or an assistant_model"
             )
-        self._check_request(input_ids, generation_config, kwargs)
-        request = None
-        if native.is_prompt_lookup(generation_config, kwargs):
-            request = native.plain_greedy(
-                input_ids, logits_processor, stopping_criteria, generation_config, streamer, kwargs
-            )
-        if request is not None:
-            with self._pages.lock:
-                return native.run(self.engine, self._pages, request, streamer)
-        return super()._assisted_decoding(
-            input_ids, logits_processor, stopping_criteria, generation_config, synced_gpus, streamer, *args, **kwargs
-        )
-
-    def _check_request(
-        self, input_ids: torch.Tensor, generation_config: GenerationConfig, model_kwargs: dict[str, Any]
-    ) -> None:
-        """What can't end well fails before the first step: too long, nothing to continue, padding on the right."""
-        mask, embeds = model_kwargs.get("attention_mask"), model_kwargs.get("inputs_embeds")
+        input_ids, embeds, mask = call.input_ids, call.inputs_embeds, call.attention_mask
         self._check_allowed(embeds, mask)
         if embeds is not None:
             check_inputs_embeds(embeds, self._shape.hidden_size)
         if embeds is None or input_ids.numel():
             check_input_ids(input_ids, self._shape.vocab_size)
-        given = input_ids if embeds is None else embeds
-        num_tokens = _num_tokens(given, mask, generation_config, model_kwargs.get("past_key_values"))
-        num_new = generation_config.max_length - input_ids.shape[1]
+        num_tokens = _num_tokens(call)
+        num_new = call.config.max_length - input_ids.shape[1]
         if num_tokens + num_new > self.max_seq_len:
             raise RequestError(
                 f"{num_tokens} tokens of input and {num_new} new ones exceed max_seq_len {self.max_seq_len}; give a "
@@ -420,10 +367,10 @@ def _refuse(**options: Any) -> None:
             raise RequestError(f"{name} is not available from a compiled model; it gives logits and hidden states")
 
 
-def _num_tokens(given: torch.Tensor, mask: torch.Tensor | None, generation_config: Any, cache: Any) -> int:
-    """Real tokens of the longest row, cached ones included, which those `given` may or may not repeat."""
-    if mask is not None:
-        return int((mask != 0).sum(dim=1).max())
+def _num_tokens(call: GenerationCall) -> int:
+    """Real tokens of the longest row, cached ones included."""
+    if call.attention_mask is not None:
+        return int((call.attention_mask != 0).sum(dim=1).max())
+    given = call.input_ids if call.inputs_embeds is None else call.inputs_embeds
     length = int(given.shape[1])
-    is_whole = getattr(generation_config, "_mask_length", length) == length
-    return length if is_whole or cache is None else length + int(cache.get_seq_length())
+    return length if call.cache is None or call.repeats_cached_tokens else length + int(call.cache.get_seq_length())

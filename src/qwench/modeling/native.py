@@ -2,8 +2,7 @@
 same tensor.
 
 Decides whether a prepared `generate` call is one that the engine answers exactly as transformers' loop would, and
-runs it. Called by `_sample` and `_assisted_decoding` of QwenchForCausalLM, once transformers has prepared and checked
-all arguments.
+runs it. Called by QwenchForCausalLM, once transformers has prepared and checked all arguments.
 """
 
 from __future__ import annotations
@@ -12,11 +11,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers.generation.logits_process import RepetitionPenaltyLogitsProcessor
-from transformers.generation.stopping_criteria import EosTokenCriteria, MaxLengthCriteria
 
 from qwench.modeling.cache import Pages
 from qwench.modeling.inputs import real_tokens
+from qwench.modeling.transformers_seam import EosCriteria, GenerationCall, LengthCriteria, RepetitionPenalty
 from qwench.runtime.engine import Engine
 from qwench.runtime.sampling_params import SamplingParams
 
@@ -35,50 +33,36 @@ class GreedyRequest:
     prompt_lookup_num_tokens: int
 
 
-def plain_greedy(
-    input_ids: torch.Tensor, logits_processor: Any, stopping_criteria: Any, generation_config: Any, streamer: Any,
-    model_kwargs: dict[str, Any],
-) -> GreedyRequest | None:  # fmt: skip
+def plain_greedy(call: GenerationCall) -> GreedyRequest | None:
     """The request for the engine, or None if only transformers' loop does what is asked.
 
     Raises RequestError for padding that no path can run.
     """
-    cache = model_kwargs.get("past_key_values")
-    ends = [c for c in stopping_criteria if type(c) is EosTokenCriteria]
-    lengths = [c.max_length for c in stopping_criteria if type(c) is MaxLengthCriteria]
-    pad = generation_config._pad_token_tensor
+    input_ids, config, cache, pad = call.input_ids, call.config, call.cache, call.pad_token_id
+    ends = [c for c in call.stopping_criteria if type(c) is EosCriteria]
+    lengths = [c.max_length for c in call.stopping_criteria if type(c) is LengthCriteria]
     if (
-        generation_config.do_sample
-        or generation_config.return_dict_in_generate
-        or model_kwargs.get("inputs_embeds") is not None
-        or len(ends) + len(lengths) != len(stopping_criteria)
+        config.do_sample
+        or config.return_dict_in_generate
+        or call.inputs_embeds is not None
+        or len(ends) + len(lengths) != len(call.stopping_criteria)
         or not lengths
         or (ends and pad is None)
-        or (streamer is not None and len(input_ids) > 1)
-        or (cache is not None and (cache.rows or getattr(cache, "_is_user_defined", False)))
+        or (call.streamer is not None and len(input_ids) > 1)
+        or (cache is not None and (cache.rows or call.has_users_cache))
     ):
         return None
     shape = (int(input_ids.shape[0]), int(input_ids.shape[1]))
     past = torch.zeros(shape[0], 0, dtype=torch.bool)
-    real = real_tokens(shape, model_kwargs.get("attention_mask"), past, model_kwargs.get("position_ids"))
-    penalty = _repetition_penalty(list(logits_processor), real)
+    real = real_tokens(shape, call.attention_mask, past, call.inputs.get("position_ids"))
+    penalty = _repetition_penalty(list(call.logits_processor), real)
     if penalty is None:
         return None
     eos = {int(token) for criterion in ends for token in criterion.eos_token_id}
     return GreedyRequest(
-        input_ids, real, min(lengths) - shape[1], tuple(sorted(eos)), None if pad is None else int(pad), penalty,
-        generation_config.prompt_lookup_num_tokens or 0,
+        input_ids, real, min(lengths) - shape[1], tuple(sorted(eos)), pad, penalty,
+        config.prompt_lookup_num_tokens or 0,
     )  # fmt: skip
-
-
-def is_prompt_lookup(generation_config: Any, model_kwargs: dict[str, Any]) -> bool:
-    """Whether this assisted decoding is one that looks guesses up in the prompt and that transformers would accept."""
-    others = ("assistant_early_exit", "assistant_ensemble_weight")
-    return (
-        (generation_config.prompt_lookup_num_tokens or 0) > 0
-        and all(getattr(generation_config, name, None) is None for name in others)
-        and bool(model_kwargs.get("use_cache"))
-    )
 
 
 def _repetition_penalty(processors: list[Any], real: torch.Tensor) -> float | None:
@@ -89,7 +73,7 @@ def _repetition_penalty(processors: list[Any], real: torch.Tensor) -> float | No
     if not processors:
         return 1.0
     processor = processors[0]
-    if len(processors) > 1 or type(processor) is not RepetitionPenaltyLogitsProcessor:
+    if len(processors) > 1 or type(processor) is not RepetitionPenalty:
         return None
     ignored = 0 if processor.prompt_ignore_length is None else processor.prompt_ignore_length
     ignores_padding = bool((torch.as_tensor(ignored) == (~real).sum(dim=1)).all())
