@@ -39,7 +39,8 @@ def test_the_wheel_answers_where_nothing_can_be_built(dist: Path, tmp_path: Path
     ask = [programs / "qwench", "run", MODEL, "-p", "Hello.", "--temperature", "0", "--max-new-tokens", "8", "--json"]
     done = subprocess.run(ask, env=bare, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    here = subprocess.run([sys.executable, "-m", "qwench.cli.main", *ask[1:]], capture_output=True, text=True, check=True)
+    ask[:1] = [sys.executable, "-m", "qwench.cli.main"]
+    here = subprocess.run(ask, capture_output=True, text=True, check=True)
     answer = json.loads(done.stdout)
     assert answer["text"] and answer["token_ids"] == json.loads(here.stdout)["token_ids"]
 
@@ -53,5 +54,6 @@ def test_what_is_in_them(dist: Path) -> None:
     assert {"qwench/serve/ui/index.html", "qwench/py.typed", "qwench/evaluate/data/prompts.json"} <= set(names)
     assert not [name for name in names if name.endswith((".cpp", ".h", ".inl")) or name.split("/")[0] == "tests"]
     [sdist] = dist.glob("*.tar.gz")
-    files = {name.partition("/")[2] for name in tarfile.open(sdist).getnames()}
+    with tarfile.open(sdist) as archive:
+        files = {name.partition("/")[2] for name in archive.getnames()}
     assert {"CMakeLists.txt", "LICENSE", "src/qwench/targets/cpu/native/bindings.cpp"} <= files
