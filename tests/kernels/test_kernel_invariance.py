@@ -9,18 +9,19 @@ from programs import VARIANTS, batch, load, model_program, num_groups, random_sp
 from qwench.program.formats import BF16, Format
 from qwench.targets.target import CacheConfig
 
+PRODUCTS = [(BF16, "fp32"), (BF16, "bf16"), (Format("int8", 128), "int8"), (Format("int4", 128), "int8")]
+INT16 = [(Format("int8", 32), "int16"), (Format("int4", 128), "int16")]
 
+
+# Products know nothing of the cache: for int16's, two of its formats will do.
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize(
-    ("fmt", "activations"),
-    [(BF16, "fp32"), (BF16, "bf16"), (Format("int8", 128), "int8"), (Format("int4", 128), "int8"),
-     (Format("int8", 32), "int16"), (Format("int4", 128), "int16")],
+    ("fmt", "activations", "cache_dtype"),
+    [(*product, cache_dtype) for product in PRODUCTS for cache_dtype in ("fp32", "bf16", "int8")]
+    + [(*product, cache_dtype) for product in INT16 for cache_dtype in ("bf16", "int8")],
     ids=str,
-)  # fmt: skip
-@pytest.mark.parametrize("cache_dtype", ["fp32", "bf16", "int8"])
+)
 def test_bits_are_those_of_the_request_alone(variant: str, fmt: Format, activations: str, cache_dtype: str) -> None:
-    if activations == "int16" and cache_dtype == "fp32":
-        pytest.skip("products know nothing of the cache: two of its formats will do")
     rng = np.random.default_rng(7)
     spec = random_spec(rng, vocab_size=90, head_dim=24, num_heads=6, num_kv_heads=2)
     program = model_program(spec, fmt, activations)

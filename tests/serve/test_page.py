@@ -198,12 +198,14 @@ def test_files_are_sent_as_they_are(server: ServerProcess) -> None:
         assert httpx.get(server.url + path).status_code == 404
 
 
-@pytest.mark.skipif("QWENCH_SCREENSHOTS" not in os.environ, reason="QWENCH_SCREENSHOTS names no folder for pictures")
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1200, 420])
-def test_screenshots(page: Any, scheme: str, width: int) -> None:
+def test_pictures(page: Any, tmp_path: Path, scheme: str, width: int) -> None:
+    """Kept in the folder that QWENCH_SCREENSHOTS names, for people to look at."""
     page.set_viewport_size({"width": width, "height": 800})
     page.emulate_media(color_scheme=scheme)
     answer = ask(page, "Tell me a story about a fox.")
     answer.locator(".token").nth(8).hover()
-    page.screenshot(path=f"{os.environ['QWENCH_SCREENSHOTS']}/page-{scheme}-{width}.png")
+    folder = os.environ.get("QWENCH_SCREENSHOTS", tmp_path)
+    page.screenshot(path=f"{folder}/page-{scheme}-{width}.png")
+    assert page.evaluate("document.documentElement.scrollWidth") <= width

@@ -20,7 +20,7 @@ import pytest
 MAKE = Path(__file__).parents[3] / "shared" / "tools" / "make_checkpoint.py"
 QWENCH = [sys.executable, "-m", "qwench.cli.main"]
 
-pytestmark = pytest.mark.skipif(not MAKE.exists(), reason=f"needs {MAKE.name} in ../shared/tools")
+pytestmark = pytest.mark.skipif(not MAKE.exists(), reason=f"needs ../shared/tools/{MAKE.name}")
 
 
 def checkpoint(shape: str, tmp_path_factory: pytest.TempPathFactory, disk_bytes: float) -> Path:
@@ -28,7 +28,7 @@ def checkpoint(shape: str, tmp_path_factory: pytest.TempPathFactory, disk_bytes:
     folder = Path(kept) / shape if kept else tmp_path_factory.mktemp("checkpoints") / shape
     if not (folder / "model.safetensors.index.json").exists():
         if shutil.disk_usage(folder.parent).free < disk_bytes:
-            pytest.skip(f"the {shape} shape needs {disk_bytes / 1e9:.0f} GB of disk")
+            pytest.skip(f"needs at least {disk_bytes / 1e9:.0f} GB of disk")
         subprocess.run([sys.executable, MAKE, shape, folder], check=True)
     return folder
 

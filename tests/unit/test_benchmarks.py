@@ -199,11 +199,22 @@ def test_a_paused_worker_is_stopped_and_comes_back(tmp_path: Path) -> None:
 def test_a_worker_that_fails_says_why(tmp_path: Path) -> None:
     with pytest.raises(WorkerError, match="can't be started"):
         Worker("qwench", str(tmp_path / "no-python"), tmp_path / "log")
-    with Worker("qwench", sys.executable, tmp_path / "log") as worker:
-        with pytest.raises(WorkerError, match="ArtifactError"):
-            worker.ask("load", path=str(tmp_path / "nothing"), threads=1, positions=8, users=1)
-        with pytest.raises(WorkerError, match="took more than"):
-            worker.ask("describe", timeout_s=0.0)
+    with (
+        Worker("qwench", sys.executable, tmp_path / "log") as worker,
+        pytest.raises(WorkerError, match="ArtifactError"),
+    ):
+        worker.ask("load", path=str(tmp_path / "nothing"), threads=1, positions=8, users=1)
+
+
+def test_a_worker_that_never_answers_is_ended(tmp_path: Path) -> None:
+    silent = tmp_path / "silent"
+    silent.write_text("#!/bin/sh\nexec sleep 600\n")
+    silent.chmod(0o755)
+    with (
+        Worker("qwench", str(silent), tmp_path / "log") as worker,
+        pytest.raises(WorkerError, match="took more than 0 s"),
+    ):
+        worker.ask("describe", timeout_s=0.2)
 
 
 def test_others_are_noticed() -> None:
@@ -241,7 +252,7 @@ def test_peers_run_the_same_model(peer: str, checkpoint: Path, tmp_path: Path) -
         try:
             worker.ask("describe")
         except WorkerError as error:
-            pytest.skip(f"{peer} isn't installed: {error}")
+            pytest.skip(f"needs a peer: {peer} isn't installed: {error}")
     plan = Plan((OURS, peer), ("bf16",), ("answer",), rounds=1)
     pythons = dict.fromkeys(plan.contenders, sys.executable)
     report = make_report(Run(plan, checkpoint, tmp_path / "run", pythons, keep=False, say=lambda text: None).measure())

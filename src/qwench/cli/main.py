@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import gc
 import importlib
-import os
 import sys
 from argparse import ArgumentParser
 from collections.abc import Sequence
@@ -16,6 +15,7 @@ from typing import NoReturn
 
 import qwench
 from qwench.cli.failure import INTERRUPTED, OUR_FAULT, USER_ERROR, UsageError, explain
+from qwench.cli.streams import discard, open_closed_streams, say, unwritable_stdout
 from qwench.errors import QwenchError
 from qwench.host import wants_traceback
 from qwench.log_lines import log_in_one_line_each
@@ -71,23 +71,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     a check that failed, 130 after Ctrl-C. Errors are one line on stderr; QWENCH_DEBUG=1 shows the traceback instead."""
     gc.set_threshold(GC_THRESHOLD)
     arguments = list(sys.argv[1:] if argv is None else argv) or ["--help"]
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="replace")  # a terminal without UTF-8 shows "?" rather than a traceback
+    open_closed_streams()
     log_in_one_line_each()
     try:
         return _execute(arguments)
     except KeyboardInterrupt:
-        print(file=sys.stderr)
+        say("")
         return INTERRUPTED
     except BrokenPipeError:
-        # The reader has left. Python would complain again when it flushes stdout at exit: give it somewhere to flush.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        discard(sys.stdout)  # its reader has left
         return 0
     except Exception as error:
         if wants_traceback():
             raise
-        print(f"qwench: error: {explain(error)}", file=sys.stderr)
+        stdout_fault = unwritable_stdout() if isinstance(error, OSError) else None
+        say(f"qwench: error: {stdout_fault or explain(error)}")
         return USER_ERROR if isinstance(error, (QwenchError, OSError, MemoryError)) else OUR_FAULT
 
 
@@ -95,10 +93,11 @@ def _execute(arguments: list[str]) -> int:
     try:
         args = _parser(arguments[0]).parse_args(arguments)
     except SystemExit as done:  # --help and --version
-        return int(done.code or 0)
-    code = args.execute(args)
+        code = int(done.code or 0)
+    else:
+        code = args.execute(args) or 0
     sys.stdout.flush()
-    return code or 0
+    return code
 
 
 if __name__ == "__main__":
