@@ -1,5 +1,5 @@
-// The floating-point mode that kernels compute in: rounding to nearest even, subnormals are zeros. What a program set for
-// its own thread comes back; bits don't depend on it, and bf16 instructions know no other mode.
+// The floating-point mode that kernels compute in: rounding to nearest even, subnormals are zeros. What a program set
+// for its own thread comes back; bits don't depend on it, and bf16 instructions know no other mode.
 #pragma once
 #include <cstdint>
 

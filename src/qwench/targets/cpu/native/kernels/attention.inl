@@ -171,7 +171,7 @@ inline void softmax_tile(const AttentionArgs& a, const AttentionItem& item, int 
 
 struct AttentionScratch {
   float *q, *keys, *values, *scores, *running, *part;
-  float* rest;      // for CodeScratch
+  float* rest;  // for CodeScratch
   AttentionScratch(float* memory, int head_dim, int padded_dim, int num_panels) {
     q = memory;
     keys = q + size_t(kMaxAttentionRows) * head_dim;

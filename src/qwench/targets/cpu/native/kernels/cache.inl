@@ -4,7 +4,8 @@
 // Where element d of the key at `offset` lies within a block and head, and likewise for values; see AttentionArgs.
 inline int key_index(CacheKind cache, int offset, int d, int head_dim) {
   const int group = offset / kKeyGroup * kKeyGroup * head_dim, lane = offset % kKeyGroup;
-  return cache == CacheKind::kFp32 ? group + d * kKeyGroup + lane : group + d / 2 * 2 * kKeyGroup + lane * 2 + 1 - d % 2;
+  return cache == CacheKind::kFp32 ? group + d * kKeyGroup + lane
+                                   : group + d / 2 * 2 * kKeyGroup + lane * 2 + 1 - d % 2;
 }
 inline int value_index(CacheKind cache, int offset, int d, int padded_dim) {
   return cache == CacheKind::kFp32 ? offset * padded_dim + d : offset / 2 * 2 * padded_dim + 2 * d + 1 - offset % 2;

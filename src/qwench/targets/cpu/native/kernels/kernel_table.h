@@ -120,8 +120,8 @@ struct LinearArgs {
 
 // One sequence's view of one layer of the paged cache. Of a block and head, fp32: keys [block_size / 16][head_dim][16],
 // values [block_size][padded_dim]; bf16 in pairs, the first in the high half: keys [block_size / 16][head_dim / 2][16],
-// values [block_size / 2][padded_dim]; int8: per 16 positions their fp32 scales, then codes + 128, keys less their rotated
-// bias [padded_dim / 4][16][4], values [4][padded_dim][4].
+// values [block_size / 2][padded_dim]; int8: per 16 positions their fp32 scales, then codes + 128, keys less their
+// rotated bias [padded_dim / 4][16][4], values [4][padded_dim][4].
 struct AttentionArgs {
   const float* q;         // [tokens of the step, num_heads, head_dim], rotated
   float* out;             // the same shape
@@ -152,8 +152,8 @@ QWENCH_INLINE size_t attention_state_floats(int num_rows, int padded_dim) {
 }
 QWENCH_INLINE size_t attention_scratch_floats(int head_dim, int padded_dim) {
   const int panels = (padded_dim + kPanelColumns - 1) / kPanelColumns;
-  const size_t of_any_cache = size_t(kMaxAttentionRows) * (head_dim + kScoreTile) +
-                              size_t(padded_dim) * kScoreTile + size_t(panels) * kScoreTile * kPanelColumns +
+  const size_t of_any_cache = size_t(kMaxAttentionRows) * (head_dim + kScoreTile) + size_t(padded_dim) * kScoreTile +
+                              size_t(panels) * kScoreTile * kPanelColumns +
                               2 * attention_state_floats(kMaxAttentionRows, padded_dim);
   const size_t of_codes = size_t(kMaxAttentionRows) * (padded_dim + padded_dim / 2 + kScoreTile / 2 + 8);
   return of_any_cache + of_codes + 2 * kScoreTile;
@@ -194,7 +194,8 @@ struct KernelTable {
   void (*pack_panel)(const void* const* rows, SourceKind kind, const PackedMatrix& weight, uint8_t* panel);
   // Multiply-adds on registers, for the measured ceiling; returns operations done. kBf16 without bf16_pairs is kFp32.
   double (*peak)(PeakKind kind, int iterations);
-  // Reads whole lines of 64 bytes and does nothing else, for the measured ceiling; fetches `ahead` bytes before it reads.
+  // Reads whole lines of 64 bytes and does nothing else, for the measured ceiling; fetches `ahead` bytes before it
+  // reads.
   uint64_t (*read)(const uint8_t* p, size_t num_bytes, size_t ahead);
 };
 

@@ -183,10 +183,10 @@ inline void linear_panel(const LinearArgs& a, int p, const Destination& to) {
     const int num_rows = is_last ? all_rows - block : kBlockRows;
     for (int i = 0; i < num_rows * kPanelColumns; i += kLanes) store(sums + i, set(0.0f));
     for (int index = 0; index < chunks; ++index)
-      tile_block(a,
-                 chunk_of(a, panel, index, num_rows >= kUnpackRows,
-                          is_last ? panel + a.weight.panel_bytes() : panel, scratch),
-                 block, num_rows, sums);
+      tile_block(
+          a,
+          chunk_of(a, panel, index, num_rows >= kUnpackRows, is_last ? panel + a.weight.panel_bytes() : panel, scratch),
+          block, num_rows, sums);
     if (parts == 2) add_parts(num_rows / 2, sums);
     finish_block(a, to, block / parts, num_rows / parts, sums);
   }

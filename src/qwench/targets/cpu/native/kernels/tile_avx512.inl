@@ -3,9 +3,9 @@
 //
 // Assembly, because g++ 12 keeps such sums in registers or in memory as it pleases, which is a factor of two. A step
 // multiplies four vectors of weights, 16 columns each, by one dword of activations per row: four codes, two bf16 or
-// one fp32. It has 24 multiply-adds for two ports, so it takes 12 cycles; its 4 loads and 6 broadcasts hide behind them. Each turn
-// of the loop is two steps and prefetches a line of the weights that come next: without it a fifth of the time goes
-// into waiting for the second-level cache.
+// one fp32. It has 24 multiply-adds for two ports, so it takes 12 cycles; its 4 loads and 6 broadcasts hide behind
+// them. Each turn of the loop is two steps and prefetches a line of the weights that come next: without it a fifth of
+// the time goes into waiting for the second-level cache.
 //
 // Registers: zmm0-3 weights, zmm4-6 activations in turns, zmm7 the mask of a split, zmm8-31 sums, four a row.
 

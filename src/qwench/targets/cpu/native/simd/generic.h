@@ -71,8 +71,8 @@ inline Float fma(Float a, Float b, Float c) {
   const Double addend = __builtin_convertvector(c, Double), sum = product + addend;
   const Double added = sum - product, error = (product - (sum - added)) + (addend - added);  // Knuth's TwoSum
   const Ulong sum_bits = bits<Ulong>(sum), is_inexact = bits<Ulong>((error < 0) | (error > 0));
-  const Ulong is_even = (sum_bits & 1) - 1;                                      // all ones or none
-  const Ulong step = 1 - 2 * ((bits<Ulong>(error) ^ sum_bits) >> 63);            // away from 0, or towards it
+  const Ulong is_even = (sum_bits & 1) - 1;                            // all ones or none
+  const Ulong step = 1 - 2 * ((bits<Ulong>(error) ^ sum_bits) >> 63);  // away from 0, or towards it
   return __builtin_convertvector(bits<Double>(sum_bits + (step & is_even & is_inexact)), Float);
 }
 #endif
