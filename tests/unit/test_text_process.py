@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from text_fixtures import qwen2_tokenizer, tiny_tokenizer
 
-from qwench.serve.text_process import TextProcess
+from qwench.serve.processes.text_process import TextProcess
 
 
 def fill(process: TextProcess, prefix: str, suffix: str) -> dict[str, object]:

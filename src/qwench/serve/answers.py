@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from qwench.serve.engine_client import Generation, Piece
+from qwench.serve.processes.engine_client import Generation, Piece
 from qwench.text.tool_calls import Part, ToolCall, ToolCallParser, joined
 
 

@@ -15,22 +15,23 @@ from starlette.exceptions import HTTPException
 
 import qwench
 from qwench.errors import RequestError
-from qwench.serve import failures, tokens
-from qwench.serve.chat import answer_chat
-from qwench.serve.completions import answer_completion
-from qwench.serve.document import DocumentedApp, answer_route, body_route, closed_route, open_route, text_route
-from qwench.serve.embeddings import embed
+from qwench.serve import failures
 from qwench.serve.failures import ApiError
-from qwench.serve.guard import OPEN_PATHS
-from qwench.serve.json_body import StrictRoute
-from qwench.serve.page import page_file
+from qwench.serve.http.document import DocumentedApp, answer_route, body_route, closed_route, open_route, text_route
+from qwench.serve.http.guard import OPEN_PATHS
+from qwench.serve.http.json_body import StrictRoute
+from qwench.serve.http.page import page_file
+from qwench.serve.openai import tokens
+from qwench.serve.openai.chat import answer_chat
+from qwench.serve.openai.completions import answer_completion
+from qwench.serve.openai.embeddings import embed
+from qwench.serve.openai.responses import answer_response
 from qwench.serve.protocol import replies
 from qwench.serve.protocol.chat import ChatRequest
 from qwench.serve.protocol.completions import CompletionRequest
 from qwench.serve.protocol.embeddings import EmbeddingRequest
 from qwench.serve.protocol.responses import ResponsesRequest
 from qwench.serve.protocol.tokens import DetokenizeRequest, TokenizeRequest
-from qwench.serve.responses import answer_response
 from qwench.serve.service import Service
 
 ANSWER_PATHS = frozenset(

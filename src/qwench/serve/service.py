@@ -12,11 +12,11 @@ from collections.abc import Awaitable, Callable, Sequence
 from qwench.errors import RequestError
 from qwench.runtime.sampling_params import SamplingParams
 from qwench.serve.admission import Admission
-from qwench.serve.engine_client import EngineClient, EngineInfo, Generation, Piece
 from qwench.serve.failures import ApiError
 from qwench.serve.metrics import ServerMetrics
+from qwench.serve.processes.engine_client import EngineClient, EngineInfo, Generation, Piece
+from qwench.serve.processes.text_client import TextClient
 from qwench.serve.settings import ServeSettings
-from qwench.serve.text_client import TextClient
 
 MAX_LOGPROBS = 1 << 18  # of one request; each takes about 250 bytes while it is gathered
 BODY_BYTES, BODY_BYTES_PER_TOKEN = 256 << 10, 32  # what a body may have by default

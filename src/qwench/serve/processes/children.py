@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from qwench.serve.child import Child
+from qwench.serve.processes.child import Child
 from qwench.serve.settings import ServeSettings
 
 
@@ -26,8 +26,8 @@ class Children:
             "prefix_dir": None if settings.prefix_dir is None else str(settings.prefix_dir),
         }  # fmt: skip
         return cls(
-            Child("qwench.serve.engine_process", options),
-            Child("qwench.serve.text_process", {"folder": str(settings.model)}),
+            Child("qwench.serve.processes.engine_process", options),
+            Child("qwench.serve.processes.text_process", {"folder": str(settings.model)}),
         )
 
     def end(self) -> None:

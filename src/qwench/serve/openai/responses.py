@@ -13,13 +13,13 @@ from fastapi import Request
 from fastapi.responses import JSONResponse, Response
 
 from qwench.serve.answers import Answers
-from qwench.serve.engine_client import Generation
 from qwench.serve.failures import ApiError
+from qwench.serve.http.streaming import EventStream, abort_when_gone, event
+from qwench.serve.openai.response_items import ResponseItems
+from qwench.serve.processes.engine_client import Generation
 from qwench.serve.protocol.responses import ResponsesRequest
 from qwench.serve.protocol.tools import choice_of, functions_of
-from qwench.serve.response_items import ResponseItems
 from qwench.serve.service import Service, new_id
-from qwench.serve.streaming import EventStream, abort_when_gone, event
 from qwench.serve.tool_use import ToolUse
 
 

@@ -15,8 +15,8 @@ import time
 from abc import ABC, abstractmethod
 
 from qwench.errors import QwenchError
-from qwench.serve.child import Child
-from qwench.serve.wire import LENGTH, Message, pack
+from qwench.serve.processes.child import Child
+from qwench.serve.processes.wire import LENGTH, Message, pack
 
 logger = logging.getLogger(__name__)
 

@@ -13,11 +13,11 @@ import numpy as np
 from fastapi import Request
 
 from qwench.runtime.sampling_params import SamplingParams
-from qwench.serve.completions import as_list
-from qwench.serve.engine_client import Generation
+from qwench.serve.http.streaming import abort_when_gone
+from qwench.serve.openai.completions import as_list
+from qwench.serve.processes.engine_client import Generation
 from qwench.serve.protocol.embeddings import EmbeddingRequest
 from qwench.serve.service import Service, check_length
-from qwench.serve.streaming import abort_when_gone
 
 ROOM = SamplingParams(max_tokens=1)  # the engine wants room for a token behind the prompt
 

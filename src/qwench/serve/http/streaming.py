@@ -14,8 +14,8 @@ from typing import Any
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from qwench.serve.engine_client import Generation
 from qwench.serve.failures import ApiError
+from qwench.serve.processes.engine_client import Generation
 
 DONE = b"data: [DONE]\n\n"
 _to_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode

@@ -13,7 +13,7 @@ import subprocess
 import sys
 
 from qwench.log_lines import log_in_one_line_each
-from qwench.serve.wire import Link, Message
+from qwench.serve.processes.wire import Link, Message
 
 
 class Child:

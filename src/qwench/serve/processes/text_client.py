@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from qwench.runtime.grammar import Grammar
-from qwench.serve.child import Child
 from qwench.serve.failures import ApiError
-from qwench.serve.supervisor import Supervised
-from qwench.serve.wire import Message
+from qwench.serve.processes.child import Child
+from qwench.serve.processes.supervisor import Supervised
+from qwench.serve.processes.wire import Message
 
 RESTART_S = 10.0  # how long a task waits for a process that is being started again
 

@@ -16,8 +16,8 @@ from typing import Any
 from qwench.errors import ConfigError, QwenchError
 from qwench.runtime.grammar import Grammar, GrammarKind
 from qwench.runtime.matcher import GrammarCompiler
-from qwench.serve.child import open_link
-from qwench.serve.wire import Message
+from qwench.serve.processes.child import open_link
+from qwench.serve.processes.wire import Message
 from qwench.text.chat import render_chat
 from qwench.text.tokenizer import Tokenizer, TooLongError, check_size
 

@@ -24,8 +24,8 @@ from qwench.llm import LLM
 from qwench.runtime.grammar import Grammar
 from qwench.runtime.outputs import TokenLogprobs
 from qwench.runtime.prefix_file import SUFFIX
-from qwench.serve.child import open_link
-from qwench.serve.wire import Link, Message, params_from_json, params_to_json
+from qwench.serve.processes.child import open_link
+from qwench.serve.processes.wire import Link, Message, params_from_json, params_to_json
 from qwench.text.generation import CHAT_END_TOKENS, Delta
 from qwench.text.tokenizer import special_ids
 from qwench.text.tool_calls import tag_kind

@@ -11,10 +11,10 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from qwench.serve.answers import Answers
-from qwench.serve.engine_client import Generation, Piece
+from qwench.serve.http.streaming import DONE, event
+from qwench.serve.processes.engine_client import Generation, Piece
 from qwench.serve.protocol.common import StreamOptions
 from qwench.serve.service import new_id
-from qwench.serve.streaming import DONE, event
 
 
 class Reply(ABC):

@@ -15,8 +15,8 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from qwench.serve.failures import ApiError
-from qwench.serve.keys import ApiKeys
-from qwench.serve.page import PATHS as PAGE_PATHS
+from qwench.serve.http.keys import ApiKeys
+from qwench.serve.http.page import PATHS as PAGE_PATHS
 
 logger = logging.getLogger(__name__)
 

@@ -22,10 +22,10 @@ from qwench.runtime.limits import RequestLimits
 from qwench.runtime.outputs import FinishReason
 from qwench.runtime.pooling import Pooling
 from qwench.runtime.sampling_params import SamplingParams
-from qwench.serve.child import Child
 from qwench.serve.failures import ApiError
-from qwench.serve.supervisor import Supervised
-from qwench.serve.wire import Message, params_from_json, params_to_json
+from qwench.serve.processes.child import Child
+from qwench.serve.processes.supervisor import Supervised
+from qwench.serve.processes.wire import Message, params_from_json, params_to_json
 from qwench.text.tool_calls import TagKind
 
 logger = logging.getLogger(__name__)
