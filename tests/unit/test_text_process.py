@@ -25,5 +25,4 @@ def test_a_gap_to_fill_is_asked_for_as_qwen_was_trained() -> None:
 
 def test_a_model_that_was_not_trained_to_fill_gaps() -> None:
     process = TextProcess(tiny_tokenizer())
-    assert process.description()["has_fim"] is False
     assert "can't fill in" in str(fill(process, "a", "b")["error"])

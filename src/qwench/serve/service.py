@@ -1,6 +1,6 @@
 """What the endpoints share: the two processes, admission, metrics and settings, and the way from prompt to Generation.
 
-Knows no JSON of OpenAI's. Made once by app.py.
+The one path from every API to the engine; knows no API's JSON. Made once by server.py.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Service:
 
     @property
     def is_ready(self) -> bool:
-        return self.engine.info is not None and self.text.info is not None
+        return self.engine.info is not None and self.text.is_ready
 
     @property
     def name(self) -> str:
@@ -78,8 +78,8 @@ class Service:
         self, make_prompts: Callable[[], Awaitable[list[list[int]]]], num_prompts: int, params: SamplingParams,
         salt: str | None, *, view: Callable[[Piece], Piece] = Piece.without_end, format_field: str | None = None,
     ) -> tuple[Generation, list[list[int]]]:  # fmt: skip
-        """Takes places in the queue, writes the prompts as tokens, and queues them. view: as EngineClient.submit has
-        it. format_field: whose the grammar is, if there is one. Raises ApiError."""
+        """Takes places in the queue, writes the prompts as tokens, and queues them. view: as in
+        EngineClient.submit. format_field: the field that the grammar came from, for errors. Raises ApiError."""
         start_s = time.monotonic()
         release = self.admission.admit(num_prompts * params.n)
         try:
