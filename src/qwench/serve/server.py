@@ -14,10 +14,11 @@ from types import FrameType
 import uvicorn
 
 from qwench.errors import ConfigError
-from qwench.serve.app import ANSWER_PATHS, BODY_PATHS, make_app
+from qwench.serve.app import make_app
 from qwench.serve.http.guard import Guard
 from qwench.serve.http.http_protocol import LimitedProtocol
 from qwench.serve.http.keys import ApiKeys
+from qwench.serve.openai.routes import ANSWER_PATHS, BODY_PATHS
 from qwench.serve.processes.children import Children
 from qwench.serve.processes.engine_client import EngineClient
 from qwench.serve.processes.text_client import TextClient

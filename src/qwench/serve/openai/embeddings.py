@@ -37,7 +37,7 @@ async def embed(service: Service, body: EmbeddingRequest, request: Request) -> d
             info.limits.check(prompt, ROOM)
         for first in range(0, len(prompts), width):
             some = prompts[first : first + width]
-            generation = service.engine.embed(some, body.pooling, start_s, _nothing, salt=body.cache_salt or "")
+            generation = service.engine.embed(some, body.pooling, start_s, lambda: None, salt=body.cache_salt or "")
             async with abort_when_gone(request.receive, generation):
                 found = await _vectors(generation, len(some))
             if not all(found):
@@ -70,7 +70,3 @@ def _shown(vector: str, body: EmbeddingRequest) -> list[float] | str:
         return base64.b64encode(values.astype("<f4").tobytes()).decode()
     numbers: list[float] = values.tolist()
     return numbers
-
-
-def _nothing() -> None:
-    """The places are given back when all inputs are done."""
