@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from qwench import LLM, Grammar, SamplingParams
-from qwench.serve.engine_process import EngineProcess
-from qwench.serve.wire import params_from_json, params_to_json
+from qwench.serve.processes.engine_process import EngineProcess
+from qwench.serve.processes.wire import params_from_json, params_to_json
 
 
 class Parent:

@@ -14,7 +14,7 @@ import httpx
 import pytest
 from server_process import ServerProcess, running_server, wait_for
 
-from qwench.serve.page import FOLDER, PATHS
+from qwench.serve.http.page import FOLDER, PATHS
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 KEY = "a-key-of-the-page-0123456789"

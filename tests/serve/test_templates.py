@@ -78,7 +78,7 @@ def with_template(artifact: Path, tmp_path_factory: pytest.TempPathFactory) -> V
 @pytest.fixture(scope="module")
 def process(with_template: Variant) -> Callable[[str], Any]:
     """A text process without the process, for a template."""
-    from qwench.serve.text_process import TextProcess
+    from qwench.serve.processes.text_process import TextProcess
     from qwench.text.tokenizer import Tokenizer
 
     return lambda template: TextProcess(Tokenizer(with_template(template)))

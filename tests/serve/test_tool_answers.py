@@ -13,10 +13,10 @@ import pytest
 pytest.importorskip("fastapi", reason='the server needs pip install "qwench[serve]"')
 
 from qwench.serve.answers import Answers
-from qwench.serve.chat import ChatReply
-from qwench.serve.engine_client import Piece
+from qwench.serve.openai.chat import ChatReply
+from qwench.serve.openai.response_items import ResponseItems
+from qwench.serve.processes.engine_client import Piece
 from qwench.serve.protocol.chat import ChatRequest
-from qwench.serve.response_items import ResponseItems
 from qwench.text.tool_calls import ToolCallParser
 
 NOW = '<tool_call>{"name":"now","arguments":{}}</tool_call>'

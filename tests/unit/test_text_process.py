@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from text_fixtures import qwen2_tokenizer, tiny_tokenizer
 
-from qwench.serve.text_process import TextProcess
+from qwench.serve.processes.text_process import TextProcess
 
 
 def fill(process: TextProcess, prefix: str, suffix: str) -> dict[str, object]:
@@ -25,5 +25,4 @@ def test_a_gap_to_fill_is_asked_for_as_qwen_was_trained() -> None:
 
 def test_a_model_that_was_not_trained_to_fill_gaps() -> None:
     process = TextProcess(tiny_tokenizer())
-    assert process.description()["has_fim"] is False
     assert "can't fill in" in str(fill(process, "a", "b")["error"])

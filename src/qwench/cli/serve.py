@@ -46,7 +46,7 @@ def execute(args: Namespace) -> None:
     Ctrl-C and SIGTERM let the answers that are running end first.
     """
     from qwench.host import process_age_s
-    from qwench.serve.children import Children
+    from qwench.serve.processes.children import Children
     from qwench.serve.settings import ServeSettings
 
     folder, config = _compiled(args)

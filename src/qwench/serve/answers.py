@@ -1,6 +1,6 @@
-"""Pieces of a Generation gathered into whole answers, with their usage and log-probabilities in OpenAI's shapes.
+"""Pieces of a Generation gathered into whole answers, with their text, tool calls and token counts.
 
-Knows no endpoint; chat.py, completions.py and responses.py say what is around an answer.
+Knows no API's JSON. Made by the routes of each.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from qwench.serve.engine_client import Generation, Piece
+from qwench.serve.processes.engine_client import Generation, Piece
 from qwench.text.tool_calls import Part, ToolCall, ToolCallParser, joined
 
 
@@ -82,54 +82,11 @@ class Answers:
     def num_generated(self) -> int:
         return sum(answer.num_tokens for answer in self.choices)
 
-    def usage(self) -> dict[str, Any]:
-        """Each prompt counts once, however many answers it gets; each generated token counts, the last one too."""
-        num_prompt, num_generated = sum(self._prompt_lengths), self.num_generated
-        return {
-            "prompt_tokens": num_prompt,
-            "completion_tokens": num_generated,
-            "total_tokens": num_prompt + num_generated,
-            "prompt_tokens_details": {"cached_tokens": sum(self._num_cached)},
-        }
+    @property
+    def num_prompt(self) -> int:
+        """Each prompt counts once, however many answers it gets."""
+        return sum(self._prompt_lengths)
 
-
-def chat_logprobs(entries: list[list[Any]]) -> dict[str, Any]:
-    """Piece.logprobs of some tokens as a chat answer shows them."""
-    content = [
-        {**_token(*entry[:3]), "top_logprobs": [_token(*likely) for likely in entry[3]]} for entry in entries
-    ]  # fmt: skip
-    return {"content": content, "refusal": None}
-
-
-def _token(token_id: int, text: str, logprob: float) -> dict[str, Any]:
-    data = text.encode("latin-1")
-    return {"token": data.decode("utf-8", "replace"), "logprob": logprob, "bytes": list(data)}
-
-
-def completion_logprobs(entries: list[list[Any]], offset: int) -> dict[str, Any]:
-    """The same as a completion shows them; offset: characters of the text before the first of them."""
-    tokens = [_readable(entry[1]) for entry in entries]
-    offsets = []
-    for token in tokens:
-        offsets.append(offset)
-        offset += len(token)
-    return {
-        "tokens": tokens,
-        "token_logprobs": [entry[2] for entry in entries],
-        "top_logprobs": [_likeliest(entry) for entry in entries],
-        "text_offset": offsets,
-    }
-
-
-def _likeliest(entry: list[Any]) -> dict[str, float] | None:
-    """None of a prompt's first token."""
-    return None if entry[2] is None else {_readable(text): logprob for _, text, logprob in entry[3]}
-
-
-def _readable(text: str) -> str:
-    """A token's text; where its bytes aren't whole characters, as OpenAI writes them: bytes:\\xe2\\x98."""
-    data = text.encode("latin-1")
-    try:
-        return data.decode()
-    except UnicodeDecodeError:
-        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in data)
+    @property
+    def num_cached(self) -> int:
+        return sum(self._num_cached)

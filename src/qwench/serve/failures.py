@@ -1,6 +1,6 @@
-"""What goes wrong, as OpenAI's error JSON: {"error": {"message", "type", "param", "code"}}.
+"""Errors as OpenAI's error JSON: {"error": {"message", "type", "param", "code"}}.
 
-Knows no endpoint. Raised everywhere in the HTTP process; made into responses by the handlers that app.py installs.
+Raised everywhere in the HTTP process; made into responses by the handlers that app.py installs.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ async def answer_user_error(request: Request, error: Exception) -> JSONResponse:
 
 
 async def answer_invalid_body(request: Request, error: Exception) -> JSONResponse:
-    """The first thing that the schema has against a body: the deepest, where a field may be of several kinds."""
+    """The first error of the schema; the deepest one, where a field is a union."""
     assert isinstance(error, RequestValidationError)
     first = max(error.errors()[:50], key=lambda entry: len(entry["loc"]))
     place = [str(part) for part in first["loc"] if part != "body" and "[" not in str(part)]  # list[...]: of a union
@@ -79,5 +79,5 @@ async def answer_http_exception(request: Request, error: Exception) -> JSONRespo
 
 
 async def answer_fault(request: Request, error: Exception) -> JSONResponse:
-    """A fault of ours: guard.py writes it to the log, the client learns no more than that."""
+    """An unexpected exception: guard.py logs it, the client gets a plain 500."""
     return ApiError.server_error("the server failed; its log says why").response()

@@ -14,15 +14,16 @@ from types import FrameType
 import uvicorn
 
 from qwench.errors import ConfigError
-from qwench.serve.app import ANSWER_PATHS, BODY_PATHS, make_app
-from qwench.serve.children import Children
-from qwench.serve.engine_client import EngineClient
-from qwench.serve.guard import Guard
-from qwench.serve.http_protocol import LimitedProtocol
-from qwench.serve.keys import ApiKeys
+from qwench.serve.app import make_app
+from qwench.serve.http.guard import Guard
+from qwench.serve.http.http_protocol import LimitedProtocol
+from qwench.serve.http.keys import ApiKeys
+from qwench.serve.openai.routes import ANSWER_PATHS, BODY_PATHS
+from qwench.serve.processes.children import Children
+from qwench.serve.processes.engine_client import EngineClient
+from qwench.serve.processes.text_client import TextClient
 from qwench.serve.service import Service
 from qwench.serve.settings import ServeSettings
-from qwench.serve.text_client import TextClient
 
 KEEP_ALIVE_S = 75  # longer than what proxies keep a connection for, so that it's they who close
 

@@ -1,6 +1,6 @@
 """What the endpoints share: the two processes, admission, metrics and settings, and the way from prompt to Generation.
 
-Knows no JSON of OpenAI's. Made once by app.py.
+The one path from every API to the engine; knows no API's JSON. Made once by server.py.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from collections.abc import Awaitable, Callable, Sequence
 from qwench.errors import RequestError
 from qwench.runtime.sampling_params import SamplingParams
 from qwench.serve.admission import Admission
-from qwench.serve.engine_client import EngineClient, EngineInfo, Generation, Piece
 from qwench.serve.failures import ApiError
 from qwench.serve.metrics import ServerMetrics
+from qwench.serve.processes.engine_client import EngineClient, EngineInfo, Generation, Piece
+from qwench.serve.processes.text_client import TextClient
 from qwench.serve.settings import ServeSettings
-from qwench.serve.text_client import TextClient
 
 MAX_LOGPROBS = 1 << 18  # of one request; each takes about 250 bytes while it is gathered
 BODY_BYTES, BODY_BYTES_PER_TOKEN = 256 << 10, 32  # what a body may have by default
@@ -33,7 +33,7 @@ class Service:
 
     @property
     def is_ready(self) -> bool:
-        return self.engine.info is not None and self.text.info is not None
+        return self.engine.info is not None and self.text.is_ready
 
     @property
     def name(self) -> str:
@@ -78,8 +78,8 @@ class Service:
         self, make_prompts: Callable[[], Awaitable[list[list[int]]]], num_prompts: int, params: SamplingParams,
         salt: str | None, *, view: Callable[[Piece], Piece] = Piece.without_end, format_field: str | None = None,
     ) -> tuple[Generation, list[list[int]]]:  # fmt: skip
-        """Takes places in the queue, writes the prompts as tokens, and queues them. view: as EngineClient.submit has
-        it. format_field: whose the grammar is, if there is one. Raises ApiError."""
+        """Takes places in the queue, writes the prompts as tokens, and queues them. view: as in
+        EngineClient.submit. format_field: the field that the grammar came from, for errors. Raises ApiError."""
         start_s = time.monotonic()
         release = self.admission.admit(num_prompts * params.n)
         try:

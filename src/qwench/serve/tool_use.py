@@ -1,6 +1,6 @@
-"""What a request's tools come to: what the template is shown, and how the answer is read.
+"""A request's tools: variables for the chat template, the grammar of the answer, and its tool-call parser.
 
-Knows no endpoint. Made by chat.py and responses.py.
+Made by the routes that take tools.
 """
 
 from __future__ import annotations
@@ -51,9 +51,9 @@ class ToolUse:
     def adapt(
         self, params: SamplingParams, format_field: str | None, tags: TagKind
     ) -> tuple[SamplingParams, str | None]:
-        """The same for an answer with calls. format_field: whose the grammar in `params` is, and in the result.
+        """Adds the tools' grammar. format_field: the request's field that the grammar comes from, before and after.
 
-        A grammar sees to what the model must do or must not do; one of the request's own that says it all, as
+        A grammar enforces required, single and strict calls; one of the request's own that says it all, as
         structured_outputs, stays as it is. Raises ApiError or RequestError for what can't go together.
         """
         if not self.names:
@@ -87,5 +87,5 @@ def _schema(grammar: Grammar | None) -> dict[str, Any] | None:
 
 
 def shown_tools(functions: Sequence[Function]) -> dict[str, Any]:
-    """What the chat template gets to know of them."""
+    """The chat template's variable for them."""
     return {"tools": [function.to_template() for function in functions]} if functions else {}

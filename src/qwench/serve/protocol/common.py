@@ -1,4 +1,4 @@
-"""What the bodies of all endpoints have in common: how strictly they are read, and the bounds of their numbers."""
+"""The base class of all bodies, which reads strictly, and the bounds of their numbers."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def few_entries(value: Any) -> Any:
 
 
 class Body(BaseModel):
-    """JSON that means what it says: "1" is no number, 1 no truth, NaN nothing at all, and an unknown field a mistake.
+    """Strict JSON: "1" isn't a number, 1 isn't a boolean, NaN and unknown fields are refused.
 
     The first unknown field is refused, where pydantic's own extra="forbid" would collect them all, however many.
     """

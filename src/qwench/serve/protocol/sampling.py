@@ -1,4 +1,4 @@
-"""The fields that say how to choose tokens, which several endpoints share, and what becomes of them: SamplingParams."""
+"""The sampling fields that several endpoints share, and their translation to SamplingParams."""
 
 from __future__ import annotations
 

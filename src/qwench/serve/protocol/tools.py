@@ -40,7 +40,7 @@ class Function(Body):
         return parameters
 
     def to_template(self) -> dict[str, Any]:
-        """As chat templates expect it; `strict` is the server's business."""
+        """As chat templates expect it; without `strict`, which only the server reads."""
         shown = {"name": self.name, "description": self.description, "parameters": self.parameters}
         return {"type": "function", "function": {name: value for name, value in shown.items() if value is not None}}
 

@@ -1,16 +1,19 @@
-"""What the processes of the server say to each other: JSON messages, each behind its length in 4 bytes.
+"""The messages between the processes of the server: JSON, each behind its length in 4 bytes.
 
-JSON and not pickle: what a child sends can't become code. Knows no message by name, but how SamplingParams are written.
+JSON and not pickle: what a child sends can't become code. Knows no message but how SamplingParams are written.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import signal
 import socket
 import struct
+import sys
 from typing import Any
 
+from qwench.log_lines import log_in_one_line_each
 from qwench.runtime.grammar import Grammar
 from qwench.runtime.sampling_params import SamplingParams
 
@@ -47,6 +50,17 @@ class Link:
     def send(self, message: Message) -> None:
         """Raises OSError when the parent has gone."""
         self._socket.sendall(pack(message))
+
+
+def open_link() -> tuple[Link, Message]:
+    """In the child: the link to the parent and the options it gave, from the command line.
+
+    From here on SIGINT and SIGTERM are ignored: the parent handles them, and the child ends when the link closes.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    log_in_one_line_each()
+    return Link(int(sys.argv[1])), json.loads(sys.argv[2])
 
 
 def params_to_json(params: SamplingParams) -> Message:

@@ -24,8 +24,7 @@ from qwench.llm import LLM
 from qwench.runtime.grammar import Grammar
 from qwench.runtime.outputs import TokenLogprobs
 from qwench.runtime.prefix_file import SUFFIX
-from qwench.serve.child import open_link
-from qwench.serve.wire import Link, Message, params_from_json, params_to_json
+from qwench.serve.processes.wire import Link, Message, open_link, params_from_json, params_to_json
 from qwench.text.generation import CHAT_END_TOKENS, Delta
 from qwench.text.tokenizer import special_ids
 from qwench.text.tool_calls import tag_kind
@@ -47,7 +46,7 @@ def main() -> int:
         return 2
     EngineProcess(llm, link).run()
     llm.close()
-    os._exit(0)  # the threads that read and write wait for ever; nothing is left to do
+    os._exit(0)  # the reader and writer threads block for ever
 
 
 def load_prefixes(llm: LLM, folder: Path) -> None:
@@ -99,7 +98,7 @@ class EngineProcess:
         if grammars is None:
             return  # the text engine refuses them
         with contextlib.suppress(ConfigError):
-            grammars.prepare()  # now, when it holds up nobody, and not for the first request with a grammar
+            grammars.prepare()  # now, so that the first request with a grammar doesn't wait for it
         while True:
             self._compile_one(self._to_compile.get())
 
@@ -113,7 +112,7 @@ class EngineProcess:
         self._inbox.put(message)
 
     def _take_in(self) -> bool:
-        """Handles all messages that are there, waiting for one if there's nothing to do; False when it's over."""
+        """Handles all messages, waiting for one if there's nothing to do; False when the parent is gone."""
         engine = self._llm.text_engine
         while not (self._inbox.empty() and engine.has_unfinished()):
             if self._inbox.empty():
@@ -129,8 +128,7 @@ class EngineProcess:
         return True
 
     def _waits_for_grammar(self, message: Message) -> bool:
-        """Sends a request with a new grammar to have it compiled; tells of one that comes back whether it still waits
-        for anything, or nobody for it."""
+        """Whether the request can't be added now: its grammar is sent to be compiled, or it was aborted meanwhile."""
         name, grammars = message["add"], self._llm.text_engine.grammars
         if name in self._compiling:
             self._compiling.discard(name)
@@ -216,10 +214,8 @@ class EngineProcess:
             "limits": dataclasses.asdict(llm.engine.limits),
             "max_num_seqs": llm.engine.max_num_seqs,
             "defaults": params_to_json(llm.defaults.params),
-            "eos_token_ids": sorted(llm.engine.eos_token_ids),
             "chat_end_token_ids": [token for token in chat_ends if token not in llm.engine.eos_token_ids],
             "tool_tags": "text" if llm.tokenizer is None else tag_kind(llm.tokenizer),
-            "load_s": llm.load_s,
         }
 
 

@@ -1,6 +1,6 @@
-"""Server-sent events, and what becomes of a generation whose client leaves.
+"""Server-sent events, and the abort of a generation whose client disconnects.
 
-Knows no endpoint: they give an iterator of events, each already JSON.
+The routes give it an iterator of events, already encoded.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from typing import Any
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from qwench.serve.engine_client import Generation
 from qwench.serve.failures import ApiError
+from qwench.serve.processes.engine_client import Generation
 
 DONE = b"data: [DONE]\n\n"
 _to_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
@@ -43,7 +43,7 @@ class EventStream(Response):
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
             try:
                 async for data in self._events:
-                    if data:  # a step may give an answer no text that is certain
+                    if data:  # a step may add no text that can be shown yet
                         await send({"type": "http.response.body", "body": data, "more_body": True})
             except ApiError as error:
                 await send({"type": "http.response.body", "body": event(error.to_dict()), "more_body": True})

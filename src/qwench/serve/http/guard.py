@@ -15,8 +15,8 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from qwench.serve.failures import ApiError
-from qwench.serve.keys import ApiKeys
-from qwench.serve.page import PATHS as PAGE_PATHS
+from qwench.serve.http.keys import ApiKeys
+from qwench.serve.http.page import PATHS as PAGE_PATHS
 
 logger = logging.getLogger(__name__)
 
@@ -26,9 +26,9 @@ MAX_BODIES_BYTES = 256 << 20  # of all requests together that are being read or 
 
 
 class Guard:
-    """ASGI middleware. body_paths: take JSON. check_room: raises ApiError when one of `answer_paths`, which are among
-    them, has to wait for better times. max_body_bytes: asked for each request, because it depends on a model that may
-    not be loaded."""
+    """ASGI middleware. body_paths: take JSON. check_room: raises ApiError when the queue has no place for a request
+    to one of `answer_paths`, which are among them. max_body_bytes: asked for each request, because it depends on a
+    model that may not be loaded."""
 
     def __init__(
         self, app: ASGIApp, *, keys: ApiKeys | None, hosts: frozenset[str], body_paths: frozenset[str],

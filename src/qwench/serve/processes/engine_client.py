@@ -1,9 +1,9 @@
-"""The engine process as the endpoints see it: submit prompts, take the pieces of the answers as they come.
+"""The client of the engine process: submits prompts, hands out the pieces of the answers as they come.
 
 Messages to the process: {"add": name, "prompt": token ids, "params": ..., "salt": ...}, the same with "pooling" in
 place of "params" for an embedding, and {"abort": name}. From it: {"ready": EngineInfo}, {"deltas": [[name, *Piece],
 ...], "metrics": {...}} and {"refused": name, "reason": ...}.
-Knows no HTTP and no JSON of OpenAI's.
+Knows no API's JSON.
 """
 
 from __future__ import annotations
@@ -22,28 +22,21 @@ from qwench.runtime.limits import RequestLimits
 from qwench.runtime.outputs import FinishReason
 from qwench.runtime.pooling import Pooling
 from qwench.runtime.sampling_params import SamplingParams
-from qwench.serve.child import Child
 from qwench.serve.failures import ApiError
-from qwench.serve.supervisor import Supervised
-from qwench.serve.wire import Message, params_from_json, params_to_json
+from qwench.serve.processes.children import Child
+from qwench.serve.processes.supervisor import Supervised
+from qwench.serve.processes.wire import Message, params_from_json, params_to_json
 from qwench.text.tool_calls import TagKind
 
 logger = logging.getLogger(__name__)
-
-
-class TokenInfo(NamedTuple):
-    """A token with its log-probability; `text` has its bytes as the characters of Latin-1."""
-
-    token_id: int
-    text: str
-    logprob: float
 
 
 class Piece(NamedTuple):
     """What one token adds to an answer: the text that is now certain, and with finish_reason the end.
 
     choice: prompt's place times n, plus the sample's index. logprobs: [token_id, text, logprob, [[token_id, text,
-    logprob], ...]], TokenInfo of the token and of the likeliest ones. num_cached: prompt tokens found in the KV cache,
+    logprob], ...]], of the token and of the likeliest ones, text as its bytes in Latin-1.
+    num_cached: prompt tokens found in the KV cache,
     known with the last piece of a prompt. error: why finish_reason is "error": kind of QwenchError and message.
     embedding: base64 of the little-endian fp32 numbers, where one was asked for. prompt_logprobs: as logprobs, for each
     token of the prompt, of the first without numbers; with the first piece of a prompt's first choice.
@@ -61,13 +54,12 @@ class Piece(NamedTuple):
     prompt_logprobs: list[list[Any]] | None
 
     def without_end(self) -> Piece:
-        """As a chat shows it: of a token that ended the answer, and so isn't part of it, nobody learns how likely it
-        was."""
+        """Without the log-probability of the end-of-turn token, which isn't part of the answer."""
         is_end = self.finish_reason == "stop" and not isinstance(self.stop_reason, str)
         return self._replace(logprobs=None) if is_end else self
 
     def without_answer(self) -> Piece:
-        """As if no token had been asked for; only the prompt is of interest."""
+        """Without the generated token: max_tokens 0, where only the prompt's log-probabilities are asked for."""
         end: FinishReason | None = "length" if self.finish_reason in ("stop", "length") else self.finish_reason
         return self._replace(text="", token_ids=[], logprobs=None, finish_reason=end, stop_reason=None)
 
@@ -80,17 +72,14 @@ class EngineInfo:
     limits: RequestLimits
     max_num_seqs: int
     defaults: SamplingParams
-    eos_token_ids: frozenset[int]
     chat_end_token_ids: tuple[int, ...]
     tool_tags: TagKind
-    load_s: float
 
     @classmethod
     def from_message(cls, info: Message) -> EngineInfo:
         return cls(
             RequestLimits(**info["limits"]), info["max_num_seqs"], params_from_json(info["defaults"]),
-            frozenset(info["eos_token_ids"]), tuple(info["chat_end_token_ids"]),
-            info["tool_tags"], info["load_s"],
+            tuple(info["chat_end_token_ids"]), info["tool_tags"],
         )  # fmt: skip
 
     def with_chat_ends(self, params: SamplingParams) -> SamplingParams:
@@ -197,15 +186,15 @@ def _failure(kind: str, message: str) -> ApiError:
 
 
 class EngineClient(Supervised):
-    """info: None while there is no engine that could work. metrics: runtime.metrics.Metrics, as last told.
-    on_choice_end: told of each answer that ends."""
+    """info: None while there is no engine that could work. metrics: runtime.metrics.Metrics, as last received.
+    on_choice_end: called for each answer that ends."""
 
     def __init__(self, child: Child) -> None:
         super().__init__(child)
         self.info: EngineInfo | None = None
         self.metrics: dict[str, float] = {}
         self.on_choice_end: Callable[[ChoiceTimes], None] = lambda times: None
-        self._open: dict[str, tuple[Generation, int]] = {}  # name -> whose it is, and its first choice
+        self._open: dict[str, tuple[Generation, int]] = {}  # request name -> its generation, its first choice
         self._names = itertools.count()
 
     def submit(
@@ -213,7 +202,7 @@ class EngineClient(Supervised):
         *, salt: str = "", view: Callable[[Piece], Piece] = Piece.without_end,
     ) -> Generation:  # fmt: skip
         """Queues the prompts, checked by `info.limits`, each with `params`. start_s: when the request came, on the
-        monotonic clock. on_end: called once, when all is over. view: what is shown of each piece."""
+        monotonic clock. on_end: called once, when all have ended. view: applied to each piece."""
         generation = Generation(self, len(prompts) * params.n, start_s, on_end, view)
         self._queue(generation, prompts, params.n, {"params": params_to_json(params), "salt": salt})
         return generation
@@ -239,7 +228,7 @@ class EngineClient(Supervised):
             self.send({"abort": name})
 
     def forget(self, names: Sequence[str]) -> None:
-        """What the engine may still say about these is of no interest."""
+        """Ignores further messages about these requests."""
         for name in names:
             self._open.pop(name, None)
 

@@ -1,4 +1,4 @@
-"""A child process that is listened to, and started again when it dies.
+"""Reads a child process' messages, and restarts it when it dies.
 
 Knows no message but the first one: {"ready": ...} when the child can work, {"failed": reason} when it never will. Its
 two subclasses are the clients of the engine and of the text process.
@@ -15,8 +15,8 @@ import time
 from abc import ABC, abstractmethod
 
 from qwench.errors import QwenchError
-from qwench.serve.child import Child
-from qwench.serve.wire import LENGTH, Message, pack
+from qwench.serve.processes.children import Child
+from qwench.serve.processes.wire import LENGTH, Message, pack
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +30,7 @@ class StartError(QwenchError):
 
 
 class Supervised(ABC):
-    """Keeps a child alive and passes on what it says."""
+    """Keeps a child running and handles its messages."""
 
     def __init__(self, child: Child) -> None:
         self._child = child
@@ -41,15 +41,15 @@ class Supervised(ABC):
 
     @abstractmethod
     def on_ready(self, info: Message) -> None:
-        """The child can work; `info` is what it says about itself."""
+        """The child can work; info: of its ready message."""
 
     @abstractmethod
     def on_message(self, message: Message) -> None:
-        """What the child says after that."""
+        """Any later message."""
 
     @abstractmethod
     def on_down(self) -> None:
-        """The child is gone, and with it what it was working on. Another one is on its way."""
+        """The child is gone with its work; another is about to be started."""
 
     async def start(self) -> None:
         """Waits until the child is ready for the first time and supervises it from then on. Raises StartError."""
@@ -65,8 +65,8 @@ class Supervised(ABC):
                 reason = await self._listen(ready)
             except Exception:  # a bug in a handler must not leave the server without its child
                 logger.exception("while listening to %s", self._child.module)
-                reason = "it said what nobody understood"
-            self._bury()
+                reason = "it sent a message that can't be handled"
+            self._close()
             self.on_down()
             if not ready.done():
                 ready.set_exception(StartError(reason))
@@ -81,7 +81,7 @@ class Supervised(ABC):
             self.num_restarts += 1
 
     async def _listen(self, ready: asyncio.Future[None]) -> str:
-        """To one life of the child; returns why it ended."""
+        """Handles one child's messages; returns why it ended."""
         reader, self._writer = await asyncio.open_connection(sock=self._child.socket)
         while (message := await _receive(reader)) is not None:
             if "failed" in message:
@@ -92,7 +92,7 @@ class Supervised(ABC):
                     ready.set_result(None)
             else:
                 self.on_message(message)
-        return "it ended without a word"
+        return "it ended without an error message"
 
     def send(self, message: Message) -> None:
         """To the child, if there is one. Never waits: what isn't sent yet is bounded by what was admitted."""
@@ -104,14 +104,14 @@ class Supervised(ABC):
         self._was_killed = True
         self._child.process.kill()
 
-    def _bury(self) -> None:
+    def _close(self) -> None:
         if self._writer is not None:
             self._writer.close()
             self._writer = None
         self._child.end()
 
     async def stop(self) -> None:
-        """Ends the child, kindly first."""
+        """Closes the link and waits; kills the child after STOP_S."""
         if self._task is not None:
             self._task.cancel()
             with contextlib.suppress(asyncio.CancelledError, Exception):
@@ -122,7 +122,7 @@ class Supervised(ABC):
             self._child.socket.close()
         with contextlib.suppress(subprocess.TimeoutExpired):
             await asyncio.to_thread(self._child.process.wait, STOP_S)
-        self._bury()
+        self._close()
 
 
 async def _receive(reader: asyncio.StreamReader) -> Message | None:

@@ -1,6 +1,6 @@
 """The text process: chat templates, tokenising and grammars to be tried, one task after the other.
 
-A template comes with the checkpoint, from a stranger. Jinja's sandbox keeps it from reading anything; that it may loop
+A template comes with the checkpoint and isn't trusted. Jinja's sandbox keeps it from reading anything; that it may loop
 for ever or make a string of gigabytes is why it runs here, with a limit of memory, where the parent can kill it.
 Knows no HTTP and no engine. Started by TextClient, which documents the messages.
 """
@@ -16,8 +16,7 @@ from typing import Any
 from qwench.errors import ConfigError, QwenchError
 from qwench.runtime.grammar import Grammar, GrammarKind
 from qwench.runtime.matcher import GrammarCompiler
-from qwench.serve.child import open_link
-from qwench.serve.wire import Message
+from qwench.serve.processes.wire import Message, open_link
 from qwench.text.chat import render_chat
 from qwench.text.tokenizer import Tokenizer, TooLongError, check_size
 
@@ -34,7 +33,7 @@ def main() -> int:
         link.send({"failed": str(error)})
         return 2
     worker.prepare()
-    link.send({"ready": worker.description()})
+    link.send({"ready": {}})
     while (message := link.receive()) is not None:
         link.send({"number": message["number"], **worker.answer(message)})
     return 0
@@ -53,11 +52,6 @@ class TextProcess:
         """Imports what the first grammar needs, if it is installed."""
         with contextlib.suppress(ConfigError):
             self._grammars.prepare()
-
-    def description(self) -> Message:
-        """What text_client.TextInfo holds."""
-        template = self._tokenizer.chat_template
-        return {"has_chat_template": bool(template), "has_fim": self._fim is not None}
 
     def answer(self, message: Message) -> Message:
         """{"result": ...}, or {"error": what is wrong with the task}."""
@@ -92,8 +86,8 @@ class TextProcess:
         return [before, *texts[0], after, *texts[1], middle]
 
     def _do_try_grammar(self, kind: GrammarKind, text: str) -> None:
-        """Compiles it for tokens of a byte each, which finds the same mistakes in no time. One that takes the process
-        with it has then not taken the engine."""
+        """Compiles it for tokens of a byte each, which finds the same errors fast. A grammar that crashes the compiler
+        crashes this process and not the engine."""
         self._grammars.compile(Grammar(kind, text))
 
     def _do_decode(self, ids: list[int], skip_special_tokens: bool = False) -> str:

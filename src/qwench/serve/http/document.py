@@ -1,6 +1,6 @@
-"""What the routes answer, for the OpenAPI document: each status that can come, with the schema of its body.
+"""The replies of the routes, for the OpenAPI document: each status that can come, with the schema of its body.
 
-Knows no endpoint's work; what comes in is said by the classes in protocol/. Called by app.py for each route.
+Request schemas are the classes in protocol/. Called by app.py and the routes of each API.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def _responses(content: dict[str, Any], errors: tuple[int, ...], reply: type[Bas
 
 
 class DocumentedApp(FastAPI):
-    """FastAPI, whose document tells of the key where there is one, and not of status 422, which never comes."""
+    """FastAPI whose document has the API key, if there is one, and leaves out status 422, which never occurs."""
 
     def __init__(self, *, has_keys: bool, open_paths: frozenset[str], **options: Any) -> None:
         super().__init__(**options)

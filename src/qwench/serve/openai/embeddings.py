@@ -13,11 +13,11 @@ import numpy as np
 from fastapi import Request
 
 from qwench.runtime.sampling_params import SamplingParams
-from qwench.serve.completions import as_list
-from qwench.serve.engine_client import Generation
+from qwench.serve.http.streaming import abort_when_gone
+from qwench.serve.openai.completions import as_list
+from qwench.serve.processes.engine_client import Generation
 from qwench.serve.protocol.embeddings import EmbeddingRequest
 from qwench.serve.service import Service, check_length
-from qwench.serve.streaming import abort_when_gone
 
 ROOM = SamplingParams(max_tokens=1)  # the engine wants room for a token behind the prompt
 
@@ -37,7 +37,7 @@ async def embed(service: Service, body: EmbeddingRequest, request: Request) -> d
             info.limits.check(prompt, ROOM)
         for first in range(0, len(prompts), width):
             some = prompts[first : first + width]
-            generation = service.engine.embed(some, body.pooling, start_s, _nothing, salt=body.cache_salt or "")
+            generation = service.engine.embed(some, body.pooling, start_s, lambda: None, salt=body.cache_salt or "")
             async with abort_when_gone(request.receive, generation):
                 found = await _vectors(generation, len(some))
             if not all(found):
@@ -70,7 +70,3 @@ def _shown(vector: str, body: EmbeddingRequest) -> list[float] | str:
         return base64.b64encode(values.astype("<f4").tobytes()).decode()
     numbers: list[float] = values.tolist()
     return numbers
-
-
-def _nothing() -> None:
-    """The places are given back when all inputs are done."""

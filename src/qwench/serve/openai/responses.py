@@ -13,13 +13,13 @@ from fastapi import Request
 from fastapi.responses import JSONResponse, Response
 
 from qwench.serve.answers import Answers
-from qwench.serve.engine_client import Generation
 from qwench.serve.failures import ApiError
+from qwench.serve.http.streaming import EventStream, abort_when_gone, event
+from qwench.serve.openai.response_items import ResponseItems
+from qwench.serve.processes.engine_client import Generation
 from qwench.serve.protocol.responses import ResponsesRequest
 from qwench.serve.protocol.tools import choice_of, functions_of
-from qwench.serve.response_items import ResponseItems
 from qwench.serve.service import Service, new_id
-from qwench.serve.streaming import EventStream, abort_when_gone, event
 from qwench.serve.tool_use import ToolUse
 
 
@@ -75,13 +75,13 @@ class _ResponseReply:
         }  # fmt: skip
 
     def _usage(self) -> dict[str, Any]:
-        usage = self._answers.usage()
+        answers = self._answers
         return {
-            "input_tokens": usage["prompt_tokens"],
-            "input_tokens_details": {**usage["prompt_tokens_details"], "cache_write_tokens": 0},
-            "output_tokens": usage["completion_tokens"],
+            "input_tokens": answers.num_prompt,
+            "input_tokens_details": {"cached_tokens": answers.num_cached, "cache_write_tokens": 0},
+            "output_tokens": answers.num_generated,
             "output_tokens_details": {"reasoning_tokens": 0},
-            "total_tokens": usage["total_tokens"],
+            "total_tokens": answers.num_prompt + answers.num_generated,
         }
 
     async def gather(self, generation: Generation) -> None:

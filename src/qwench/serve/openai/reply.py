@@ -1,6 +1,6 @@
-"""What is around the answers of a chat or a completion: one object for all of them, or a stream of chunks.
+"""The object, or the stream of chunks, that holds the choices of a chat or a completion.
 
-Knows neither; chat.py and completions.py say what a choice holds and what a piece adds to it.
+Its two subclasses, in chat.py and completions.py, make a choice and the chunks of a piece.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from qwench.serve.answers import Answers
-from qwench.serve.engine_client import Generation, Piece
+from qwench.serve.http.streaming import DONE, event
+from qwench.serve.processes.engine_client import Generation, Piece
 from qwench.serve.protocol.common import StreamOptions
 from qwench.serve.service import new_id
-from qwench.serve.streaming import DONE, event
 
 
 class Reply(ABC):
@@ -29,14 +29,23 @@ class Reply(ABC):
 
     def whole(self) -> dict[str, Any]:
         choices = [self.choice(index) for index in range(len(self.answers.choices))]
-        return {**self._head, "choices": choices, "usage": self.answers.usage()}
+        return {**self._head, "choices": choices, "usage": self._usage()}
+
+    def _usage(self) -> dict[str, Any]:
+        num_prompt, num_generated = self.answers.num_prompt, self.answers.num_generated
+        return {
+            "prompt_tokens": num_prompt,
+            "completion_tokens": num_generated,
+            "total_tokens": num_prompt + num_generated,
+            "prompt_tokens_details": {"cached_tokens": self.answers.num_cached},
+        }
 
     async def events(self, generation: Generation) -> AsyncIterator[bytes]:
         yield self.beginning()
         while not generation.is_finished:
             yield b"".join(map(self.piece, await generation.take()))
         if self._include_usage:
-            yield event({**self._head, "choices": [], "usage": self.answers.usage()})
+            yield event({**self._head, "choices": [], "usage": self._usage()})
         yield DONE
 
     @abstractmethod

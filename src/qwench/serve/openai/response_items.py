@@ -1,6 +1,6 @@
 """The items of a response as they come, messages and function calls, and the events that tell of them.
 
-Knows no engine; responses.py has what is around them.
+Called by responses.py, which has the response object.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-from qwench.serve.answers import chat_logprobs
+from qwench.serve.openai.logprobs import chat_logprobs
 from qwench.serve.service import new_id
 from qwench.text.tool_calls import Part, ToolCall
 

@@ -12,13 +12,14 @@ from fastapi import Request
 from fastapi.responses import JSONResponse, Response
 
 from qwench.runtime.sampling_params import SamplingParams
-from qwench.serve.answers import Answers, completion_logprobs
-from qwench.serve.engine_client import EngineInfo, Piece
+from qwench.serve.answers import Answers
 from qwench.serve.failures import ApiError
+from qwench.serve.http.streaming import EventStream, abort_when_gone
+from qwench.serve.openai.logprobs import completion_logprobs
+from qwench.serve.openai.reply import Reply
+from qwench.serve.processes.engine_client import EngineInfo, Piece
 from qwench.serve.protocol.completions import DEFAULT_MAX_TOKENS, CompletionRequest
-from qwench.serve.reply import Reply
 from qwench.serve.service import Service
-from qwench.serve.streaming import EventStream, abort_when_gone
 
 
 async def answer_completion(service: Service, body: CompletionRequest, request: Request) -> Response:

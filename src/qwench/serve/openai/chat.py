@@ -11,14 +11,15 @@ from fastapi import Request
 from fastapi.responses import JSONResponse, Response
 
 from qwench.runtime.sampling_params import SamplingParams
-from qwench.serve.answers import Answers, chat_logprobs
-from qwench.serve.engine_client import EngineInfo, Piece
+from qwench.serve.answers import Answers
 from qwench.serve.failures import ApiError
+from qwench.serve.http.streaming import EventStream, abort_when_gone
+from qwench.serve.openai.logprobs import chat_logprobs
+from qwench.serve.openai.reply import Reply
+from qwench.serve.processes.engine_client import EngineInfo, Piece
 from qwench.serve.protocol.chat import ChatRequest, to_template
 from qwench.serve.protocol.tools import choice_of, functions_of
-from qwench.serve.reply import Reply
 from qwench.serve.service import Service, new_id
-from qwench.serve.streaming import EventStream, abort_when_gone
 from qwench.serve.tool_use import ToolUse
 from qwench.text.tool_calls import ToolCall
 

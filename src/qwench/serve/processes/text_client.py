@@ -1,45 +1,39 @@
-"""The text process as the endpoints see it: messages or text in, token ids out, grammars tried, in limited time.
+"""The client of the text process: messages or text to token ids, grammars checked, each within a time limit.
 
 Messages to the process: {"number": n, "task": name, "arguments": {...}}; from it {"number": n} with "result" or with
-"error", what is wrong with the task. One task at a time: whoever is too slow is killed and told so, the next in line
-finds a fresh process.
+"error", what is wrong with the task. One task at a time: one that exceeds the limit is refused and the process
+restarted for the next.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from qwench.runtime.grammar import Grammar
-from qwench.serve.child import Child
 from qwench.serve.failures import ApiError
-from qwench.serve.supervisor import Supervised
-from qwench.serve.wire import Message
+from qwench.serve.processes.children import Child
+from qwench.serve.processes.supervisor import Supervised
+from qwench.serve.processes.wire import Message
 
 RESTART_S = 10.0  # how long a task waits for a process that is being started again
 
 
-@dataclass(frozen=True)
-class TextInfo:
-    """What the text process says about its tokenizer. has_fim: it can ask for what goes between two texts."""
-
-    has_chat_template: bool
-    has_fim: bool
-
-
 class TextClient(Supervised):
-    """info: None while there's no process that could work. time_limit_s: of one task, from when it is begun."""
+    """time_limit_s: of one task, from its start."""
 
     def __init__(self, child: Child, *, time_limit_s: float) -> None:
         super().__init__(child)
-        self.info: TextInfo | None = None
         self.time_limit_s = time_limit_s
         self._turn = asyncio.Lock()
         self._up = asyncio.Event()
         self._answer: asyncio.Future[Message] | None = None
         self._number = 0
+
+    @property
+    def is_ready(self) -> bool:
+        return self._up.is_set()
 
     async def chat(
         self, messages: Sequence[Mapping[str, Any]], template: Mapping[str, Any], max_tokens: int
@@ -70,7 +64,7 @@ class TextClient(Supervised):
         return [str(piece).encode("latin-1") for piece in await self._do("pieces", ids=ids)]
 
     async def try_grammar(self, grammar: Grammar, param: str | None) -> None:
-        """Raises ApiError, about the field `param`, for a grammar that the engine had better not see."""
+        """Raises ApiError, about the field `param`, for a grammar that can't be compiled."""
         await self._do("try_grammar", param, kind=grammar.kind, text=grammar.text)
 
     async def _do(self, task: str, param: str | None = None, /, **arguments: Any) -> Any:
@@ -96,7 +90,6 @@ class TextClient(Supervised):
         return message["result"]
 
     def on_ready(self, info: Message) -> None:
-        self.info = TextInfo(**info)
         self._up.set()
 
     def on_message(self, message: Message) -> None:
@@ -105,7 +98,6 @@ class TextClient(Supervised):
             self._answer.set_result(message)
 
     def on_down(self) -> None:
-        self.info = None
         self._up.clear()
         if self._answer is not None and not self._answer.done():
             reason = "the text, template or grammar broke the process that worked on it; it may need too much memory"

@@ -3,7 +3,7 @@
 A request's head must come within a time and a size; a response must be read, a little at least, within a time; the
 body of a refused request is read and thrown away, within limits too, since a client whose connection is closed
 meanwhile would never see the refusal. What isn't HTTP is answered as everything else, with OpenAI's error JSON.
-Bodies that are of use are guard.py's business.
+Limits of bodies that are read are in guard.py.
 """
 
 from __future__ import annotations

@@ -1,0 +1,47 @@
+"""Piece.logprobs in OpenAI's shapes: of chats and responses, and of completions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def chat_logprobs(entries: list[list[Any]]) -> dict[str, Any]:
+    """Piece.logprobs of some tokens as a chat answer shows them."""
+    content = [
+        {**_token(*entry[:3]), "top_logprobs": [_token(*likely) for likely in entry[3]]} for entry in entries
+    ]  # fmt: skip
+    return {"content": content, "refusal": None}
+
+
+def _token(token_id: int, text: str, logprob: float) -> dict[str, Any]:
+    data = text.encode("latin-1")
+    return {"token": data.decode("utf-8", "replace"), "logprob": logprob, "bytes": list(data)}
+
+
+def completion_logprobs(entries: list[list[Any]], offset: int) -> dict[str, Any]:
+    """The same as a completion shows them; offset: characters of the text before the first of them."""
+    tokens = [_readable(entry[1]) for entry in entries]
+    offsets = []
+    for token in tokens:
+        offsets.append(offset)
+        offset += len(token)
+    return {
+        "tokens": tokens,
+        "token_logprobs": [entry[2] for entry in entries],
+        "top_logprobs": [_likeliest(entry) for entry in entries],
+        "text_offset": offsets,
+    }
+
+
+def _likeliest(entry: list[Any]) -> dict[str, float] | None:
+    """None of a prompt's first token."""
+    return None if entry[2] is None else {_readable(text): logprob for _, text, logprob in entry[3]}
+
+
+def _readable(text: str) -> str:
+    """A token's text; where its bytes aren't whole characters, as OpenAI writes them: bytes:\\xe2\\x98."""
+    data = text.encode("latin-1")
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in data)
