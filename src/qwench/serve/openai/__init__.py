@@ -1,5 +1,5 @@
 """OpenAI's routes: each turns a request (protocol/) into a call of Service.submit, and pieces into OpenAI's JSON.
 
-/tokenize and /detokenize are vLLM's. Another API gets a folder beside this one, on the same Service; app.py has its
-routes.
+/tokenize and /detokenize are vLLM's. Another API gets a folder beside this one, with a routes.py, on the same
+Service; app.py adds its routes.
 """

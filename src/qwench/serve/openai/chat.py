@@ -1,6 +1,6 @@
 """/v1/chat/completions: a conversation to tokens, and pieces of answers to OpenAI's chat objects and chunks.
 
-Called by app.py.
+Called by routes.py.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """/v1/completions: texts or tokens to go on with, several at once, or a gap to fill.
 
-Called by app.py.
+Called by routes.py.
 """
 
 from __future__ import annotations

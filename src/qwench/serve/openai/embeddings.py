@@ -1,6 +1,6 @@
 """/v1/embeddings: the model's hidden states as vectors.
 
-Called by app.py.
+Called by routes.py.
 """
 
 from __future__ import annotations

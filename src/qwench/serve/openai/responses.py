@@ -1,6 +1,6 @@
 """/v1/responses: one answer to a text or a conversation, as OpenAI's newer interface shows it.
 
-Called by app.py.
+Called by routes.py.
 """
 
 from __future__ import annotations

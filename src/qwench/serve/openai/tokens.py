@@ -1,4 +1,4 @@
-"""/tokenize and /detokenize. Called by app.py."""
+"""/tokenize and /detokenize. Called by routes.py."""
 
 from __future__ import annotations
 
