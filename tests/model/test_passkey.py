@@ -14,6 +14,7 @@ pytest.importorskip("torch", reason="compares with transformers: pip install qwe
 
 import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
+from transformers_parity import OLDER
 
 from qwench import LLM, SamplingParams
 
@@ -68,6 +69,7 @@ def test_found_at_every_depth(weights: str, best_target: str) -> None:
     assert weights != "bf16" or ours == theirs
 
 
+@pytest.mark.skipif(OLDER, reason="this release of transformers computes such a RoPE in another way than today's")
 @pytest.mark.parametrize("factor", [4, 8])
 def test_with_yarn_beyond_the_trained_length(factor: int, best_target: str) -> None:
     """Wherever transformers finds it under the same scaling, qwench does; their other answers are alike, too."""

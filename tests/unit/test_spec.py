@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from importlib.metadata import version
 from typing import Any
 
 import numpy as np
@@ -194,6 +195,8 @@ def configs(draw: st.DrawFn) -> dict[str, Any]:
 @given(configs())
 def test_agrees_with_transformers(config: dict[str, Any]) -> None:
     pytest.importorskip("torch", reason="needs qwench[hf] to compare with transformers")
+    if version("transformers").startswith("4."):
+        pytest.skip("this release of transformers knows no rope_parameters")
     from transformers import Qwen2Config
     from transformers.models.qwen2.modeling_qwen2 import Qwen2RotaryEmbedding
 
