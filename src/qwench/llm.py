@@ -243,7 +243,7 @@ class LLM:
         return len(saved.token_ids)
 
     def _fingerprint(self) -> str:
-        """Hash of everything that keys and values depend on."""
+        """Hash of everything that keys and values depend on: which kernels compute them is not among it."""
         from qwench.artifact import WEIGHTS
 
         if self._artifact is None:
@@ -251,7 +251,7 @@ class LLM:
         cache = dataclasses.replace(self.engine.cache, num_blocks=0)
         parts = (
             qwench.__version__, self._artifact.manifest.files[WEIGHTS].sha256, self._artifact.program.to_dict(),
-            self.engine.executor.kernels(), dataclasses.asdict(cache),
+            self._artifact.manifest.layout, dataclasses.asdict(cache),
         )  # fmt: skip
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 

@@ -83,7 +83,7 @@ def test_what_is_known_already_is_not_written_again(checkpoint: Path, saved: Pat
 @pytest.mark.parametrize(
     "options",
     [{"kv_cache": "int8"}, {"weights": "int8"}, {"kvcache_block_size": 32}, {"target": "reference"},
-     {"target": "cpu-generic"}, {"rope_scaling": {"rope_type": "linear", "factor": 2.0}}],
+     {"rope_scaling": {"rope_type": "linear", "factor": 2.0}}],
     ids=str,
 )  # fmt: skip
 def test_of_something_else(checkpoint: Path, saved: Path, options: dict[str, Any]) -> None:
@@ -91,6 +91,18 @@ def test_of_something_else(checkpoint: Path, saved: Path, options: dict[str, Any
         with pytest.raises(PrefixError, match="another model, other options"):
             llm.load_prefix(saved)
         assert llm.generate(PROMPTS[0], PARAMS)[0].outputs[0].timings.num_cached_tokens == 0
+
+
+def test_other_kernels_take_it_for_the_same_answers(
+    checkpoint: Path, saved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with open_llm(checkpoint) as llm:
+        expected = answers(llm)
+    monkeypatch.setenv("QWENCH_KERNELS", "generic")
+    with open_llm(checkpoint) as llm:
+        assert all(kernel.startswith("generic.") for kernel in llm.engine.executor.kernels().values())
+        assert llm.load_prefix(saved) == 64
+        assert answers(llm) == expected
 
 
 def test_of_other_weights(tmp_path: Path, saved: Path) -> None:
