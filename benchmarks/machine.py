@@ -59,7 +59,7 @@ class Machine:
             "cpu": cpu_name(),
             "threads": self.threads,
             "cpus": num_cpus(),
-            "variant": self._variants[0],
+            "variants": list(self._variants),
             "instructions": [f for f in ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8") if f in flags],
             "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
             "system": f"{platform.system()} {platform.release()}",

@@ -226,10 +226,10 @@ class QwenchForCausalLM(torch.nn.Module, GenerationHooks):  # type: ignore[misc]
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         cache_position: torch.Tensor | None = None,
-        cache: QwenchCache | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
+        cache: QwenchCache | None = None,
         **kwargs: Any,
     ) -> Any:
         """One pass over new tokens, as Qwen2ForCausalLM.forward: CausalLMOutputWithPast (a tuple if not return_dict).

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import warnings
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any
 
@@ -96,23 +97,23 @@ class GenerationCall:
         )
 
 
-class GenerationHooks(GenerationMixin):  # type: ignore[misc]
+class GenerationHooks(GenerationMixin, ABC):  # type: ignore[misc]
     """transformers' `generate`, which asks the model before each loop whether it answers by itself."""
 
     _is_stateful = False
     max_seq_len: int
 
+    @abstractmethod
     def cache_for(self, given: Any, implementation: str | None) -> Any:
         """The cache of a call: `given` if not None, else a new one. Raises RequestError for what can't be used."""
-        raise NotImplementedError
 
+    @abstractmethod
     def check_call(self, call: GenerationCall) -> None:
         """Raises RequestError for a call that can't end well, before its first step."""
-        raise NotImplementedError
 
+    @abstractmethod
     def answer(self, call: GenerationCall) -> torch.Tensor | None:
         """[batch, length + new] int64; None: transformers' own loop is needed."""
-        raise NotImplementedError
 
     def _prepare_cache_for_generation(
         self, generation_config: GenerationConfig, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any

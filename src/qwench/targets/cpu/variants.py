@@ -66,17 +66,18 @@ def variants_of(target: str) -> tuple[str, ...]:
 
 
 def choose_variant(target: str, program: Program) -> Choice:
-    """The fastest variant of `target` for the products of `program`, or the one that $QWENCH_KERNELS names.
+    """The fastest variant of `target` for the products of `program`; of the target cpu the one that $QWENCH_KERNELS
+    names, if it does.
 
-    Raises TargetError for a name that isn't among those of the target on this processor.
+    Raises TargetError for a name that isn't among this processor's variants.
     """
     allowed = variants_of(target)
-    if forced := forced_kernels():
+    if target == "cpu" and (forced := forced_kernels()):
         if forced not in _native.supported_variants():
             raise TargetError(
                 f"QWENCH_KERNELS is {forced!r}; this processor has: {', '.join(_native.supported_variants())}"
             )
-        return Choice(forced if target == "cpu" or forced in allowed else allowed[0], {})
+        return Choice(forced, {})
     operations = _operations(program)
     if ("bf16", "bf16") not in operations:  # all that tells these two apart
         allowed = tuple(v for v in allowed if v != "avx512bf16")
