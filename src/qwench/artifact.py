@@ -24,8 +24,8 @@ from qwench.checkpoint.spec import ModelSpec
 from qwench.checkpoint.tokenizer_tables import has_tokenizer_of_tables
 from qwench.config import QwenchConfig
 from qwench.errors import ArtifactError, CheckpointError
+from qwench.formats import Format
 from qwench.host import num_cpus
-from qwench.program.formats import Format
 from qwench.program.memory import MemoryPlan, plan_memory
 from qwench.program.ops import Program, Weight
 from qwench.program.passes import fuse, set_formats

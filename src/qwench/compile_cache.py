@@ -17,8 +17,8 @@ from typing import Any
 import qwench
 from qwench.artifact import SCHEMA_VERSION, Artifact, open_artifact
 from qwench.checkpoint.hub import find_checkpoint
+from qwench.checkpoint.open_checkpoint import open_checkpoint
 from qwench.checkpoint.spec import ModelSpec
-from qwench.checkpoint.weights import Checkpoint
 from qwench.compiler import compile_checkpoint
 from qwench.config import QwenchConfig
 from qwench.errors import ArtifactError
@@ -58,7 +58,7 @@ def open_compiled(model: str | Path, config: QwenchConfig, progress: ProgressCal
 
 def source_digest(folder: Path, progress: ProgressCallback | None = None) -> str:
     """`Checkpoint.content_digest`, remembered as long as no file of the checkpoint changes size, time or inode."""
-    checkpoint = Checkpoint(folder, num_cpus())
+    checkpoint = open_checkpoint(folder, num_cpus())
     state = [[p.name, (s := p.stat()).st_size, s.st_mtime_ns, s.st_ino] for p in checkpoint.files()]
     memo = cache_dir() / "digests" / f"{_hash(str(folder.resolve()))[:24]}.json"
     try:

@@ -32,10 +32,11 @@ from qwench.artifact import (
 from qwench.artifact_folder import check_destination, new_artifact_folder
 from qwench.calibration.calibrator import Calibrator
 from qwench.calibration.text import calibration_rows
+from qwench.checkpoint.checkpoint import Checkpoint, as_floats
 from qwench.checkpoint.hub import find_checkpoint
+from qwench.checkpoint.open_checkpoint import open_checkpoint
 from qwench.checkpoint.spec import ModelSpec
 from qwench.checkpoint.tokenizer_tables import write_tokenizer_tables
-from qwench.checkpoint.weights import Checkpoint
 from qwench.config import QwenchConfig
 from qwench.errors import CapacityError
 from qwench.host import available_memory_bytes, format_bytes, num_cpus
@@ -101,8 +102,8 @@ def compile_checkpoint(
 
 
 def _copy_companions(checkpoint: Checkpoint, folder: Path) -> None:
-    for path in checkpoint.companions():
-        shutil.copyfile(path, folder / path.name)
+    for name, data in checkpoint.texts().items():
+        (folder / name).write_bytes(data)
     write_tokenizer_tables(folder)
 
 
@@ -130,12 +131,12 @@ def _manifest(
 
 def _prepare(source: Path, config: QwenchConfig) -> _Plan:
     """Reads config and headers, derives the Program, and checks that the tensors are those it needs."""
-    spec = ModelSpec.from_folder(source)
+    checkpoint = open_checkpoint(source, num_cpus())
+    spec = checkpoint.spec
     resolved = config.resolve(spec)
     assert resolved.target is not None and resolved.prefill_chunk_size is not None
     target = get_target(resolved.target)
     program = derive_program(resolved.model(spec), resolved.format_of, str(resolved.activations))
-    checkpoint = Checkpoint(source, num_cpus())
     checkpoint.check(source_shapes(spec))
     plan = plan_memory(program, resolved.prefill_chunk_size)
     packed = {name: target.packed_tensors(weight) for name, weight in program.weights.items()}
@@ -143,7 +144,7 @@ def _prepare(source: Path, config: QwenchConfig) -> _Plan:
     calibrator = None
     if config.calibrate is not None:
         rows = calibration_rows(Path(config.calibrate), source, resolved.max_seq_len or spec.max_position_embeddings)
-        calibrator = Calibrator(program, checkpoint.array, rows)
+        calibrator = Calibrator(program, lambda name: as_floats(checkpoint.read(name)), rows)
     return _Plan(checkpoint, resolved, program, plan, target, packed, packed_bytes, calibrator)
 
 
@@ -163,7 +164,7 @@ def _write_weights(work: _Plan, path: Path, report: Reporter) -> tuple[dict[str,
     with SafetensorsWriter(path, header, threads) as writer:
         for name in order:
             weight = work.program.weights[name]
-            sources = [checkpoint.array(source) for source in weight.sources]
+            sources = [as_floats(checkpoint.read(source)) for source in weight.sources]
             source_crcs |= {source: checkpoint.crc(source) for source in weight.sources}
             out = {t.name: np.empty(t.num_bytes, np.uint8) for t in work.packed[name]}
             if work.calibrator is not None and work.calibrator.wants(weight):
@@ -212,7 +213,7 @@ def _largest(work: _Plan, cache_bytes: int) -> str:
 def _check_disk(work: _Plan, out: Path) -> None:
     """Checks the free disk space. An artifact to be replaced is kept until the new one is complete."""
     parent = next(p for p in Path(out).absolute().parents if p.exists())
-    needed = work.packed_bytes + HEADER_ROOM_BYTES + sum(p.stat().st_size for p in work.checkpoint.companions())
+    needed = work.packed_bytes + HEADER_ROOM_BYTES + sum(map(len, work.checkpoint.texts().values()))
     if (free := shutil.disk_usage(parent).free) < needed:
         raise CapacityError(
             f"{out} needs {format_bytes(needed)} of disk, but {parent} has {format_bytes(free)} free; free some space "

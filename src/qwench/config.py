@@ -15,9 +15,7 @@ from qwench.calibration.text import text_identity
 from qwench.checkpoint.rope import parse_rope_scaling
 from qwench.checkpoint.spec import ModelSpec
 from qwench.errors import ConfigError
-from qwench.option_checks import batch_sizes, check_choice, check_flag, check_known, check_positive, check_seconds
-from qwench.program.cache_groups import most_blocks, windows_of
-from qwench.program.formats import (
+from qwench.formats import (
     ACTIVATION_KINDS,
     FLOAT_ACTIVATIONS,
     GROUP_SIZES,
@@ -25,6 +23,8 @@ from qwench.program.formats import (
     WEIGHT_KINDS,
     Format,
 )
+from qwench.option_checks import batch_sizes, check_choice, check_flag, check_known, check_positive, check_seconds
+from qwench.program.cache_groups import most_blocks, windows_of
 from qwench.program.ops import Weight
 from qwench.program.recipes import RECIPES, Recipe, check_matches, check_overrides, overridden
 from qwench.targets.registry import target_names

@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from qwench.checkpoint.spec import ModelSpec, RopeSpec
+from qwench.formats import BF16, FP32, Format
 from qwench.program.cache_groups import cache_groups
-from qwench.program.formats import BF16, FP32, Format
 from qwench.program.memory import plan_memory
 from qwench.program.ops import Buffer, Op, Program, Weight
 from qwench.program.passes import fuse, set_formats

@@ -20,7 +20,7 @@ from programs import (
     random_tensors,
 )
 
-from qwench.program.formats import BF16, Format, dequantize_weight, quantize_weight
+from qwench.formats import BF16, Format, dequantize_weight, quantize_weight
 from qwench.targets.target import CacheConfig
 
 FORMATS = [BF16, *[Format(kind, group) for kind in ("int8", "int4") for group in (32, 128)]]

@@ -9,7 +9,7 @@ import pytest
 from programs import VARIANTS, Tensors, batch, load, model_program, num_groups, random_spec, random_tensors
 
 from qwench.checkpoint.spec import ModelSpec
-from qwench.program.formats import BF16, Format
+from qwench.formats import BF16, Format
 from qwench.targets.target import CacheConfig, StepBatch
 
 TARGETS = ["reference", *VARIANTS]

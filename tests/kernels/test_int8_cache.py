@@ -14,7 +14,7 @@ import pytest
 from programs import VARIANTS, Tensors, batch, load, model_program, num_groups, random_spec, random_tensors
 
 from qwench.checkpoint.spec import RopeSpec
-from qwench.program.formats import BF16
+from qwench.formats import BF16
 from qwench.program.ops import Program
 from qwench.program.qwen2 import build_qwen2
 from qwench.targets.reference.target import ReferenceExecutor

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from programs import VARIANTS, batch, load, model_program, num_groups, random_spec, random_tensors
 
-from qwench.program.formats import BF16, Format
+from qwench.formats import BF16, Format
 from qwench.targets.target import CacheConfig
 
 PRODUCTS = [(BF16, "fp32"), (BF16, "bf16"), (Format("int8", 128), "int8"), (Format("int4", 128), "int8")]

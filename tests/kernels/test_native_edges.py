@@ -14,7 +14,7 @@ import pytest
 from programs import VARIANTS, batch, load, model_program, random_spec, random_tensors
 
 from qwench.errors import TargetError
-from qwench.program.formats import BF16
+from qwench.formats import BF16
 from qwench.targets.cpu import _native, variants
 from qwench.targets.registry import get_target
 from qwench.targets.target import CacheConfig, StepBatch

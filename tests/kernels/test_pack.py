@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from qwench.program.formats import Format, dequantize_weight, quantize_weight
+from qwench.formats import Format, dequantize_weight, quantize_weight
 from qwench.program.ops import Weight
 from qwench.targets.cpu import _native
 from qwench.targets.cpu.target import CpuTarget

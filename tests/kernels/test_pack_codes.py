@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from qwench.program.formats import Format, quantize_weight
+from qwench.formats import Format, quantize_weight
 from qwench.program.ops import Weight
 from qwench.targets.cpu.target import CpuTarget
 from qwench.targets.reference.target import ReferenceTarget

@@ -14,7 +14,7 @@ from programs import VARIANTS, batch, load, model_program, num_groups, random_sp
 
 from qwench.compiler import compile_checkpoint
 from qwench.config import QwenchConfig
-from qwench.program.formats import BF16, Format
+from qwench.formats import BF16, Format
 from qwench.targets.cpu.target import CpuTarget
 from qwench.targets.target import CacheConfig, StepBatch
 

@@ -10,7 +10,7 @@ import pytest
 from programs import model_program, random_spec
 
 from qwench.errors import TargetError
-from qwench.program.formats import BF16, Format
+from qwench.formats import BF16, Format
 from qwench.program.ops import Program
 from qwench.targets.cpu import _native, variants
 from qwench.targets.cpu.variants import choose_variant, variants_of

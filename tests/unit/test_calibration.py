@@ -15,8 +15,8 @@ from qwench.calibration.text import MIN_TOKENS, calibration_rows
 from qwench.compiler import compile_checkpoint
 from qwench.config import QwenchConfig
 from qwench.errors import ConfigError
+from qwench.formats import Format, dequantize_weight, quantize_weight
 from qwench.load import resolve_model
-from qwench.program.formats import Format, dequantize_weight, quantize_weight
 
 ROOT = Path(__file__).parents[2]
 DEFAULT_MODEL = ROOT / "models" / "qwench-tiny"

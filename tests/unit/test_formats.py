@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qwench.errors import ConfigError
-from qwench.program.formats import (
+from qwench.formats import (
     BF16,
     FP32,
     GROUP_SIZES,

@@ -16,7 +16,7 @@ from tiny_checkpoint import tiny_tensors, write_checkpoint
 
 import qwench.compile_cache
 from qwench.artifact import WEIGHTS
-from qwench.checkpoint.weights import Checkpoint
+from qwench.checkpoint.weights import SafetensorsCheckpoint
 from qwench.compiler import compile_checkpoint
 from qwench.config import QwenchConfig
 from qwench.errors import CheckpointError, ConfigError
@@ -84,8 +84,8 @@ def test_a_changed_checkpoint_is_compiled_again(source: Path, compilations: list
 
 def test_the_digest_is_read_once(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     digest = qwench.compile_cache.source_digest(source)
-    assert digest == Checkpoint(source).content_digest()
-    monkeypatch.setattr(Checkpoint, "content_digest", lambda self, report=None: "read again")
+    assert digest == SafetensorsCheckpoint(source).content_digest()
+    monkeypatch.setattr(SafetensorsCheckpoint, "content_digest", lambda self, report=None: "read again")
     assert qwench.compile_cache.source_digest(source) == digest
     os.utime(source / "model.safetensors", ns=(1, 1))
     assert qwench.compile_cache.source_digest(source) == "read again"

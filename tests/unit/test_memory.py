@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tiny_checkpoint import CONFIG
 
 from qwench.checkpoint.spec import ModelSpec
-from qwench.program.formats import BF16, Format
+from qwench.formats import BF16, Format
 from qwench.program.memory import ALIGNMENT, MemoryPlan, buffer_bytes, plan_memory
 from qwench.program.ops import Buffer, Program
 from qwench.program.passes import fuse, set_formats

@@ -11,7 +11,7 @@ from tiny_checkpoint import CONFIG, tiny_tensors
 
 from qwench.checkpoint.spec import ModelSpec
 from qwench.errors import ConfigError
-from qwench.program.formats import BF16, FP32, Format
+from qwench.formats import BF16, FP32, Format
 from qwench.program.memory import plan_memory
 from qwench.program.ops import OP_KINDS, Program, Weight
 from qwench.program.passes import fuse, set_formats

@@ -14,16 +14,17 @@ import pytest
 from safetensors.numpy import save_file
 from tiny_checkpoint import CONFIG, tiny_tensors, write_checkpoint
 
+from qwench.checkpoint.open_checkpoint import open_checkpoint
 from qwench.checkpoint.spec import ModelSpec
-from qwench.checkpoint.weights import Checkpoint
+from qwench.checkpoint.weights import SafetensorsCheckpoint
 from qwench.compiler import source_shapes
 from qwench.errors import CheckpointError
 
 Q = "model.layers.1.self_attn.q_proj.weight"
 
 
-def open_checked(folder: Path) -> Checkpoint:
-    checkpoint = Checkpoint(folder)
+def open_checked(folder: Path) -> SafetensorsCheckpoint:
+    checkpoint = SafetensorsCheckpoint(folder)
     checkpoint.check(source_shapes(ModelSpec.from_folder(folder)))
     return checkpoint
 
@@ -35,7 +36,7 @@ def test_every_tensor_as_written(tmp_path: Path, dtype: Any, num_shards: int) ->
     checkpoint = open_checked(write_checkpoint(tmp_path, tensors, num_shards, tie_word_embeddings=False))
     assert set(checkpoint.entries) == set(tensors)
     for name, tensor in tensors.items():
-        array = checkpoint.array(name)
+        array = checkpoint.read(name)
         assert array.dtype == tensor.dtype and not array.flags.writeable
         np.testing.assert_array_equal(array, tensor)
         checkpoint.release(name)
@@ -49,8 +50,8 @@ def test_a_tensor_at_an_odd_offset(tmp_path: Path) -> None:
     length = int.from_bytes(content[:8], "little")
     path.write_bytes(struct.pack("<Q", length + 1) + content[8 : 8 + length] + b" " + content[8 + length :])
     checkpoint = open_checked(tmp_path)
-    assert checkpoint.array(Q).flags.aligned
-    np.testing.assert_array_equal(checkpoint.array(Q), tensors[Q])
+    assert checkpoint.read(Q).flags.aligned
+    np.testing.assert_array_equal(checkpoint.read(Q), tensors[Q])
 
 
 def change(tensors: dict[str, np.ndarray], **changes: np.ndarray | None) -> dict[str, np.ndarray]:
@@ -100,8 +101,8 @@ def test_values_that_are_no_numbers(tmp_path: Path, dtype: Any, value: float) ->
     tensors[Q][63, 63] = value
     checkpoint = open_checked(write_checkpoint(tmp_path, tensors))
     with pytest.raises(CheckpointError, match=f"'{Q}' in .*model.safetensors holds NaN or infinite"):
-        checkpoint.array(Q)
-    checkpoint.array("model.norm.weight")
+        checkpoint.read(Q)
+    checkpoint.read("model.norm.weight")
 
 
 def test_damaged_file_is_named(tmp_path: Path) -> None:
@@ -109,7 +110,7 @@ def test_damaged_file_is_named(tmp_path: Path) -> None:
     shard = tmp_path / "model-00002-of-00002.safetensors"
     shard.write_bytes(shard.read_bytes()[:-1])
     with pytest.raises(CheckpointError, match=r"model-00002-of-00002.safetensors is damaged: .*truncated"):
-        Checkpoint(tmp_path)
+        SafetensorsCheckpoint(tmp_path)
 
 
 def edit_index(folder: Path, edit: Any) -> None:
@@ -129,14 +130,14 @@ def test_an_index_can_not_leave_the_folder(tmp_path: Path, shard: Any) -> None:
     shutil.copy(tmp_path / "c" / "model-00001-of-00002.safetensors", tmp_path / "other.safetensors")
     edit_index(tmp_path / "c", lambda index: move(index, shard))
     with pytest.raises(CheckpointError, match=r"not a \.safetensors file name"):
-        Checkpoint(tmp_path / "c")
+        SafetensorsCheckpoint(tmp_path / "c")
 
 
 def test_an_index_that_names_a_missing_shard(tmp_path: Path) -> None:
     write_checkpoint(tmp_path, num_shards=2)
     (tmp_path / "model-00001-of-00002.safetensors").unlink()
     with pytest.raises(CheckpointError, match=r"model-00001-of-00002.safetensors is missing"):
-        Checkpoint(tmp_path)
+        SafetensorsCheckpoint(tmp_path)
 
 
 def test_an_index_that_names_a_missing_tensor(tmp_path: Path) -> None:
@@ -145,14 +146,14 @@ def test_an_index_that_names_a_missing_tensor(tmp_path: Path) -> None:
         tmp_path, lambda index: {"weight_map": {**index["weight_map"], "ghost": "model-00001-of-00002.safetensors"}}
     )
     with pytest.raises(CheckpointError, match="'ghost', but it doesn't"):
-        Checkpoint(tmp_path)
+        SafetensorsCheckpoint(tmp_path)
 
 
 def test_a_shard_with_a_tensor_that_the_index_lacks(tmp_path: Path) -> None:
     write_checkpoint(tmp_path, num_shards=2)
     edit_index(tmp_path, lambda index: {"weight_map": {k: v for k, v in index["weight_map"].items() if k != Q}})
     with pytest.raises(CheckpointError, match=f"holds tensor '{Q}', which"):
-        Checkpoint(tmp_path)
+        SafetensorsCheckpoint(tmp_path)
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"weight_map": []}', "{}", "[" * 100_000])
@@ -160,7 +161,7 @@ def test_an_index_that_is_none(tmp_path: Path, content: str) -> None:
     write_checkpoint(tmp_path, num_shards=2)
     (tmp_path / "model.safetensors.index.json").write_text(content)
     with pytest.raises(CheckpointError, match="is not a safetensors index"):
-        Checkpoint(tmp_path)
+        SafetensorsCheckpoint(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "consolidated.00.pth", "model.pt"])
@@ -168,22 +169,23 @@ def test_pickles_are_refused_unopened(tmp_path: Path, name: str) -> None:
     (tmp_path / "config.json").write_text(json.dumps(CONFIG))
     (tmp_path / name).write_bytes(b"cos\nsystem\n(S'touch /tmp/pwned'\ntR.")
     with pytest.raises(CheckpointError, match="pickled weights can run code and are refused: convert"):
-        Checkpoint(tmp_path)
+        SafetensorsCheckpoint(tmp_path)
 
 
 def test_other_folders(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="neither"):
-        Checkpoint(tmp_path)
     save_file({"a": np.ones(1)}, tmp_path / "adapter_model.safetensors")
     with pytest.raises(CheckpointError, match="merge it"):
-        Checkpoint(tmp_path)
+        open_checkpoint(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG))
+    with pytest.raises(CheckpointError, match="neither"):
+        open_checkpoint(tmp_path)
 
 
 def test_digest_depends_on_content_alone(tmp_path: Path) -> None:
-    digest = Checkpoint(write_checkpoint(tmp_path / "a")).content_digest()
-    assert Checkpoint(write_checkpoint(tmp_path / "b", num_shards=3)).content_digest() == digest
+    digest = SafetensorsCheckpoint(write_checkpoint(tmp_path / "a")).content_digest()
+    assert SafetensorsCheckpoint(write_checkpoint(tmp_path / "b", num_shards=3)).content_digest() == digest
     names = list(tiny_tensors())
-    known = Checkpoint(tmp_path / "a")
+    known = SafetensorsCheckpoint(tmp_path / "a")
     assert known.content_digest({name: known.crc(name) for name in names}) == digest
 
     changed = tiny_tensors()
@@ -194,5 +196,5 @@ def test_digest_depends_on_content_alone(tmp_path: Path) -> None:
         write_checkpoint(tmp_path / "dtype", tiny_tensors(dtype=np.float32)),
     ]
     (write_checkpoint(tmp_path / "tokenizer") / "tokenizer.json").write_text("{}")
-    digests = {Checkpoint(folder).content_digest() for folder in [*variants, tmp_path / "tokenizer"]}
+    digests = {SafetensorsCheckpoint(folder).content_digest() for folder in [*variants, tmp_path / "tokenizer"]}
     assert len(digests | {digest}) == 5

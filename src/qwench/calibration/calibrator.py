@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from qwench.calibration.gptq import quantize_for_inputs
-from qwench.program.formats import BF16, Float32, Int8, dequantize_weight
+from qwench.formats import BF16, Float32, Int8, dequantize_weight
 from qwench.program.ops import Op, Program, Weight
 from qwench.program.rope import cos_sin, inverse_frequencies
 from qwench.targets.reference.cache import PlainCache

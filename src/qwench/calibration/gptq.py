@@ -21,7 +21,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from qwench.program.formats import INT4_CANDIDATES, Float32, Format, Int8, quantize_weight, reciprocal, round_to_bf16
+from qwench.formats import INT4_CANDIDATES, Float32, Format, Int8, quantize_weight, reciprocal, round_to_bf16
 
 DAMPING = 0.01  # of the mean of H's diagonal, added to it, as in GPTQ
 BLOCK, STRIP = 128, 16  # columns between two products with all errors so far, and with those of the block

@@ -1,7 +1,6 @@
-"""A checkpoint's tensors: one or many safetensors files, memory-mapped, read tensor by tensor.
+"""A Hugging Face checkpoint: a folder with one or many safetensors files, memory-mapped, read tensor by tensor.
 
-Never unpickles, never runs code of the checkpoint. Called by the compiler, and by `compile_cache.py` for the digest
-that keys the cache of compiled models.
+Never unpickles, never runs code of the checkpoint. Opened by `open_checkpoint.py`.
 """
 
 from __future__ import annotations
@@ -16,7 +15,10 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
+from qwench.checkpoint.checkpoint import StoredTensor
+from qwench.checkpoint.spec import ModelSpec
 from qwench.errors import CheckpointError
+from qwench.formats import BF16, FP32
 from qwench.safetensors_file import ContainerError, SafetensorsFile, TensorEntry
 from qwench.targets.cpu._native import all_finite, crc32c
 
@@ -33,14 +35,14 @@ COMPANION_FILES = (
 )  # fmt: skip
 
 
-class Checkpoint:
-    """A folder with config.json and safetensors weights, opened and its files checked, tensors not yet read.
+class SafetensorsCheckpoint:
+    """A `Checkpoint` that is a folder with config.json and safetensors weights.
 
     Raises CheckpointError when a file is missing, truncated, malformed, or not safetensors.
     """
 
     def __init__(self, folder: Path, num_threads: int = 1) -> None:
-        self.folder, self.num_threads = folder, num_threads
+        self.path, self.spec, self.num_threads = folder, ModelSpec.from_folder(folder), num_threads
         self._home: dict[str, SafetensorsFile] = {}
         for shard, listed in self._shards().items():
             file = _open(folder / shard)
@@ -55,15 +57,17 @@ class Checkpoint:
     def entries(self) -> dict[str, TensorEntry]:
         return {name: file.entries[name] for name, file in self._home.items()}
 
-    def files(self) -> list[Path]:
-        """Every file that `content_digest` depends on."""
-        shards = sorted({file.path for file in self._home.values()})
-        index = [self.folder / INDEX] if not (self.folder / SINGLE).exists() else []
-        return [*self.companions(), *index, *shards]
+    @property
+    def is_quantized(self) -> bool:
+        return False
 
-    def companions(self) -> list[Path]:
-        """The config, tokenizer and generation files there are."""
-        return [path for name in COMPANION_FILES if (path := self.folder / name).is_file()]
+    def files(self) -> list[Path]:
+        shards = sorted({file.path for file in self._home.values()})
+        index = [self.path / INDEX] if not (self.path / SINGLE).exists() else []
+        return [*self._companions(), *index, *shards]
+
+    def texts(self) -> dict[str, bytes]:
+        return {path.name: path.read_bytes() for path in self._companions()}
 
     def check(self, wanted: Mapping[str, tuple[int, ...]]) -> None:
         """Compares names, shapes and dtypes with what the model needs; reads no tensor but a duplicate head.
@@ -72,7 +76,7 @@ class Checkpoint:
         """
         for name, shape in wanted.items():
             if name not in self._home:
-                raise CheckpointError(f"{self.folder} lacks tensor {name!r} of shape {list(shape)}")
+                raise CheckpointError(f"{self.path} lacks tensor {name!r} of shape {list(shape)}")
             self._check_entry(name, shape)
         for name in sorted(set(self._home) - set(wanted)):
             if name == HEAD and EMBEDDING in wanted:
@@ -82,11 +86,14 @@ class Checkpoint:
                     f"{self._home[name].path} holds tensor {name!r}, which a model of this config.json doesn't have"
                 )
 
-    def array(self, name: str) -> npt.NDArray[Any]:
-        """One tensor as a read-only view of the file: bfloat16, float16 or float32.
+    def stored(self, name: str) -> StoredTensor:
+        entry = self.entries[name]
+        if len(entry.shape) == 1:
+            return StoredTensor(entry.dtype, FP32, is_exact=True)
+        return StoredTensor(entry.dtype, BF16, is_exact=entry.dtype == "BF16")
 
-        Raises CheckpointError if it holds NaN or infinite values.
-        """
+    def read(self, name: str) -> npt.NDArray[Any]:
+        """One tensor as a read-only view of the file: bfloat16, float16 or float32."""
         entry, raw = self._home[name].entries[name], self._home[name].raw(name)
         dtype = np.dtype(FLOAT_DTYPES[entry.dtype])
         if entry.start % dtype.itemsize:
@@ -96,24 +103,18 @@ class Checkpoint:
         return raw.view(dtype).reshape(entry.shape)
 
     def crc(self, name: str) -> int:
-        """crc32c of the bytes of one tensor."""
         return int(crc32c(self._home[name].raw(name), self.num_threads))
 
     def release(self, name: str) -> None:
-        """Gives the pages of a tensor back to the system, after it was read."""
         self._home[name].release(name)
 
     def content_digest(
         self, crcs: Mapping[str, int] | None = None, report: Callable[[int, int], None] | None = None
     ) -> str:
-        """sha256 over companion files and, sorted by name, each tensor's name, dtype, shape and crc32c.
-
-        crcs: those already known; the others are read. report: told the bytes done and in all after each tensor.
-        """
+        """sha256 over the texts and, sorted by name, each tensor's name, dtype, shape and crc32c."""
         digest, done = hashlib.sha256(), 0
-        for path in self.companions():
-            data = path.read_bytes()
-            digest.update(f"{path.name} {len(data)}\n".encode() + data)
+        for name, data in self.texts().items():
+            digest.update(f"{name} {len(data)}\n".encode() + data)
         total = sum(entry.num_bytes for entry in self.entries.values())
         for name, entry in sorted(self.entries.items()):
             known = crcs.get(name) if crcs else None
@@ -125,6 +126,9 @@ class Checkpoint:
             if report is not None:
                 report(done, total)
         return digest.hexdigest()
+
+    def _companions(self) -> list[Path]:
+        return [path for name in COMPANION_FILES if (path := self.path / name).is_file()]
 
     def _check_entry(self, name: str, shape: tuple[int, ...]) -> None:
         entry, path = self._home[name].entries[name], self._home[name].path
@@ -148,19 +152,17 @@ class Checkpoint:
 
     def _shards(self) -> dict[str, set[str] | None]:
         """File name -> the tensors it should hold, or None for whatever it holds."""
-        if (self.folder / SINGLE).is_file():
+        if (self.path / SINGLE).is_file():
             return {SINGLE: None}
-        if (self.folder / INDEX).is_file():
-            return dict(read_index(self.folder / INDEX))
-        names = sorted(path.name for path in self.folder.iterdir()) if self.folder.is_dir() else []
-        if "adapter_model.safetensors" in names:
-            raise CheckpointError(f"{self.folder} is an adapter; merge it into its base model and save that")
+        if (self.path / INDEX).is_file():
+            return dict(read_index(self.path / INDEX))
+        names = sorted(path.name for path in self.path.iterdir()) if self.path.is_dir() else []
         if pickles := [name for name in names if name.endswith(PICKLES)]:
             raise CheckpointError(
-                f"{self.folder} has {pickles[0]} but no safetensors; pickled weights can run code and are refused: "
+                f"{self.path} has {pickles[0]} but no safetensors; pickled weights can run code and are refused: "
                 "convert with transformers, model.save_pretrained(folder, safe_serialization=True)"
             )
-        raise CheckpointError(f"{self.folder} has neither {SINGLE} nor {INDEX}")
+        raise CheckpointError(f"{self.path} has neither {SINGLE} nor {INDEX}")
 
 
 def _open(path: Path) -> SafetensorsFile:

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from qwench.artifact import Artifact
 from qwench.evaluate.batches import num_blocks, whole_sequences
 from qwench.evaluate.compiled import cache_config
-from qwench.program.formats import BF16, Format
+from qwench.formats import BF16, Format
 from qwench.program.memory import plan_memory
 from qwench.program.ops import Buffer, Op, Program, Weight
 from qwench.targets.target import Float32, Int32

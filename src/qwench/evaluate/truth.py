@@ -15,14 +15,15 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from qwench.checkpoint.checkpoint import Checkpoint, as_floats
+from qwench.checkpoint.open_checkpoint import open_checkpoint
 from qwench.checkpoint.spec import ModelSpec
-from qwench.checkpoint.weights import Checkpoint
 from qwench.config import QwenchConfig
 from qwench.errors import ConfigError
 from qwench.evaluate.batches import num_blocks, whole_sequences
+from qwench.formats import FP32
 from qwench.host import available_memory_bytes, num_cpus
 from qwench.program.cache_groups import cache_groups
-from qwench.program.formats import FP32
 from qwench.program.ops import Program
 from qwench.program.qwen2 import build_qwen2
 from qwench.targets.reference.ops import Matrix
@@ -103,7 +104,7 @@ class ReferenceModel:
 
     def __init__(self, checkpoint: Path, spec: ModelSpec) -> None:
         self._program = build_qwen2(spec)
-        self._weights = _CheckpointWeights(Checkpoint(checkpoint, num_cpus()), self._program)
+        self._weights = _CheckpointWeights(open_checkpoint(checkpoint, num_cpus()), self._program)
 
     def trace(self, sequences: Sequence[Int32]) -> dict[str, Float32]:
         return self._run(sequences, traced_names(self._program.spec.num_layers))
@@ -131,7 +132,7 @@ class _CheckpointWeights(Mapping[str, Any]):
     def __getitem__(self, name: str) -> Any:
         if name in self._kept:
             return self._kept[name]
-        values: npt.NDArray[Any] = self._checkpoint.array(name).astype(np.float32)
+        values: npt.NDArray[Any] = as_floats(self._checkpoint.read(name)).astype(np.float32)
         self._checkpoint.release(name)
         is_vector = self._weights[name].is_vector
         weight = values if is_vector else Matrix(FP32, values)

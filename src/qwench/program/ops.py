@@ -27,7 +27,7 @@ from functools import cached_property
 from typing import Any, Literal, TypeAlias
 
 from qwench.checkpoint.spec import ModelSpec
-from qwench.program.formats import BF16, FP32, Format
+from qwench.formats import BF16, FP32, Format
 
 OP_KINDS = (
     "embed", "rms_norm", "linear", "rope", "cache_write", "attention", "silu_mul", "add", "take_rows",

@@ -9,7 +9,7 @@ import dataclasses
 from collections.abc import Callable
 
 from qwench.errors import ConfigError
-from qwench.program.formats import FLOAT_ACTIVATIONS, FP32, INTEGER_ACTIVATIONS, WEIGHT_KINDS, Format
+from qwench.formats import FLOAT_ACTIVATIONS, FP32, INTEGER_ACTIVATIONS, WEIGHT_KINDS, Format
 from qwench.program.ops import PRODUCTS, Op, Program, Weight
 
 

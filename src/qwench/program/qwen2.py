@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from qwench.checkpoint.spec import ModelSpec
-from qwench.program.formats import FP32
+from qwench.formats import FP32
 from qwench.program.ops import Buffer, Op, Program, Rows, Weight
 
 

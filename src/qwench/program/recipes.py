@@ -13,7 +13,7 @@ from pathlib import Path
 
 from qwench.checkpoint.spec import ModelSpec
 from qwench.errors import ConfigError
-from qwench.program.formats import GROUP_SIZES, WEIGHT_KINDS, Format
+from qwench.formats import GROUP_SIZES, WEIGHT_KINDS, Format
 from qwench.program.ops import Weight
 from qwench.program.qwen2 import build_qwen2
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from qwench.program.formats import Float32, Format, Int8
+from qwench.formats import Float32, Format, Int8
 
 PANEL = 64  # columns
 Bytes = npt.NDArray[np.uint8]

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from qwench.checkpoint.spec import ModelSpec
-from qwench.program.formats import quantize_activation
+from qwench.formats import quantize_activation
 from qwench.program.rope import cos_sin, inverse_frequencies
 
 Float32 = npt.NDArray[np.float32]

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from qwench.checkpoint.spec import ModelSpec
-from qwench.program.formats import Format, quantize_activation, round_to_bf16
+from qwench.formats import Format, quantize_activation, round_to_bf16
 from qwench.targets.reference.cache import Cache, rotate
 
 Float32 = npt.NDArray[np.float32]

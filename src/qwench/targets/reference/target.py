@@ -11,8 +11,8 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
+from qwench.formats import BF16, quantize_weight, round_to_bf16
 from qwench.program.cache_groups import cache_groups
-from qwench.program.formats import BF16, quantize_weight, round_to_bf16
 from qwench.program.memory import MemoryPlan
 from qwench.program.ops import PRODUCTS, Op, Program, Weight
 from qwench.program.rope import cos_sin, inverse_frequencies

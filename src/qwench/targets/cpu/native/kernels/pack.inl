@@ -5,7 +5,7 @@
 constexpr int kStrip = 16;      // columns quantised at once
 constexpr int kMaxGroup = 256;  // weights that share a scale, at most
 constexpr int kTrialsAtOnce = 3;
-// Candidates for an int4 scale, as the code that the largest weight lands on; as INT4_CANDIDATES in program/formats.py.
+// Candidates for an int4 scale, as the code that the largest weight lands on; as INT4_CANDIDATES in formats.py.
 constexpr int kInt4Candidates = 15;
 constexpr float kFirstInt4Candidate = 7.0f, kInt4CandidateStep = 0.25f;
 
@@ -40,7 +40,7 @@ inline void try_int4(const float* strip, int group, const float* inverses, float
 // A scale as it is stored.
 inline float rounded(float scale) { return bf16_to_float(float_to_bf16(scale)); }
 
-// The int4 scales of a strip: of the candidates of program/formats.py, each with the least-squares scale of its codes,
+// The int4 scales of a strip: of the candidates of formats.py, each with the least-squares scale of its codes,
 // the one with the least squared error.
 inline void choose_int4(const float* strip, int group, float* scales) {
   constexpr int kTrials = kInt4Candidates / kTrialsAtOnce;

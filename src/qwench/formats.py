@@ -6,8 +6,9 @@ against `quantize_weight`, the native kernels against `quantize_activation`.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -22,15 +23,26 @@ INTEGER_ACTIVATIONS = ("int8", "int16")  # beside integer weights
 FLOAT_ACTIVATIONS = ("fp32", "bf16")  # beside bf16 weights
 ACTIVATION_KINDS = FLOAT_ACTIVATIONS + INTEGER_ACTIVATIONS
 GROUP_SIZES = (32, 64, 128, 256)
+ScaleEncoding = Literal["bf16", "fp16", "fp32", "nested"]
+Offsets = Literal["", "min", "zero"]
+NESTED_BLOCK = 256  # values along K that share the factor of nested scales
 
 
 @dataclass(frozen=True)
 class Format:
     """How one matrix, or one activation, is stored. `group_size` counts values along K that share a scale; 0 for bf16
-    and fp32. int16 is for activations alone."""
+    and fp32. int16 is for activations alone.
+
+    scales: how a group's scale is stored; what qwench quantises has bf16. nested: a whole number from -128 to 127,
+        times an fp16 factor for each NESTED_BLOCK values along K, as in llama.cpp's K-quants.
+    offsets: what a group's values have beside code * scale. min: less a minimum, stored as the scales are. zero: a
+        zero point, a whole number that is taken off the codes. int4 codes with offsets run from 0 to 15.
+    """
 
     kind: Literal["fp32", "bf16", "int16", "int8", "int4"]
     group_size: int = 0
+    scales: ScaleEncoding = "bf16"
+    offsets: Offsets = ""
 
     def __post_init__(self) -> None:
         if self.kind in ("int16", "int8", "int4"):
@@ -38,6 +50,12 @@ class Format:
                 raise ConfigError(f"group_size is {self.group_size}; allowed: {', '.join(map(str, GROUP_SIZES))}")
         elif self.group_size:
             raise ConfigError(f"format {self.kind} has no groups, but group_size is {self.group_size}")
+        if self.scales not in get_args(ScaleEncoding) or self.offsets not in get_args(Offsets):
+            raise ConfigError(f"there are no scales {self.scales!r} with offsets {self.offsets!r}")
+        if (self.scales, self.offsets) != ("bf16", "") and self.kind not in ("int8", "int4"):
+            raise ConfigError(f"format {self.kind} has no scales {self.scales!r} and no offsets")
+        if self.scales == "nested" and self.offsets == "zero":
+            raise ConfigError("nested scales have minima, not zero points")
 
     @property
     def is_quantized(self) -> bool:
@@ -45,13 +63,18 @@ class Format:
 
     @property
     def bits_per_weight(self) -> float:
-        """Bits a weight costs, the bf16 scale of its group included."""
+        """Bits a weight costs, what its group has included."""
         bits = {"fp32": 32, "bf16": 16, "int16": 16, "int8": 8, "int4": 4}[self.kind]
-        return bits + (16 / self.group_size if self.group_size else 0)
+        if not self.group_size:
+            return bits
+        scale = {"bf16": 16, "fp16": 16, "fp32": 32, "nested": 8}[self.scales]
+        offset = {"": 0, "min": scale, "zero": 8}[self.offsets]
+        factors = (16 + 16 * bool(self.offsets)) / NESTED_BLOCK if self.scales == "nested" else 0
+        return bits + (scale + offset) / self.group_size + factors
 
     @property
     def code_range(self) -> tuple[int, int]:
-        """Smallest and largest integer code of a weight."""
+        """Smallest and largest integer code of a weight that qwench quantises."""
         return {"int8": (-127, 127), "int4": (-8, 7)}[self.kind]
 
     @property
@@ -61,20 +84,27 @@ class Format:
 
     def padded_k(self, k: int) -> int:
         """K rounded up to whole groups (whole pairs for bf16); the padding holds zeros."""
-        multiple = self.group_size or 2
+        multiple = NESTED_BLOCK if self.scales == "nested" else self.group_size or 2
         return -(-k // multiple) * multiple
 
     def __str__(self) -> str:
-        return f"{self.kind}/g{self.group_size}" if self.group_size else self.kind
+        """Such as "bf16", "int4/g128", "int8/g32/fp16", "int4/g32/nested+min"."""
+        if not self.group_size:
+            return self.kind
+        scales = "" if (self.scales, self.offsets) == ("bf16", "") else f"/{self.scales}"
+        return f"{self.kind}/g{self.group_size}{scales}{f'+{self.offsets}' if self.offsets else ''}"
 
     @classmethod
     def parse(cls, text: str) -> Format:
-        """Inverse of `str`: "int4/g128", "bf16"."""
-        kind, _, group = text.partition("/g")
-        if kind not in ("fp32", "int16", *WEIGHT_KINDS) or (group and not group.isdigit()):
+        """Inverse of `str`."""
+        found = _FORMAT.fullmatch(text)
+        if not found:
             raise ConfigError(f"unknown format {text!r}")
-        return cls(kind, int(group or 0))  # type: ignore[arg-type]
+        kind, group, scales, offsets = found.groups()
+        return cls(kind, int(group or 0), scales or "bf16", offsets or "")  # type: ignore[arg-type]
 
+
+_FORMAT = re.compile(r"(fp32|bf16|int16|int8|int4)(?:/g(\d{1,4})(?:/(bf16|fp16|fp32|nested)(?:\+(min|zero))?)?)?")
 
 FP32 = Format("fp32")
 BF16 = Format("bf16")
