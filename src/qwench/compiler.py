@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import shutil
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,10 +45,11 @@ from qwench.program.memory import MemoryPlan, plan_memory
 from qwench.program.ops import Program
 from qwench.program.qwen2 import build_qwen2
 from qwench.progress import ProgressCallback, Reporter
+from qwench.quantized_matrix import QuantizedMatrix
 from qwench.safetensors_file import SafetensorsWriter
 from qwench.targets.cpu._native import crc32c
 from qwench.targets.registry import get_target
-from qwench.targets.target import PackedTensor, Target
+from qwench.targets.target import Array, PackedTensor, Target
 
 HEADER_ROOM_BYTES = 1 << 20
 
@@ -164,13 +166,14 @@ def _write_weights(work: _Plan, path: Path, report: Reporter) -> tuple[dict[str,
     with SafetensorsWriter(path, header, threads) as writer:
         for name in order:
             weight = work.program.weights[name]
-            sources = [as_floats(checkpoint.read(source)) for source in weight.sources]
+            sources: Sequence[Array | QuantizedMatrix] = [
+                as_floats(checkpoint.read(source)) for source in weight.sources
+            ]
             source_crcs |= {source: checkpoint.crc(source) for source in weight.sources}
             out = {t.name: np.empty(t.num_bytes, np.uint8) for t in work.packed[name]}
             if work.calibrator is not None and work.calibrator.wants(weight):
-                work.target.pack_codes(weight, *work.calibrator.quantize(weight), out)
-            else:
-                work.target.pack(weight, sources, out)
+                sources = work.calibrator.quantize(weight)
+            work.target.pack(weight, sources, out)
             for source in weight.sources:
                 checkpoint.release(source)
             for tensor, data in out.items():

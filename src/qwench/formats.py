@@ -84,7 +84,7 @@ class Format:
 
     def padded_k(self, k: int) -> int:
         """K rounded up to whole groups (whole pairs for bf16); the padding holds zeros."""
-        multiple = NESTED_BLOCK if self.scales == "nested" else self.group_size or 2
+        multiple = self.group_size or 2
         return -(-k // multiple) * multiple
 
     def __str__(self) -> str:

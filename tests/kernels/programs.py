@@ -10,18 +10,19 @@ import numpy as np
 import numpy.typing as npt
 
 from qwench.checkpoint.spec import ModelSpec, RopeSpec
-from qwench.formats import BF16, FP32, Format
+from qwench.formats import BF16, FP32, NESTED_BLOCK, Format
 from qwench.program.cache_groups import cache_groups
 from qwench.program.memory import plan_memory
 from qwench.program.ops import Buffer, Op, Program, Weight
 from qwench.program.passes import fuse, set_formats
 from qwench.program.qwen2 import build_qwen2
+from qwench.quantized_matrix import QuantizedMatrix
 from qwench.targets.cpu import _native
 from qwench.targets.cpu.target import CpuTarget
 from qwench.targets.reference.target import ReferenceTarget
 from qwench.targets.target import CacheConfig, Executor, StepBatch, Target
 
-Tensors = dict[str, npt.NDArray[np.generic]]
+Tensors = dict[str, npt.NDArray[np.generic] | QuantizedMatrix]
 VARIANTS: list[str] = _native.supported_variants()  # of the cpu target's kernels, on this machine
 
 
@@ -89,11 +90,44 @@ def random_tensors(program: Program, rng: np.random.Generator, std: float = 0.3)
         spec = program.spec
         heights = {3: [spec.q_size, spec.kv_size, spec.kv_size], 2: [rows // 2] * 2, 1: [rows]}[len(weight.sources)]
         for source, height in zip(weight.sources, heights, strict=True):
+            if weight.format != Format(weight.format.kind, weight.format.group_size):
+                tensors[source] = random_codes(rng, weight.format, (height, weight.shape[1]), std)
+                continue
             values = rng.standard_normal((height, *weight.shape[1:]), dtype=np.float32) * std
             if "norm" in source or source == "gain":
                 values += 1
             tensors[source] = values.astype(ml_dtypes.bfloat16)
     return tensors
+
+
+def random_codes(rng: np.random.Generator, fmt: Format, shape: tuple[int, int], std: float) -> QuantizedMatrix:
+    """A matrix as a checkpoint of that format could hold it, every code and the ends of every range included."""
+    groups = (shape[0], fmt.padded_k(shape[1]) // fmt.group_size)
+    blocks = (shape[0], -(-shape[1] // NESTED_BLOCK))
+    low, high = (-128, 127) if fmt.kind == "int8" else (0, 15) if fmt.offsets else (-8, 7)
+    unit, is_nested = std / high, fmt.scales == "nested"
+
+    def scales(factor: float) -> npt.NDArray[np.float32]:
+        if is_nested:
+            return rng.integers(-32, 64, groups).astype(np.float32)
+        values = (rng.standard_normal(groups, dtype=np.float32) * np.float32(factor)).astype(np.float32)
+        return values.astype({"bf16": ml_dtypes.bfloat16, "fp16": np.float16, "fp32": np.float32}[fmt.scales]).astype(
+            np.float32
+        )
+
+    def factors(unit: float) -> npt.NDArray[np.float32]:
+        return (rng.random(blocks, np.float32) * np.float32(unit / 32)).astype(np.float16).astype(np.float32)
+
+    has_minima = fmt.offsets == "min"
+    return QuantizedMatrix(
+        fmt,
+        rng.integers(low, high + 1, shape).astype(np.int8),
+        scales(unit),
+        rng.integers(low, high + 1, groups).astype(np.int16) if fmt.offsets == "zero" else None,
+        scales(std) if has_minima else None,
+        factors(unit) if is_nested else None,
+        factors(std) if is_nested and has_minima else None,
+    )
 
 
 def make_target(name: str) -> Target:

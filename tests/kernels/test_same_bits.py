@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from programs import VARIANTS, batch, load, model_program, num_groups, random_spec, random_tensors
+from programs import VARIANTS, batch, load, model_program, num_groups, random_codes, random_spec, random_tensors
 
 from qwench.compiler import compile_checkpoint
 from qwench.config import QwenchConfig
@@ -20,7 +20,13 @@ from qwench.targets.target import CacheConfig, StepBatch
 
 MODEL = Path(__file__).parents[2] / "models" / "qwench-tiny"
 FORMATS = [(BF16, "fp32"), (BF16, "bf16"), (Format("int8", 32), "int8"), (Format("int4", 64), "int8"),
-           (Format("int8", 64), "int16")]  # fmt: skip
+           (Format("int8", 64), "int16"), (Format("int8", 128), "fp32"), (Format("int4", 32), "fp32")]  # fmt: skip
+# Of checkpoints that were quantised elsewhere.
+FOREIGN = [Format.parse(text) for text in (
+    "int8/g32/fp16", "int4/g32/fp16", "int4/g32/fp16+min", "int8/g32/fp16+min", "int4/g32/nested+min",
+    "int8/g32/nested+min", "int8/g32/nested", "int4/g128/fp16+zero", "int4/g128/bf16+zero", "int8/g64/fp16+zero",
+    "int4/g64/fp32", "int8/g256/fp32+min")]  # fmt: skip
+WHOLE_BLOCKS = {"hidden_size": 256, "intermediate_size": 512, "head_dim": 64, "num_heads": 4, "num_kv_heads": 2}
 CACHES = ["fp32", "bf16", "int8"]
 
 # Options -> sha256 of the packed weights, and for each cache of a prompt's logits and of those of 24 decode steps.
@@ -73,6 +79,40 @@ def test_all_variants_agree(fmt: Format, activations: str, cache_dtype: str) -> 
         first, *others = [run(load(variant, program, tensors, cache), steps) for variant in VARIANTS]
         assert np.isfinite(np.frombuffer(first, np.float32)).all()
         assert all(other == first for other in others), (seed, spec)
+
+
+@pytest.mark.parametrize("activations", ["int8", "int16", "fp32"])
+@pytest.mark.parametrize("fmt", FOREIGN, ids=str)
+def test_all_variants_agree_about_what_was_quantised_elsewhere(fmt: Format, activations: str) -> None:
+    rng = np.random.default_rng([FOREIGN.index(fmt), 9])
+    spec = random_spec(rng, **(WHOLE_BLOCKS if fmt.scales == "nested" else {}))
+    program = model_program(spec, fmt, activations)
+    tensors = random_tensors(program, rng)
+    steps = [
+        batch([rng.integers(0, spec.vocab_size, n).astype(np.int32) for n in new], lengths, [list(range(8)), [8, 9]],
+              num_groups(spec))
+        for new, lengths in (((70, 9), [70, 9]), ((1, 1), [71, 10]))
+    ]  # fmt: skip
+    cache = CacheConfig(24, 16, "fp32", partition_len=64)
+    first, *others = [run(load(variant, program, tensors, cache), steps) for variant in VARIANTS]
+    assert np.isfinite(np.frombuffer(first, np.float32)).all()
+    assert all(other == first for other in others), spec
+    if activations == "fp32":
+        expected = np.frombuffer(run(load("reference", program, tensors, cache), steps), np.float32)
+        np.testing.assert_allclose(np.frombuffer(first, np.float32), expected, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("fmt", FOREIGN, ids=str)
+def test_the_embedding_gives_back_the_very_values(fmt: Format) -> None:
+    """Packed rows, read one by one, are those that the checkpoint's own formula gives."""
+    rng = np.random.default_rng(5)
+    matrix = random_codes(rng, fmt, (150, 256), 0.5)
+    spec = random_spec(rng, **WHOLE_BLOCKS, vocab_size=150, tie_word_embeddings=True)
+    program = model_program(spec, fmt, "fp32")
+    tensors = {**random_tensors(program, rng), "model.embed_tokens.weight": matrix}
+    for variant in VARIANTS:
+        executor = load(variant, program, tensors, CacheConfig(8, 16, "fp32"))
+        np.testing.assert_array_equal(executor.embed(np.arange(150, dtype=np.int32)), matrix.dequantize())
 
 
 def run(executor, steps: list[StepBatch]) -> bytes:  # type: ignore[no-untyped-def]

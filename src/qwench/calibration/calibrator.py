@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 
 from qwench.calibration.gptq import quantize_for_inputs
-from qwench.formats import BF16, Float32, Int8, dequantize_weight
+from qwench.formats import BF16, Float32, dequantize_weight
 from qwench.program.ops import Op, Program, Weight
 from qwench.program.rope import cos_sin, inverse_frequencies
+from qwench.quantized_matrix import QuantizedMatrix
 from qwench.targets.reference.cache import PlainCache
 from qwench.targets.reference.ops import OPS, Matrix, StepState
 from qwench.targets.target import Array, Int32
@@ -41,13 +42,14 @@ class Calibrator:
         readers = [op for op in self._program.ops if weight.name in op.weights]
         return weight.format.is_quantized and all(op.kind in MATMULS for op in readers)
 
-    def quantize(self, weight: Weight) -> tuple[Int8, Float32]:
-        """Codes and scales as `formats.quantize_weight` gives them. Ask in the order of the Program's ops."""
+    def quantize(self, weight: Weight) -> list[QuantizedMatrix]:
+        """The matrix for `Target.pack`, in halves if it is paired. Ask in the order of the Program's ops."""
         op = self._advance_to(weight)
         values = self._stack(weight).astype(np.float32)
         codes, scales = quantize_for_inputs(values, self._moments(op.inputs[0]), weight.format)
         self._quantized[weight.name] = Matrix(BF16, dequantize_weight(codes, scales, weight.shape[1]))
-        return codes, scales
+        parts = zip(*(np.split(part, 2 if weight.paired else 1) for part in (codes[:, : weight.shape[1]], scales)))
+        return [QuantizedMatrix(weight.format, *part) for part in parts]
 
     def _advance_to(self, weight: Weight) -> Op:
         """Runs the ops before the one that reads `weight`."""

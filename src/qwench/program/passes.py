@@ -44,7 +44,8 @@ def _input_format(op: Op, buffer: str, weights: dict[str, Weight], activations: 
     """The format in which `op` reads `buffer`: that of its matmul for the matmul's input, fp32 for all else."""
     if op.kind not in PRODUCTS or buffer != op.inputs[0]:
         return FP32
-    if group_size := weights[op.weights[0]].format.group_size:
+    group_size = weights[op.weights[0]].format.group_size
+    if group_size and activations != "fp32":
         return Format(activations if activations in INTEGER_ACTIVATIONS else "int8", group_size)  # type: ignore[arg-type]
     return Format(activations if activations in FLOAT_ACTIVATIONS else "fp32")  # type: ignore[arg-type]
 

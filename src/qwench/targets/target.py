@@ -16,6 +16,7 @@ import numpy.typing as npt
 from qwench.program.cache_groups import cache_groups
 from qwench.program.memory import MemoryPlan
 from qwench.program.ops import Program, Weight
+from qwench.quantized_matrix import QuantizedMatrix
 
 Array = npt.NDArray[np.generic]
 Float32 = npt.NDArray[np.float32]
@@ -154,12 +155,9 @@ class Target(Protocol):
         """The tensors that `pack` fills for this weight."""
         ...
 
-    def pack(self, weight: Weight, sources: Sequence[Array], out: Mapping[str, Array]) -> None:
-        """Quantises and packs: a pure function of the sources (rows stacked in order, bf16, fp16 or fp32)."""
-        ...
-
-    def pack_codes(self, weight: Weight, codes: Int8, scales: Float32, out: Mapping[str, Array]) -> None:
-        """Packs a matrix that is quantised already: codes [N, padded K] int8, scales [N, groups] fp32."""
+    def pack(self, weight: Weight, sources: Sequence[Array | QuantizedMatrix], out: Mapping[str, Array]) -> None:
+        """Packs the sources, whose rows are stacked in order: all of them quantised in the weight's format, or all
+        bf16, fp16 or fp32, to be rounded to it. A pure function of the sources."""
         ...
 
     def kernel_choice(self, program: Program) -> str:

@@ -10,6 +10,8 @@ _Bytes = npt.NDArray[Any]
 _Floats = npt.NDArray[np.float32]
 _Ints = npt.NDArray[np.int32]
 _Buffer = tuple[int, int, str, int, str, bool]
+_Format = tuple[str, int, str, str]  # kind, group size, scales, offsets
+_Quantized = tuple[_Bytes, _Bytes, _Bytes | None, _Bytes | None, _Bytes | None, _Bytes | None]
 
 def supported_variants() -> list[str]: ...
 def crc32c(data: _Bytes, num_threads: int) -> int: ...
@@ -17,19 +19,19 @@ def all_finite(data: _Bytes, dtype: str, num_threads: int) -> bool: ...
 def measure_read_gbps(variant: str, num_threads: int, megabytes: int) -> float: ...
 def measure_product_gops(variant: str, weights: str, activations: str) -> float: ...
 def measure_peak_gops(variant: str, kind: str, num_threads: int) -> float: ...
-def packed_bytes(kind: str, rows: Sequence[int], k: int, group_size: int, paired: bool) -> int: ...
+def packed_bytes(format: _Format, rows: Sequence[int], k: int, paired: bool) -> int: ...
 def pack(
     sources: Sequence[_Bytes],
     dtype: str,
     rows: Sequence[int],
     k: int,
-    kind: str,
-    group_size: int,
+    format: _Format,
     paired: bool,
     out: _Bytes,
     variant: str,
     num_threads: int,
 ) -> None: ...
+def pack_codes(sources: Sequence[_Quantized], format: _Format, paired: bool, out: _Bytes, num_threads: int) -> None: ...
 
 class Executor:
     def __init__(
@@ -51,15 +53,14 @@ class Executor:
         rounds_queries: bool,
         partition_len: int,
     ) -> None: ...
-    def add_embed(self, kind: str, n: int, k: int, group_size: int, weight: _Bytes, out: _Buffer, /) -> None: ...
+    def add_embed(self, format: _Format, n: int, k: int, weight: _Bytes, out: _Buffer, /) -> None: ...
     def add_norm(self, input: _Buffer, gain: _Floats, eps: float, out: _Buffer, /) -> None: ...
     def add_linear(
         self,
         input: _Buffer,
-        kind: str,
+        format: _Format,
         n: int,
         k: int,
-        group_size: int,
         weight: _Bytes,
         bias: _Floats | None,
         epilogue: str,
@@ -67,7 +68,7 @@ class Executor:
         out: _Buffer,
     ) -> None: ...
     def add_qkv_rope_write(
-        self, input: _Buffer, kind: str, n: int, k: int, group_size: int, weight: _Bytes, bias: _Floats, layer: int,
+        self, input: _Buffer, format: _Format, n: int, k: int, weight: _Bytes, bias: _Floats, layer: int,
         q: _Buffer, /,
     ) -> None: ...  # fmt: skip
     def add_attention(self, q: _Buffer, layer: int, window: int, scale: float, out: _Buffer, /) -> None: ...

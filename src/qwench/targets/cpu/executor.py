@@ -16,6 +16,7 @@ from qwench.program.memory import MemoryPlan, work_width
 from qwench.program.ops import Op, Program
 from qwench.program.rope import cos_sin, inverse_frequencies
 from qwench.targets.cpu import _native
+from qwench.targets.cpu.pack import FormatTuple, format_tuple
 from qwench.targets.target import Array, Bytes, CacheConfig, Float32, Int32, StepBatch
 
 # Offset in the arena, width, kind, group size (0: floats), which rows, and whether it is a result: then the caller's,
@@ -154,13 +155,13 @@ class CpuExecutor:
     def _vector(self, name: str) -> Float32:
         return self._tensors[name].view(np.float32)
 
-    def _matrix(self, name: str) -> tuple[str, int, int, int, Array]:
-        """Format kind, packed columns, K, group size and the packed bytes."""
+    def _matrix(self, name: str) -> tuple[FormatTuple, int, int, Array]:
+        """Format, packed columns, K and the packed bytes."""
         weight = self.program.weights[name]
         rows, k = weight.shape
         if weight.paired:
             rows = -(-rows // 64) * 64  # halves of 32 gate and 32 up columns, each padded
-        return weight.format.kind, rows, k, weight.format.group_size, self._tensors[name]
+        return format_tuple(weight.format), rows, k, self._tensors[name]
 
     def _matmul_name(self, op: Op) -> str:
         weight, activation = self.program.weights[op.weights[0]].format, self.program.buffers[op.inputs[0]].format

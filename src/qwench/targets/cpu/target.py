@@ -10,16 +10,13 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from qwench.errors import CapacityError
-from qwench.host import num_cpus
 from qwench.program.memory import MemoryPlan
 from qwench.program.ops import Program, Weight
-from qwench.targets.cpu import _native
+from qwench.quantized_matrix import QuantizedMatrix
 from qwench.targets.cpu.executor import CpuExecutor
-from qwench.targets.cpu.pack_codes import pack_codes
+from qwench.targets.cpu.pack import pack_codes, pack_floats, packed_bytes
 from qwench.targets.cpu.variants import choose_variant, variants_of
-from qwench.targets.target import Array, CacheConfig, Executor, Float32, Int8, PackedTensor
-
-_DTYPE_NAMES = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
+from qwench.targets.target import Array, CacheConfig, Executor, PackedTensor
 
 
 class CpuTarget:
@@ -32,37 +29,21 @@ class CpuTarget:
         self._variant, self._first = variant, variants_of(name)[0]
 
     def packed_tensors(self, weight: Weight) -> list[PackedTensor]:
-        if weight.is_vector:
-            return [PackedTensor(weight.name, "uint8", (-(-weight.shape[0] * 4 // 64) * 64,))]
-        rows, k = weight.shape
-        parts = [rows // 2, rows // 2] if weight.paired else [rows]
-        size = _native.packed_bytes(weight.format.kind, parts, k, weight.format.group_size, weight.paired)
+        size = -(-weight.shape[0] * 4 // 64) * 64 if weight.is_vector else packed_bytes(weight)
         return [PackedTensor(weight.name, "uint8", (size,))]
 
-    def pack(self, weight: Weight, sources: Sequence[Array], out: Mapping[str, Array]) -> None:
+    def pack(self, weight: Weight, sources: Sequence[Array | QuantizedMatrix], out: Mapping[str, Array]) -> None:
         packed = out[weight.name]
+        if any(isinstance(s, QuantizedMatrix) for s in sources):
+            pack_codes(weight, [s for s in sources if isinstance(s, QuantizedMatrix)], packed)
+            return
+        floats = [s for s in sources if not isinstance(s, QuantizedMatrix)]
         if weight.is_vector:
-            values = np.concatenate([s.astype(np.float32) for s in sources]).view(np.uint8)
+            values = np.concatenate([s.astype(np.float32) for s in floats]).view(np.uint8)
             packed[: values.size] = values
             packed[values.size :] = 0
-            return
-        if len({s.dtype for s in sources}) > 1:
-            sources = [s.astype(np.float32) for s in sources]
-        _native.pack(
-            sources=[np.ascontiguousarray(s).view(np.uint8).reshape(-1) for s in sources],
-            dtype=_DTYPE_NAMES[sources[0].dtype.name],
-            rows=[len(s) for s in sources],
-            k=weight.shape[1],
-            kind=weight.format.kind,
-            group_size=weight.format.group_size,
-            paired=weight.paired,
-            out=packed,
-            variant=self._variant or self._first,
-            num_threads=num_cpus(),
-        )
-
-    def pack_codes(self, weight: Weight, codes: Int8, scales: Float32, out: Mapping[str, Array]) -> None:
-        out[weight.name][:] = pack_codes(codes, scales, weight.format, weight.paired)
+        else:
+            pack_floats(weight, floats, packed, self._variant or self._first)
 
     def kernel_choice(self, program: Program) -> str:
         return self._variant or str(choose_variant(self.name, program))

@@ -22,21 +22,25 @@ Float32 = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Matrix:
-    """A weight [N, K]: dense fp32 `values`, or int8 codes in `values` with `scales` [N, groups], multiplied with
-    `activations` (ACTIVATION_KINDS)."""
+    """A weight [N, K]: dense fp32 `values`, or int8 codes in `values` with `scales` and perhaps `offsets` [N, groups],
+    multiplied with `activations` (ACTIVATION_KINDS)."""
 
     format: Format
     values: npt.NDArray[Any]
     scales: Float32 | None = None
+    offsets: Float32 | None = None
     activations: str = "int8"
 
     def rows(self, index: npt.NDArray[Any], width: int) -> Float32:
         """Dequantised rows [len(index), width]."""
-        values = self.values[index].astype(np.float32)
-        if self.scales is not None:
-            groups = values.reshape(len(index), self.scales.shape[1], -1)
-            values = (groups * self.scales[index][..., None]).reshape(len(index), -1)
-        result: Float32 = values[:, :width]
+        if self.scales is None:
+            dense: Float32 = self.values[index, :width].astype(np.float32)
+            return dense
+        groups = self.values[index].reshape(len(index), self.scales.shape[1], -1) * np.float64(1)
+        groups *= self.scales[index][..., None]
+        if self.offsets is not None:
+            groups += self.offsets[index][..., None]
+        result: Float32 = groups.astype(np.float32).reshape(len(index), -1)[:, :width]  # rounded once
         return result
 
 
@@ -68,7 +72,12 @@ def rms_norm(s: StepState, attrs: dict[str, Any], x: Float32, gain: Float32) -> 
 
 
 def linear(s: StepState, attrs: dict[str, Any], x: Float32, weight: Matrix, bias: Float32 | None = None) -> Float32:
-    y: Float32 = x @ weight.values.T if weight.scales is None else _quantized_linear(x, weight)
+    if weight.scales is None:
+        y: Float32 = x @ weight.values.T
+    elif weight.activations == "fp32":
+        y = x @ weight.rows(np.arange(len(weight.values)), x.shape[1]).T
+    else:
+        y = _quantized_linear(x, weight)
     return y if bias is None else y + bias
 
 
@@ -84,6 +93,8 @@ def _quantized_linear(x: Float32, weight: Matrix) -> Float32:
         span = slice(g * group, (g + 1) * group)
         dot = codes[:, span].astype(exact) @ weight.values[:, span].astype(exact).T
         y += dot.astype(np.float32) * scales[:, g : g + 1] * weight.scales[:, g]
+        if weight.offsets is not None:
+            y += codes[:, span].sum(axis=1, dtype=np.float32)[:, None] * scales[:, g : g + 1] * weight.offsets[:, g]
     return y
 
 

@@ -16,9 +16,10 @@ from qwench.program.cache_groups import cache_groups
 from qwench.program.memory import MemoryPlan
 from qwench.program.ops import PRODUCTS, Op, Program, Weight
 from qwench.program.rope import cos_sin, inverse_frequencies
+from qwench.quantized_matrix import QuantizedMatrix
 from qwench.targets.reference.cache import make_caches
 from qwench.targets.reference.ops import OPS, Float32, Matrix, StepState
-from qwench.targets.target import LOGIT_GROUP, Array, Bytes, CacheConfig, Executor, Int8, Int32, PackedTensor, StepBatch
+from qwench.targets.target import LOGIT_GROUP, Array, Bytes, CacheConfig, Executor, Int32, PackedTensor, StepBatch
 
 Int64 = npt.NDArray[np.int64]
 
@@ -28,10 +29,10 @@ def _padded_bytes(num_bytes: int) -> int:
 
 
 class ReferenceTarget:
-    """Plain layout: the values (or codes and scales) of each weight, row-major, as padded bytes."""
+    """Plain layout: the values of each weight, or its codes, scales and offsets, row-major, as padded bytes."""
 
     name = "reference"
-    layout = "reference-v2"
+    layout = "reference-v3"
 
     def packed_tensors(self, weight: Weight) -> list[PackedTensor]:
         rows, fmt = weight.shape[0], weight.format
@@ -40,20 +41,24 @@ class ReferenceTarget:
         if not fmt.is_quantized:
             return [PackedTensor(weight.name, "uint8", (_padded_bytes(rows * weight.shape[1] * 2),))]
         k = fmt.padded_k(weight.shape[1])
-        return [
-            PackedTensor(weight.name, "uint8", (_padded_bytes(rows * k),)),
-            PackedTensor(f"{weight.name}.scales", "uint8", (_padded_bytes(rows * k // fmt.group_size * 2),)),
-        ]
+        groups = PackedTensor(f"{weight.name}.scales", "uint8", (_padded_bytes(rows * k // fmt.group_size * 4),))
+        offsets = [dataclasses.replace(groups, name=f"{weight.name}.offsets")] if fmt.offsets else []
+        return [PackedTensor(weight.name, "uint8", (_padded_bytes(rows * k),)), groups, *offsets]
 
-    def pack(self, weight: Weight, sources: Sequence[Array], out: Mapping[str, Array]) -> None:
-        stacked = np.concatenate([s.astype(np.float32) for s in sources])
+    def pack(self, weight: Weight, sources: Sequence[Array | QuantizedMatrix], out: Mapping[str, Array]) -> None:
+        if quantized := [s for s in sources if isinstance(s, QuantizedMatrix)]:
+            k = weight.shape[1]
+            codes = np.concatenate([s.codes for s in quantized])
+            scales = np.concatenate([s.group_scales() for s in quantized])
+            offsets = [given for s in quantized if (given := s.group_offsets()) is not None]
+            padded = np.pad(codes, ((0, 0), (0, weight.format.padded_k(k) - k)))
+            self._write(weight, [padded, scales, *([np.concatenate(offsets)] if offsets else [])], out)
+            return
+        stacked = np.concatenate([s.astype(np.float32) for s in sources if not isinstance(s, QuantizedMatrix)])
         if weight.format.is_quantized:
-            self.pack_codes(weight, *quantize_weight(stacked, weight.format), out)
+            self._write(weight, quantize_weight(stacked, weight.format), out)
         else:
             self._write(weight, [stacked if weight.is_vector else stacked.astype(ml_dtypes.bfloat16)], out)
-
-    def pack_codes(self, weight: Weight, codes: Int8, scales: Float32, out: Mapping[str, Array]) -> None:
-        self._write(weight, [codes, scales.astype(ml_dtypes.bfloat16)], out)
 
     def _write(self, weight: Weight, parts: Sequence[Array], out: Mapping[str, Array]) -> None:
         for tensor, part in zip(self.packed_tensors(weight), parts, strict=True):
@@ -83,8 +88,12 @@ class ReferenceTarget:
             values = raw[: rows * weight.shape[1] * 2].view(ml_dtypes.bfloat16).reshape(weight.shape)
             return Matrix(fmt, values.astype(np.float32))
         k = fmt.padded_k(weight.shape[1])
-        scales = tensors[f"{weight.name}.scales"][: rows * k // fmt.group_size * 2].view(ml_dtypes.bfloat16)
-        return Matrix(fmt, raw[: rows * k].view(np.int8).reshape(rows, k), scales.astype(np.float32).reshape(rows, -1))
+        of_groups = [
+            tensors[f"{weight.name}.{part}"][: rows * k // fmt.group_size * 4].view(np.float32).reshape(rows, -1)
+            for part in ("scales", *(["offsets"] if fmt.offsets else []))
+        ]
+        scales, offsets = of_groups[0], of_groups[1] if fmt.offsets else None
+        return Matrix(fmt, raw[: rows * k].view(np.int8).reshape(rows, k), scales, offsets)
 
 
 def _group_maxima(logits: Float32) -> Float32:

@@ -58,17 +58,40 @@ qwench::WeightKind weight_kind(const std::string& name) {
   throw std::invalid_argument("kind must be bf16, int8 or int4");
 }
 
-PackedMatrix packed_matrix(const std::string& kind, int n, int k, int group_size, const uint8_t* data) {
+qwench::ScaleKind scale_kind(const std::string& name) {
+  if (name == "bf16") return qwench::ScaleKind::kBf16;
+  if (name == "fp16") return qwench::ScaleKind::kFp16;
+  if (name == "fp32") return qwench::ScaleKind::kFp32;
+  if (name == "nested") return qwench::ScaleKind::kNested;
+  throw std::invalid_argument("scales must be bf16, fp16, fp32 or nested");
+}
+
+qwench::OffsetKind offset_kind(const std::string& name) {
+  if (name.empty()) return qwench::OffsetKind::kNone;
+  if (name == "min") return qwench::OffsetKind::kMinimum;
+  if (name == "zero") return qwench::OffsetKind::kZeroPoint;
+  throw std::invalid_argument("offsets must be min, zero or none");
+}
+
+// What formats.py's Format says of weights: kind, group size, scales, offsets.
+using FormatTuple = std::tuple<std::string, int, std::string, std::string>;
+
+PackedMatrix packed_matrix(const FormatTuple& format, int n, int k, const uint8_t* data) {
+  const auto& [kind, group_size, scales, offsets] = format;
   require(n > 0 && k > 0, "a matrix needs rows and columns");
-  const PackedMatrix w{data, weight_kind(kind), n, k, group_size};
+  const PackedMatrix w{data, weight_kind(kind), n, k, group_size, scale_kind(scales), offset_kind(offsets)};
   require((w.kind == qwench::WeightKind::kBf16) == (group_size == 0), "integer formats have groups, bf16 has none");
   require(group_size >= 0 && group_size % 32 == 0 && group_size <= 256,
           "group_size must be a multiple of 32 up to 256");
+  require(w.scales != qwench::ScaleKind::kNested ||
+              (k % qwench::kNestedBlock == 0 && qwench::kNestedBlock % group_size == 0 &&
+               w.offsets != qwench::OffsetKind::kZeroPoint),
+          "nested scales need whole blocks of 256 values, and have no zero points");
   return w;
 }
 
-PackedMatrix checked_matrix(const std::string& kind, int n, int k, int group_size, const Bytes& data) {
-  PackedMatrix w = packed_matrix(kind, n, k, group_size, data.data());
+PackedMatrix checked_matrix(const FormatTuple& format, int n, int k, const Bytes& data) {
+  PackedMatrix w = packed_matrix(format, n, k, data.data());
   require(data.size() >= w.panel_bytes() * w.num_panels(), "the packed matrix is too short");
   return w;
 }
@@ -97,6 +120,37 @@ Buffer buffer(const BufferTuple& t) {
           : rows == "logits" ? qwench::Rows::kLogits
                              : qwench::Rows::kHidden,
           is_result};
+}
+
+// Codes, scales, zero points, minima, block scales, block minima: of a QuantizedMatrix.
+using CodeRows = nb::ndarray<const int8_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using ShortRows = nb::ndarray<const int16_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using QuantizedTuple = std::tuple<CodeRows, ConstFloatRows, std::optional<ShortRows>, std::optional<ConstFloatRows>,
+                                  std::optional<ConstFloatRows>, std::optional<ConstFloatRows>>;
+
+template <class Rows>
+auto part_of(const std::optional<Rows>& part, bool is_wanted, size_t rows, int columns) -> decltype(part->data()) {
+  require(part.has_value() == is_wanted, "a part is missing, or one is there that the format hasn't");
+  if (!part) return nullptr;
+  require(part->shape(0) == rows && int(part->shape(1)) == columns, "a part has the wrong shape");
+  return part->data();
+}
+
+qwench::QuantizedSource quantized_source(const QuantizedTuple& parts, const PackedMatrix& w) {
+  const auto& [codes, scales, zero_points, minima, block_scales, block_minima] = parts;
+  const size_t rows = codes.shape(0);
+  const int groups = w.num_groups();
+  const bool is_nested = w.scales == qwench::ScaleKind::kNested, has_minima = w.offsets == qwench::OffsetKind::kMinimum;
+  const int blocks = is_nested ? groups / w.groups_per_block() : 0;
+  require(rows > 0 && int(codes.shape(1)) == w.k, "codes have the wrong shape");
+  require(scales.shape(0) == rows && int(scales.shape(1)) == groups, "scales have the wrong shape");
+  return {codes.data(),
+          scales.data(),
+          part_of(minima, has_minima, rows, groups),
+          part_of(zero_points, w.offsets == qwench::OffsetKind::kZeroPoint, rows, groups),
+          part_of(block_scales, is_nested, rows, blocks),
+          part_of(block_minima, is_nested && has_minima, rows, blocks),
+          int(rows)};
 }
 
 const float* vector_of(const std::optional<Floats>& v, int n) {
@@ -148,18 +202,16 @@ NB_MODULE(_native, m) {
 
   m.def(
       "packed_bytes",
-      [](const std::string& kind, std::vector<int> rows, int k, int group_size, bool paired) {
-        const PackedMatrix w = packed_matrix(kind, qwench::packed_columns(rows, paired), k, group_size, nullptr);
+      [](const FormatTuple& format, std::vector<int> rows, int k, bool paired) {
+        const PackedMatrix w = packed_matrix(format, qwench::packed_columns(rows, paired), k, nullptr);
         return w.panel_bytes() * w.num_panels();
       },
-      "kind"_a, "rows"_a, "k"_a, "group_size"_a, "paired"_a,
-      "Bytes of a packed matrix whose sources have `rows` rows.");
+      "format"_a, "rows"_a, "k"_a, "paired"_a, "Bytes of a packed matrix whose sources have `rows` rows.");
 
   m.def(
       "pack",
       [](const std::vector<Bytes>& sources, const std::string& dtype, std::vector<int> rows, int k,
-         const std::string& kind, int group_size, bool paired, MutableBytes out, const std::string& variant,
-         int num_threads) {
+         const FormatTuple& format, bool paired, MutableBytes out, const std::string& variant, int num_threads) {
         require(sources.size() == rows.size() && !sources.empty(), "one row count per source");
         require(!paired || (sources.size() == 2 && rows[0] == rows[1]),
                 "pairs are made of two sources with equal rows");
@@ -170,15 +222,39 @@ NB_MODULE(_native, m) {
           require(rows[i] > 0 && sources[i].size() == size_t(rows[i]) * k * item, "a source has the wrong size");
           matrices.push_back({sources[i].data(), source, rows[i]});
         }
-        const PackedMatrix w = packed_matrix(kind, qwench::packed_columns(rows, paired), k, group_size, out.data());
+        const PackedMatrix w = packed_matrix(format, qwench::packed_columns(rows, paired), k, out.data());
+        require(w.scales == qwench::ScaleKind::kBf16 && !w.has_offsets(),
+                "what is quantised here has bf16 scales alone");
         require(out.size() == w.panel_bytes() * w.num_panels(), "out has the wrong size");
         const qwench::KernelTable& kernels = qwench::kernels_for(variant);
         uint8_t* p = out.data();
         nb::gil_scoped_release release;
         qwench::pack_matrix(matrices, paired, w, p, kernels, num_threads);
       },
-      "sources"_a, "dtype"_a, "rows"_a, "k"_a, "kind"_a, "group_size"_a, "paired"_a, "out"_a.noconvert(), "variant"_a,
+      "sources"_a, "dtype"_a, "rows"_a, "k"_a, "format"_a, "paired"_a, "out"_a.noconvert(), "variant"_a,
       "num_threads"_a, "Quantises and packs row-major sources (as bytes) into `out`.");
+
+  m.def(
+      "pack_codes",
+      [](const std::vector<QuantizedTuple>& sources, const FormatTuple& format, bool paired, MutableBytes out,
+         int num_threads) {
+        require(!sources.empty(), "no source");
+        std::vector<int> rows;
+        for (const auto& source : sources) rows.push_back(int(std::get<0>(source).shape(0)));
+        require(!paired || (rows.size() == 2 && rows[0] == rows[1]), "pairs are made of two sources with equal rows");
+        const int k = int(std::get<0>(sources[0]).shape(1));
+        const PackedMatrix w = packed_matrix(format, qwench::packed_columns(rows, paired), k, out.data());
+        require(w.group_size > 0, "codes are of integer formats");
+        require(out.size() == w.panel_bytes() * w.num_panels(), "out has the wrong size");
+        std::vector<qwench::QuantizedSource> quantized;
+        for (const auto& source : sources) quantized.push_back(quantized_source(source, w));
+        uint8_t* p = out.data();
+        nb::gil_scoped_release release;
+        qwench::pack_codes(quantized, paired, w, p, num_threads);
+      },
+      "sources"_a, "format"_a, "paired"_a, "out"_a.noconvert(), "num_threads"_a,
+      "Packs matrices that are quantised already: of each codes, scales, zero points, minima, block scales and block "
+      "minima, or None for what it hasn't.");
 
   nb::class_<qwench::Executor>(m, "Executor")
       .def(
@@ -209,10 +285,10 @@ NB_MODULE(_native, m) {
       // Arrays are never converted: the executor keeps their addresses, or writes to them.
       .def(
           "add_embed",
-          [](qwench::Executor& e, const std::string& kind, int n, int k, int group, const Bytes& w, BufferTuple out) {
-            e.add_embed(checked_matrix(kind, n, k, group, w), buffer(out));
+          [](qwench::Executor& e, const FormatTuple& format, int n, int k, const Bytes& w, BufferTuple out) {
+            e.add_embed(checked_matrix(format, n, k, w), buffer(out));
           },
-          "kind"_a, "n"_a, "k"_a, "group_size"_a, "weight"_a.noconvert(), "out"_a)
+          "format"_a, "n"_a, "k"_a, "weight"_a.noconvert(), "out"_a)
       .def(
           "add_norm",
           [](qwench::Executor& e, BufferTuple in, const Floats& gain, float eps, BufferTuple out) {
@@ -221,25 +297,23 @@ NB_MODULE(_native, m) {
           "input"_a, "gain"_a.noconvert(), "eps"_a, "out"_a)
       .def(
           "add_linear",
-          [](qwench::Executor& e, BufferTuple in, const std::string& kind, int n, int k, int group, const Bytes& w,
+          [](qwench::Executor& e, BufferTuple in, const FormatTuple& format, int n, int k, const Bytes& w,
              std::optional<Floats> bias, const std::string& epilogue, BufferTuple residual, BufferTuple out) {
             const auto mode = epilogue == "add"        ? qwench::Epilogue::kAdd
                               : epilogue == "silu_mul" ? qwench::Epilogue::kSiluMul
                                                        : qwench::Epilogue::kStore;
-            e.add_linear(buffer(in), checked_matrix(kind, n, k, group, w), vector_of(bias, n), mode, buffer(residual),
+            e.add_linear(buffer(in), checked_matrix(format, n, k, w), vector_of(bias, n), mode, buffer(residual),
                          buffer(out));
           },
-          "input"_a, "kind"_a, "n"_a, "k"_a, "group_size"_a, "weight"_a.noconvert(), "bias"_a.noconvert().none(),
-          "epilogue"_a, "residual"_a, "out"_a)
+          "input"_a, "format"_a, "n"_a, "k"_a, "weight"_a.noconvert(), "bias"_a.noconvert().none(), "epilogue"_a,
+          "residual"_a, "out"_a)
       .def(
           "add_qkv_rope_write",
-          [](qwench::Executor& e, BufferTuple in, const std::string& kind, int n, int k, int group, const Bytes& w,
+          [](qwench::Executor& e, BufferTuple in, const FormatTuple& format, int n, int k, const Bytes& w,
              const Floats& bias, int layer, BufferTuple q) {
-            e.add_qkv_rope_write(buffer(in), checked_matrix(kind, n, k, group, w), vector_of(bias, n), layer,
-                                 buffer(q));
+            e.add_qkv_rope_write(buffer(in), checked_matrix(format, n, k, w), vector_of(bias, n), layer, buffer(q));
           },
-          "input"_a, "kind"_a, "n"_a, "k"_a, "group_size"_a, "weight"_a.noconvert(), "bias"_a.noconvert(), "layer"_a,
-          "q"_a)
+          "input"_a, "format"_a, "n"_a, "k"_a, "weight"_a.noconvert(), "bias"_a.noconvert(), "layer"_a, "q"_a)
       .def("add_attention", [](qwench::Executor& e, BufferTuple q, int layer, int window, float scale,
                                BufferTuple out) { e.add_attention(buffer(q), layer, window, scale, buffer(out)); })
       .def("add_take_rows",

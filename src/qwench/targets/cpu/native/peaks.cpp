@@ -92,8 +92,9 @@ double measure_product_gops(const std::string& variant, WeightKind weights, Acti
   constexpr int kRows = 48, kColumns = 2 * kPanelColumns, kK = 1024, kGroup = 128, kTrials = 30;
   const KernelTable& kernels = kernels_for(variant);
   const bool has_groups = weights != WeightKind::kBf16;
-  if (has_groups != (activations == ActivationKind::kInt8 || activations == ActivationKind::kInt16))
-    throw std::invalid_argument("integers are multiplied by integers, floats by floats");
+  const bool has_integers = activations == ActivationKind::kInt8 || activations == ActivationKind::kInt16;
+  if (has_groups ? activations == ActivationKind::kBf16 : has_integers)
+    throw std::invalid_argument("integers are multiplied by integers or fp32, bf16 by floats");
   ThreadPool pool(1);  // in the kernels' floating-point mode
   std::vector<float> values(kRows * kK), outputs(kRows * kColumns), scales(2 * kRows * kK / kGroup);
   std::vector<int8_t> codes(2 * kRows * kK);

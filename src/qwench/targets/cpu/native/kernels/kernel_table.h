@@ -13,10 +13,10 @@ namespace qwench {
 // Shared by units built for different instruction sets: never emitted as a function that the linker could share.
 #define QWENCH_INLINE inline __attribute__((always_inline))
 
-constexpr int kPanelColumns = 64;                              // output columns of a packed weight panel
-constexpr int kScaleBytes = kPanelColumns * sizeof(uint16_t);  // of a group in a panel
-constexpr int kKeyGroup = 16;                                  // cache positions whose keys are interleaved
-constexpr int kScoreTile = 64;  // cache positions per step of the online softmax, at absolute multiples
+constexpr int kPanelColumns = 64;  // output columns of a packed weight panel
+constexpr int kNestedBlock = 256;  // values along K that share the factor of nested scales
+constexpr int kKeyGroup = 16;      // cache positions whose keys are interleaved
+constexpr int kScoreTile = 64;     // cache positions per step of the online softmax, at absolute multiples
 // A group whose largest magnitude is no more than this counts as zeros: the inverse of its scale would overflow.
 constexpr float kNoMagnitude = 1e-30f;
 constexpr float kSplitRange = 127 * 128 + 63;  // largest magnitude of 128 * high + low
@@ -24,6 +24,8 @@ constexpr int kMaxAttentionRows = 84;
 constexpr int kMaxPartition = 1 << 30;  // its end and a tile more fit 32 bits
 
 enum class WeightKind : int { kBf16 = 0, kInt8 = 1, kInt4 = 2 };
+enum class ScaleKind : int { kBf16 = 0, kFp16 = 1, kFp32 = 2, kNested = 3 };
+enum class OffsetKind : int { kNone = 0, kMinimum = 1, kZeroPoint = 2 };
 enum class SourceKind : int { kBf16 = 0, kFp16 = 1, kFp32 = 2 };
 enum class CacheKind : int { kFp32 = 0, kBf16 = 1, kInt8 = 2 };
 enum class ActivationKind : int { kFp32 = 0, kBf16 = 1, kInt8 = 2, kInt16 = 3 };
@@ -32,13 +34,17 @@ enum class Epilogue : int { kStore = 0, kAdd = 1, kSiluMul = 2 };
 
 // A matrix [n, k] in panels of 64 columns (rows of the checkpoint's matrix); beyond n and k it is zero. A panel is
 //   bf16:  [padded_k / 2][64] pairs, the first value in the high half of a dword, as vdpbf16ps takes them
-//   int8:  per group of K: [64] bf16 scales, [group / 4][64][4] codes + 128
-//   int4:  per group of K: [64] bf16 scales, [group / 8][64][4] bytes of codes + 8, k in the low nibble, k + 4 in the
-//   high
+//   int8:  per group of K: [64] scales, [64] offsets if any, [group / 4][64][4] codes + 128
+//   int4:  per group of K: likewise, [group / 8][64][4] bytes of codes + 8, k in the low nibble, k + 4 in the high
+// Scales are bf16, fp16, fp32, or int8 factors of fp16 ones, which come before the first of each block's groups.
+// Offsets are minima, stored like the scales, or zero points, a byte each. A value is (code - zero point) * scale -
+// minimum. int4 codes with offsets are stored as they are, from 0 to 15; zero points beside int8 + 128.
 struct PackedMatrix {
   const uint8_t* data;
   WeightKind kind;
   int n, k, group_size;
+  ScaleKind scales = ScaleKind::kBf16;
+  OffsetKind offsets = OffsetKind::kNone;
 
   QWENCH_INLINE int num_panels() const { return (n + kPanelColumns - 1) / kPanelColumns; }
   QWENCH_INLINE int padded_k() const {
@@ -46,12 +52,31 @@ struct PackedMatrix {
     return (k + multiple - 1) / multiple * multiple;
   }
   QWENCH_INLINE int num_groups() const { return group_size ? padded_k() / group_size : 0; }
-  QWENCH_INLINE size_t group_bytes() const {  // scales, then codes
+  QWENCH_INLINE bool has_offsets() const { return offsets != OffsetKind::kNone; }
+  // What integer codes have added where they are stored.
+  QWENCH_INLINE int code_bias() const { return kind == WeightKind::kInt8 ? 128 : has_offsets() ? 0 : 8; }
+  QWENCH_INLINE size_t scale_bytes() const {
+    return kPanelColumns * (scales == ScaleKind::kFp32 ? 4 : scales == ScaleKind::kNested ? 1 : 2);
+  }
+  QWENCH_INLINE size_t header_bytes() const {  // scales and offsets
+    return scale_bytes() + (offsets == OffsetKind::kMinimum ? scale_bytes()
+                            : offsets == OffsetKind::kNone  ? 0
+                                                            : kPanelColumns);
+  }
+  QWENCH_INLINE size_t group_bytes() const {
     const size_t codes = size_t(kPanelColumns) * group_size;
-    return kScaleBytes + (kind == WeightKind::kInt4 ? codes / 2 : codes);
+    return header_bytes() + (kind == WeightKind::kInt4 ? codes / 2 : codes);
+  }
+  QWENCH_INLINE int groups_per_block() const { return kNestedBlock / group_size; }
+  QWENCH_INLINE size_t block_bytes() const {  // the factors of nested scales and minima
+    return scales == ScaleKind::kNested ? kPanelColumns * sizeof(uint16_t) * (has_offsets() ? 2 : 1) : 0;
+  }
+  QWENCH_INLINE const uint8_t* group(const uint8_t* panel, int g) const {
+    return panel + g * group_bytes() + (block_bytes() ? (g / groups_per_block() + 1) * block_bytes() : 0);
   }
   QWENCH_INLINE size_t panel_bytes() const {
-    return group_size ? num_groups() * group_bytes() : size_t(kPanelColumns) * padded_k() * 2;
+    if (!group_size) return size_t(kPanelColumns) * padded_k() * 2;
+    return num_groups() * group_bytes() + (block_bytes() ? num_groups() / groups_per_block() * block_bytes() : 0);
   }
   QWENCH_INLINE const uint8_t* panel(int p) const { return data + p * panel_bytes(); }
 };

@@ -11,13 +11,16 @@ constexpr int kScratchBytes = kPanelColumns * 256;  // a group of up to 256 byte
 // Whether the activations lie as the tile of pairs reads them.
 inline bool in_pairs(const Activation& x) { return kBf16Pairs && x.kind == ActivationKind::kBf16; }
 
-// Values of K per chunk of a bf16 panel.
+inline bool has_floats(const Activation& x) {
+  return x.kind == ActivationKind::kFp32 || x.kind == ActivationKind::kBf16;
+}
+
+// Values of K per chunk of a product of floats.
 inline int float_chunk(const Activation& x) { return in_pairs(x) ? 64 : 32; }
 
 // A chunk of a panel: values [k_begin, k_begin + num_k) of K, which is one group for integers.
 struct Chunk {
   const uint8_t* weights;
-  alignas(64) float scales[kPanelColumns];  // integers only
   bool is_unpacked;
   int index, k_begin, num_k;
   const uint8_t* next;  // where the next chunk's weights begin, as packed
@@ -39,20 +42,28 @@ inline void unpack(WeightKind kind, const uint8_t* packed, int num_panel_rows, u
     }
 }
 
-// A group's scales as fp32: once for all tiles of a block.
-inline void widen_scales(const uint8_t* group, float* scales) {
-  const uint16_t* packed = reinterpret_cast<const uint16_t*>(group);
-  for (int i = 0; i < kPanelColumns; ++i) scales[i] = bf16_to_float(packed[i]);
-}
-
 inline int num_chunks(const LinearArgs& a) {
   const int chunk = float_chunk(a.x);
-  return a.weight.kind == WeightKind::kBf16 ? (a.weight.k + chunk - 1) / chunk : a.weight.num_groups();
+  return has_floats(a.x) ? (a.weight.k + chunk - 1) / chunk : a.weight.num_groups();
 }
 
-// `after`: what is read when this panel's last chunk is done.
+// Integer weights for a product of floats: a part of a group, dequantised.
+inline Chunk dequantized_chunk(const LinearArgs& a, const uint8_t* panel, int index, GroupScales& scales,
+                               uint8_t* scratch) {
+  const PackedMatrix& w = a.weight;
+  const int chunk = float_chunk(a.x), first = index * chunk, g = first / w.group_size, in_group = first % w.group_size;
+  if (in_group == 0) widen_group(w, panel, g, scales);
+  const size_t column_bytes = w.kind == WeightKind::kInt4 ? 2 : 1;  // values in a byte
+  const uint8_t* codes = w.group(panel, g) + w.header_bytes() + in_group * kPanelColumns / column_bytes;
+  dequantize(w, codes, chunk, scales, reinterpret_cast<float*>(scratch));
+  const size_t num_bytes = chunk * kPanelColumns / column_bytes;
+  return {scratch, true, index, first, w.k - first < chunk ? w.k - first : chunk, codes + num_bytes, num_bytes};
+}
+
+// `after`: what is read when this panel's last chunk is done. Chunks come in order; `scales` are those of the last one.
 inline Chunk chunk_of(const LinearArgs& a, const uint8_t* panel, int index, bool unpack_it, const uint8_t* after,
-                      uint8_t* scratch) {
+                      GroupScales& scales, uint8_t* scratch) {
+  if (a.weight.kind != WeightKind::kBf16 && has_floats(a.x)) return dequantized_chunk(a, panel, index, scales, scratch);
   const PackedMatrix& w = a.weight;
   const bool is_last = index + 1 == num_chunks(a);
   Chunk c;
@@ -66,14 +77,15 @@ inline Chunk chunk_of(const LinearArgs& a, const uint8_t* panel, int index, bool
     c.next_bytes = chunk / 2 * kPanelRowBytes;
     c.next = is_last ? after : c.weights + c.next_bytes;
   } else {
-    const uint8_t *group = panel + index * w.group_bytes(), *next = is_last ? after : group + w.group_bytes();
+    const uint8_t* next = is_last ? after + w.block_bytes() : w.group(panel, index + 1);
+    const size_t header_bytes = w.header_bytes();
     c.k_begin = index * w.group_size;
     c.num_k = w.group_size;
-    widen_scales(group, c.scales);
-    for (int i = 0; kPrefetches && i < kScaleBytes; i += 64) __builtin_prefetch(next + i);
-    c.weights = group + kScaleBytes;
-    c.next_bytes = w.group_bytes() - kScaleBytes;  // the tiles bring the codes
-    c.next = next + kScaleBytes;
+    widen_group(w, panel, index, scales);
+    for (size_t i = 0; kPrefetches && i < header_bytes; i += 64) __builtin_prefetch(next + i);
+    c.weights = w.group(panel, index) + header_bytes;
+    c.next_bytes = w.group_bytes() - header_bytes;  // the tiles bring the codes
+    c.next = next + header_bytes;
   }
   if (c.is_unpacked) {
     const int values_per_row = w.kind == WeightKind::kBf16 ? 2 : 8;
@@ -136,9 +148,20 @@ inline void finish_block(const LinearArgs& a, const Destination& to, int row, in
   }
 }
 
+template <bool kMinima>
+inline void codes_tile(WeightKind kind, const Chunk& c, const IntTile& tile, int num_rows) {
+  if (kind == WeightKind::kInt8)
+    int_rows<Codes::kBytes, kMinima>(tile, num_rows, c.next_bytes);
+  else if (c.is_unpacked)
+    int_rows<Codes::kUnpacked, kMinima>(tile, num_rows, c.next_bytes);
+  else
+    int_rows<Codes::kNibbles, kMinima>(tile, num_rows, c.next_bytes);
+}
+
 // Adds a chunk's products to a block's sums [num_rows, 64]; a part counts as a row.
-inline void tile_block(const LinearArgs& a, const Chunk& c, int first_row, int num_rows, float* sums) {
-  if (a.weight.kind == WeightKind::kBf16) {
+inline void tile_block(const LinearArgs& a, const Chunk& c, const GroupScales& scales, int first_row, int num_rows,
+                       float* sums) {
+  if (has_floats(a.x)) {
     const bool pairs = in_pairs(a.x);
     const FloatTile tile{a.x.rows + first_row * a.x.row_bytes + c.k_begin * (pairs ? sizeof(uint16_t) : sizeof(float)),
                          a.x.row_bytes,
@@ -160,21 +183,19 @@ inline void tile_block(const LinearArgs& a, const Chunk& c, int first_row, int n
                      a.x.starts + at,
                      a.x.scales + at,
                      c.weights,
-                     c.scales,
+                     scales.scales,
                      c.num_k,
                      sums,
-                     c.next};
-  if (a.weight.kind == WeightKind::kInt8)
-    int_rows<Codes::kBytes>(tile, num_rows, c.next_bytes);
-  else if (c.is_unpacked)
-    int_rows<Codes::kUnpacked>(tile, num_rows, c.next_bytes);
-  else
-    int_rows<Codes::kNibbles>(tile, num_rows, c.next_bytes);
+                     c.next,
+                     scales.minima};
+  a.weight.has_offsets() ? codes_tile<true>(a.weight.kind, c, tile, num_rows)
+                         : codes_tile<false>(a.weight.kind, c, tile, num_rows);
 }
 
 inline void linear_panel(const LinearArgs& a, int p, const Destination& to) {
   alignas(64) float sums[kBlockRows * kPanelColumns];
   alignas(64) uint8_t scratch[kScratchBytes];
+  GroupScales scales;
   const uint8_t* panel = a.weight.panel(p);
   const int chunks = num_chunks(a), parts = a.x.parts, all_rows = a.num_rows * parts;
   static_assert(kBlockRows % 2 == 0, "a value's parts are in one block");
@@ -182,11 +203,11 @@ inline void linear_panel(const LinearArgs& a, int p, const Destination& to) {
     const bool is_last = block + kBlockRows >= all_rows;
     const int num_rows = is_last ? all_rows - block : kBlockRows;
     for (int i = 0; i < num_rows * kPanelColumns; i += kLanes) store(sums + i, set(0.0f));
-    for (int index = 0; index < chunks; ++index)
-      tile_block(
-          a,
-          chunk_of(a, panel, index, num_rows >= kUnpackRows, is_last ? panel + a.weight.panel_bytes() : panel, scratch),
-          block, num_rows, sums);
+    const uint8_t* after = is_last ? panel + a.weight.panel_bytes() : panel;
+    for (int index = 0; index < chunks; ++index) {
+      const Chunk chunk = chunk_of(a, panel, index, num_rows >= kUnpackRows, after, scales, scratch);
+      tile_block(a, chunk, scales, block, num_rows, sums);
+    }
     if (parts == 2) add_parts(num_rows / 2, sums);
     finish_block(a, to, block / parts, num_rows / parts, sums);
   }

@@ -1,5 +1,12 @@
 // Vector mathematics on the primitives of one simd header. Included inside that header's namespace.
 
+// a * b + c, rounded once.
+inline float fused(float a, float b, float c) {
+  float lanes[kLanes];
+  store(lanes, fma(set(a), set(b), set(c)));
+  return lanes[0];
+}
+
 // -v, also of what a conversion makes of NaN.
 inline int32_t negative(int32_t v) { return int32_t(0u - uint32_t(v)); }
 
@@ -45,6 +52,17 @@ inline float fold(const Float (&sums)[kWide]) {
 
 inline float bf16_to_float(uint16_t v) {
   const uint32_t wide = uint32_t(v) << 16;
+  float f;
+  __builtin_memcpy(&f, &wide, 4);
+  return f;
+}
+// Of a finite half, without a branch and without a subnormal float on the way, so that vectors do it.
+inline float half_to_float(uint16_t h) {
+  const uint32_t sign = uint32_t(h & 0x8000) << 16, magnitude = h & 0x7fff;
+  const float subnormal = float(int32_t(magnitude)) * 5.9604644775390625e-8f;  // 2^-24
+  uint32_t wide;
+  __builtin_memcpy(&wide, &subnormal, 4);
+  wide = (magnitude < 0x400 ? wide : (magnitude << 13) + (112u << 23)) | sign;
   float f;
   __builtin_memcpy(&f, &wide, 4);
   return f;

@@ -141,18 +141,6 @@ inline void write_codes(const float* strip, int group, const float* inverses, ui
   }
 }
 
-inline float half_to_float(uint16_t h) {
-  const uint32_t sign = uint32_t(h & 0x8000) << 16, exponent = (h >> 10) & 31, mantissa = h & 1023;
-  float f;
-  if (exponent == 0) {  // zero and subnormals: mantissa * 2^-24
-    f = float(mantissa) * 5.9604644775390625e-8f;
-    return sign ? -f : f;
-  }
-  const uint32_t wide = sign | (exponent == 31 ? 0x7f800000u : (exponent + 112) << 23) | mantissa << 13;
-  __builtin_memcpy(&f, &wide, 4);
-  return f;
-}
-
 inline void widen(const void* row, SourceKind kind, size_t first, int count, float* out) {
   if (kind == SourceKind::kFp32) {
     __builtin_memcpy(out, static_cast<const float*>(row) + first, size_t(count) * 4);
@@ -218,7 +206,7 @@ inline void pack_quantized(const void* const* rows, SourceKind kind, const Packe
         out[c] = float_to_bf16(scales[c]);
         inverses[c] = inverse_of(scales[c]);
       }
-      uint32_t* codes = reinterpret_cast<uint32_t*>(panel + kScaleBytes) + column;
+      uint32_t* codes = reinterpret_cast<uint32_t*>(panel + w.header_bytes()) + column;
       is_int4 ? write_codes<true>(strip, w.group_size, inverses, codes)
               : write_codes<false>(strip, w.group_size, inverses, codes);
     }

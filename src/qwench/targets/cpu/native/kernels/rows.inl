@@ -96,16 +96,19 @@ void embed(const PackedMatrix& w, int row, float* y) {
       y[k] = bf16_to_float(reinterpret_cast<const uint16_t*>(column + size_t(k / 2) * kPanelRowBytes)[1 - k % 2]);
     return;
   }
+  const uint8_t* panel = w.panel(row / kPanelColumns);
+  GroupScales scales;
+  const uint8_t* codes = nullptr;
   for (int k = 0; k < w.k; ++k) {
     const int g = k / w.group_size, i = k % w.group_size;
-    const uint8_t* group = w.panel(row / kPanelColumns) + g * w.group_bytes();
-    const float scale = bf16_to_float(reinterpret_cast<const uint16_t*>(group)[row % kPanelColumns]);
-    const uint8_t* codes = group + kScaleBytes + row % kPanelColumns * kColumnBytes;
-    if (w.kind == WeightKind::kInt8) {
-      y[k] = float(int(codes[size_t(i / 4) * kPanelRowBytes + i % 4]) - 128) * scale;
-    } else {
-      const uint8_t byte = codes[size_t(i / 8) * kPanelRowBytes + i % 4];
-      y[k] = float(int(i % 8 < 4 ? byte & 15 : byte >> 4) - 8) * scale;
+    if (i == 0) {
+      widen_group(w, panel, g, scales);
+      codes = w.group(panel, g) + w.header_bytes() + row % kPanelColumns * kColumnBytes;
     }
+    const bool is_int8 = w.kind == WeightKind::kInt8;
+    const uint8_t byte = codes[size_t(i / (is_int8 ? 4 : 8)) * kPanelRowBytes + i % 4];
+    const float code = float((is_int8 ? byte : i % 8 < 4 ? byte & 15 : byte >> 4) - w.code_bias());
+    const float scale = scales.scales[row % kPanelColumns];
+    y[k] = w.has_offsets() ? fused(code, scale, -scales.minima[row % kPanelColumns]) : code * scale;
   }
 }

@@ -5,6 +5,7 @@
 namespace qwench::QWENCH_SIMD {
 
 #include "kernels/math.inl"
+#include "kernels/scales.inl"
 #include QWENCH_TILE
 #include "kernels/tile_rows.inl"
 #include "kernels/rows.inl"

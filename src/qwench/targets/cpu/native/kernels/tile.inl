@@ -14,13 +14,13 @@ QWENCH_INLINE void dot_step(const IntTile& t, int k, const Int* w, Int (&acc)[R]
   }
 }
 
-template <Codes C, int R, int V>
+template <Codes C, bool kMinima, int R, int V>
 QWENCH_INLINE void int_columns(const IntTile& t, int column) {
-  constexpr int kOffset = C == Codes::kBytes ? kByteOffset : 8;
+  constexpr int kBias = C == Codes::kBytes ? kByteOffset : code_bias(C, kMinima);
   constexpr int kStep = C == Codes::kNibbles ? 8 : 4;
   Int acc[R][V];
   for (int r = 0; r < R; ++r) {
-    const Int start = set_int(first_sum(kOffset, t.starts[r]));
+    const Int start = set_int(first_sum(kBias, t.starts[r]));
     for (int v = 0; v < V; ++v) acc[r][v] = start;
   }
   const uint8_t* w = t.codes + column * kColumnBytes;
@@ -39,15 +39,18 @@ QWENCH_INLINE void int_columns(const IntTile& t, int column) {
     const Float x_scale = set(t.x_scales[r]);
     for (int v = 0; v < V; ++v) {
       float* at = t.sums + r * kPanelColumns + column + v * kLanes;
-      store(at, fma(mul(to_float(acc[r][v]), x_scale), load(t.w_scales + column + v * kLanes), load(at)));
+      Float sum = fma(mul(to_float(acc[r][v]), x_scale), load(t.w_scales + column + v * kLanes), load(at));
+      if constexpr (kMinima)
+        sum = fma(mul(to_float(set_int(t.starts[r])), x_scale), load(t.w_minima + column + v * kLanes), sum);
+      store(at, sum);
     }
   }
 }
 
-template <Codes C, int R, int>
+template <Codes C, bool kMinima, int R, int>
 QWENCH_INLINE void int_tile(const IntTile& t) {
   constexpr int V = tile_vecs(R);
-  for (int column = 0; column < kPanelColumns; column += V * kLanes) int_columns<C, R, V>(t, column);
+  for (int column = 0; column < kPanelColumns; column += V * kLanes) int_columns<C, kMinima, R, V>(t, column);
 }
 
 // One vector row of weights: values k (kOdd: the second of a pair of bf16).

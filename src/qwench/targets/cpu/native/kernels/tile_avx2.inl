@@ -6,11 +6,11 @@
 // bits and saturates beyond them.
 //   Nibbles are unsigned: 2 products of 15 and 127 are 3810, and eight steps of them, 30480, stay within 16 bits. So
 //   the sums are of 16 bits, two instructions a step, and are widened into memory every eight steps. Bytes: weights are
-//   made signed, and the sign of x moves to them. |x| times (w with the sign of x) is at most 127 * 127, two of them
-//   32258. Each is widened at once: four instructions a step. No offset is left.
+//   made signed, and their sign moves to x. |w| times (x with the sign of w) is at most 128 * 127, two of them 32512.
+//   Each is widened at once: four instructions a step. No bias is left.
 //
-// Registers: ymm0-1 weights, ymm2 (and 3) activations, ymm4-15 sums, two a row; for bytes ymm12-15 are temporaries and
-// constants, which leaves 4 rows.
+// Registers: ymm0-1 weights, ymm2 activations, ymm3 a product, ymm4-15 sums, two a row; for bytes ymm12-13 are |w|,
+// ymm14 a temporary and ymm15 a constant, which leaves 4 rows.
 
 constexpr int kTileColumns = 2 * kLanes, kPasses = kPanelColumns / kTileColumns;
 alignas(32) constexpr uint32_t kLowNibbles[8] = {0x0f0f0f0f, 0x0f0f0f0f, 0x0f0f0f0f, 0x0f0f0f0f,
@@ -41,16 +41,15 @@ alignas(32) constexpr uint32_t kByteOffsets[8] = {0x80808080, 0x80808080, 0x8080
     "vpaddw %%ymm3, %%ymm" #s0 ", %%ymm" #s0 "\n"           \
     "vpmaddubsw %%ymm2, %%ymm1, %%ymm3\n"                   \
     "vpaddw %%ymm3, %%ymm" #s1 ", %%ymm" #s1 "\n")
-#define TILE_BYTE_VECTOR(w, s, t)                           \
-    "vpsignb %%ymm2, %%ymm" #w ", %%ymm" #t "\n"            \
-    "vpmaddubsw %%ymm" #t ", %%ymm3, %%ymm" #t "\n"         \
+#define TILE_BYTE_VECTOR(w, magnitude, s, t)                \
+    "vpsignb %%ymm" #w ", %%ymm2, %%ymm" #t "\n"            \
+    "vpmaddubsw %%ymm" #t ", %%ymm" #magnitude ", %%ymm" #t "\n" \
     "vpmaddwd %%ymm15, %%ymm" #t ", %%ymm" #t "\n"          \
     "vpaddd %%ymm" #t ", %%ymm" #s ", %%ymm" #s "\n"
 #define TILE_BYTES(offset, r, s0, s1)                       \
   TILE_IF_ROW(r,                                            \
     "vpbroadcastd " offset TILE_ROW_##r ", %%ymm2\n"        \
-    "vpabsb %%ymm2, %%ymm3\n"                               \
-    TILE_BYTE_VECTOR(0, s0, 12) TILE_BYTE_VECTOR(1, s1, 13))
+    TILE_BYTE_VECTOR(0, 12, s0, 3) TILE_BYTE_VECTOR(1, 13, s1, 14))
 #define TILE_FMA(offset, r, s0, s1)                         \
   TILE_IF_ROW(r,                                            \
     "vbroadcastss " offset TILE_ROW_##r ", %%ymm2\n"        \
@@ -69,7 +68,9 @@ alignas(32) constexpr uint32_t kByteOffsets[8] = {0x80808080, 0x80808080, 0x8080
   "vmovdqa %[" #mask "], %%ymm1\n vpand (%[w]), %%ymm1, %%ymm0\n vpand 32(%[w]), %%ymm1, %%ymm1\n"
 #define TILE_SHIFTED(shift) TILE_WHOLE(0) shift ", %%ymm0, %%ymm0\n" shift ", %%ymm1, %%ymm1\n"
 #define TILE_MASK_SHIFTED "vpand %[low_nibbles], %%ymm0, %%ymm0\n vpand %[low_nibbles], %%ymm1, %%ymm1\n"
-#define TILE_SIGNED(offset) TILE_WHOLE(offset) "vpxor %%ymm14, %%ymm0, %%ymm0\n vpxor %%ymm14, %%ymm1, %%ymm1\n"
+#define TILE_SIGNED(offset)                                                                      \
+  "vmovdqa %[byte_offsets], %%ymm1\n vpxor " #offset "(%[w]), %%ymm1, %%ymm0\n"                 \
+  "vpxor " #offset "+32(%[w]), %%ymm1, %%ymm1\n vpabsb %%ymm0, %%ymm12\n vpabsb %%ymm1, %%ymm13\n"
 
 // Lines of the next chunk's weights.
 #define TILE_PREFETCH                                                                                        \
@@ -128,19 +129,19 @@ alignas(32) constexpr uint32_t kByteOffsets[8] = {0x80808080, 0x80808080, 0x8080
 // clang-format on
 
 // One pass: columns column... of a group. Returns what to prefetch in the next one.
-template <Codes C, int R, int Lines>
+template <Codes C, bool kMinima, int R, int Lines>
 QWENCH_INLINE const uint8_t* int_columns(const IntTile& t, const uint8_t* next, int column) {
   alignas(32) int32_t integers[R * kTileColumns];
   const uint8_t *x = reinterpret_cast<const uint8_t*>(t.x), *x3 = x + 3 * t.x_stride, *x_end = x + t.group_size;
   const uint8_t *w = t.codes + column * kColumnBytes, *pause;
   float* sums = t.sums + column;
   if constexpr (C == Codes::kBytes) {
-    TILE_ASM("vmovdqa %[word_ones], %%ymm15\n vmovdqa %[byte_offsets], %%ymm14\n" TILE_ROWS(TILE_ZERO) TILE_LOOP(
+    TILE_ASM("vmovdqa %[word_ones], %%ymm15\n" TILE_ROWS(TILE_ZERO) TILE_LOOP(
         1, TILE_SIGNED(0), TILE_BYTES_0, TILE_SIGNED(256), TILE_BYTES_4, 512, x_end) TILE_ROWS(TILE_STORE_INTEGERS));
   } else {
-    for (int r = 0; r < R; ++r)  // starts are of codes + 8
+    for (int r = 0; r < R; ++r)
       for (int v = 0; v < kTileColumns; v += kLanes)
-        store_int(integers + r * kTileColumns + v, set_int(first_sum(8, t.starts[r])));
+        store_int(integers + r * kTileColumns + v, set_int(first_sum(code_bias(C, kMinima), t.starts[r])));
     if constexpr (C == Codes::kNibbles)
       TILE_ASM(TILE_WIDENED_LOOP(TILE_MASKED(low_nibbles), TILE_NIBBLES_0, TILE_SHIFTED("vpsrlw $4") TILE_MASK_SHIFTED,
                                  TILE_NIBBLES_4, 256));
@@ -151,16 +152,20 @@ QWENCH_INLINE const uint8_t* int_columns(const IntTile& t, const uint8_t* next, 
     for (int v = 0; v < kTileColumns; v += kLanes) {
       float* at = sums + r * kPanelColumns + v;
       const Float integer = to_float(load_int(integers + r * kTileColumns + v));
-      store(at, fma(mul(integer, set(t.x_scales[r])), load(t.w_scales + column + v), load(at)));
+      const Float x_scale = set(t.x_scales[r]);
+      Float sum = fma(mul(integer, x_scale), load(t.w_scales + column + v), load(at));
+      if constexpr (kMinima)
+        sum = fma(mul(to_float(set_int(t.starts[r])), x_scale), load(t.w_minima + column + v), sum);
+      store(at, sum);
     }
   return next;
 }
 
-template <Codes C, int R, int Lines>
+template <Codes C, bool kMinima, int R, int Lines>
 QWENCH_INLINE void int_tile(const IntTile& t) {
-  const uint8_t* next = int_columns<C, R, Lines ? Lines : 1>(t, t.next, 0);
+  const uint8_t* next = int_columns<C, kMinima, R, Lines ? Lines : 1>(t, t.next, 0);
   for (int column = kTileColumns; column < kPanelColumns; column += kTileColumns)
-    next = int_columns<C, R, Lines>(t, next, column);
+    next = int_columns<C, kMinima, R, Lines>(t, next, column);
 }
 
 template <Values W, int R, int Lines>

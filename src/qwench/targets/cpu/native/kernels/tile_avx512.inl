@@ -77,11 +77,14 @@ constexpr int kPasses = 1;  // over a chunk, of a tile
   "add $" #w_bytes ", %[w]\n"                                                       \
   "add $8, %[x3]\n add $8, %[x]\n cmp %[x_end], %[x]\n jb 1b\n"
 
-// Integers start at offset * starts and end as floats: sums += (x_scale * integer) * w_scale.
+// Integers start at bias * starts, where the bias is 1 << shift or none, and end as floats:
+// sums += (x_scale * integer) * w_scale, and with minima sums += (x_scale * starts) * w_minimum.
 #define TILE_START(r, s0, s1, s2, s3, x)                    \
   TILE_IF_ROW(r,                                            \
+    ".if %c[shift] >= 0\n"                                  \
     "vpbroadcastd 4*" #r "(%[starts]), %%zmm" #s0 "\n"      \
     "vpslld $%c[shift], %%zmm" #s0 ", %%zmm" #s0 "\n"       \
+    ".else\n vpxord %%zmm" #s0 ", %%zmm" #s0 ", %%zmm" #s0 "\n .endif\n" \
     "vmovdqa64 %%zmm" #s0 ", %%zmm" #s1 "\n"                \
     "vmovdqa64 %%zmm" #s0 ", %%zmm" #s2 "\n"                \
     "vmovdqa64 %%zmm" #s0 ", %%zmm" #s3 "\n")
@@ -94,10 +97,13 @@ constexpr int kPasses = 1;  // over a chunk, of a tile
   "vcvtdq2ps %%zmm" #s ", %%zmm" #s "\n"                    \
   "vmulps %%zmm4, %%zmm" #s ", %%zmm" #s "\n"               \
   "vfmadd213ps 256*" #r "+64*" #v "(%[sums]), %%zmm" #v ", %%zmm" #s "\n" \
+  ".if %c[minima]\n vfmadd231ps 64*" #v "(%[w_minima]), %%zmm5, %%zmm" #s "\n .endif\n" \
   "vmovups %%zmm" #s ", 256*" #r "+64*" #v "(%[sums])\n"
 #define TILE_SCALE(r, s0, s1, s2, s3, x)                    \
   TILE_IF_ROW(r,                                            \
     "vbroadcastss 4*" #r "(%[x_scales]), %%zmm4\n"          \
+    ".if %c[minima]\n vpbroadcastd 4*" #r "(%[starts]), %%zmm5\n" \
+    "vcvtdq2ps %%zmm5, %%zmm5\n vmulps %%zmm4, %%zmm5, %%zmm5\n .endif\n" \
     TILE_SCALE_VECTOR(r, 0, s0) TILE_SCALE_VECTOR(r, 1, s1) \
     TILE_SCALE_VECTOR(r, 2, s2) TILE_SCALE_VECTOR(r, 3, s3))
 
@@ -123,7 +129,7 @@ constexpr int kPasses = 1;  // over a chunk, of a tile
                : [x] "+r"(x), [x3] "+r"(x3), [w] "+r"(w), [next] "+r"(next)                                       \
                : [x_end] "r"(x_end), [stride] "r"(t.x_stride), [sums] "r"(t.sums), [starts] "r"(t.starts),        \
                  [x_scales] "r"(t.x_scales), [w_scales] "r"(t.w_scales), [mask] "m"(mask), [shift] "i"(shift),    \
-                 [rows] "i"(R), [lines] "i"(Lines)                                                                                    \
+                 [w_minima] "r"(t.w_minima), [minima] "i"(int(kMinima)), [rows] "i"(R), [lines] "i"(Lines)        \
                : TILE_CLOBBERS)
 #define TILE_FLOAT(loop)                                                                                          \
   asm volatile(TILE_ROWS(TILE_LOAD_SUMS) loop TILE_ROWS(TILE_STORE_SUMS)                                          \
@@ -133,12 +139,13 @@ constexpr int kPasses = 1;  // over a chunk, of a tile
                : TILE_CLOBBERS)
 // clang-format on
 
-template <Codes C, int R, int Lines>
+template <Codes C, bool kMinima, int R, int Lines>
 QWENCH_INLINE void int_tile(const IntTile& t) {
   const uint8_t *x = reinterpret_cast<const uint8_t*>(t.x), *x3 = x + 3 * t.x_stride, *x_end = x + t.group_size;
   const uint8_t *w = t.codes, *next = t.next;
   const uint32_t mask = 0x0f0f0f0f;
-  constexpr int shift = C == Codes::kBytes ? 7 : 3;  // starts are of codes + 128 or + 8
+  constexpr int bias = code_bias(C, kMinima), shift = bias == 128 ? 7 : bias == 8 ? 3 : -1;
+  static_assert(bias == 0 || bias == 1 << shift);
   if constexpr (C == Codes::kNibbles)
     TILE_INT(TILE_LOAD_MASK TILE_LOOP(TILE_MASKED, TILE_DOT_0, TILE_SHIFTED("vpsrld $4") TILE_MASK_SHIFTED, TILE_DOT_4,
                                       256));

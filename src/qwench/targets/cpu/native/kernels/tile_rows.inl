@@ -9,21 +9,22 @@ constexpr int int_tile_rows(Codes codes) { return codes == Codes::kBytes ? kByte
 // What a tile prefetches in all its passes, in lines for every two dwords of activations.
 constexpr int lines_of_tile(int lines) { return lines > 0 ? lines * kPasses : 1; }
 
-template <Codes C, int Lines>
+template <Codes C, bool kMinima, int Lines>
 inline void int_tiles(IntTile t, int num_rows) {
   constexpr int kRows = int_tile_rows(C);
-  for (; num_rows >= kRows; num_rows -= kRows, t.advance(kRows, lines_of_tile(Lines))) int_tile<C, kRows, Lines>(t);
+  for (; num_rows >= kRows; num_rows -= kRows, t.advance(kRows, lines_of_tile(Lines)))
+    int_tile<C, kMinima, kRows, Lines>(t);
   switch (num_rows) {
     case 5:
-      return int_tile<C, 5 < kRows ? 5 : 1, Lines>(t);
+      return int_tile<C, kMinima, 5 < kRows ? 5 : 1, Lines>(t);
     case 4:
-      return int_tile<C, 4 < kRows ? 4 : 1, Lines>(t);
+      return int_tile<C, kMinima, 4 < kRows ? 4 : 1, Lines>(t);
     case 3:
-      return int_tile<C, 3 < kRows ? 3 : 1, Lines>(t);
+      return int_tile<C, kMinima, 3 < kRows ? 3 : 1, Lines>(t);
     case 2:
-      return int_tile<C, 2 < kRows ? 2 : 1, Lines>(t);
+      return int_tile<C, kMinima, 2 < kRows ? 2 : 1, Lines>(t);
     case 1:
-      return int_tile<C, 1, Lines>(t);
+      return int_tile<C, kMinima, 1, Lines>(t);
   }
 }
 
@@ -53,19 +54,19 @@ inline int lines_per_turn(size_t next_bytes, int num_rows, int height, int num_t
   return kPrefetches ? int(next_bytes / 64) / (tiles * kPasses * (num_turns > 0 ? num_turns : 1)) : 1;
 }
 
-template <Codes C>
+template <Codes C, bool kMinima = false>
 inline void int_rows(const IntTile& t, int num_rows, size_t next_bytes) {
   const int lines = lines_per_turn(next_bytes, num_rows, int_tile_rows(C), t.group_size / 8);
   if (lines < 1)
-    int_tiles<C, kPasses == 1>(t, num_rows);
+    int_tiles<C, kMinima, kPasses == 1>(t, num_rows);
   else if (lines == 1)
-    int_tiles<C, 1>(t, num_rows);
+    int_tiles<C, kMinima, 1>(t, num_rows);
   else if (lines <= 3)
-    int_tiles<C, 2>(t, num_rows);
+    int_tiles<C, kMinima, 2>(t, num_rows);
   else if (lines <= 7)
-    int_tiles<C, 4>(t, num_rows);
+    int_tiles<C, kMinima, 4>(t, num_rows);
   else
-    int_tiles<C, 8>(t, num_rows);
+    int_tiles<C, kMinima, 8>(t, num_rows);
 }
 template <Values W>
 inline void float_rows(const FloatTile& t, int num_rows, size_t next_bytes) {

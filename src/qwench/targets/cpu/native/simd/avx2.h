@@ -48,25 +48,26 @@ inline Int bits_of(Float v) { return _mm256_castps_si256(v); }
 inline Float to_float(Int v) { return _mm256_cvtepi32_ps(v); }
 inline Int low_nibbles(Int v) { return _mm256_and_si256(v, _mm256_set1_epi8(0x0f)); }
 inline Int high_nibbles(Int v) { return low_nibbles(_mm256_srli_epi32(v, 4)); }
+template <int kByte>
+inline Int byte_of(Int v) {  // of each dword
+  return _mm256_and_si256(_mm256_srli_epi32(v, 8 * kByte), _mm256_set1_epi32(0xff));
+}
 inline void store_int(void* p, Int v) { _mm256_storeu_si256(static_cast<__m256i*>(p), v); }
 
 // The dot of kernels/tile_avx2.inl for bytes, which the measured peak is of.
-struct Broadcast {
-  Int codes, magnitude;
-};
+using Broadcast = Int;
 constexpr int kByteOffset = 0;
 inline Broadcast broadcast_codes(const int8_t* p) {
   int32_t v;
   __builtin_memcpy(&v, p, 4);
-  const Int codes = _mm256_set1_epi32(v);
-  return {codes, _mm256_abs_epi8(codes)};
+  return _mm256_set1_epi32(v);
 }
 inline Int byte_weights(Int packed) { return _mm256_xor_si256(packed, _mm256_set1_epi8(static_cast<char>(0x80))); }
 inline void dot4_to(Int& acc, Int weights, Broadcast x) {
   Int pairs;
-  asm("vpsignb %3, %2, %1\n\tvpmaddubsw %1, %4, %1\n\tvpmaddwd %5, %1, %1\n\tvpaddd %1, %0, %0"
+  asm("vpsignb %2, %3, %1\n\tvpmaddubsw %1, %4, %1\n\tvpmaddwd %5, %1, %1\n\tvpaddd %1, %0, %0"
       : "+x"(acc), "=&x"(pairs)
-      : "x"(weights), "x"(x.codes), "x"(x.magnitude), "x"(_mm256_set1_epi16(1)));
+      : "x"(weights), "x"(x), "x"(_mm256_abs_epi8(weights)), "x"(_mm256_set1_epi16(1)));
 }
 
 // Sum over lanes: halves are added until one is left.

@@ -74,6 +74,10 @@ inline Int bits_of(Float v) { return _mm512_castps_si512(v); }
 inline Float to_float(Int v) { return _mm512_cvtepi32_ps(v); }
 inline Int low_nibbles(Int v) { return _mm512_and_si512(v, _mm512_set1_epi8(0x0f)); }
 inline Int high_nibbles(Int v) { return low_nibbles(_mm512_srli_epi32(v, 4)); }
+template <int kByte>
+inline Int byte_of(Int v) {  // of each dword
+  return _mm512_and_si512(_mm512_srli_epi32(v, 8 * kByte), _mm512_set1_epi32(0xff));
+}
 inline void store_int(void* p, Int v) { _mm512_storeu_si512(p, v); }
 
 inline void dot4_nibbles_to(Int& acc, Int weights, Broadcast x) { dot4_to(acc, weights, x); }

@@ -91,6 +91,10 @@ inline Int bits_of(Float v) { return bits<Int>(v); }
 inline Float to_float(Int v) { return __builtin_convertvector(v, Float); }
 inline Int low_nibbles(Int v) { return v & 0x0f0f0f0f; }
 inline Int high_nibbles(Int v) { return bits<Int>(bits<Uint>(v) >> 4) & 0x0f0f0f0f; }
+template <int kByte>
+inline Int byte_of(Int v) {  // of each dword
+  return bits<Int>((bits<Uint>(v) >> (8 * kByte)) & 0xffu);
+}
 inline void store_int(void* p, Int v) { std::memcpy(p, &v, sizeof v); }
 
 using Broadcast = Int;
