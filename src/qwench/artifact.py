@@ -26,6 +26,7 @@ from qwench.config import QwenchConfig
 from qwench.errors import ArtifactError, CheckpointError
 from qwench.formats import Format
 from qwench.host import num_cpus
+from qwench.kept_weights import Conversion
 from qwench.program.memory import MemoryPlan, plan_memory
 from qwench.program.ops import Program, Weight
 from qwench.program.passes import fuse, set_formats
@@ -38,7 +39,7 @@ from qwench.targets.target import Target
 logger = logging.getLogger(__name__)
 
 FORMAT_NAME = "qwench-artifact"
-SCHEMA_VERSION = 6
+SCHEMA_VERSION = 7
 MANIFEST, PROGRAM, WEIGHTS = "manifest.json", "program.json", "weights.safetensors"
 OWN_FILES = (MANIFEST, PROGRAM, WEIGHTS)
 # Users may edit these after compiling, and `tokenizer.save_pretrained` rewrites them.
@@ -62,7 +63,8 @@ class FileRecord:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What manifest.json says. `config` is resolved; `crc32c` has the native checksum of each packed tensor."""
+    """What manifest.json says. `config` is resolved; `crc32c` has the native checksum of each packed tensor;
+    `conversions` has the matrices that nobody asked to be quantised: whether they are as their checkpoint has them."""
 
     qwench_version: str
     created: str
@@ -72,6 +74,7 @@ class Manifest:
     layout: str
     files: dict[str, FileRecord]
     crc32c: dict[str, int]
+    conversions: dict[str, Conversion]
 
     def to_json(self) -> str:
         """The text of manifest.json, with its own sha256 (taken with zeros in that place) in it."""
@@ -97,7 +100,8 @@ class Manifest:
             raise ValueError("its bytes were changed: its sha256 differs")
         try:
             files = {name: FileRecord(**record) for name, record in data.pop("files").items()}
-            manifest = cls(files=files, **data)
+            conversions = {name: Conversion(**told) for name, told in data.pop("conversions").items()}
+            manifest = cls(files=files, conversions=conversions, **data)
         except (TypeError, KeyError, AttributeError) as error:
             raise ValueError(f"a field is missing or unknown ({error})") from None
         manifest._check_fields()
@@ -110,6 +114,7 @@ class Manifest:
             and isinstance(self.config, dict)
             and isinstance(self.crc32c, dict)
             and all(type(r.num_bytes) is int and isinstance(r.sha256, str) for r in self.files.values())
+            and all(isinstance(c.stored, str) and type(c.relative_error) is float for c in self.conversions.values())
             and all(type(r.crc32c) is int for name, r in self.files.items() if name != WEIGHTS)
         )
         if not sound:

@@ -16,9 +16,9 @@ from typing import Any
 
 import qwench
 from qwench.artifact import SCHEMA_VERSION, Artifact, open_artifact
+from qwench.checkpoint.checkpoint import Checkpoint
 from qwench.checkpoint.hub import find_checkpoint
 from qwench.checkpoint.open_checkpoint import open_checkpoint
-from qwench.checkpoint.spec import ModelSpec
 from qwench.compiler import compile_checkpoint
 from qwench.config import QwenchConfig
 from qwench.errors import ArtifactError
@@ -36,11 +36,12 @@ def open_compiled(model: str | Path, config: QwenchConfig, progress: ProgressCal
     Raises CheckpointError or HubError when there's no such model, and what compiling and opening raise.
     """
     folder, name = find_checkpoint(model, progress)
-    resolved = config.resolve(ModelSpec.from_folder(folder))
+    checkpoint = open_checkpoint(folder, num_cpus())
+    resolved = config.for_checkpoint(checkpoint.is_quantized).resolve(checkpoint.spec)
     assert resolved.target is not None
     layout = get_target(resolved.target).layout
     options = {key: value for key, value in resolved.to_saved().items() if key != "target"}
-    key = _hash([source_digest(folder, progress), options, layout, SCHEMA_VERSION, qwench.__version__])
+    key = _hash([source_digest(checkpoint, progress), options, layout, SCHEMA_VERSION, qwench.__version__])
     out = cache_dir() / "compiled" / f"{name.replace('/', '--')}-{resolved.weights}-{key[:16]}"
     with lock_file(out.with_name(f".{out.name}.lock")):
         if out.exists():
@@ -56,11 +57,10 @@ def open_compiled(model: str | Path, config: QwenchConfig, progress: ProgressCal
         return compile_checkpoint(folder, out, config, progress=progress, source_name=name)
 
 
-def source_digest(folder: Path, progress: ProgressCallback | None = None) -> str:
+def source_digest(checkpoint: Checkpoint, progress: ProgressCallback | None = None) -> str:
     """`Checkpoint.content_digest`, remembered as long as no file of the checkpoint changes size, time or inode."""
-    checkpoint = open_checkpoint(folder, num_cpus())
     state = [[p.name, (s := p.stat()).st_size, s.st_mtime_ns, s.st_ino] for p in checkpoint.files()]
-    memo = cache_dir() / "digests" / f"{_hash(str(folder.resolve()))[:24]}.json"
+    memo = cache_dir() / "digests" / f"{_hash(str(checkpoint.path.resolve()))[:24]}.json"
     try:
         known = json.loads(memo.read_text())
         if known["files"] == state and isinstance(known["digest"], str):

@@ -38,18 +38,19 @@ from qwench.checkpoint.hub import find_checkpoint
 from qwench.checkpoint.open_checkpoint import open_checkpoint
 from qwench.checkpoint.spec import ModelSpec
 from qwench.checkpoint.tokenizer_tables import write_tokenizer_tables
-from qwench.config import QwenchConfig
+from qwench.config import KEPT, QwenchConfig
 from qwench.errors import CapacityError
+from qwench.formats import BF16, Format
 from qwench.host import available_memory_bytes, format_bytes, num_cpus
+from qwench.kept_weights import Conversion, Source, conversion, kept_format, read_kept
 from qwench.program.memory import MemoryPlan, plan_memory
-from qwench.program.ops import Program
+from qwench.program.ops import Program, Weight
 from qwench.program.qwen2 import build_qwen2
 from qwench.progress import ProgressCallback, Reporter
-from qwench.quantized_matrix import QuantizedMatrix
 from qwench.safetensors_file import SafetensorsWriter
 from qwench.targets.cpu._native import crc32c
 from qwench.targets.registry import get_target
-from qwench.targets.target import Array, PackedTensor, Target
+from qwench.targets.target import PackedTensor, Target
 
 HEADER_ROOM_BYTES = 1 << 20
 
@@ -93,11 +94,11 @@ def compile_checkpoint(
     _check_disk(work, out)
     with new_artifact_folder(out, overwrite) as new, ThreadPoolExecutor(1) as beside:
         copied = beside.submit(_copy_companions, work.checkpoint, new)  # a second of Python while native code packs
-        crcs, packed_crcs, digest = _write_weights(work, new / WEIGHTS, report)
+        written = _write_weights(work, new / WEIGHTS, report)
         copied.result()
         report("finish", work.packed_bytes, work.packed_bytes)
         (new / PROGRAM).write_text(program_json(work.program, work.plan), encoding="utf-8")
-        manifest = _manifest(work, new, source_name or name, work.checkpoint.content_digest(crcs), packed_crcs, digest)
+        manifest = _manifest(work, new, source_name or name, written)
         (new / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
         artifact = open_artifact(new)  # verified before it gets its name; mapped files stay mapped
     return dataclasses.replace(artifact, path=out, config=work.config)  # the options of a run, too
@@ -109,12 +110,10 @@ def _copy_companions(checkpoint: Checkpoint, folder: Path) -> None:
     write_tokenizer_tables(folder)
 
 
-def _manifest(
-    work: _Plan, folder: Path, source_name: str, source_digest: str, packed_crcs: dict[str, int], weights_sha256: str
-) -> Manifest:
-    """The manifest of the files in `folder`; the weights were hashed while they were written."""
+def _manifest(work: _Plan, folder: Path, source_name: str, written: _Written) -> Manifest:
+    """The manifest of the files in `folder`."""
     files = {
-        path.name: FileRecord(weights_sha256, path.stat().st_size)
+        path.name: FileRecord(written.sha256, path.stat().st_size)
         if path.name == WEIGHTS
         else FileRecord(file_sha256(path), path.stat().st_size, file_crc32c(path))
         for path in sorted(folder.iterdir())
@@ -123,11 +122,12 @@ def _manifest(
         qwench_version=qwench.__version__,
         created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         source_name=source_name,
-        source_digest=source_digest,
+        source_digest=work.checkpoint.content_digest(written.source_crcs),
         config=work.config.to_saved(),
         layout=work.target.layout,
         files=files,
-        crc32c=packed_crcs,
+        crc32c=written.packed_crcs,
+        conversions=written.conversions,
     )
 
 
@@ -135,10 +135,15 @@ def _prepare(source: Path, config: QwenchConfig) -> _Plan:
     """Reads config and headers, derives the Program, and checks that the tensors are those it needs."""
     checkpoint = open_checkpoint(source, num_cpus())
     spec = checkpoint.spec
+    config = config.for_checkpoint(checkpoint.is_quantized)
     resolved = config.resolve(spec)
     assert resolved.target is not None and resolved.prefill_chunk_size is not None
     target = get_target(resolved.target)
-    program = derive_program(resolved.model(spec), resolved.format_of, str(resolved.activations))
+
+    def format_of(weight: Weight) -> Format:
+        return kept_format(weight, checkpoint) if resolved.weights == KEPT else resolved.format_of(weight)
+
+    program = derive_program(resolved.model(spec), format_of, str(resolved.activations))
     checkpoint.check(source_shapes(spec))
     plan = plan_memory(program, resolved.prefill_chunk_size)
     packed = {name: target.packed_tensors(weight) for name, weight in program.weights.items()}
@@ -155,33 +160,49 @@ def source_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
     return {weight.name: weight.shape for weight in build_qwen2(spec).weights.values()}
 
 
-def _write_weights(work: _Plan, path: Path, report: Reporter) -> tuple[dict[str, int], dict[str, int], str]:
-    """Packs every weight. Returns crc32c by source tensor, crc32c by packed tensor, and the file's sha256."""
+@dataclass
+class _Written:
+    """The weights file: crc32c by source tensor and by packed tensor, what became of matrices, and `pieces_sha256`."""
+
+    source_crcs: dict[str, int]
+    packed_crcs: dict[str, int]
+    conversions: dict[str, Conversion]
+    sha256: str = ""
+
+
+def _write_weights(work: _Plan, path: Path, report: Reporter) -> _Written:
+    """Packs every weight."""
     checkpoint, threads = work.checkpoint, num_cpus()
-    source_crcs: dict[str, int] = {}
-    packed_crcs: dict[str, int] = {}
-    done = 0
+    written, done = _Written({}, {}, {}), 0
     order = dict.fromkeys(name for op in work.program.ops for name in op.weights)  # the order that calibration needs
     header = [(t.name, "U8", t.shape) for name in order for t in work.packed[name]]
     with SafetensorsWriter(path, header, threads) as writer:
         for name in order:
             weight = work.program.weights[name]
-            sources: Sequence[Array | QuantizedMatrix] = [
-                as_floats(checkpoint.read(source)) for source in weight.sources
-            ]
-            source_crcs |= {source: checkpoint.crc(source) for source in weight.sources}
+            sources = _read(work, weight)
+            written.source_crcs |= {source: checkpoint.crc(source) for source in weight.sources}
+            if not weight.is_vector and (work.config.weights == KEPT or weight.format == BF16):
+                written.conversions[name] = conversion(weight, checkpoint, sources)
             out = {t.name: np.empty(t.num_bytes, np.uint8) for t in work.packed[name]}
-            if work.calibrator is not None and work.calibrator.wants(weight):
-                sources = work.calibrator.quantize(weight)
             work.target.pack(weight, sources, out)
             for source in weight.sources:
                 checkpoint.release(source)
             for tensor, data in out.items():
-                packed_crcs[tensor] = crc32c(data, threads)
+                written.packed_crcs[tensor] = crc32c(data, threads)
                 writer.write(tensor, data)
                 done += data.nbytes
             report("pack", done, work.packed_bytes)
-        return source_crcs, packed_crcs, writer.finish()
+        written.sha256 = writer.finish()
+    return written
+
+
+def _read(work: _Plan, weight: Weight) -> Sequence[Source]:
+    """The sources of a weight as `Target.pack` takes them."""
+    if work.config.weights == KEPT:
+        return read_kept(weight, work.checkpoint)
+    if work.calibrator is not None and work.calibrator.wants(weight):
+        return work.calibrator.quantize(weight)
+    return [as_floats(work.checkpoint.read(source)) for source in weight.sources]
 
 
 def _check_memory(work: _Plan) -> None:

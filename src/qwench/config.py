@@ -30,6 +30,7 @@ from qwench.program.recipes import RECIPES, Recipe, check_matches, check_overrid
 from qwench.targets.registry import target_names
 from qwench.targets.target import CacheConfig
 
+KEPT = "checkpoint"  # weights as a quantised checkpoint stores them
 KV_CACHE_DTYPES = ("bf16", "fp32", "int8")
 ATTN_IMPLS = ("eager", "flash_attn")
 DEVICES = ("cpu",)
@@ -46,16 +47,19 @@ RUNTIME_OPTIONS = ("create_runtimes", "device", "timeout", "activate_profiler") 
 class QwenchConfig:
     """All options. Every field may be None: "the default for this model and machine".
 
-    weights: format of the matrices: bf16 (exact for bf16 checkpoints), int8 or int4.
+    weights: format of the matrices: bf16 (exact for bf16 checkpoints), int8 or int4; checkpoint: as a checkpoint that
+        is quantised already stores them, which is its default.
     head_weights: format of embedding and output head; default: int8 when `weights` is int4, else as `weights`.
     group_size: values along K that share a scale in int8 and int4.
     activations: what weights are multiplied by. Beside bf16 weights fp32 (default), or bf16, which is faster where the
-        processor multiplies bf16; beside int8 and int4 weights int8 (default), or int16, which is 128 times finer and
-        takes twice the multiplications. Matrices that a choice isn't for keep their default.
+        processor multiplies bf16; beside int8 and int4 weights int8 (default), int16, which is 128 times finer and
+        takes twice the multiplications, or fp32, exact and slow. Matrices that a choice isn't for keep their default.
     recipe: accuracy, balanced or speed: defaults for the four above, `overrides` and `kv_cache`; `program/recipes.py`.
     overrides: pattern of checkpoint names -> format, such as {"*.down_proj.weight": "int8/g64"}; the last match counts.
     calibrate: path of a text whose tokens the model reads while it is compiled, so that rounding harms least what it
         does to such text. An artifact keeps the file's name and sha256.
+    requantize: weights for a checkpoint that is quantised already: int8 or int4 rounds it a second time, bf16 makes it
+        larger and hardly changes it.
     kv_cache: fp32, bf16 or int8 (half of bf16); default: fp32 beside bf16 weights with fp32 activations and in the
         recipe accuracy, where answers must match the original's, else bf16. bf16 activations beside a bf16 cache round
         what attention multiplies, too.
@@ -93,6 +97,7 @@ class QwenchConfig:
     recipe: str | None = None
     overrides: Mapping[str, str] | None = None
     calibrate: str | None = None
+    requantize: str | None = None
     kv_cache: str | None = None
     max_seq_len: int | None = None
     rope_scaling: Mapping[str, Any] | str | None = None
@@ -128,8 +133,9 @@ class QwenchConfig:
             )
 
     def _check_each(self) -> None:
-        check_choice("weights", self.weights, WEIGHT_KINDS)
-        check_choice("head_weights", self.head_weights, WEIGHT_KINDS)
+        check_choice("weights", self.weights, (*WEIGHT_KINDS, KEPT))
+        check_choice("requantize", self.requantize, WEIGHT_KINDS)
+        check_choice("head_weights", self.head_weights, (*WEIGHT_KINDS, KEPT))
         check_choice("group_size", self.group_size, GROUP_SIZES)
         check_choice("activations", self.activations, ACTIVATION_KINDS)
         check_choice("recipe", self.recipe, tuple(RECIPES))
@@ -148,6 +154,24 @@ class QwenchConfig:
         for name in ("use_inputs_embeds", "use_attention_mask", "create_runtimes", "activate_profiler"):
             check_flag(name, getattr(self, name))
         check_seconds("timeout", self.timeout)
+
+    def for_checkpoint(self, is_quantized: bool) -> QwenchConfig:
+        """The same for a checkpoint that is quantised already, or isn't. Raises ConfigError for options that
+        would round weights a second time without a word."""
+        if not is_quantized:
+            if self.requantize or self.weights == KEPT:
+                name, value = ("requantize", self.requantize) if self.requantize else ("weights", KEPT)
+                raise ConfigError(f"{name} is {value!r}, but the checkpoint isn't quantised; say weights int8 or int4")
+            return self
+        if self.requantize:
+            return dataclasses.replace(self, weights=self.requantize)
+        for name in ("weights", "head_weights", "recipe", "group_size", "overrides", "calibrate"):
+            if (value := getattr(self, name)) not in (None, KEPT):
+                raise ConfigError(
+                    f"{name} is {value!r}, but the checkpoint is quantised already and would be rounded a second time; "
+                    "leave it out to keep the weights as they are, or say requantize too (--requantize int4)"
+                )
+        return dataclasses.replace(self, weights=KEPT)
 
     def resolve(self, spec: ModelSpec) -> QwenchConfig:
         """A copy with every default filled in for this model, except `kvcache_num_blocks` and `memory`, which are
@@ -198,15 +222,17 @@ class QwenchConfig:
                 f"activations is {self.activations!r}, but bf16 weights are multiplied by floats; say weights int8 or "
                 "int4, or activations fp32 or bf16"
             )
-        if self.activations in FLOAT_ACTIVATIONS and "bf16" not in formats:
+        if self.activations == "bf16" and "bf16" not in formats:
             raise ConfigError(
-                f"activations is {self.activations!r}, but integer weights are multiplied by integers; say weights "
-                "bf16, or activations int8 or int16"
+                "activations is 'bf16', but integer weights are multiplied by integers or fp32; say weights bf16, or "
+                "activations int8, int16 or fp32"
             )
         return self.activations
 
     def _check_together(self, spec: ModelSpec) -> None:
         assert self.max_seq_len and self.batch_size and self.kvcache_block_size and self.decoder_batch_sizes
+        if self.requantize and self.weights != self.requantize:
+            raise ConfigError(f"weights is {self.weights!r}, but requantize says {self.requantize!r}; give it once")
         if self.calibrate is not None and self.weights == "bf16" and not self.overrides:
             raise ConfigError(
                 "calibrate chooses how to round, but bf16 weights are not rounded; say weights int8 or int4"
@@ -256,7 +282,8 @@ class QwenchConfig:
         return CacheConfig(num_blocks, self.kvcache_block_size, self.kv_cache, self.partition_len, rounds_queries)
 
     def format_of(self, weight: Weight) -> Format:
-        """The format of one matrix; call it on a resolved config. Raises ConfigError for overrides that can't be."""
+        """The format of one matrix, unless the checkpoint decides it; call it on a resolved config. Raises ConfigError
+        for overrides that can't be."""
         if self.overrides and self.group_size and (given := overridden(weight, self.overrides, self.group_size)):
             return given
         is_head = weight.name in ("model.embed_tokens.weight", "lm_head.weight")

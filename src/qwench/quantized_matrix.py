@@ -61,6 +61,11 @@ class QuantizedMatrix:
             values[rows] = exact
         return values
 
+    def take(self, rows: npt.NDArray[np.int64]) -> QuantizedMatrix:
+        """Some of its rows."""
+        parts = (self.codes, self.scales, self.zero_points, self.minima, self.block_scales, self.block_minima)
+        return QuantizedMatrix(self.format, *(None if part is None else part[rows] for part in parts))  # type: ignore[arg-type]
+
     def _multiplied(self, small: Float32, blocks: Float32 | None) -> Float32:
         if blocks is None:
             return small

@@ -19,6 +19,7 @@ from qwench.artifact import MANIFEST, PROGRAM, WEIGHTS, Manifest, is_artifact, o
 from qwench.compiler import compile_checkpoint
 from qwench.config import QwenchConfig
 from qwench.errors import ArtifactError
+from qwench.kept_weights import Conversion
 from qwench.targets.cpu._native import crc32c
 
 CONFIG = QwenchConfig(target="reference", weights="int4", group_size=32, prefill_chunk_size=64)
@@ -72,7 +73,15 @@ def test_opens_with_everything(compiled: Path) -> None:
 
 def test_manifest_survives_json() -> None:
     manifest = Manifest(
-        "1", "now", "name", "d1", {"weights": "bf16"}, "layout", {PROGRAM: _record(), WEIGHTS: _record()}, {}
+        "1",
+        "now",
+        "name",
+        "d1",
+        {"weights": "bf16"},
+        "layout",
+        {PROGRAM: _record(), WEIGHTS: _record()},
+        {},
+        {"w": Conversion("Q6_K", 0.005)},
     )
     assert Manifest.from_json(manifest.to_json().encode()) == manifest
 
@@ -152,7 +161,7 @@ def test_damaged_files_are_named(copy: Path, name: str, damage: str) -> None:
 def test_other_schema_version(copy: Path, version: Any) -> None:
     resign(copy, lambda data: data.update(schema_version=version))
     with pytest.raises(
-        ArtifactError, match=f"schema version {version!r}; this qwench reads version 6; compile it again"
+        ArtifactError, match=f"schema version {version!r}; this qwench reads version 7; compile it again"
     ):
         open_artifact(copy)
 
@@ -160,7 +169,7 @@ def test_other_schema_version(copy: Path, version: Any) -> None:
 def test_other_layout(copy: Path) -> None:
     resign(copy, lambda data: data.update(layout="reference-v0"))
     artifact = open_artifact(copy)  # `qwench inspect` may still look at it
-    with pytest.raises(ArtifactError, match=r"packed as 'reference-v0'; target 'reference' .* reads 'reference-v2'"):
+    with pytest.raises(ArtifactError, match=r"packed as 'reference-v0'; target 'reference' .* reads 'reference-v3'"):
         artifact.get_target()
 
 

@@ -22,14 +22,15 @@ def add_arguments(parser: ArgumentParser) -> None:
 def add_options(parser: ArgumentParser) -> None:
     """How to compile a model, with the names that QwenchConfig has for it."""
     add = parser.add_argument
-    add("--weights", metavar="KIND", help="bf16 (default), int8 or int4")
+    add("--weights", metavar="KIND", help="bf16 (default), int8 or int4; of a quantised checkpoint: as it has them")
+    add("--requantize", metavar="KIND", help="round a quantised checkpoint a second time: int8, int4 or bf16")
     add("--head-weights", metavar="KIND", help="of embedding and output head; default: int8 beside int4, else the same")
     add("--group-size", type=int, metavar="N", help="weights that share a scale: 32, 64, 128 (default) or 256")
     add(
         "--activations",
         metavar="KIND",
         help="of bf16 weights: fp32 (default), or bf16: faster where the processor multiplies bf16; of integers: "
-        "int8 (default), or int16: finer, slower prompts",
+        "int8 (default), int16: finer, slower prompts, or fp32: exact, slow",
     )
     add("--recipe", metavar="NAME", help="accuracy, balanced or speed: formats for each kind of layer")
     add("--overrides", type=Path, metavar="FILE", help='JSON: {"pattern of weight names": "format", ...}')
@@ -53,6 +54,7 @@ def execute(args: Namespace) -> None:
     from qwench.cli.progress import ProgressDisplay
     from qwench.cli.sizes import format_size
     from qwench.compiler import compile_checkpoint
+    from qwench.kept_weights import summary
 
     config = config_of(args)
     out: Path = args.output
@@ -65,8 +67,16 @@ def execute(args: Namespace) -> None:
     elapsed_s = time.perf_counter() - started_s
     size = sum(path.stat().st_size for path in out.iterdir())
     if args.json:
-        report = {"artifact": str(out), "bytes": size, "compile_s": elapsed_s, "config": artifact.config.to_saved()}
+        report = {
+            "artifact": str(out),
+            "bytes": size,
+            "compile_s": elapsed_s,
+            "config": artifact.config.to_saved(),
+            "conversions": {name: vars(c) for name, c in artifact.manifest.conversions.items()},
+        }
         print(json.dumps(report))
     else:
         formats = f"{artifact.config.weights} weights, head {artifact.config.head_weights}"
         print(f"{out}: {format_size(size)}, {formats}, compiled in {elapsed_s:.1f} s")
+        if told := summary(artifact.manifest.conversions):
+            print(told)

@@ -67,10 +67,18 @@ def _describe_op(artifact: Artifact, op: Op, kernel: str) -> dict[str, Any]:
         "kind": op.kind,
         "inputs": list(op.inputs),
         "output": op.output,
-        "weights": [{"name": w.name, "shape": list(w.shape), "format": str(w.format)} for w in weights],
+        "weights": [
+            {"name": w.name, "shape": list(w.shape), "format": str(w.format)} | _told(artifact, w.name) for w in weights
+        ],
         "weight_bytes": sum(artifact.tensors[name].nbytes for name in packed),
         "kernel": kernel,
     }
+
+
+def _told(artifact: Artifact, weight: str) -> dict[str, Any]:
+    """How a matrix lay in its checkpoint, where nobody asked for it to be quantised."""
+    found = artifact.manifest.conversions.get(weight)
+    return {} if found is None else {"stored": found.stored, "relative_error": found.relative_error}
 
 
 def _one_block(artifact: Artifact) -> Any:
@@ -110,7 +118,7 @@ def _print(report: dict[str, Any]) -> None:
     )
     print(f"kernels  {report['kernels']}")
     print()
-    print_table(("op", "kind", "weights", "size", "kernel"), _rows(report["ops"]), right=("size",))
+    print_table(("op", "kind", "weights", "in the checkpoint", "size", "kernel"), _rows(report["ops"]), right=("size",))
 
 
 def _rows(ops: list[dict[str, Any]]) -> list[tuple[str, ...]]:
@@ -121,10 +129,24 @@ def _rows(ops: list[dict[str, Any]]) -> list[tuple[str, ...]]:
     for op in ops:
         layer = re.match(r"layers\.(\d+)\.", op["name"])
         shapes = [f"{w['format']} {'x'.join(map(str, w['shape']))}" for w in op["weights"]]
+        stored = next((_faithfulness(w) for w in op["weights"] if "stored" in w), "")
         size = format_size(op["weight_bytes"]) if op["weight_bytes"] else ""
-        row = (re.sub(r"^layers\.\d+\.", "layers.*.", op["name"]), op["kind"], ", ".join(shapes), size, op["kernel"])
+        row = (
+            re.sub(r"^layers\.\d+\.", "layers.*.", op["name"]),
+            op["kind"],
+            ", ".join(shapes),
+            stored,
+            size,
+            op["kernel"],
+        )
         numbers.setdefault(row, []).append(int(layer[1]) if layer else 0)
     return [(row[0].replace("*", _ranges(layers)), *row[1:]) for row, layers in numbers.items()]
+
+
+def _faithfulness(weight: dict[str, Any]) -> str:
+    """As "Q4_K, exact" or "Q6_K, relative error 5e-03": one digit, or no two layers would share a row."""
+    error = weight["relative_error"]
+    return f"{weight['stored']}, {f'relative error {error:.0e}' if error else 'exact'}"
 
 
 def _ranges(numbers: list[int]) -> str:
