@@ -52,15 +52,17 @@ class RemoteFile:
 
 
 def find_checkpoint(source: str | Path, progress: ProgressCallback | None = None) -> tuple[Path, str]:
-    """The folder of a checkpoint and its name: a folder here, or a hub id, which is pulled.
+    """The path of a checkpoint and its name: a folder or a GGUF file here, or a hub id, which is pulled.
 
     Raises CheckpointError when `source` is neither, HubError when it can't be fetched.
     """
     path = Path(source).expanduser()
     if path.is_dir():
         return path, path.resolve().name
+    if path.is_file() and path.suffix == ".gguf":
+        return path, path.stem
     if path.exists():
-        raise CheckpointError(f"{path} is a file; give the folder of a Hugging Face checkpoint")
+        raise CheckpointError(f"{path} is a file; give the folder of a Hugging Face checkpoint, or a .gguf file")
     if isinstance(source, str) and HUB_ID.fullmatch(source):
         return pull(source, progress=progress), source
     raise CheckpointError(f"there is no folder {str(source)!r}, and it is not a hub id such as Qwen/Qwen2.5-0.5B")

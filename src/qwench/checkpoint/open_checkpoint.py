@@ -5,12 +5,33 @@ from __future__ import annotations
 from pathlib import Path
 
 from qwench.checkpoint.checkpoint import Checkpoint
+from qwench.checkpoint.gguf.gguf_checkpoint import GgufCheckpoint, part_paths
 from qwench.checkpoint.weights import SafetensorsCheckpoint
 from qwench.errors import CheckpointError
 
+GGUF = ".gguf"
+
 
 def open_checkpoint(path: Path, num_threads: int = 1) -> Checkpoint:
-    """The checkpoint at `path`, its files checked, tensors not yet read. Raises CheckpointError."""
-    if (path / "adapter_model.safetensors").is_file() and not (path / "config.json").exists():
-        raise CheckpointError(f"{path} is an adapter; merge it into its base model and save that")
+    """The checkpoint at `path`, a folder or a GGUF file, its files checked, tensors not yet read.
+
+    A folder without a config.json may hold one GGUF model instead. Raises CheckpointError.
+    """
+    if path.suffix == GGUF and path.is_file():
+        return GgufCheckpoint(path, num_threads)
+    if not (path / "config.json").exists():
+        if (path / "adapter_model.safetensors").is_file():
+            raise CheckpointError(f"{path} is an adapter; merge it into its base model and save that")
+        if (found := gguf_of_folder(path)) is not None:
+            return GgufCheckpoint(found, num_threads)
     return SafetensorsCheckpoint(path, num_threads)
+
+
+def gguf_of_folder(folder: Path) -> Path | None:
+    """The one GGUF model in a folder, by its first part; None if there is none. Raises CheckpointError for several."""
+    files = sorted(folder.glob(f"*{GGUF}")) if folder.is_dir() else []
+    models = sorted({part_paths(file)[0] for file in files})
+    if len(models) > 1:
+        told = ", ".join(model.name for model in models)
+        raise CheckpointError(f"{folder} holds several models ({told}); give the file of one")
+    return models[0] if models else None

@@ -1,0 +1,187 @@
+"""A GGUF file, or the several that it was split into, as a `Checkpoint`: nothing else is needed beside it."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import numpy.typing as npt
+
+from qwench.checkpoint.checkpoint import StoredTensor
+from qwench.checkpoint.gguf.block_types import EXACT, ROUNDED
+from qwench.checkpoint.gguf.blocks import decode
+from qwench.checkpoint.gguf.container import GgufFile, GgufTensor
+from qwench.checkpoint.gguf.metadata import Metadata
+from qwench.checkpoint.spec import ModelSpec
+from qwench.errors import CheckpointError
+from qwench.formats import FP32
+from qwench.quantized_matrix import QuantizedMatrix
+from qwench.targets.cpu._native import all_finite, crc32c
+
+FLOATS: Mapping[str, npt.DTypeLike] = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
+NATIVE_NAMES = {"F32": "fp32", "F16": "fp16", "BF16": "bf16"}
+SPLIT = re.compile(r"(?P<stem>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
+MOST_SPLITS = 1000
+WHOLE = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
+OF_LAYER = {
+    "attn_norm": "input_layernorm", "attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj", "attn_output": "self_attn.o_proj", "ffn_norm": "post_attention_layernorm",
+    "ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj", "ffn_down": "mlp.down_proj",
+}  # fmt: skip
+_LAYER_TENSOR = re.compile(r"blk\.(\d{1,4})\.(\w+)\.(weight|bias)")
+
+
+class GgufCheckpoint:
+    """A `Checkpoint` of architecture qwen2. path: the file, or any of its parts. Raises CheckpointError."""
+
+    is_quantized = True
+
+    def __init__(self, path: Path, num_threads: int = 1) -> None:
+        self.path, self.num_threads = path, num_threads
+        self._files = _open_parts(path)
+        self._home: dict[str, tuple[GgufFile, GgufTensor]] = {}
+        for file in self._files:
+            for tensor in file.tensors.values():
+                name = transformers_name(tensor.name)
+                if name is None:
+                    raise CheckpointError(f"{file.path} holds tensor {tensor.name!r}, which no Qwen2 has")
+                if name in self._home:
+                    raise CheckpointError(f"{file.path} holds tensor {tensor.name!r}, which another part has too")
+                self._home[name] = file, tensor
+        self._metadata = Metadata(self._files[0].metadata, self._files[0].path)
+        embedding = self._home.get("model.embed_tokens.weight")
+        if embedding is None:
+            raise CheckpointError(f"{path} lacks tensor 'token_embd.weight'")
+        self._config = self._metadata.config(embedding[1].shape[0], "lm_head.weight" not in self._home)
+        self.spec = ModelSpec.from_config(self._config, str(path))
+
+    @functools.cached_property
+    def _texts(self) -> dict[str, bytes]:
+        return self._metadata.texts(self._config)
+
+    def texts(self) -> dict[str, bytes]:
+        return self._texts
+
+    def files(self) -> list[Path]:
+        return [file.path for file in self._files]
+
+    def check(self, wanted: Mapping[str, tuple[int, ...]]) -> None:
+        for name, shape in wanted.items():
+            if name not in self._home:
+                raise CheckpointError(f"{self.path} lacks the tensor of {name!r}, of shape {list(shape)}")
+            file, tensor = self._home[name]
+            if tensor.shape != shape:
+                raise CheckpointError(
+                    f"tensor {tensor.name!r} in {file.path} has shape {list(tensor.shape)}, but its metadata asks for "
+                    f"{list(shape)}"
+                )
+            if len(shape) == 1 and tensor.type not in FLOATS:
+                raise CheckpointError(f"tensor {tensor.name!r} in {file.path} is {tensor.type}, but it is a vector")
+        if extra := sorted(set(self._home) - set(wanted)):
+            file, tensor = self._home[extra[0]]
+            raise CheckpointError(
+                f"{file.path} holds tensor {tensor.name!r}, which a model of this metadata doesn't have"
+            )
+
+    def stored(self, name: str) -> StoredTensor:
+        _, tensor = self._home[name]
+        if len(tensor.shape) == 1:
+            return StoredTensor(tensor.type, FP32, is_exact=True)
+        if tensor.type in EXACT:
+            return StoredTensor(tensor.type, EXACT[tensor.type], is_exact=True)
+        return StoredTensor(tensor.type, ROUNDED[tensor.type], is_exact=False)
+
+    def read(self, name: str) -> npt.NDArray[Any] | QuantizedMatrix:
+        file, tensor = self._home[name]
+        raw = file.raw(tensor.name)
+        if tensor.type in FLOATS:
+            if not all_finite(raw, NATIVE_NAMES[tensor.type], self.num_threads):
+                raise self._not_finite(file, tensor)
+            return raw.view(FLOATS[tensor.type]).reshape(tensor.shape)
+        matrix = decode(tensor.type, raw, (tensor.shape[0], tensor.shape[1]), self.num_threads)
+        parts = (
+            (matrix.scales, matrix.minima, matrix.block_scales, matrix.block_minima)
+            if isinstance(matrix, QuantizedMatrix)
+            else (matrix,)
+        )
+        for part in parts:
+            if part is not None and not all_finite(part.reshape(-1).view(np.uint8), "fp32", self.num_threads):
+                raise self._not_finite(file, tensor)
+        return matrix
+
+    def crc(self, name: str) -> int:
+        file, tensor = self._home[name]
+        return int(crc32c(file.raw(tensor.name), self.num_threads))
+
+    def release(self, name: str) -> None:
+        file, tensor = self._home[name]
+        file.release(tensor.name)
+
+    def content_digest(
+        self, crcs: Mapping[str, int] | None = None, report: Callable[[int, int], None] | None = None
+    ) -> str:
+        """sha256 over the texts and, sorted by name, each tensor's name, type, shape and crc32c."""
+        digest, done = hashlib.sha256(), 0
+        for name, data in self.texts().items():
+            digest.update(f"{name} {len(data)}\n".encode() + data)
+        total = sum(tensor.num_bytes for _, tensor in self._home.values())
+        for name, (_, tensor) in sorted(self._home.items()):
+            known = crcs.get(name) if crcs else None
+            crc = self.crc(name) if known is None else known
+            digest.update(f"{name} {tensor.type} {list(tensor.shape)} {crc:08x}\n".encode())
+            if known is None:
+                self.release(name)
+            done += tensor.num_bytes
+            if report is not None:
+                report(done, total)
+        return digest.hexdigest()
+
+    def _not_finite(self, file: GgufFile, tensor: GgufTensor) -> CheckpointError:
+        return CheckpointError(f"tensor {tensor.name!r} in {file.path} holds NaN or infinite values or scales")
+
+
+def transformers_name(name: str) -> str | None:
+    """The name that transformers has for a tensor of a qwen2 GGUF, or None for one that it hasn't."""
+    stem, _, part = name.rpartition(".")
+    if stem in WHOLE and part == "weight":
+        return f"{WHOLE[stem]}.weight"
+    found = _LAYER_TENSOR.fullmatch(name)
+    if found is None or found[2] not in OF_LAYER:
+        return None
+    return f"model.layers.{int(found[1])}.{OF_LAYER[found[2]]}.{found[3]}"
+
+
+def part_paths(path: Path) -> list[Path]:
+    """All the files that a GGUF was split into, by their names; a single one if it wasn't."""
+    found = SPLIT.fullmatch(path.name)
+    if found is None:
+        return [path]
+    count = int(found["count"])
+    if not 1 <= int(found["number"]) <= count <= MOST_SPLITS:
+        raise CheckpointError(f"{path}: there is no part {found['number']} of {found['count']}")
+    return [path.with_name(f"{found['stem']}-{i:05}-of-{count:05}.gguf") for i in range(1, count + 1)]
+
+
+def _open_parts(path: Path) -> list[GgufFile]:
+    paths = part_paths(path)
+    if absent := [part for part in paths if not part.is_file()]:
+        raise CheckpointError(f"{absent[0]} is missing, a part of {path.name}; download it too")
+    files = [GgufFile(part) for part in paths]
+    for i, file in enumerate(files):
+        count, number = (file.metadata.get(key, default) for key, default in (("split.count", 1), ("split.no", 0)))
+        if type(count) is not int or type(number) is not int or max(count, 1) != len(files) or number != i:
+            raise CheckpointError(
+                f"{file.path} says that it is part {number!r} of {count!r}, but its name says {i + 1} of {len(files)}"
+                if len(files) > 1
+                else f"{file.path} is one of {count!r} parts; give it the name that it had, NAME-00001-of-0000N.gguf"
+            )
+    total = files[0].metadata.get("split.tensors.count")
+    if total is not None and total != (held := sum(len(file.tensors) for file in files)):
+        raise CheckpointError(f"{files[0].path} says that there are {total} tensors, but its parts hold {held}")
+    return files

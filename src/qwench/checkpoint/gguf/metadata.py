@@ -1,0 +1,206 @@
+"""A GGUF file's metadata -> the texts that a Hugging Face folder has: config.json, tokenizer files, generation config.
+
+Keys: docs/gguf.md of github.com/ggml-org/ggml; what pre-tokenizers and end tokens mean: llama.cpp's llama-vocab.cpp.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from qwench.errors import CheckpointError
+
+ARCHITECTURE = "qwen2"
+QWEN2_SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+PRE_TOKENIZERS = ("qwen2", "deepseek-r1-qwen")  # which split alike
+CONTROL, USER_DEFINED, UNUSED = 3, 4, 5  # types of tokens; 1 is normal
+END_KEYS = ("eos_token_id", "eot_token_id", "eom_token_id")
+END_TOKENS = ("<|im_end|>", "<|endoftext|>")  # that llama.cpp counts as ends of an answer, whatever the keys say
+_MISSING = object()
+
+
+class Metadata:
+    """The metadata of the file at `path`; errors name both."""
+
+    def __init__(self, values: Mapping[str, Any], path: Path) -> None:
+        self._values, self._path = values, path
+        architecture = self.get("general.architecture", str)
+        if architecture != ARCHITECTURE:
+            raise self.error(f"its architecture is {architecture!r}; qwench compiles {ARCHITECTURE!r}")
+
+    def error(self, message: str) -> CheckpointError:
+        return CheckpointError(f"{self._path} can't be used: {message}")
+
+    def get(self, key: str, kind: type, default: Any = _MISSING) -> Any:
+        """A value of that type; an int may stand for a float. Raises CheckpointError if it is missing or another."""
+        value = self._values.get(key, default)
+        if value is _MISSING:
+            raise self.error(f"it lacks {key}")
+        if value is default or (type(value) is int and kind is float) or type(value) is kind:
+            return value
+        raise self.error(f"{key} is a {type(value).__name__}, not a {kind.__name__}")
+
+    def number(self, key: str, default: Any = _MISSING) -> Any:
+        return self.get(f"{ARCHITECTURE}.{key}", int, default)
+
+    def config(self, vocab_size: int, ties_embeddings: bool) -> dict[str, Any]:
+        """config.json, in transformers' words."""
+        heads, hidden = self.number("attention.head_count"), self.number("embedding_length")
+        config = {
+            "architectures": ["Qwen2ForCausalLM"],
+            "model_type": "qwen2",
+            "hidden_act": "silu",
+            "vocab_size": vocab_size,
+            "hidden_size": hidden,
+            "intermediate_size": self.number("feed_forward_length"),
+            "num_hidden_layers": self.number("block_count"),
+            "num_attention_heads": heads,
+            "num_key_value_heads": self.number("attention.head_count_kv", heads),
+            "max_position_embeddings": self.number("context_length"),
+            "rms_norm_eps": _short(self.get(f"{ARCHITECTURE}.attention.layer_norm_rms_epsilon", float)),
+            "rope_theta": _short(self.get(f"{ARCHITECTURE}.rope.freq_base", float, 10000.0)),
+            "tie_word_embeddings": ties_embeddings,
+            "use_sliding_window": False,
+        }
+        if (head_dim := self.number("attention.key_length", None)) is not None:
+            config["head_dim"] = head_dim
+        if (scaling := self._rope_scaling()) is not None:
+            config["rope_scaling"] = scaling
+        ids = {name: self.token_id(name) for name in ("bos_token_id", "eos_token_id")}
+        return config | {name: token for name, token in ids.items() if token is not None}
+
+    def _rope_scaling(self) -> dict[str, Any] | None:
+        at = f"{ARCHITECTURE}.rope.scaling"
+        kind = self.get(f"{at}.type", str, "none")
+        if kind == "none":
+            return None
+        if kind not in ("linear", "yarn"):
+            raise self.error(f"{at}.type is {kind!r}; read are none, linear and yarn")
+        scaling: dict[str, Any] = {"rope_type": kind, "factor": _short(self.get(f"{at}.factor", float))}
+        if kind == "yarn":
+            for ours, theirs in (("beta_fast", "yarn_beta_fast"), ("beta_slow", "yarn_beta_slow")):
+                if (value := self.get(f"{at}.{theirs}", float, None)) is not None:
+                    scaling[ours] = _short(value)
+            original = self.get(f"{at}.original_context_length", int, None)
+            if original is not None:
+                scaling["original_max_position_embeddings"] = original
+        return scaling
+
+    def token_id(self, name: str) -> int | None:
+        token: int | None = self.get(f"tokenizer.ggml.{name}", int, None)
+        if token is not None and not 0 <= token < len(self.tokens):
+            raise self.error(f"tokenizer.ggml.{name} is {token}, but there are {len(self.tokens)} tokens")
+        return token
+
+    @property
+    def tokens(self) -> list[str]:
+        tokens: list[str] = self.get("tokenizer.ggml.tokens", list)
+        return tokens
+
+    def texts(self, config: Mapping[str, Any]) -> dict[str, bytes]:
+        """All files, by name."""
+        files = {
+            "config.json": config,
+            "tokenizer.json": self._tokenizer(),
+            "tokenizer_config.json": self._tokenizer_config(),
+            "generation_config.json": self._generation_config(),
+        }
+        return {name: json.dumps(data, ensure_ascii=False).encode() for name, data in files.items()}
+
+    def _token_types(self) -> list[int]:
+        types = self._values.get("tokenizer.ggml.token_type")
+        if types is None:
+            return [1] * len(self.tokens)
+        if not isinstance(types, np.ndarray) or types.dtype.kind not in "iu" or len(types) != len(self.tokens):
+            raise self.error("tokenizer.ggml.token_type isn't a whole number for each token")
+        return [int(kind) for kind in types]
+
+    def _tokenizer(self) -> dict[str, Any]:
+        """A byte-level BPE as the tokenizers library saves it."""
+        model = self.get("tokenizer.ggml.model", str)
+        pre_tokenizer = self.get("tokenizer.ggml.pre", str, "qwen2")
+        if model != "gpt2" or pre_tokenizer not in PRE_TOKENIZERS:
+            raise self.error(
+                f"its tokenizer is {model!r} with pre-tokenizer {pre_tokenizer!r}; read is 'gpt2' with "
+                f"{' or '.join(map(repr, PRE_TOKENIZERS))}"
+            )
+        merges: list[str] = self.get("tokenizer.ggml.merges", list)
+        if malformed := [merge for merge in merges if merge.count(" ") != 1]:
+            raise self.error(f"tokenizer.ggml.merges has {malformed[0]!r}, which isn't two tokens")
+        vocabulary: dict[str, int] = {}
+        added = []
+        for i, (token, kind) in enumerate(zip(self.tokens, self._token_types(), strict=True)):
+            if kind in (CONTROL, USER_DEFINED):
+                flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+                added.append({"id": i, "content": token, **flags, "special": kind == CONTROL})
+            elif kind != UNUSED:
+                vocabulary[token] = i
+        for merge in merges:
+            left, right = merge.split(" ")
+            if not {left, right, left + right} <= vocabulary.keys():
+                raise self.error(f"tokenizer.ggml.merges has {merge!r}, of which a part isn't a token")
+        split = {"type": "Split", "pattern": {"Regex": QWEN2_SPLIT}, "behavior": "Isolated", "invert": False}
+        byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False}
+        return {
+            "version": "1.0",
+            "truncation": None,
+            "padding": None,
+            "added_tokens": added,
+            "normalizer": {"type": "NFC"},
+            "pre_tokenizer": {"type": "Sequence", "pretokenizers": [split, byte_level]},
+            "post_processor": byte_level,
+            "decoder": byte_level,
+            "model": {
+                "type": "BPE",
+                "dropout": None,
+                "unk_token": None,
+                "continuing_subword_prefix": "",
+                "end_of_word_suffix": "",
+                "fuse_unk": False,
+                "byte_fallback": False,
+                "vocab": vocabulary,
+                "merges": merges,
+            },
+        }
+
+    def _tokenizer_config(self) -> dict[str, Any]:
+        config: dict[str, Any] = {
+            "tokenizer_class": "Qwen2Tokenizer",
+            "add_bos_token": self.get("tokenizer.ggml.add_bos_token", bool, False),
+            "model_max_length": self.number("context_length"),
+            "clean_up_tokenization_spaces": False,
+        }
+        for name, key in (
+            ("bos_token", "bos_token_id"),
+            ("eos_token", "eos_token_id"),
+            ("pad_token", "padding_token_id"),
+        ):
+            token = self.token_id(key)
+            if token is not None:
+                config[name] = self.tokens[token]
+        template = self.get("tokenizer.chat_template", str, None)
+        named = {key.removeprefix("tokenizer.chat_template."): self.get(key, str) for key in self._values
+                 if key.startswith("tokenizer.chat_template.")}  # fmt: skip
+        if named and template is not None:
+            templates = {"default": template, **named}
+            config["chat_template"] = [{"name": name, "template": text} for name, text in templates.items()]
+        elif template is not None:
+            config["chat_template"] = template
+        return config
+
+    def _generation_config(self) -> dict[str, Any]:
+        named = [token for key in END_KEYS if (token := self.token_id(key)) is not None]
+        places = {token: i for i, token in enumerate(self.tokens)}
+        ends = [*named, *(places[token] for token in END_TOKENS if token in places)]
+        return {"eos_token_id": list(dict.fromkeys(ends))}
+
+
+def _short(value: float) -> float:
+    """A number that was written as fp32, as it was meant: 1e-6, not 9.999999974752427e-07."""
+    return float(str(np.float32(value)))

@@ -1,0 +1,83 @@
+"""GGUF files of a checkpoint, made with the gguf package as llama.cpp's own converter makes them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import gguf
+import numpy as np
+from safetensors.numpy import load_file
+
+from qwench.checkpoint.gguf.gguf_checkpoint import OF_LAYER, WHOLE
+
+ARCHITECTURE = "qwen2"
+
+
+def ggml_name(name: str) -> str:
+    """The name that llama.cpp has for a tensor of transformers."""
+    for theirs, ours in WHOLE.items():
+        if name == f"{ours}.weight":
+            return f"{theirs}.weight"
+    _, _, layer, rest = name.split(".", 3)
+    stem, part = rest.rsplit(".", 1)
+    return f"blk.{layer}.{next(theirs for theirs, ours in OF_LAYER.items() if ours == stem)}.{part}"
+
+
+def write_gguf(
+    checkpoint: Path,
+    out: Path,
+    kind_of: Callable[[str], str],
+    *,
+    change: Callable[[gguf.GGUFWriter], None] | None = None,
+) -> None:
+    """checkpoint: a folder with model.safetensors and tokenizer.json. kind_of: ggml name -> type, for matrices.
+
+    change: writes further metadata.
+    """
+    config = json.loads((checkpoint / "config.json").read_text())
+    writer = gguf.GGUFWriter(out, ARCHITECTURE)
+    writer.add_block_count(config["num_hidden_layers"])
+    writer.add_context_length(config["max_position_embeddings"])
+    writer.add_embedding_length(config["hidden_size"])
+    writer.add_feed_forward_length(config["intermediate_size"])
+    writer.add_head_count(config["num_attention_heads"])
+    writer.add_head_count_kv(config["num_key_value_heads"])
+    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
+    theta = config.get("rope_theta") or (config.get("rope_parameters") or {}).get("rope_theta", 10000.0)
+    writer.add_rope_freq_base(theta)
+    add_tokenizer(writer, checkpoint, config["vocab_size"])
+    if change is not None:
+        change(writer)
+    for name, tensor in load_file(checkpoint / "model.safetensors").items():
+        values, theirs = tensor.astype(np.float32), ggml_name(name)
+        kind = gguf.GGMLQuantizationType[kind_of(theirs) if values.ndim == 2 else "F32"]
+        writer.add_tensor(theirs, gguf.quants.quantize(values, kind), raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def add_tokenizer(writer: gguf.GGUFWriter, checkpoint: Path, vocab_size: int) -> None:
+    data = json.loads((checkpoint / "tokenizer.json").read_text())
+    config = json.loads((checkpoint / "tokenizer_config.json").read_text())
+    tokens = {i: (token, gguf.TokenType.NORMAL) for token, i in data["model"]["vocab"].items()}
+    for added in data["added_tokens"]:
+        kind = gguf.TokenType.CONTROL if added["special"] else gguf.TokenType.USER_DEFINED
+        tokens[added["id"]] = added["content"], kind
+    listed = [tokens.get(i, (f"[PAD{i}]", gguf.TokenType.UNUSED)) for i in range(vocab_size)]
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("qwen2")
+    writer.add_token_list([token for token, _ in listed])
+    writer.add_token_types([kind for _, kind in listed])
+    merges = [m if isinstance(m, str) else " ".join(m) for m in data["model"]["merges"]]
+    writer.add_token_merges(merges)
+    places = {token: i for i, (token, _) in enumerate(listed)}
+    for name, add in (("eos_token", writer.add_eos_token_id), ("pad_token", writer.add_pad_token_id)):
+        if (token := config.get(name)) is not None:
+            add(places[token])
+    template = checkpoint / "chat_template.jinja"
+    if template.exists() or config.get("chat_template"):
+        writer.add_chat_template(template.read_text() if template.exists() else config["chat_template"])
