@@ -113,7 +113,7 @@ def _iq4_xs(b: Bytes) -> _Decoded:
 
 
 def _two_bits(packed: Bytes) -> Bytes:
-    """64 bytes of a block -> [rows, blocks, 8 sub-blocks of 32]: of each half first the lowest bit pairs, then the next."""
+    """64 bytes of a block -> [rows, blocks, 8 sub-blocks of 32]: of each half the lowest bit pairs, then the next."""
     halves = packed.reshape(*packed.shape[:2], 2, 1, 32)
     pairs: Bytes = halves >> _SHIFTS[:, None] & np.uint8(3)
     return pairs.reshape(*packed.shape[:2], 8, 32)
