@@ -135,6 +135,7 @@ def _prepare(source: Path, config: QwenchConfig) -> _Plan:
     """Reads config and headers, derives the Program, and checks that the tensors are those it needs."""
     checkpoint = open_checkpoint(source, num_cpus())
     spec = checkpoint.spec
+    checkpoint.check(source_shapes(spec))
     config = config.for_checkpoint(checkpoint.is_quantized)
     resolved = config.resolve(spec)
     assert resolved.target is not None and resolved.prefill_chunk_size is not None
@@ -144,7 +145,6 @@ def _prepare(source: Path, config: QwenchConfig) -> _Plan:
         return kept_format(weight, checkpoint) if resolved.weights == KEPT else resolved.format_of(weight)
 
     program = derive_program(resolved.model(spec), format_of, str(resolved.activations))
-    checkpoint.check(source_shapes(spec))
     plan = plan_memory(program, resolved.prefill_chunk_size)
     packed = {name: target.packed_tensors(weight) for name, weight in program.weights.items()}
     packed_bytes = sum(t.num_bytes for tensors in packed.values() for t in tensors)
@@ -180,7 +180,8 @@ def _write_weights(work: _Plan, path: Path, report: Reporter) -> _Written:
         for name in order:
             weight = work.program.weights[name]
             sources = _read(work, weight)
-            written.source_crcs |= {source: checkpoint.crc(source) for source in weight.sources}
+            for source in weight.sources:
+                written.source_crcs |= checkpoint.crcs(source)
             if not weight.is_vector and (work.config.weights == KEPT or weight.format == BF16):
                 written.conversions[name] = conversion(weight, checkpoint, sources)
             out = {t.name: np.empty(t.num_bytes, np.uint8) for t in work.packed[name]}

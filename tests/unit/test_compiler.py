@@ -143,7 +143,7 @@ def test_unknown_sources(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="no folder 'nothing here'"):
         compile_checkpoint("nothing here", tmp_path / "out", CONFIG)
     (tmp_path / "model.gguf").write_bytes(b"GGUF")
-    with pytest.raises(CheckpointError, match="is a file"):
+    with pytest.raises(CheckpointError, match="it is truncated"):
         compile_checkpoint(tmp_path / "model.gguf", tmp_path / "out", CONFIG)
 
 

@@ -93,7 +93,6 @@ def test_yarn_in_both_spellings() -> None:
         ({"model_type": "llama"}, "model_type is 'llama'"),
         ({"architectures": ["Qwen2ForSequenceClassification"]}, "architectures"),
         ({"hidden_act": "gelu"}, "hidden_act"),
-        ({"quantization_config": {"quant_method": "gptq"}}, "already quantised"),
         ({"num_attention_heads": 5}, "num_attention_heads"),
         ({"num_key_value_heads": 3}, "num_key_value_heads"),
         ({"head_dim": 15}, "head_dim"),

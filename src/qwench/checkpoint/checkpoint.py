@@ -64,8 +64,8 @@ class Checkpoint(Protocol):
         """
         ...
 
-    def crc(self, name: str) -> int:
-        """crc32c of the bytes that `name` is made of."""
+    def crcs(self, name: str) -> dict[str, int]:
+        """crc32c of each of the stored tensors that `name` is made of, for `content_digest`."""
         ...
 
     def release(self, name: str) -> None:

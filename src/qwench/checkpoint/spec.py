@@ -125,8 +125,6 @@ def _read(config: Fields) -> ModelSpec:
         raise config.error(f"architectures is {architectures!r}; qwench compiles 'Qwen2ForCausalLM'")
     if (activation := config.get("hidden_act", "silu")) not in ("silu", "swish"):
         raise config.error(f"hidden_act is {activation!r}; Qwen2 uses 'silu'")
-    if config.get("quantization_config"):
-        raise config.error("the checkpoint is already quantised (quantization_config); give the bf16 original")
     hidden, heads = config.positive("hidden_size"), config.positive("num_attention_heads")
     kv_heads = config.positive("num_key_value_heads", heads)
     if heads % kv_heads:

@@ -5,6 +5,7 @@ Never unpickles, never runs code of the checkpoint. Opened by `open_checkpoint.p
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from collections.abc import Callable, Mapping
@@ -16,14 +17,26 @@ import numpy as np
 import numpy.typing as npt
 
 from qwench.checkpoint.checkpoint import StoredTensor
+from qwench.checkpoint.fields import Fields
+from qwench.checkpoint.quantization.method import Method
+from qwench.checkpoint.quantization.methods import find_method
 from qwench.checkpoint.spec import ModelSpec
 from qwench.errors import CheckpointError
 from qwench.formats import BF16, FP32
+from qwench.quantized_matrix import QuantizedMatrix
 from qwench.safetensors_file import ContainerError, SafetensorsFile, TensorEntry
 from qwench.targets.cpu._native import all_finite, crc32c
 
-FLOAT_DTYPES: dict[str, npt.DTypeLike] = {"BF16": ml_dtypes.bfloat16, "F16": np.float16, "F32": np.float32}
-NATIVE_NAMES = {"BF16": "bf16", "F16": "fp16", "F32": "fp32"}
+FLOAT_DTYPES: dict[str, npt.DTypeLike] = {
+    "BF16": ml_dtypes.bfloat16, "F16": np.float16, "F32": np.float32, "F64": np.float64,
+}  # fmt: skip
+# Of the parts of quantised matrices. FP8 has bytes, which its reader understands.
+PART_DTYPES: dict[str, npt.DTypeLike] = {
+    **FLOAT_DTYPES, "I8": np.int8, "U8": np.uint8, "I32": np.int32, "I64": np.int64, "F8_E4M3": np.uint8,
+}  # fmt: skip
+# What inputs and caches were to be quantised with elsewhere.
+UNUSED_PARTS = ("input_scale", "input_zero_point", "input_global_scale", "k_scale", "v_scale", "output_scale")
+NATIVE_NAMES = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
@@ -52,14 +65,27 @@ class SafetensorsCheckpoint:
                 self._home[name] = file
             if listed is not None and (absent := sorted(listed - set(file.entries))):
                 raise CheckpointError(f"{INDEX} says that {folder / shard} holds {absent[0]!r}, but it doesn't")
+        self._method = self._find_method()
+        self._shapes: dict[str, tuple[int, ...]] = {}  # what `check` was given
 
-    @property
+    def _find_method(self) -> Method | None:
+        """How the matrices are quantised; None too if a merge left quantization_config behind in a float checkpoint."""
+        config = json.loads((self.path / "config.json").read_bytes()).get("quantization_config")
+        entries = self.entries
+        if not config or all(entry.dtype in FLOAT_DTYPES for entry in entries.values()):
+            return None
+        where = f"{self.path / 'config.json'}: quantization_config"
+        if not isinstance(config, dict):
+            raise CheckpointError(f"{where} is a {type(config).__name__}, not an object")
+        return find_method(Fields(config, where), entries, self._part)
+
+    @functools.cached_property
     def entries(self) -> dict[str, TensorEntry]:
         return {name: file.entries[name] for name, file in self._home.items()}
 
     @property
     def is_quantized(self) -> bool:
-        return False
+        return self._method is not None
 
     def files(self) -> list[Path]:
         shards = sorted({file.path for file in self._home.values()})
@@ -74,39 +100,85 @@ class SafetensorsCheckpoint:
 
         Harmless extras are old rotary tables, and a head beside tied embeddings when it equals them.
         """
+        self._shapes = dict(wanted)
+        used: set[str] = set()
         for name, shape in wanted.items():
+            if parts := self._parts(name):
+                assert self._method is not None
+                self._method.check(_module(name), (shape[0], shape[1]))
+                used |= set(parts)
+                continue
             if name not in self._home:
                 raise CheckpointError(f"{self.path} lacks tensor {name!r} of shape {list(shape)}")
             self._check_entry(name, shape)
-        for name in sorted(set(self._home) - set(wanted)):
+        for name in sorted(set(self._home) - set(wanted) - used):
             if name == HEAD and EMBEDDING in wanted:
                 self._check_tied_head(wanted[EMBEDDING])
-            elif not name.endswith("rotary_emb.inv_freq"):
+            elif not self._is_harmless(name):
                 raise CheckpointError(
                     f"{self._home[name].path} holds tensor {name!r}, which a model of this config.json doesn't have"
                 )
 
     def stored(self, name: str) -> StoredTensor:
+        if self._parts(name):
+            assert self._method is not None
+            return self._method.stored(_module(name), self._matrix_shape(name))
         entry = self.entries[name]
         if len(entry.shape) == 1:
             return StoredTensor(entry.dtype, FP32, is_exact=True)
         return StoredTensor(entry.dtype, BF16, is_exact=entry.dtype == "BF16")
 
-    def read(self, name: str) -> npt.NDArray[Any]:
-        """One tensor as a read-only view of the file: bfloat16, float16 or float32."""
-        entry, raw = self._home[name].entries[name], self._home[name].raw(name)
-        dtype = np.dtype(FLOAT_DTYPES[entry.dtype])
-        if entry.start % dtype.itemsize:
-            raw = raw.copy()  # the format allows odd offsets; vector loads of the native code don't
-        if not all_finite(raw, NATIVE_NAMES[entry.dtype], self.num_threads):
+    def read(self, name: str) -> npt.NDArray[Any] | QuantizedMatrix:
+        """A float tensor as a read-only view of the file where it can be: bfloat16, float16 or float32."""
+        if self._parts(name):
+            assert self._method is not None
+            return self._method.read(_module(name), self._matrix_shape(name))
+        values = self._part(name)
+        if values.dtype == np.float64:
+            with np.errstate(over="ignore"):  # becomes infinite, and is refused
+                values = values.astype(np.float32)
+        raw = values.reshape(-1).view(np.uint8)
+        if not all_finite(raw, NATIVE_NAMES[values.dtype.name], self.num_threads):
             raise CheckpointError(f"tensor {name!r} in {self._home[name].path} holds NaN or infinite values")
-        return raw.view(dtype).reshape(entry.shape)
+        return values
 
-    def crc(self, name: str) -> int:
-        return int(crc32c(self._home[name].raw(name), self.num_threads))
+    def crcs(self, name: str) -> dict[str, int]:
+        return {part: self._crc(part) for part in self._parts(name) or [name]}
 
     def release(self, name: str) -> None:
-        self._home[name].release(name)
+        for part in self._parts(name) or [name]:
+            self._home[part].release(part)
+
+    def _parts(self, name: str) -> list[str]:
+        """The tensors that make up a quantised matrix; none if it isn't."""
+        if self._method is None or not name.endswith(".weight"):
+            return []
+        return self._method.parts(_module(name))
+
+    def _matrix_shape(self, name: str) -> tuple[int, int]:
+        shape = self._shapes[name]  # known since `check`
+        return shape[0], shape[1]
+
+    def _part(self, name: str) -> npt.NDArray[Any]:
+        """A tensor of the files as it lies there."""
+        entry, raw = self._home[name].entries[name], self._home[name].raw(name)
+        dtype = np.dtype(PART_DTYPES[entry.dtype])
+        if entry.start % dtype.itemsize:
+            raw = raw.copy()  # the format allows odd offsets; vector loads of the native code don't
+        return raw.view(dtype).reshape(entry.shape)
+
+    def _crc(self, name: str) -> int:
+        return int(crc32c(self._home[name].raw(name), self.num_threads))
+
+    def _is_harmless(self, name: str) -> bool:
+        """Whether a tensor that no Qwen2 has changes nothing: old rotary tables, and in a quantised checkpoint what its
+        inputs were to be quantised with, and biases of zeros that the tool gave to all modules."""
+        if name.endswith("rotary_emb.inv_freq"):
+            return True
+        if self._method is None:
+            return False
+        is_bias = name.endswith(".bias") and self.entries[name].dtype in FLOAT_DTYPES
+        return name.rpartition(".")[2] in UNUSED_PARTS or (is_bias and not self._part(name).any())
 
     def content_digest(
         self, crcs: Mapping[str, int] | None = None, report: Callable[[int, int], None] | None = None
@@ -118,10 +190,10 @@ class SafetensorsCheckpoint:
         total = sum(entry.num_bytes for entry in self.entries.values())
         for name, entry in sorted(self.entries.items()):
             known = crcs.get(name) if crcs else None
-            crc = self.crc(name) if known is None else known
+            crc = self._crc(name) if known is None else known
             digest.update(f"{name} {entry.dtype} {list(entry.shape)} {crc:08x}\n".encode())
             if known is None:
-                self.release(name)
+                self._home[name].release(name)
             done += entry.num_bytes
             if report is not None:
                 report(done, total)
@@ -138,13 +210,15 @@ class SafetensorsCheckpoint:
             )
         if entry.dtype not in FLOAT_DTYPES:
             raise CheckpointError(
-                f"tensor {name!r} in {path} is {entry.dtype}; supported are {', '.join(FLOAT_DTYPES)}: "
-                "give the unquantised original"
+                f"tensor {name!r} in {path} is {entry.dtype}; supported are {', '.join(FLOAT_DTYPES)}, and what a "
+                "quantization_config in config.json explains"
             )
 
     def _check_tied_head(self, shape: tuple[int, ...]) -> None:
         self._check_entry(HEAD, shape)
-        if self.entries[HEAD].dtype != self.entries[EMBEDDING].dtype or self.crc(HEAD) != self.crc(EMBEDDING):
+        head, embedding = self._part(HEAD), self._part(EMBEDDING)
+        alike = head.dtype == embedding.dtype and self._crc(HEAD) == self._crc(EMBEDDING)
+        if not alike and not np.array_equal(head.astype(np.float64), embedding.astype(np.float64)):
             raise CheckpointError(
                 f"config.json ties the head to the embedding, but {HEAD!r} in {self._home[HEAD].path} differs from "
                 f"{EMBEDDING!r}; set tie_word_embeddings to false in config.json to use it"
@@ -163,6 +237,10 @@ class SafetensorsCheckpoint:
                 "convert with transformers, model.save_pretrained(folder, safe_serialization=True)"
             )
         raise CheckpointError(f"{self.path} has neither {SINGLE} nor {INDEX}")
+
+
+def _module(name: str) -> str:
+    return name.removesuffix(".weight")
 
 
 def _open(path: Path) -> SafetensorsFile:

@@ -115,9 +115,9 @@ class GgufCheckpoint:
                 raise self._not_finite(file, tensor)
         return matrix
 
-    def crc(self, name: str) -> int:
+    def crcs(self, name: str) -> dict[str, int]:
         file, tensor = self._home[name]
-        return int(crc32c(file.raw(tensor.name), self.num_threads))
+        return {name: int(crc32c(file.raw(tensor.name), self.num_threads))}
 
     def release(self, name: str) -> None:
         file, tensor = self._home[name]
@@ -133,7 +133,7 @@ class GgufCheckpoint:
         total = sum(tensor.num_bytes for _, tensor in self._home.values())
         for name, (_, tensor) in sorted(self._home.items()):
             known = crcs.get(name) if crcs else None
-            crc = self.crc(name) if known is None else known
+            crc = self.crcs(name)[name] if known is None else known
             digest.update(f"{name} {tensor.type} {list(tensor.shape)} {crc:08x}\n".encode())
             if known is None:
                 self.release(name)

@@ -1,0 +1,368 @@
+"""Quantised Hugging Face folders: each layout as the tool that writes it packs it, read back to the very values."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from compressed_tensors.compressors import BaseCompressor
+from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
+from safetensors.torch import load_file, save_file
+
+from qwench.checkpoint.weights import SafetensorsCheckpoint
+from qwench.compiler import compile_checkpoint, source_shapes
+from qwench.config import QwenchConfig
+from qwench.errors import CheckpointError
+from qwench.quantized_matrix import QuantizedMatrix
+
+DEFAULT_MODEL = Path(__file__).parents[2] / "models" / "qwench-tiny"
+MODULE = "model.layers.1.mlp.down_proj"
+K, N = 768, 256
+Parts = dict[str, torch.Tensor]
+
+
+def write(folder: Path, config: dict[str, Any], quantize: Callable[[torch.Tensor], Parts], only: str = ".") -> Path:
+    """The default model with its linear modules quantised: `quantize` gives the parts of a weight [N, K]."""
+    folder.mkdir(exist_ok=True)
+    tensors: Parts = {}
+    for name, tensor in load_file(DEFAULT_MODEL / "model.safetensors").items():
+        module = name.removesuffix(".weight")
+        if name.endswith("_proj.weight") and only in name:
+            tensors |= {f"{module}.{part}": value.contiguous() for part, value in quantize(tensor.float()).items()}
+        else:
+            tensors[name] = tensor
+    save_file(tensors, folder / "model.safetensors")
+    described = json.loads((DEFAULT_MODEL / "config.json").read_text()) | {"quantization_config": config}
+    (folder / "config.json").write_text(json.dumps(described))
+    (folder / "tokenizer.json").write_bytes((DEFAULT_MODEL / "tokenizer.json").read_bytes())
+    return folder
+
+
+def opened(folder: Path) -> SafetensorsCheckpoint:
+    checkpoint = SafetensorsCheckpoint(folder)
+    checkpoint.check(source_shapes(checkpoint.spec))
+    return checkpoint
+
+
+def values(checkpoint: SafetensorsCheckpoint, module: str = MODULE) -> np.ndarray[Any, Any]:
+    read = checkpoint.read(f"{module}.weight")
+    return read.dequantize() if isinstance(read, QuantizedMatrix) else read.astype(np.float32)
+
+
+def codes_of(weight: torch.Tensor, bits: int, group: int, sym: bool) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Codes [N, K] from 0, scales and zero points [N, groups], of plain rounding."""
+    n, k = weight.shape
+    size = k if group == -1 else group
+    groups = torch.nn.functional.pad(weight, (0, -k % size)).reshape(n, -1, size)
+    top = 2**bits - 1
+    if sym:
+        scales = (groups.abs().amax(2) * 2 / top).clamp_min(1e-6)
+        zeros = torch.full_like(scales, 2 ** (bits - 1))
+    else:
+        low, high = groups.amin(2).clamp_max(0), groups.amax(2).clamp_min(0)
+        scales = ((high - low) / top).clamp_min(1e-6)
+        zeros = (-low / scales).round().clamp(0, top)
+    scales = scales.half()
+    codes = (groups / scales.float()[..., None] + zeros[..., None]).round().clamp(0, top)
+    return codes.reshape(n, -1)[:, :k].int(), scales, zeros.int()
+
+
+def dequantized(
+    codes: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor, groups: torch.Tensor
+) -> np.ndarray[Any, Any]:
+    return ((codes - zeros[:, groups]).float() * scales.float()[:, groups]).numpy()
+
+
+def packed_rows(values: torch.Tensor, bits: int) -> torch.Tensor:
+    """AutoGPTQ's QuantLinear.pack, of the rows of [rows, columns]: 32 bits a word, for 3 bits 32 values in 3 words."""
+    source = values.numpy().astype(np.uint32)
+    out = np.zeros((source.shape[0] * bits // 32, source.shape[1]), np.uint32)
+    i = row = 0
+    while row < len(out):
+        if bits in (2, 4, 8):
+            for j in range(i, i + 32 // bits):
+                out[row] |= source[j] << np.uint32(bits * (j - i))
+            i += 32 // bits
+            row += 1
+            continue
+        for j in range(i, i + 10):
+            out[row] |= source[j] << np.uint32(3 * (j - i))
+        i += 10
+        out[row] |= source[i] << np.uint32(30)
+        row += 1
+        out[row] |= (source[i] >> np.uint32(2)) & np.uint32(1)
+        i += 1
+        for j in range(i, i + 10):
+            out[row] |= source[j] << np.uint32(3 * (j - i) + 1)
+        i += 10
+        out[row] |= source[i] << np.uint32(31)
+        row += 1
+        out[row] |= (source[i] >> np.uint32(1)) & np.uint32(0x3)
+        i += 1
+        for j in range(i, i + 10):
+            out[row] |= source[j] << np.uint32(3 * (j - i) + 2)
+        i += 10
+        row += 1
+    return torch.from_numpy(out.view(np.int32))
+
+
+def gptq_parts(
+    weight: torch.Tensor, bits: int, group: int, sym: bool, version: int, order: torch.Tensor | None
+) -> Parts:
+    k = weight.shape[1]
+    groups = torch.arange(k) // (k if group == -1 else group)
+    if order is not None:  # groups of the inputs in the order of their importance
+        groups = groups[order]
+    by_group = torch.argsort(groups, stable=True)
+    codes, scales, zeros = codes_of(weight[:, by_group], bits, group, sym)
+    unordered = torch.empty_like(codes)
+    unordered[:, by_group] = codes
+    stored = (zeros - 1) % 2**bits if version == 1 else zeros
+    return {
+        "qweight": packed_rows(unordered.T, bits),
+        "qzeros": packed_rows(stored, bits).T,
+        "scales": scales.T,
+        "g_idx": groups.int(),
+    }
+
+
+def gptq_config(bits: int, group: int, sym: bool, version: int = 1, **more: Any) -> dict[str, Any]:
+    layout = "gptq" if version == 1 else "gptq_v2"
+    return {"quant_method": "gptq", "bits": bits, "group_size": group, "sym": sym, "checkpoint_format": layout, **more}
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+@pytest.mark.parametrize("group", [32, 128, -1, 96])
+@pytest.mark.parametrize("sym", [True, False])
+@pytest.mark.parametrize("version", [1, 2])
+def test_gptq(tmp_path: Path, bits: int, group: int, sym: bool, version: int) -> None:
+    seen: list[Any] = []
+
+    def quantize(weight: torch.Tensor) -> Parts:
+        seen.append(codes_of(weight, bits, group, sym))
+        return gptq_parts(weight, bits, group, sym, version, None)
+
+    checkpoint = opened(write(tmp_path, gptq_config(bits, group, sym, version), quantize, MODULE))
+    codes, scales, zeros = seen[0]
+    groups = torch.arange(K) // (K if group == -1 else group)
+    np.testing.assert_array_equal(values(checkpoint), dequantized(codes, scales, zeros, groups))
+    stored = checkpoint.stored(f"{MODULE}.weight")
+    assert stored.is_exact and stored.format.kind == ("int8" if bits == 8 else "int4")
+    assert stored.format.offsets == ("" if sym else "zero")
+
+
+def test_gptq_in_the_order_of_importance(tmp_path: Path) -> None:
+    order = torch.from_numpy(np.random.default_rng(1).permutation(K))
+    parts: list[Parts] = []
+
+    def quantize(weight: torch.Tensor) -> Parts:
+        parts.append(gptq_parts(weight, 4, 128, True, 1, order))
+        return parts[-1]
+
+    checkpoint = opened(write(tmp_path, gptq_config(4, 128, True, desc_act=True), quantize, MODULE))
+    original = load_file(DEFAULT_MODEL / "model.safetensors")[f"{MODULE}.weight"].float().numpy()
+    error = np.linalg.norm(values(checkpoint) - original) / np.linalg.norm(original)
+    assert error < 0.12 and not np.array_equal(parts[0]["g_idx"].numpy(), np.arange(K) // 128)
+
+
+def awq_parts(weight: torch.Tensor, group: int, version: str) -> Parts:
+    """As AutoAWQ's WQLinear_GEMM and WQLinear_GEMV pack."""
+    codes, scales, zeros = codes_of(weight, 4, group, sym=False)
+
+    def pack(rows: torch.Tensor, order: list[int]) -> torch.Tensor:  # along the last dimension
+        out = np.zeros((rows.shape[0], rows.shape[1] // 8), np.uint32)
+        for column in range(out.shape[1]):
+            for i in range(8):
+                out[:, column] |= rows[:, column * 8 + order[i]].numpy().astype(np.uint32) << np.uint32(4 * i)
+        return torch.from_numpy(out.view(np.int32))
+
+    if version == "gemm":
+        order = [0, 2, 4, 6, 1, 3, 5, 7]
+        return {"qweight": pack(codes.T, order), "qzeros": pack(zeros.T, order), "scales": scales.T}
+    multiple = 4 if group == 32 else 1
+    words = (zeros.shape[1] + 7) // 8
+    width = (words + multiple - 1) // multiple * multiple
+    padded = torch.nn.functional.pad(zeros, (0, width * 8 - zeros.shape[1]))
+    wide = torch.nn.functional.pad(scales, (0, width * 8 - scales.shape[1]))
+    return {"qweight": pack(codes, list(range(8))), "qzeros": pack(padded, list(range(8))), "scales": wide}
+
+
+@pytest.mark.parametrize("version", ["gemm", "gemv"])
+@pytest.mark.parametrize("group", [32, 128])
+def test_awq(tmp_path: Path, version: str, group: int) -> None:
+    config = {"quant_method": "awq", "bits": 4, "group_size": group, "version": version, "zero_point": True}
+    seen: list[Any] = []
+
+    def quantize(weight: torch.Tensor) -> Parts:
+        seen.append(codes_of(weight, 4, group, sym=False))
+        return awq_parts(weight, group, version)
+
+    checkpoint = opened(write(tmp_path, config, quantize, MODULE))
+    np.testing.assert_array_equal(values(checkpoint), dequantized(*seen[0], torch.arange(K) // group))
+    assert checkpoint.stored(f"{MODULE}.weight").is_exact
+
+
+SCHEMES: dict[str, tuple[str, dict[str, Any], bool]] = {  # layout, arguments, whether it is kept code by code
+    "w4a16": ("pack-quantized", {"num_bits": 4, "strategy": "group", "group_size": 128}, True),
+    "w4a16 asymmetric": (
+        "pack-quantized", {"num_bits": 4, "strategy": "group", "group_size": 32, "symmetric": False}, True,
+    ),
+    "w4a16 by channel": ("pack-quantized", {"num_bits": 4, "strategy": "channel"}, True),
+    "w8a16": ("pack-quantized", {"num_bits": 8, "strategy": "channel"}, True),
+    "w8a8": ("int-quantized", {"num_bits": 8, "strategy": "channel"}, True),
+    "w8a8 by tensor": ("int-quantized", {"num_bits": 8, "strategy": "tensor"}, True),
+    "w8a8 asymmetric": ("int-quantized", {"num_bits": 8, "strategy": "channel", "symmetric": False}, True),
+    "fp8": ("float-quantized", {"num_bits": 8, "type": "float", "strategy": "channel"}, False),
+    "fp8 by tensor": ("float-quantized", {"num_bits": 8, "type": "float", "strategy": "tensor"}, False),
+    "fp8 by block": (
+        "float-quantized", {"num_bits": 8, "type": "float", "strategy": "block", "block_structure": [128, 128]}, False,
+    ),
+}  # fmt: skip
+
+
+def scheme_scales(weight: torch.Tensor, args: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor | None]:
+    top = 448.0 if args.get("type") == "float" else 2 ** (args["num_bits"] - 1) - 1
+    strategy, symmetric = args["strategy"], args.get("symmetric", True)
+    if strategy == "tensor":
+        parts = weight.reshape(1, 1, -1)
+    elif strategy == "block":
+        blocks = weight.reshape(weight.shape[0] // 128, 128, -1, 128).transpose(1, 2)
+        parts = blocks.reshape(*blocks.shape[:2], -1)
+    else:
+        parts = weight.reshape(weight.shape[0], -1, args.get("group_size") or weight.shape[1])
+    if symmetric:
+        scale = parts.abs().amax(2) / top
+        return (scale.reshape(1) if strategy == "tensor" else scale).bfloat16(), None
+    low, high = parts.amin(2), parts.amax(2)
+    scale = ((high - low) / (2 * top + 1)).bfloat16()
+    return scale, (-top - 1 - low / scale.float()).round().clamp(-top - 1, top).to(torch.int8)
+
+
+@pytest.mark.parametrize("name", SCHEMES)
+def test_compressed_tensors(tmp_path: Path, name: str) -> None:
+    layout, args, is_exact = SCHEMES[name]
+    weights = QuantizationArgs(**args)
+    scheme = QuantizationScheme(targets=["Linear"], weights=weights)
+    compressor = BaseCompressor.get_value_from_registry(layout)
+    expected: list[torch.Tensor] = []
+
+    def quantize(weight: torch.Tensor) -> Parts:
+        scale, zero_point = scheme_scales(weight, args)
+        state = {"weight": weight.bfloat16(), "weight_scale": scale}
+        if zero_point is not None:
+            state["weight_zero_point"] = zero_point
+        compressed = compressor.compress(state, scheme)
+        expected.append(compressor.decompress(dict(compressed), scheme)["weight"])
+        return dict(compressed)
+
+    config = {
+        "quant_method": "compressed-tensors",
+        "format": layout,
+        "config_groups": {"group_0": {"targets": ["Linear"], "weights": json.loads(weights.model_dump_json())}},
+        "ignore": ["lm_head"],
+    }
+    checkpoint = opened(write(tmp_path, config, quantize, MODULE))
+    # The package multiplies in bf16, so its values are ours rounded.
+    np.testing.assert_array_equal(
+        torch.from_numpy(values(checkpoint)).bfloat16().float().numpy(), expected[0].bfloat16().float().numpy()
+    )
+    assert checkpoint.stored(f"{MODULE}.weight").is_exact == is_exact
+
+
+def test_fine_grained_fp8(tmp_path: Path) -> None:
+    expected: list[np.ndarray[Any, Any]] = []
+
+    def quantize(weight: torch.Tensor) -> Parts:
+        blocks = weight.reshape(weight.shape[0] // 128, 128, -1, 128)
+        scale = blocks.abs().amax((1, 3)) / 448
+        codes = (blocks / scale[:, None, :, None]).to(torch.float8_e4m3fn)
+        expected.append((codes.float() * scale[:, None, :, None]).reshape(weight.shape).numpy())
+        return {"weight": codes.reshape(weight.shape), "weight_scale_inv": scale}
+
+    config = {"quant_method": "fp8", "weight_block_size": [128, 128], "activation_scheme": "dynamic"}
+    checkpoint = opened(write(tmp_path, config, quantize, MODULE))
+    np.testing.assert_array_equal(values(checkpoint), expected[0])
+
+
+@pytest.mark.parametrize("activations", ["fp32", "int8"])
+def test_a_whole_model_is_what_transformers_computes(tmp_path: Path, activations: str) -> None:
+    """Asymmetric GPTQ in all layers, beside transformers in fp32 with the dequantised weights."""
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    from qwench.modeling import QwenchForCausalLM
+
+    folder = write(tmp_path / "c", gptq_config(4, 128, False), lambda w: gptq_parts(w, 4, 128, False, 1, None))
+    artifact = compile_checkpoint(folder, tmp_path / "a", QwenchConfig(activations=activations, kv_cache="fp32"))
+    conversions = artifact.manifest.conversions
+    assert {c.stored for c in conversions.values()} == {"GPTQ 4-bit", "BF16"}
+    assert {c.relative_error for c in conversions.values()} == {0.0}
+    checkpoint = opened(folder)
+    config = Qwen2Config(**json.loads((DEFAULT_MODEL / "config.json").read_text()))
+    original = Qwen2ForCausalLM(config).float().eval()
+    state = {}
+    for name in original.state_dict():
+        if name == "lm_head.weight":
+            continue
+        read = checkpoint.read(name)
+        state[name] = torch.from_numpy(
+            (read.dequantize() if isinstance(read, QuantizedMatrix) else read.astype(np.float32)).copy()
+        )
+    original.load_state_dict(state, strict=False)
+    original.tie_weights()
+    ids = torch.from_numpy(np.random.default_rng(0).integers(0, 2040, (1, 90)))
+    with torch.inference_mode():
+        expected = original(ids).logits[0].numpy()
+    got = QwenchForCausalLM.from_pretrained(str(tmp_path / "a"))(ids).logits[0].numpy()
+    cosine = (expected * got).sum(1) / np.linalg.norm(expected, axis=1) / np.linalg.norm(got, axis=1)
+    assert 1 - cosine.min() < (1e-6 if activations == "fp32" else 2e-2)
+
+
+def test_a_config_that_a_merge_left_behind(tmp_path: Path) -> None:
+    folder = write(tmp_path, gptq_config(4, 128, True), lambda weight: {"weight": weight.bfloat16()})
+    assert not SafetensorsCheckpoint(folder).is_quantized
+    artifact = compile_checkpoint(folder, tmp_path / "a", QwenchConfig(weights="int8"))
+    assert artifact.config.weights == "int8"
+
+
+def change(name: str, value: Any) -> Callable[[Parts], None]:
+    def apply(parts: Parts) -> None:
+        if value is None:
+            del parts[name]
+        else:
+            parts[name] = value(parts[name])
+
+    return apply
+
+
+@pytest.mark.parametrize(
+    ("config", "damage", "message"),
+    [
+        ({"quant_method": "bitsandbytes"}, None, "quantised with 'bitsandbytes'; read are gptq, awq"),
+        ({"bits": 5}, None, "bits is 5; of GPTQ 2, 3, 4, 8 are read"),
+        ({"checkpoint_format": "marlin"}, None, "checkpoint_format is 'marlin'"),
+        ({"dynamic": {"+:.*": {"bits": 8}}}, None, "dynamic gives modules bits of their own"),
+        ({"group_size": 64}, None, "qzeros' is I32"),
+        ({"group_size": -7}, None, "group_size must be a positive integer"),
+        ({}, change("qzeros", None), "lacks tensor .*qzeros"),
+        ({}, change("scales", lambda t: t * float("nan")), "holds NaN or infinite scales"),
+        ({}, change("scales", lambda t: t.int()), "scales' is I32"),
+        ({}, change("qweight", lambda t: t[:-1]), "qweight' is I32"),
+        ({}, change("g_idx", lambda t: t + 1), "names groups that there are not"),
+        ({}, change("g_idx", lambda t: t - 9), "names groups that there are not"),
+    ],
+)
+def test_hostile_gptq(tmp_path: Path, config: dict[str, Any], damage: Any, message: str) -> None:
+    def quantize(weight: torch.Tensor) -> Parts:
+        parts = gptq_parts(weight, 4, 128, True, 1, None)
+        if damage is not None:
+            damage(parts)
+        return {name: part.contiguous() for name, part in parts.items()}
+
+    folder = write(tmp_path, gptq_config(4, 128, True) | config, quantize, MODULE)
+    with pytest.raises(CheckpointError, match=message):
+        values(opened(folder))
