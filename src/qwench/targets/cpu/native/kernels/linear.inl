@@ -18,15 +18,6 @@ inline bool has_floats(const Activation& x) {
 // Values of K per chunk of a product of floats.
 inline int float_chunk(const Activation& x) { return in_pairs(x) ? 64 : 32; }
 
-// A chunk of a panel: values [k_begin, k_begin + num_k) of K, which is one group for integers.
-struct Chunk {
-  const uint8_t* weights;
-  bool is_unpacked;
-  int index, k_begin, num_k;
-  const uint8_t* next;  // where the next chunk's weights begin, as packed
-  size_t next_bytes;
-};
-
 // Nibbles to bytes, or bf16 to fp32: each vector row becomes two.
 inline void unpack(WeightKind kind, const uint8_t* packed, int num_panel_rows, uint8_t* out) {
   for (int i = 0; i < num_panel_rows; ++i, packed += kPanelRowBytes, out += 2 * kPanelRowBytes)
@@ -40,59 +31,6 @@ inline void unpack(WeightKind kind, const uint8_t* packed, int num_panel_rows, u
         store(reinterpret_cast<float*>(out + kPanelRowBytes + b), bf16_low(raw));
       }
     }
-}
-
-inline int num_chunks(const LinearArgs& a) {
-  const int chunk = float_chunk(a.x);
-  return has_floats(a.x) ? (a.weight.k + chunk - 1) / chunk : a.weight.num_groups();
-}
-
-// Integer weights for a product of floats: a part of a group, dequantised.
-inline Chunk dequantized_chunk(const LinearArgs& a, const uint8_t* panel, int index, GroupScales& scales,
-                               uint8_t* scratch) {
-  const PackedMatrix& w = a.weight;
-  const int chunk = float_chunk(a.x), first = index * chunk, g = first / w.group_size, in_group = first % w.group_size;
-  if (in_group == 0) widen_group(w, panel, g, scales);
-  const size_t column_bytes = w.kind == WeightKind::kInt4 ? 2 : 1;  // values in a byte
-  const uint8_t* codes = w.group(panel, g) + w.header_bytes() + in_group * kPanelColumns / column_bytes;
-  dequantize(w, codes, chunk, scales, reinterpret_cast<float*>(scratch));
-  const size_t num_bytes = chunk * kPanelColumns / column_bytes;
-  return {scratch, true, index, first, w.k - first < chunk ? w.k - first : chunk, codes + num_bytes, num_bytes};
-}
-
-// `after`: what is read when this panel's last chunk is done. Chunks come in order; `scales` are those of the last one.
-inline Chunk chunk_of(const LinearArgs& a, const uint8_t* panel, int index, bool unpack_it, const uint8_t* after,
-                      GroupScales& scales, uint8_t* scratch) {
-  if (a.weight.kind != WeightKind::kBf16 && has_floats(a.x)) return dequantized_chunk(a, panel, index, scales, scratch);
-  const PackedMatrix& w = a.weight;
-  const bool is_last = index + 1 == num_chunks(a);
-  Chunk c;
-  c.index = index;
-  c.is_unpacked = unpack_it && (w.kind == WeightKind::kInt4 || (w.kind == WeightKind::kBf16 && !in_pairs(a.x)));
-  if (w.kind == WeightKind::kBf16) {
-    const int chunk = float_chunk(a.x);
-    c.k_begin = index * chunk;
-    c.num_k = w.k - c.k_begin < chunk ? w.k - c.k_begin : chunk;
-    c.weights = panel + size_t(c.k_begin) / 2 * kPanelRowBytes;
-    c.next_bytes = chunk / 2 * kPanelRowBytes;
-    c.next = is_last ? after : c.weights + c.next_bytes;
-  } else {
-    const uint8_t* next = is_last ? after + w.block_bytes() : w.group(panel, index + 1);
-    const size_t header_bytes = w.header_bytes();
-    c.k_begin = index * w.group_size;
-    c.num_k = w.group_size;
-    widen_group(w, panel, index, scales);
-    for (size_t i = 0; kPrefetches && i < header_bytes; i += 64) __builtin_prefetch(next + i);
-    c.weights = w.group(panel, index) + header_bytes;
-    c.next_bytes = w.group_bytes() - header_bytes;  // the tiles bring the codes
-    c.next = next + header_bytes;
-  }
-  if (c.is_unpacked) {
-    const int values_per_row = w.kind == WeightKind::kBf16 ? 2 : 8;
-    unpack(w.kind, c.weights, (c.num_k + values_per_row - 1) / values_per_row, scratch);
-    c.weights = scratch;
-  }
-  return c;
 }
 
 // Where a panel's outputs go: row r at y + r * stride, `count` columns of which belong to the matrix.
@@ -148,66 +86,122 @@ inline void finish_block(const LinearArgs& a, const Destination& to, int row, in
   }
 }
 
-template <bool kMinima>
-inline void codes_tile(WeightKind kind, const Chunk& c, const IntTile& tile, int num_rows) {
-  if (kind == WeightKind::kInt8)
-    int_rows<Codes::kBytes, kMinima>(tile, num_rows, c.next_bytes);
-  else if (c.is_unpacked)
-    int_rows<Codes::kUnpacked, kMinima>(tile, num_rows, c.next_bytes);
-  else
-    int_rows<Codes::kNibbles, kMinima>(tile, num_rows, c.next_bytes);
+// Adds a panel's products to a block's sums [num_rows, 64], group by group; a part counts as a row. `after`: what is
+// read when the last group is done.
+template <Codes C, bool kMinima, int Lines>
+inline void add_int_products(const LinearArgs& a, const uint8_t* panel, int first_row, int num_rows,
+                             const uint8_t* after, uint8_t* scratch, float* sums) {
+  const PackedMatrix& w = a.weight;
+  const int groups = w.num_groups(), groups_per_block = w.block_bytes() ? w.groups_per_block() : groups;
+  const size_t header_bytes = w.header_bytes(), group_bytes = w.group_bytes(), block_bytes = w.block_bytes();
+  GroupScales scales;
+  IntTile tile{a.x.codes + first_row * size_t(w.padded_k()),
+               size_t(w.padded_k()),
+               a.x.starts + first_row,
+               a.x.scales + first_row,
+               scratch,
+               scales.scales,
+               w.group_size,
+               sums,
+               nullptr,
+               scales.minima};
+  const uint8_t* group = panel + block_bytes;
+  for (int g = 0, in_block = 0; g < groups; ++g) {
+    const bool begins_block = in_block == 0;
+    if (++in_block == groups_per_block) in_block = 0;
+    const uint8_t* next = g + 1 == groups ? after + block_bytes : group + group_bytes + (in_block ? 0 : block_bytes);
+    widen_group(w, group, begins_block, scales);
+    for (size_t i = 0; kPrefetches && i < header_bytes; i += 64) __builtin_prefetch(next + i);
+    if constexpr (C == Codes::kUnpacked)
+      unpack(w.kind, group + header_bytes, w.group_size / 8, scratch);
+    else
+      tile.codes = group + header_bytes;
+    tile.next = next + header_bytes;
+    int_tiles<C, kMinima, Lines>(tile, num_rows);
+    tile.x += w.group_size, tile.starts += a.x.group_stride, tile.x_scales += a.x.group_stride;
+    group = next;
+  }
 }
 
-// Adds a chunk's products to a block's sums [num_rows, 64]; a part counts as a row.
-inline void tile_block(const LinearArgs& a, const Chunk& c, const GroupScales& scales, int first_row, int num_rows,
-                       float* sums) {
-  if (has_floats(a.x)) {
-    const bool pairs = in_pairs(a.x);
-    const FloatTile tile{a.x.rows + first_row * a.x.row_bytes + c.k_begin * (pairs ? sizeof(uint16_t) : sizeof(float)),
+template <Codes C, bool kMinima>
+inline void add_int_products(const LinearArgs& a, const uint8_t* panel, int first_row, int num_rows,
+                             const uint8_t* after, uint8_t* scratch, float* sums) {
+  const size_t code_bytes = a.weight.group_bytes() - a.weight.header_bytes();
+  with_lines(lines_per_turn(code_bytes, num_rows, int_tile_rows(C), a.weight.group_size / 8), [&](auto lines) {
+    add_int_products<C, kMinima, lines.value>(a, panel, first_row, num_rows, after, scratch, sums);
+  });
+}
+
+template <bool kMinima>
+inline void add_int_products(const LinearArgs& a, const uint8_t* panel, int first_row, int num_rows,
+                             const uint8_t* after, uint8_t* scratch, float* sums) {
+  if (a.weight.kind == WeightKind::kInt8)
+    add_int_products<Codes::kBytes, kMinima>(a, panel, first_row, num_rows, after, scratch, sums);
+  else if (num_rows >= kUnpackRows)
+    add_int_products<Codes::kUnpacked, kMinima>(a, panel, first_row, num_rows, after, scratch, sums);
+  else
+    add_int_products<Codes::kNibbles, kMinima>(a, panel, first_row, num_rows, after, scratch, sums);
+}
+
+// The same for floats, a chunk of K after the other. bf16 weights are widened once for many rows; integers always
+// become fp32 first.
+inline void add_float_products(const LinearArgs& a, const uint8_t* panel, int first_row, int num_rows,
+                               const uint8_t* after, uint8_t* scratch, float* sums) {
+  const PackedMatrix& w = a.weight;
+  const bool pairs = in_pairs(a.x), is_bf16 = w.kind == WeightKind::kBf16;
+  const int chunk = float_chunk(a.x);
+  GroupScales scales;
+  for (int first = 0; first < w.k; first += chunk) {
+    const int count = w.k - first < chunk ? w.k - first : chunk;
+    const uint8_t* packed = panel + size_t(first) / 2 * kPanelRowBytes;
+    size_t packed_bytes = chunk / 2 * kPanelRowBytes;
+    if (!is_bf16) {
+      const int g = first / w.group_size, in_group = first % w.group_size;
+      const uint8_t* group = w.group(panel, g);
+      const size_t values_per_byte = w.kind == WeightKind::kInt4 ? 2 : 1;
+      packed = group + w.header_bytes() + in_group * kPanelColumns / values_per_byte;
+      packed_bytes = chunk * kPanelColumns / values_per_byte;
+      if (in_group == 0) widen_group(w, group, first % kNestedBlock == 0, scales);
+      dequantize(w, packed, chunk, scales, reinterpret_cast<float*>(scratch));
+    } else if (num_rows >= kUnpackRows && !pairs) {
+      unpack(w.kind, packed, (count + 1) / 2, scratch);
+    }
+    const bool is_unpacked = !is_bf16 || (num_rows >= kUnpackRows && !pairs);
+    const FloatTile tile{a.x.rows + first_row * a.x.row_bytes + first * (pairs ? sizeof(uint16_t) : sizeof(float)),
                          a.x.row_bytes,
-                         c.weights,
-                         pairs ? (c.num_k + 1) / 2 * 2 : c.num_k,
+                         is_unpacked ? scratch : packed,
+                         pairs ? (count + 1) / 2 * 2 : count,
                          sums,
-                         c.next};
+                         first + chunk < w.k ? packed + packed_bytes : after};
     if constexpr (kBf16Pairs)
-      if (pairs) return float_rows<Values::kPairs>(tile, num_rows, c.next_bytes);
-    if (c.is_unpacked)
-      float_rows<Values::kFp32>(tile, num_rows, c.next_bytes);
+      if (pairs) {
+        float_rows<Values::kPairs>(tile, num_rows, packed_bytes);
+        continue;
+      }
+    if (is_unpacked)
+      float_rows<Values::kFp32>(tile, num_rows, packed_bytes);
     else
-      float_rows<Values::kBf16>(tile, num_rows, c.next_bytes);
-    return;
+      float_rows<Values::kBf16>(tile, num_rows, packed_bytes);
   }
-  const size_t k = a.weight.padded_k(), at = c.index * a.x.group_stride + first_row;
-  const IntTile tile{a.x.codes + first_row * k + c.k_begin,
-                     k,
-                     a.x.starts + at,
-                     a.x.scales + at,
-                     c.weights,
-                     scales.scales,
-                     c.num_k,
-                     sums,
-                     c.next,
-                     scales.minima};
-  a.weight.has_offsets() ? codes_tile<true>(a.weight.kind, c, tile, num_rows)
-                         : codes_tile<false>(a.weight.kind, c, tile, num_rows);
 }
 
 inline void linear_panel(const LinearArgs& a, int p, const Destination& to) {
   alignas(64) float sums[kBlockRows * kPanelColumns];
   alignas(64) uint8_t scratch[kScratchBytes];
-  GroupScales scales;
   const uint8_t* panel = a.weight.panel(p);
-  const int chunks = num_chunks(a), parts = a.x.parts, all_rows = a.num_rows * parts;
+  const int parts = a.x.parts, all_rows = a.num_rows * parts;
   static_assert(kBlockRows % 2 == 0, "a value's parts are in one block");
   for (int block = 0; block < all_rows; block += kBlockRows) {
     const bool is_last = block + kBlockRows >= all_rows;
     const int num_rows = is_last ? all_rows - block : kBlockRows;
     for (int i = 0; i < num_rows * kPanelColumns; i += kLanes) store(sums + i, set(0.0f));
     const uint8_t* after = is_last ? panel + a.weight.panel_bytes() : panel;
-    for (int index = 0; index < chunks; ++index) {
-      const Chunk chunk = chunk_of(a, panel, index, num_rows >= kUnpackRows, after, scales, scratch);
-      tile_block(a, chunk, scales, block, num_rows, sums);
-    }
+    if (has_floats(a.x))
+      add_float_products(a, panel, block, num_rows, after, scratch, sums);
+    else if (a.weight.has_offsets())
+      add_int_products<true>(a, panel, block, num_rows, after, scratch, sums);
+    else
+      add_int_products<false>(a, panel, block, num_rows, after, scratch, sums);
     if (parts == 2) add_parts(num_rows / 2, sums);
     finish_block(a, to, block / parts, num_rows / parts, sums);
   }

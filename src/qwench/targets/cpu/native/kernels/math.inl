@@ -56,17 +56,6 @@ inline float bf16_to_float(uint16_t v) {
   __builtin_memcpy(&f, &wide, 4);
   return f;
 }
-// Of a finite half, without a branch and without a subnormal float on the way, so that vectors do it.
-inline float half_to_float(uint16_t h) {
-  const uint32_t sign = uint32_t(h & 0x8000) << 16, magnitude = h & 0x7fff;
-  const float subnormal = float(int32_t(magnitude)) * 5.9604644775390625e-8f;  // 2^-24
-  uint32_t wide;
-  __builtin_memcpy(&wide, &subnormal, 4);
-  wide = (magnitude < 0x400 ? wide : (magnitude << 13) + (112u << 23)) | sign;
-  float f;
-  __builtin_memcpy(&f, &wide, 4);
-  return f;
-}
 // Round to nearest even; NaN stays a NaN.
 inline uint16_t float_to_bf16(float f) {
   uint32_t wide;

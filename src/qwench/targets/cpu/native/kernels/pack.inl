@@ -149,7 +149,14 @@ inline void widen(const void* row, SourceKind kind, size_t first, int count, flo
     for (int i = 0; i < count; ++i) out[i] = bf16_to_float(from[i]);
   } else {
     const uint16_t* from = static_cast<const uint16_t*>(row) + first;
-    for (int i = 0; i < count; ++i) out[i] = half_to_float(from[i]);
+    int i = 0;
+    for (; i + kLanes <= count; i += kLanes) store(out + i, load_half(from + i));
+    if (i == count) return;
+    uint16_t rest[kLanes] = {};
+    float wide[kLanes];
+    __builtin_memcpy(rest, from + i, size_t(count - i) * 2);
+    store(wide, load_half(rest));
+    __builtin_memcpy(out + i, wide, size_t(count - i) * 4);
   }
 }
 

@@ -102,7 +102,7 @@ void embed(const PackedMatrix& w, int row, float* y) {
   for (int k = 0; k < w.k; ++k) {
     const int g = k / w.group_size, i = k % w.group_size;
     if (i == 0) {
-      widen_group(w, panel, g, scales);
+      widen_group(w, w.group(panel, g), k % kNestedBlock == 0, scales);
       codes = w.group(panel, g) + w.header_bytes() + row % kPanelColumns * kColumnBytes;
     }
     const bool is_int8 = w.kind == WeightKind::kInt8;

@@ -7,44 +7,39 @@ struct GroupScales {
   alignas(64) float block_scales[kPanelColumns], block_minima[kPanelColumns];
 };
 
-inline void widen_halves(const uint8_t* packed, float* out) {
-  const uint16_t* halves = reinterpret_cast<const uint16_t*>(packed);
-  for (int i = 0; i < kPanelColumns; ++i) out[i] = half_to_float(halves[i]);
+template <class Load>
+QWENCH_INLINE void for_columns(Load load_at, float* out) {
+  for (int i = 0; i < kPanelColumns; i += kLanes) store(out + i, load_at(i));
 }
 
-inline void widen_scales(ScaleKind kind, const uint8_t* packed, const float* block, float* out) {
+QWENCH_INLINE void widen_scales(ScaleKind kind, const uint8_t* packed, const float* block, float* out) {
   switch (kind) {
     case ScaleKind::kBf16:
-      for (int i = 0; i < kPanelColumns; ++i) out[i] = bf16_to_float(reinterpret_cast<const uint16_t*>(packed)[i]);
-      return;
+      return for_columns([&](int i) { return load_bf16(packed + 2 * i); }, out);
     case ScaleKind::kFp16:
-      return widen_halves(packed, out);
+      return for_columns([&](int i) { return load_half(packed + 2 * i); }, out);
     case ScaleKind::kFp32:
-      __builtin_memcpy(out, packed, kPanelColumns * sizeof(float));
-      return;
+      return for_columns([&](int i) { return load(reinterpret_cast<const float*>(packed) + i); }, out);
     case ScaleKind::kNested:
-      for (int i = 0; i < kPanelColumns; ++i) out[i] = float(reinterpret_cast<const int8_t*>(packed)[i]) * block[i];
-      return;
+      return for_columns([&](int i) { return mul(load_int8(packed + i), load(block + i)); }, out);
   }
 }
 
-// What a block's groups share; for their first one.
-inline void widen_block(const PackedMatrix& w, const uint8_t* group, GroupScales& s) {
-  const uint8_t* block = group - w.block_bytes();
-  widen_halves(block, s.block_scales);
-  if (w.has_offsets()) widen_halves(block + kPanelColumns * sizeof(uint16_t), s.block_minima);
-}
-
-// Group g of a panel; groups of a block in order, from the first one on.
-inline void widen_group(const PackedMatrix& w, const uint8_t* panel, int g, GroupScales& s) {
-  const uint8_t* group = w.group(panel, g);
-  if (w.scales == ScaleKind::kNested && g % w.groups_per_block() == 0) widen_block(w, group, s);
+// The group that begins at `group`; groups of a block in order, from the first one on.
+QWENCH_INLINE void widen_group(const PackedMatrix& w, const uint8_t* group, bool begins_block, GroupScales& s) {
+  if (w.scales == ScaleKind::kNested && begins_block) {  // what a block's groups share
+    const uint8_t* block = group - w.block_bytes();
+    widen_scales(ScaleKind::kFp16, block, nullptr, s.block_scales);
+    if (w.has_offsets())
+      widen_scales(ScaleKind::kFp16, block + kPanelColumns * sizeof(uint16_t), nullptr, s.block_minima);
+  }
   widen_scales(w.scales, group, s.block_scales, s.scales);
-  if (w.offsets == OffsetKind::kMinimum) widen_scales(w.scales, group + w.scale_bytes(), s.block_minima, s.minima);
-  if (w.offsets == OffsetKind::kZeroPoint) {
-    const uint8_t* points = group + w.scale_bytes();
-    const int bias = w.kind == WeightKind::kInt8 ? 128 : 0;
-    for (int i = 0; i < kPanelColumns; ++i) s.minima[i] = float(int(points[i]) - bias) * s.scales[i];
+  const uint8_t* offsets = group + w.scale_bytes();
+  if (w.offsets == OffsetKind::kMinimum) {
+    widen_scales(w.scales, offsets, s.block_minima, s.minima);
+  } else if (w.offsets == OffsetKind::kZeroPoint) {
+    const Float bias = set(w.kind == WeightKind::kInt8 ? 128.0f : 0.0f);
+    for_columns([&](int i) { return mul(sub(load_uint8(offsets + i), bias), load(s.scales + i)); }, s.minima);
   }
 }
 

@@ -54,31 +54,33 @@ inline int lines_per_turn(size_t next_bytes, int num_rows, int height, int num_t
   return kPrefetches ? int(next_bytes / 64) / (tiles * kPasses * (num_turns > 0 ? num_turns : 1)) : 1;
 }
 
-template <Codes C, bool kMinima = false>
-inline void int_rows(const IntTile& t, int num_rows, size_t next_bytes) {
-  const int lines = lines_per_turn(next_bytes, num_rows, int_tile_rows(C), t.group_size / 8);
+template <int N>
+struct Lines {
+  static constexpr int value = N;
+};
+
+// work(Lines<n>) for the n that tiles are built for and that comes nearest.
+template <class Work>
+inline void with_lines(int lines, Work work) {
   if (lines < 1)
-    int_tiles<C, kMinima, kPasses == 1>(t, num_rows);
+    work(Lines<kPasses == 1>());
   else if (lines == 1)
-    int_tiles<C, kMinima, 1>(t, num_rows);
+    work(Lines<1>());
   else if (lines <= 3)
-    int_tiles<C, kMinima, 2>(t, num_rows);
+    work(Lines<2>());
   else if (lines <= 7)
-    int_tiles<C, kMinima, 4>(t, num_rows);
+    work(Lines<4>());
   else
-    int_tiles<C, kMinima, 8>(t, num_rows);
+    work(Lines<8>());
+}
+
+template <Codes C>
+inline void int_rows(const IntTile& t, int num_rows, size_t next_bytes) {
+  with_lines(lines_per_turn(next_bytes, num_rows, int_tile_rows(C), t.group_size / 8),
+             [&](auto lines) { int_tiles<C, false, lines.value>(t, num_rows); });
 }
 template <Values W>
 inline void float_rows(const FloatTile& t, int num_rows, size_t next_bytes) {
-  const int lines = lines_per_turn(next_bytes, num_rows, kFloatRows, t.num_k / 2);
-  if (lines < 1)
-    float_tiles<W, kPasses == 1>(t, num_rows);
-  else if (lines == 1)
-    float_tiles<W, 1>(t, num_rows);
-  else if (lines <= 3)
-    float_tiles<W, 2>(t, num_rows);
-  else if (lines <= 7)
-    float_tiles<W, 4>(t, num_rows);
-  else
-    float_tiles<W, 8>(t, num_rows);
+  with_lines(lines_per_turn(next_bytes, num_rows, kFloatRows, t.num_k / 2),
+             [&](auto lines) { float_tiles<W, lines.value>(t, num_rows); });
 }

@@ -48,6 +48,18 @@ inline Int bits_of(Float v) { return _mm256_castps_si256(v); }
 inline Float to_float(Int v) { return _mm256_cvtepi32_ps(v); }
 inline Int low_nibbles(Int v) { return _mm256_and_si256(v, _mm256_set1_epi8(0x0f)); }
 inline Int high_nibbles(Int v) { return low_nibbles(_mm256_srli_epi32(v, 4)); }
+// kLanes numbers from memory: bf16, fp16 (subnormal ones too, whatever the mode), int8, uint8.
+inline Float load_bf16(const void* p) {
+  const __m128i halves = _mm_loadu_si128(static_cast<const __m128i*>(p));
+  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(halves), 16));
+}
+inline Float load_half(const void* p) { return _mm256_cvtph_ps(_mm_loadu_si128(static_cast<const __m128i*>(p))); }
+inline Float load_int8(const void* p) {
+  return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(static_cast<const __m128i*>(p))));
+}
+inline Float load_uint8(const void* p) {
+  return _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64(static_cast<const __m128i*>(p))));
+}
 template <int kByte>
 inline Int byte_of(Int v) {  // of each dword
   return _mm256_and_si256(_mm256_srli_epi32(v, 8 * kByte), _mm256_set1_epi32(0xff));

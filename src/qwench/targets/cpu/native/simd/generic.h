@@ -91,6 +91,30 @@ inline Int bits_of(Float v) { return bits<Int>(v); }
 inline Float to_float(Int v) { return __builtin_convertvector(v, Float); }
 inline Int low_nibbles(Int v) { return v & 0x0f0f0f0f; }
 inline Int high_nibbles(Int v) { return bits<Int>(bits<Uint>(v) >> 4) & 0x0f0f0f0f; }
+// kLanes numbers from memory: bf16, fp16 (subnormal ones too, whatever the mode), int8, uint8.
+inline Float load_bf16(const void* p) {
+  uint16_t v[kLanes];
+  std::memcpy(v, p, sizeof v);
+  return bits<Float>(Uint{v[0], v[1], v[2], v[3]} << 16);
+}
+inline Float load_half(const void* p) {
+  uint16_t v[kLanes];
+  std::memcpy(v, p, sizeof v);
+  const Uint wide{v[0], v[1], v[2], v[3]}, sign = (wide & 0x8000) << 16, magnitude = wide & 0x7fff;
+  const Float subnormal = __builtin_convertvector(bits<Int>(magnitude), Float) * 5.9604644775390625e-8f;  // 2^-24
+  const Float normal = bits<Float>((magnitude << 13) + (112u << 23));
+  return bits<Float>(bits<Uint>(select(bits<Int>(magnitude) < 0x400, subnormal, normal)) | sign);
+}
+inline Float load_int8(const void* p) {
+  int8_t v[kLanes];
+  std::memcpy(v, p, sizeof v);
+  return Float{float(v[0]), float(v[1]), float(v[2]), float(v[3])};
+}
+inline Float load_uint8(const void* p) {
+  uint8_t v[kLanes];
+  std::memcpy(v, p, sizeof v);
+  return Float{float(v[0]), float(v[1]), float(v[2]), float(v[3])};
+}
 template <int kByte>
 inline Int byte_of(Int v) {  // of each dword
   return bits<Int>((bits<Uint>(v) >> (8 * kByte)) & 0xffu);
