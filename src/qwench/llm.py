@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, overload
 import numpy as np
 
 import qwench
+from qwench.checkpoint.tokenizer_files import has_tokenizer
 from qwench.config import QwenchConfig
 from qwench.errors import CapacityError, PrefixError, RequestError
 from qwench.progress import ProgressCallback
@@ -35,7 +36,7 @@ from qwench.runtime.sampling_params import SamplingParams
 from qwench.targets.target import Float32
 from qwench.text.chat import Message, render_chat
 from qwench.text.generation import Delta, GenerationDefaults, RequestOutput, TextEngine, chat_params
-from qwench.text.tokenizer import Tokenizer, has_tokenizer
+from qwench.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from qwench.artifact import Artifact

@@ -6,7 +6,8 @@ import json
 
 import pytest
 
-from qwench.text.tokenizer import Tokenizer, byte_level_tokenizer
+from qwench.checkpoint.tokenizer_files import byte_level_tokenizer
+from qwench.text.tokenizer import Tokenizer
 
 
 @pytest.fixture(scope="session")

@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 from engine_models import circling_logits, history_engine, load_model, write_checkpoint
 
+from qwench.checkpoint.tokenizer_files import byte_level_tokenizer
 from qwench.errors import CheckpointError, ConfigError, NumericalError, RequestError
 from qwench.llm import LLM
 from qwench.runtime.sampling_params import SamplingParams
 from qwench.text.generation import Delta, GenerationDefaults
-from qwench.text.tokenizer import Tokenizer, byte_level_tokenizer
+from qwench.text.tokenizer import Tokenizer
 
 GREEDY = SamplingParams(max_tokens=16, temperature=0.0)
 TEMPLATE = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}<|im_start|>a"

@@ -10,12 +10,13 @@ from typing import Any, get_args
 import pytest
 from engine_models import history_engine
 
+from qwench.checkpoint.tokenizer_files import byte_level_tokenizer
 from qwench.errors import GrammarError
 from qwench.llm import LLM
 from qwench.runtime.grammar import Grammar
 from qwench.runtime.sampling_params import SamplingParams
 from qwench.text.generation import CompletionOutput, chat_params
-from qwench.text.tokenizer import Tokenizer, byte_level_tokenizer
+from qwench.text.tokenizer import Tokenizer
 from qwench.text.tool_calls import TagKind, ToolCall, parse, tag_kind
 from qwench.text.tool_grammar import call_grammar
 

@@ -19,8 +19,8 @@ from transformers import DynamicCache
 from transformers_parity import left_padded, load_truth, random_prompts, write_checkpoint
 
 from qwench import LLM, QwenchConfig, QwenchForCausalLM
+from qwench.checkpoint.tokenizer_files import byte_level_tokenizer
 from qwench.errors import ArtifactError, CapacityError, ConfigError, DeadlineError, NumericalError, RequestError
-from qwench.text.tokenizer import byte_level_tokenizer
 
 CLOSE = {"rtol": 2e-4, "atol": 2e-4}  # fp32 on both sides, summed in different orders
 

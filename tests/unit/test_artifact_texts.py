@@ -72,8 +72,6 @@ def rename_token(data: dict[str, Any]) -> None:
     [
         rename_token,
         lambda data: data["model"]["merges"].reverse(),
-        lambda data: data["added_tokens"].pop(),
-        lambda data: data.update(normalizer={"type": "Lowercase"}),
         lambda data: data.pop("model"),
         lambda data: data.update(model=[]),
     ],

@@ -23,6 +23,7 @@ from qwench.compiler import compile_checkpoint, source_shapes
 from qwench.config import QwenchConfig
 from qwench.errors import CheckpointError, ConfigError
 from qwench.quantized_matrix import QuantizedMatrix
+from qwench.text.tokenizer import Tokenizer
 
 DEFAULT_MODEL = Path(__file__).parents[2] / "models" / "qwench-tiny"
 HALVES = {  # where a block has fp16 numbers, which random bytes may not make infinite
@@ -90,6 +91,19 @@ def test_the_tokenizer_is_that_of_the_original(q8_0: Path, tmp_path: Path) -> No
     ours, theirs = AutoTokenizer.from_pretrained(tmp_path), AutoTokenizer.from_pretrained(DEFAULT_MODEL)
     for text in ("Once upon a time, 12 foxes  ran.\n\n", "don't <|im_start|>user\nHé\u0301 世界 🦊<|im_end|>", " ", ""):
         assert ours(text).input_ids == theirs(text).input_ids
+
+
+def test_a_bos_token_comes_first_if_the_file_says_so(tmp_path: Path) -> None:
+    def change(writer: gguf.GGUFWriter) -> None:
+        writer.add_bos_token_id(2045)
+        writer.add_add_bos_token(True)
+
+    write_gguf(DEFAULT_MODEL, tmp_path / "a.gguf", lambda name: "Q8_0", change=change)
+    for name, content in GgufCheckpoint(tmp_path / "a.gguf").texts().items():
+        (tmp_path / name).write_bytes(content)
+    tokenizer = Tokenizer(tmp_path)
+    assert tokenizer.encode("Once")[0] == 2045
+    assert tokenizer.encode("Once")[1:] == tokenizer.encode("Once", add_special_tokens=False)
 
 
 def test_yarn_is_read(tmp_path: Path) -> None:

@@ -10,8 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from compressed_tensors.compressors import BaseCompressor
-from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
 from safetensors.torch import load_file, save_file
 
 from qwench.checkpoint.weights import SafetensorsCheckpoint
@@ -245,6 +243,10 @@ def scheme_scales(weight: torch.Tensor, args: dict[str, Any]) -> tuple[torch.Ten
 
 @pytest.mark.parametrize("name", SCHEMES)
 def test_compressed_tensors(tmp_path: Path, name: str) -> None:
+    pytest.importorskip("compressed_tensors", reason="there is no compressed-tensors for Python 3.10")
+    from compressed_tensors.compressors import BaseCompressor
+    from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
+
     layout, args, is_exact = SCHEMES[name]
     weights = QuantizationArgs(**args)
     scheme = QuantizationScheme(targets=["Linear"], weights=weights)

@@ -10,9 +10,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from text_fixtures import SHARED, qwen2_tokenizer, tiny_model, tiny_tokenizer, write_tiny
 
+from qwench.checkpoint.tokenizer_files import has_tokenizer
 from qwench.checkpoint.tokenizer_tables import TABLES, write_tokenizer_tables
 from qwench.errors import ArtifactError, CheckpointError, RequestError
-from qwench.text.tokenizer import Tokenizer, has_tokenizer
+from qwench.text.tokenizer import Tokenizer
 
 
 def vectors() -> list[dict[str, object]]:
@@ -138,7 +139,7 @@ def test_tables_of_a_tiny_and_of_a_foreign_tokenizer(tmp_path: Path) -> None:
             Tokenizer(tmp_path)
     (tmp_path / TABLES).unlink()
     data = json.loads((tmp_path / "tokenizer.json").read_text())
-    for change in ({"decoder": None}, {"model": {**data["model"], "dropout": 0.1}}, {"model": {"type": "Unigram"}}):
+    for change in ({"decoder": None}, {"model": {"type": "Unigram"}}):
         (tmp_path / "tokenizer.json").write_text(json.dumps(data | change))
         write_tokenizer_tables(tmp_path)
         assert not (tmp_path / TABLES).exists()
@@ -170,10 +171,20 @@ def test_tokens_that_only_the_config_calls_special(tmp_path: Path) -> None:
 
 
 def test_bos(tmp_path: Path) -> None:
+    """Not by add_bos_token, which transformers 5 passes over, but by the post-processor of the file."""
     tokenizer = Tokenizer(write_tiny(tmp_path, add_bos_token=True, bos_token="<|endoftext|>"))
     bos = tokenizer.token_id("<|endoftext|>")
+    assert bos not in tokenizer.encode("hello")
+    data = json.loads((tmp_path / "tokenizer.json").read_text())
+    data["post_processor"] = {
+        "type": "TemplateProcessing",
+        "single": [{"SpecialToken": {"id": "B", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+        "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+        "special_tokens": {"B": {"id": "B", "ids": [bos], "tokens": ["<|endoftext|>"]}},
+    }
+    (tmp_path / "tokenizer.json").write_text(json.dumps(data))
+    tokenizer = Tokenizer(tmp_path)
     assert tokenizer.encode("hello")[0] == bos
-    assert tokenizer.encode("<|endoftext|>hello").count(bos) == 1
     assert bos not in tokenizer.encode("hello", add_special_tokens=False)
 
 
@@ -197,8 +208,8 @@ def test_half_a_surrogate_pair() -> None:
 @pytest.mark.parametrize(
     ("name", "content", "says"),
     [
-        ("tokenizer.json", "{", "isn't a tokenizer"),
-        ("tokenizer.json", '{"model": {"type": "Unigram"}}', "isn't a tokenizer"),
+        ("tokenizer.json", "{", "can't be read as JSON"),
+        ("tokenizer.json", '{"model": {"type": "Unigram"}}', "its model is 'Unigram'"),
         ("tokenizer_config.json", "[]", "not a JSON object"),
         ("tokenizer_config.json", "{", "can't be read"),
         ("tokenizer_config.json", '{"chat_template": 3}', "chat_template"),

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from tokenizers import models
 
-from qwench.text.tokenizer import Tokenizer, byte_level_tokenizer
+from qwench.checkpoint.tokenizer_files import byte_level_tokenizer
+from qwench.text.tokenizer import Tokenizer
 
 SHARED = Path(__file__).parents[3] / "shared/data/qwen2-tokenizer"
 

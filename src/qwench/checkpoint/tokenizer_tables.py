@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from qwench.errors import ArtifactError
+from qwench.checkpoint.tokenizer_files import read_tokenizer
+from qwench.errors import ArtifactError, CheckpointError
 from qwench.safetensors_file import ContainerError, SafetensorsFile
 
 TABLES = "tokenizer_tables.safetensors"
@@ -73,11 +74,8 @@ def write_tokenizer_tables(folder: Path) -> None:
 def _tables_of(folder: Path) -> TokenizerTables | None:
     """The tables of `folder/tokenizer.json`; None if they can't be made, also because it is missing or malformed."""
     try:
-        data = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
-        config_path = folder / "tokenizer_config.json"
-        config = json.loads(config_path.read_text(encoding="utf-8")) if config_path.exists() else {}
-        return _build(data, config)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError):
+        return _build(json.loads(read_tokenizer(folder).to_str()))
+    except (CheckpointError, ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError):
         return None
 
 
@@ -110,7 +108,7 @@ def read_tokenizer_tables(folder: Path) -> TokenizerTables | None:
         raise ArtifactError(f"{path} can't be read ({error}); compile the model again") from None
 
 
-def _build(data: dict[str, Any], config: dict[str, Any]) -> TokenizerTables | None:
+def _build(data: dict[str, Any]) -> TokenizerTables | None:
     model, added = data["model"], data["added_tokens"]
     vocab: dict[str, int] = model["vocab"]
     known = {(token["content"], token["id"]) for token in added}
@@ -121,7 +119,6 @@ def _build(data: dict[str, Any], config: dict[str, Any]) -> TokenizerTables | No
         and (data.get("post_processor") or {}).get("type") in (None, "ByteLevel")
         and all(character in vocab for character in _BYTE_OF)
         and set("".join(vocab)) == set(_BYTE_OF)
-        and all((t["content"], int(i)) in known for i, t in (config.get("added_tokens_decoder") or {}).items())
     )
     if not is_plain:
         return None

@@ -96,8 +96,9 @@ def _token_ids(args: Namespace, artifact: Artifact) -> Int32:
 
     import numpy as np
 
+    from qwench.checkpoint.tokenizer_files import has_tokenizer
     from qwench.errors import RequestError
-    from qwench.text.tokenizer import Tokenizer, has_tokenizer
+    from qwench.text.tokenizer import Tokenizer
 
     if not has_tokenizer(artifact.path):
         raise RequestError(f"{args.model} has no tokenizer files, so no text can be read to it")

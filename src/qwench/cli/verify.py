@@ -83,10 +83,11 @@ def _open(args: Namespace) -> tuple[Artifact, Truth, list[Truth], list[Prompt]]:
     from qwench.artifact import open_artifact
     from qwench.checkpoint.hub import find_checkpoint
     from qwench.checkpoint.spec import ModelSpec
+    from qwench.checkpoint.tokenizer_files import has_tokenizer
     from qwench.evaluate.prompts import load_prompts
     from qwench.evaluate.truth import open_transformers, open_truth
     from qwench.evaluate.verify import check_same_model
-    from qwench.text.tokenizer import Tokenizer, has_tokenizer
+    from qwench.text.tokenizer import Tokenizer
 
     _check_numbers(args)
     artifact = open_artifact(args.artifact)

@@ -16,13 +16,14 @@ from transformers import GenerationConfig, Qwen2Config
 from qwench.artifact import MANIFEST, Artifact, is_artifact
 from qwench.artifact_folder import check_destination, new_artifact_folder
 from qwench.checkpoint.hub import find_checkpoint
+from qwench.checkpoint.tokenizer_files import has_tokenizer
 from qwench.compiler import compile_checkpoint
 from qwench.config import QwenchConfig
 from qwench.errors import ArtifactError, CheckpointError, ConfigError
 from qwench.host import cache_dir
 from qwench.load import resolve_model
 from qwench.text.generation import chat_end_ids
-from qwench.text.tokenizer import Tokenizer, has_tokenizer
+from qwench.text.tokenizer import Tokenizer
 
 PREFIX = "qwench_"
 # Keywords of transformers' from_pretrained that may stay when the class is changed, and what they may say.

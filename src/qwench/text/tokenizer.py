@@ -7,25 +7,19 @@ and `merges.txt`; reads `tokenizer_config.json` and `chat_template.jinja` when t
 from __future__ import annotations
 
 import functools
-import json
 import threading
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import tokenizers
-from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers
 
+from qwench.checkpoint.tokenizer_files import read_json, read_tokenizer, special_texts, special_tokens
 from qwench.checkpoint.tokenizer_tables import bytes_of, read_tokenizer_tables
 from qwench.errors import CheckpointError, RequestError
 from qwench.runtime.matcher import Vocabulary
 from qwench.text.byte_pairs import BytePairs
 
-# Qwen2's pre-tokenizer: contractions, letters, single digits, punctuation, newlines, blanks.
-PRETOKENIZER = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-SPECIAL_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 SLACK = 16  # tokens: an added token with a blank in it could lie across the border
 CHARACTERS_PER_TOKEN = 6  # English has 4 to 5; a beginning of so many characters nearly always decides
 
@@ -43,7 +37,7 @@ class Tokenizer:
 
     def __init__(self, folder: Path | str) -> None:
         self.folder = Path(folder)
-        self._config = _read_json(self.folder / "tokenizer_config.json")
+        self._config = read_json(self.folder / "tokenizer_config.json")
         self._lock = threading.Lock()
         self._bytes: dict[int, bytes] = {}
         tables = read_tokenizer_tables(self.folder)
@@ -53,22 +47,17 @@ class Tokenizer:
         else:
             tokens = self.library.get_added_tokens_decoder()
             special = frozenset(i for i, token in tokens.items() if token.special)
-        self.special_tokens = _special_tokens(self._config)
-        named = [*self.special_tokens.values(), *_texts(self._config.get("additional_special_tokens") or [])]
-        self._special_ids = special | set(special_ids(self, named))
+        self.special_tokens = special_tokens(self._config)
+        self._special_ids = special | set(special_ids(self, special_texts(self._config)))
+        self._splits_special = self._config.get("split_special_tokens") is True
         self.chat_template = _chat_template(self.folder, self._config)
         self.eos_token_id = self._special_id("eos_token")
         self.pad_token_id = self._special_id("pad_token")
-        self._bos = self._special_id("bos_token") if self._config.get("add_bos_token") else None
 
     @functools.cached_property
     def library(self) -> tokenizers.Tokenizer:
         """The tokenizers library's tokenizer. With compiled tables it is only read for the first long text."""
-        tokenizer = _read_tokenizer(self.folder)
-        if not isinstance(tokenizer.decoder, decoders.ByteLevel):
-            raise CheckpointError(f"the tokenizer in {self.folder} isn't a byte-level BPE; Qwen2's is")
-        _add_tokens(tokenizer, self._config)
-        return tokenizer
+        return read_tokenizer(self.folder)
 
     def encode(self, text: str, *, add_special_tokens: bool = True, allow_special: bool = True) -> list[int]:
         """Token ids of `text`. `allow_special=False`: a special token written out in it is encoded as plain text.
@@ -81,13 +70,12 @@ class Tokenizer:
             text.encode()
         except UnicodeEncodeError:
             raise RequestError("the text holds half a surrogate pair, which no UTF-8 can express") from None
+        allow_special = allow_special and not self._splits_special
         with self._lock:  # encode_special_tokens is a setting of the shared tokenizer
             ids = self._pairs.encode(text, allow_special) if self._pairs is not None else None
             if ids is None:
                 self.library.encode_special_tokens = not allow_special
                 ids = list(self.library.encode(text, add_special_tokens=add_special_tokens).ids)
-        if add_special_tokens and self._bos is not None and ids[:1] != [self._bos]:
-            ids = [self._bos, *ids]
         return ids
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
@@ -139,83 +127,6 @@ class Tokenizer:
     def _special_id(self, name: str) -> int | None:
         text = self.special_tokens.get(name)
         return None if text is None else self.token_id(text)
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    """The object in `path`; empty when there is no such file."""
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} can't be read as JSON: {error}") from None
-    if not isinstance(data, dict):
-        raise CheckpointError(f"{path} holds a {type(data).__name__}, not a JSON object")
-    return data
-
-
-def has_tokenizer(folder: Path) -> bool:
-    return (folder / "tokenizer.json").exists() or (folder / "vocab.json").exists()
-
-
-def _read_tokenizer(folder: Path) -> tokenizers.Tokenizer:
-    path = folder / "tokenizer.json"
-    if path.exists():
-        try:
-            return tokenizers.Tokenizer.from_file(str(path))
-        except Exception as error:  # the library raises plain Exception
-            raise CheckpointError(f"{path} isn't a tokenizer: {error}") from None
-    vocab, merges = folder / "vocab.json", folder / "merges.txt"
-    if not (vocab.exists() and merges.exists()):
-        raise CheckpointError(f"{folder} has neither tokenizer.json nor vocab.json with merges.txt")
-    try:
-        model = models.BPE.from_file(str(vocab), str(merges))
-    except Exception as error:
-        raise CheckpointError(f"{vocab} and {merges} aren't a BPE vocabulary: {error}") from None
-    return byte_level_tokenizer(model)
-
-
-def byte_level_tokenizer(model: models.BPE) -> tokenizers.Tokenizer:
-    """Qwen2's tokenizer around a BPE vocabulary: NFC, its pre-tokenizer, byte-level alphabet, its special tokens."""
-    tokenizer = tokenizers.Tokenizer(model)
-    tokenizer.normalizer = normalizers.NFC()
-    split = pre_tokenizers.Split(Regex(PRETOKENIZER), behavior="isolated")
-    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, byte_level])
-    tokenizer.decoder = decoders.ByteLevel()
-    specials = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
-    tokenizer.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in specials])
-    return tokenizer
-
-
-def _add_tokens(tokenizer: tokenizers.Tokenizer, config: dict[str, Any]) -> None:
-    """Tokens of tokenizer_config.json that the tokenizer lacks, in the order of their ids, so that they get them."""
-    entries = config.get("added_tokens_decoder") or {}
-    try:
-        wanted = sorted((int(i), dict(entry)) for i, entry in entries.items())
-    except (AttributeError, TypeError, ValueError) as error:
-        raise CheckpointError(f"added_tokens_decoder in tokenizer_config.json is malformed: {error}") from None
-    for token_id, entry in wanted:
-        content = entry.pop("content", None)
-        if tokenizer.token_to_id(str(content)) == token_id:
-            continue
-        flags = {k: bool(entry.get(k, False)) for k in ("single_word", "lstrip", "rstrip", "normalized", "special")}
-        tokenizer.add_tokens([AddedToken(str(content), **flags)])
-        if tokenizer.token_to_id(str(content)) != token_id:
-            raise CheckpointError(
-                f"tokenizer_config.json gives {content!r} the id {token_id}, the tokenizer "
-                f"{tokenizer.token_to_id(str(content))}"
-            )
-
-
-def _special_tokens(config: dict[str, Any]) -> dict[str, str]:
-    """Those of SPECIAL_NAMES that the config names, each given as its text or as an object with its `content`."""
-    return {name: text for name in SPECIAL_NAMES for text in _texts([config.get(name)])}
-
-
-def _texts(values: Any) -> list[str]:
-    contents = [value.get("content") if isinstance(value, dict) else value for value in values]
-    return [content for content in contents if isinstance(content, str)]
 
 
 def _chat_template(folder: Path, config: dict[str, Any]) -> str | dict[str, str] | None:

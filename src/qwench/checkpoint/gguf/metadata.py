@@ -12,12 +12,10 @@ from typing import Any
 
 import numpy as np
 
+from qwench.checkpoint.tokenizer_files import PRETOKENIZER
 from qwench.errors import CheckpointError
 
 ARCHITECTURE = "qwen2"
-QWEN2_SPLIT = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
 PRE_TOKENIZERS = ("qwen2", "deepseek-r1-qwen")  # which split alike
 CONTROL, USER_DEFINED, UNUSED = 3, 4, 5  # types of tokens; 1 is normal
 END_KEYS = ("eos_token_id", "eot_token_id", "eom_token_id")
@@ -145,7 +143,7 @@ class Metadata:
             left, right = merge.split(" ")
             if not {left, right, left + right} <= vocabulary.keys():
                 raise self.error(f"tokenizer.ggml.merges has {merge!r}, of which a part isn't a token")
-        split = {"type": "Split", "pattern": {"Regex": QWEN2_SPLIT}, "behavior": "Isolated", "invert": False}
+        split = {"type": "Split", "pattern": {"Regex": PRETOKENIZER}, "behavior": "Isolated", "invert": False}
         byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False}
         return {
             "version": "1.0",
@@ -154,7 +152,7 @@ class Metadata:
             "added_tokens": added,
             "normalizer": {"type": "NFC"},
             "pre_tokenizer": {"type": "Sequence", "pretokenizers": [split, byte_level]},
-            "post_processor": byte_level,
+            "post_processor": self._post_processor() or byte_level,
             "decoder": byte_level,
             "model": {
                 "type": "BPE",
@@ -169,10 +167,21 @@ class Metadata:
             },
         }
 
+    def _post_processor(self) -> dict[str, Any] | None:
+        """What puts the beginning-of-sequence token before every text, if one is to be there."""
+        bos = self.token_id("bos_token_id")
+        if bos is None or not self.get("tokenizer.ggml.add_bos_token", bool, False):
+            return None
+        token = self.tokens[bos]
+        first, second = ({"Sequence": {"id": name, "type_id": 0}} for name in "AB")
+        start = {"SpecialToken": {"id": token, "type_id": 0}}
+        special = {token: {"id": token, "ids": [bos], "tokens": [token]}}
+        single, pair = [start, first], [start, first, second]
+        return {"type": "TemplateProcessing", "single": single, "pair": pair, "special_tokens": special}
+
     def _tokenizer_config(self) -> dict[str, Any]:
         config: dict[str, Any] = {
             "tokenizer_class": "Qwen2Tokenizer",
-            "add_bos_token": self.get("tokenizer.ggml.add_bos_token", bool, False),
             "model_max_length": self.number("context_length"),
             "clean_up_tokenization_spaces": False,
         }
