@@ -18,7 +18,7 @@ from qwench.checkpoint.hub import find_checkpoint, pull
 from qwench.errors import CapacityError, CheckpointError, HubError
 from qwench.progress import Progress
 
-ID, SHARDED, PICKLED = "Qwen/tiny", "Qwen/tiny-sharded", "Qwen/old"
+ID, SHARDED, PICKLED, GGUF = "Qwen/tiny", "Qwen/tiny-sharded", "Qwen/old", "Qwen/tiny-GGUF"
 WEIGHTS = "model.safetensors"
 
 
@@ -33,6 +33,13 @@ def repositories(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str
         ID: content(write_checkpoint(folder / "tiny")) | unwanted,
         SHARDED: content(write_checkpoint(folder / "sharded", num_shards=3)) | unwanted,
         PICKLED: {"config.json": b"{}", "pytorch_model.bin": b"pickle"},
+        GGUF: {
+            "tiny-q4_k_m.gguf": b"GGUF4",
+            "tiny-q8_0.gguf": b"GGUF8",
+            "tiny-q4_k_s.gguf": b"GGUFs",
+            "f16/tiny-f16-00001-of-00002.gguf": b"one",
+            "f16/tiny-f16-00002-of-00002.gguf": b"two",
+        },  # fmt: skip
     }
 
 
@@ -69,6 +76,31 @@ def test_pulls_what_compiling_needs(hub: Hub, tmp_path: Path, model: str) -> Non
     hub.log.clear()
     pull(model, folder)
     assert hub.log == [f"GET /api/models/{model}/revision/main"]  # verified before, so only the revision is asked
+
+
+@pytest.mark.parametrize(
+    ("wanted", "files"),
+    [
+        (f"{GGUF}:Q4_K_M", ["tiny-q4_k_m.gguf"]),
+        (f"{GGUF}/tiny-q8_0.gguf", ["tiny-q8_0.gguf"]),
+        (f"{GGUF}:F16", ["tiny-f16-00001-of-00002.gguf", "tiny-f16-00002-of-00002.gguf"]),
+        (f"{GGUF}/f16/tiny-f16-00002-of-00002.gguf", ["tiny-f16-00001-of-00002.gguf", "tiny-f16-00002-of-00002.gguf"]),
+    ],
+)
+def test_a_gguf_of_a_repository(hub: Hub, tmp_path: Path, wanted: str, files: list[str]) -> None:
+    path = pull(wanted, tmp_path / "out")
+    assert path == tmp_path / "out" / files[0]
+    assert sorted(p.name for p in path.parent.glob("*.gguf")) == files
+    assert find_checkpoint(wanted)[0].name == files[0]
+
+
+def test_which_gguf_it_should_be(hub: Hub, tmp_path: Path) -> None:
+    with pytest.raises(HubError, match=r"has GGUF files: tiny-f16-00001-of-00002.gguf, .*; name one, as in"):
+        pull(GGUF, tmp_path / "out")
+    with pytest.raises(HubError, match=r"has no GGUF models that 'Q4_K' names; there are: .*tiny-q4_k_m.gguf"):
+        pull(f"{GGUF}:Q4_K", tmp_path / "out")
+    with pytest.raises(HubError, match="has no GGUF models that 'Q8_0' names; there are: none"):
+        pull(f"{ID}:Q8_0", tmp_path / "out")
 
 
 def test_default_folder_and_revision(hub: Hub, tmp_path: Path) -> None:

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("qwench")
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+HUB_REFERENCE = re.compile(rf"(?P<id>{HUB_ID.pattern})(:(?P<kind>[\w.-]+)|/(?P<file>[\w./-]+\.gguf))?")
 RECORD = ".qwench-pull.json"  # files already verified; hashed again only when their size or time changes
 
 
@@ -63,8 +64,8 @@ def find_checkpoint(source: str | Path, progress: ProgressCallback | None = None
         return path, path.stem
     if path.exists():
         raise CheckpointError(f"{path} is a file; give the folder of a Hugging Face checkpoint, or a .gguf file")
-    if isinstance(source, str) and HUB_ID.fullmatch(source):
-        return pull(source, progress=progress), source
+    if isinstance(source, str) and HUB_REFERENCE.fullmatch(source):
+        return pull(source, progress=progress), source.replace(":", "-")
     raise CheckpointError(f"there is no folder {str(source)!r}, and it is not a hub id such as Qwen/Qwen2.5-0.5B")
 
 
@@ -77,25 +78,34 @@ def pull(
 ) -> Path:
     """Downloads what compiling needs of `model_id` into `out` (default: a folder in qwench's cache); the folder.
 
+    model_id: ID, or of a repository of GGUF files ID:Q4_K_M or ID/FILE.gguf; then the path of the file is returned.
     Files that are there and verified are kept, broken downloads resumed. Without `out`, a complete snapshot in
     huggingface_hub's own cache is used as it is. Raises HubError, CheckpointError or CapacityError.
     """
-    if not HUB_ID.fullmatch(model_id):
-        raise HubError(f"{model_id!r} is not a hub id; it looks like ORGANISATION/NAME")
+    reference = HUB_REFERENCE.fullmatch(model_id)
+    if reference is None:
+        raise HubError(
+            f"{model_id!r} is not a hub id; it looks like ORGANISATION/NAME, and for a GGUF file like "
+            "ORGANISATION/NAME:Q4_K_M or ORGANISATION/NAME/FILE.gguf"
+        )
+    model_id, wanted = reference["id"], reference["kind"] or reference["file"]
     default = cache_dir() / "checkpoints" / model_id.replace("/", "--")
     folder = default / (revision or "main").replace("/", "--") if out is None else Path(out).expanduser()
     with _hub_errors(model_id, revision, folder):
         try:
             info = _model_info(model_id, revision)
         except Exception as error:
+            if wanted and _is_unreachable(error) and (here := [p.name for p in folder.glob("*.gguf")]):
+                return folder / _choose_gguf(here, wanted, str(folder))[0]
             if out is None and _is_unreachable(error) and (found := _offline_folder(model_id, revision, folder)):
                 log.warning("the hub can't be reached; using what was downloaded before: %s", found)
                 return found
             raise
-        if out is None and (found := _hub_cache_folder(model_id, info.sha)):
+        if out is None and not wanted and (found := _hub_cache_folder(model_id, info.sha)):
             return found
         with lock_file(folder / ".qwench-pull.lock"):
-            return _Pull(model_id, info, folder, progress).run()
+            work = _Pull(model_id, info, folder, progress)
+            return work.run_gguf(wanted) if wanted else work.run()
 
 
 def _model_info(model_id: str, revision: str | None) -> ModelInfo:
@@ -124,7 +134,20 @@ class _Pull:
         self._fetch([name for name in COMPANION_FILES if name in self.names] + weights)
         return self.folder
 
+    def run_gguf(self, wanted: str) -> Path:
+        """One GGUF file with all its parts; the path of the first."""
+        names = sorted(name for name in self.names if name.endswith(".gguf"))
+        parts = _choose_gguf(names, wanted, f"{self.model_id} on the hub")
+        self._fetch(parts)
+        return self.folder / _base(parts[0])
+
     def _check_kind(self) -> None:
+        files = sorted(_base(name) for name in self.names if name.endswith(".gguf"))
+        if files and not self.names & {SINGLE, INDEX}:
+            raise HubError(
+                f"{self.model_id} on the hub has GGUF files: {', '.join(files)}; name one, as in "
+                f"{self.model_id}/{files[0]}"
+            )
         if "config.json" not in self.names:
             raise HubError(f"{self.model_id} on the hub has no config.json; it is not a transformers checkpoint")
         if not self.names & {SINGLE, INDEX}:
@@ -134,7 +157,7 @@ class _Pull:
 
     def _fetch(self, names: list[str]) -> None:
         """Downloads and verifies the files; those verified before are skipped unless size or time changed."""
-        files = [self._remote(name) for name in names if not self._is_recorded(name)]
+        files = [self._remote(name) for name in names if not self._is_recorded(_base(name))]
         total = sum(file.num_bytes for file in files)
         before = sum(_size(self._partial(file)) for file in files)
         self._check_disk(total - before)
@@ -168,7 +191,7 @@ class _Pull:
         headers = {key: value for key, value in build_hf_headers().items() if isinstance(value, str)}
         if urlparse(meta.location).netloc != urlparse(url).netloc:
             headers.pop("authorization", None)  # the token is for the hub, not for its file servers
-        return RemoteFile(name, meta.location, meta.size, meta.etag or "", headers)
+        return RemoteFile(_base(name), meta.location, meta.size, meta.etag or "", headers)
 
     def _partial(self, file: RemoteFile) -> Path:
         """Named by etag, so that a file that changed on the hub isn't continued."""
@@ -190,6 +213,27 @@ class _Pull:
                 f"{self.model_id} needs {needed / 2**20:.0f} MiB more, but {self.folder} has {free / 2**20:.0f} MiB "
                 "free; free some space or give a folder on another disk"
             )
+
+
+def _base(name: str) -> str:
+    """The name that a file of the hub gets here, without the folders it lies in there."""
+    return name.rpartition("/")[2]
+
+
+def _choose_gguf(names: list[str], wanted: str, where: str) -> list[str]:
+    """Of the names of GGUF files the one that is `wanted`, a file's name or a type such as Q4_K_M, with all its parts.
+
+    Raises HubError, which lists what there is, if there is none or more than one.
+    """
+    models: dict[str, list[str]] = {}
+    for name in names:
+        models.setdefault(re.sub(r"-\d{5}-of-\d{5}(?=\.gguf$)", "", name), []).append(name)
+    kind = re.compile(rf"(^|[-._/]){re.escape(wanted)}(?=[-./]|$)", re.IGNORECASE)
+    found = [model for model, parts in models.items() if wanted in (model, _base(model), *parts) or kind.search(model)]
+    if len(found) != 1:
+        told = ", ".join(map(_base, names)) or "none"
+        raise HubError(f"{where} has {len(found) or 'no'} GGUF models that {wanted!r} names; there are: {told}")
+    return sorted(models[found[0]])
 
 
 def _report_bytes(report: Reporter, before: int, total: int, count: int) -> None:

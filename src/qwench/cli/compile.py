@@ -12,7 +12,7 @@ from qwench.cli.options import ROPE_SCALING_HELP, config_of
 
 def add_arguments(parser: ArgumentParser) -> None:
     add = parser.add_argument
-    add("source", metavar="SRC", help="checkpoint folder or hub id")
+    add("source", metavar="SRC", help="checkpoint folder, .gguf file or hub id")
     add("-o", "--output", type=Path, required=True, metavar="OUT", help="folder of the artifact")
     add_options(parser)
     add("--overwrite", action="store_true", help="replace an artifact in OUT")

@@ -26,7 +26,7 @@ SAMPLING = ("temperature", "top_k", "top_p", "seed", "prompt_lookup_num_tokens")
 
 def add_model(parser: ArgumentParser) -> None:
     """MODEL, and how to load it."""
-    parser.add_argument("model", metavar="MODEL", help="artifact, checkpoint folder or hub id")
+    parser.add_argument("model", metavar="MODEL", help="artifact, checkpoint folder, .gguf file or hub id")
     parser.add_argument("--weights", metavar="KIND", help=WEIGHTS_HELP)
     add_loading(parser)
 

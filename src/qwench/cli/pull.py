@@ -8,7 +8,11 @@ from pathlib import Path
 
 def add_arguments(parser: ArgumentParser) -> None:
     add = parser.add_argument
-    add("model_id", metavar="ID", help="hub id such as Qwen/Qwen2.5-0.5B-Instruct")
+    add(
+        "model_id",
+        metavar="ID",
+        help="hub id such as Qwen/Qwen2.5-0.5B-Instruct; for a GGUF file ID:Q4_K_M or ID/FILE.gguf",
+    )
     add("-o", "--output", type=Path, metavar="FOLDER", help="where to; default: qwench's cache")
     add("--revision", metavar="REV", help="branch, tag or commit; default main")
 
