@@ -39,7 +39,7 @@ def repositories(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str
             "tiny-q4_k_s.gguf": b"GGUFs",
             "f16/tiny-f16-00001-of-00002.gguf": b"one",
             "f16/tiny-f16-00002-of-00002.gguf": b"two",
-        },  # fmt: skip
+        },
     }
 
 

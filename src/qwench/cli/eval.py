@@ -128,12 +128,12 @@ def _originals(args: Namespace, artifact: Artifact, threads: int) -> list[Truth]
     if args.against is None:
         return []
     from qwench.checkpoint.hub import find_checkpoint
-    from qwench.checkpoint.spec import ModelSpec
+    from qwench.checkpoint.open_checkpoint import open_checkpoint
     from qwench.evaluate.truth import open_transformers, open_truth
     from qwench.evaluate.verify import check_same_model
 
     checkpoint, _ = find_checkpoint(args.against, None)
-    check_same_model(artifact, ModelSpec.from_folder(checkpoint))
+    check_same_model(artifact, open_checkpoint(checkpoint).spec)
     also = [open_transformers(checkpoint, "bf16", artifact.config, threads) for _ in dict.fromkeys(args.also)]
     return [open_truth(checkpoint, artifact.config, args.truth, threads), *also]
 

@@ -11,7 +11,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     add(
         "model_id",
         metavar="ID",
-        help="hub id such as Qwen/Qwen2.5-0.5B-Instruct; for a GGUF file ID:Q4_K_M or ID/FILE.gguf",
+        help="hub id such as Qwen/Qwen2.5-0.5B-Instruct; of a GGUF ID:Q4_K_M or ID/FILE.gguf",
     )
     add("-o", "--output", type=Path, metavar="FOLDER", help="where to; default: qwench's cache")
     add("--revision", metavar="REV", help="branch, tag or commit; default main")

@@ -82,7 +82,7 @@ def _open(args: Namespace) -> tuple[Artifact, Truth, list[Truth], list[Prompt]]:
     """Opens and checks all inputs before the first long computation."""
     from qwench.artifact import open_artifact
     from qwench.checkpoint.hub import find_checkpoint
-    from qwench.checkpoint.spec import ModelSpec
+    from qwench.checkpoint.open_checkpoint import open_checkpoint
     from qwench.checkpoint.tokenizer_files import has_tokenizer
     from qwench.evaluate.prompts import load_prompts
     from qwench.evaluate.truth import open_transformers, open_truth
@@ -92,7 +92,7 @@ def _open(args: Namespace) -> tuple[Artifact, Truth, list[Truth], list[Prompt]]:
     _check_numbers(args)
     artifact = open_artifact(args.artifact)
     checkpoint, _ = find_checkpoint(args.against, None)
-    check_same_model(artifact, ModelSpec.from_folder(checkpoint))
+    check_same_model(artifact, open_checkpoint(checkpoint).spec)
     tokenizer = Tokenizer(artifact.path) if has_tokenizer(artifact.path) else None
     limit = artifact.config.max_seq_len
     assert limit is not None, "an artifact's config is resolved"

@@ -64,7 +64,7 @@ def open_truth(
     rope_type; else the reference target. Raises ConfigError when transformers is asked for and absent, CheckpointError
     when the checkpoint isn't sound.
     """
-    spec = config.model(ModelSpec.from_folder(checkpoint))
+    spec = config.model(open_checkpoint(checkpoint).spec)
     if kind == "auto":
         fits = 4 * _num_weights(spec) < available_memory_bytes()
         kind = "transformers" if has_transformers() and fits and not spec.rope.depends_on_length else "reference"

@@ -16,7 +16,9 @@ import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM, __version__
 from transformers.utils import logging
 
-from qwench.checkpoint.spec import ModelSpec
+from qwench.checkpoint.checkpoint import Checkpoint, as_floats
+from qwench.checkpoint.open_checkpoint import open_checkpoint
+from qwench.compiler import source_shapes
 from qwench.targets.target import Float32, Int32
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -36,7 +38,7 @@ class OriginalModel:
         self.name = f"transformers {__version__} {dtype}"
         config = None if rope_scaling is None else _scaled_config(checkpoint, rope_scaling)
         with _quiet():
-            self._model = Qwen2ForCausalLM.from_pretrained(checkpoint, config=config, dtype=DTYPES[dtype]).eval()
+            self._model = _load(open_checkpoint(checkpoint, num_threads), config, DTYPES[dtype]).eval()
 
     def logits(self, sequences: Sequence[Int32]) -> Float32:
         """[num_tokens, vocab_size] fp32, the sequences' tokens one after the other."""
@@ -82,16 +84,33 @@ class OriginalModel:
                 hook.remove()
 
 
+def _load(checkpoint: Checkpoint, config: Qwen2Config | None, dtype: torch.dtype) -> Qwen2ForCausalLM:
+    """The model of a checkpoint; a quantised one is dequantised, as its format says, and then is like any other."""
+    if not checkpoint.is_quantized:
+        return Qwen2ForCausalLM.from_pretrained(checkpoint.path, config=config, dtype=dtype)
+    data = json.loads(checkpoint.texts()["config.json"])
+    data.pop("quantization_config", None)
+    model = Qwen2ForCausalLM(config or Qwen2Config.from_dict(data)).to(dtype)
+    checkpoint.check(source_shapes(checkpoint.spec))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(torch.from_numpy(as_floats(checkpoint.read(name)).astype(np.float32)))
+            checkpoint.release(name)
+    return model
+
+
 def _scaled_config(checkpoint: Path, scaling: Mapping[str, Any]) -> Qwen2Config:
     """config.json with another `rope_scaling`, in the spelling that every version of transformers reads."""
-    own = ModelSpec.from_folder(checkpoint)
+    opened = open_checkpoint(checkpoint)
+    own = opened.spec
     scaled = own.with_rope_scaling(scaling)
     known = scaled.rope.parameters.keys() & {"original_max_position_embeddings", "factor"}
     complete = {**scaling, **{name: scaled.rope.parameters[name] for name in known}, "rope_theta": scaled.rope.theta}
     # transformers takes the length of a dynamically scaled model for the one before scaling
     length = own.max_position_embeddings if scaled.rope.depends_on_length else scaled.max_position_embeddings
-    data = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
-    data.pop("rope_parameters", None)
+    data = json.loads(opened.texts()["config.json"])
+    for name in ("rope_parameters", "quantization_config"):
+        data.pop(name, None)
     data |= {"rope_scaling": complete, "rope_theta": scaled.rope.theta, "max_position_embeddings": length}
     return Qwen2Config.from_dict(data)
 
