@@ -29,7 +29,7 @@ from qwench.host import num_cpus
 from qwench.kept_weights import Conversion
 from qwench.program.memory import MemoryPlan, plan_memory
 from qwench.program.ops import Program, Weight
-from qwench.program.passes import fuse, set_formats
+from qwench.program.passes import fuse, set_formats, set_orders
 from qwench.program.qwen2 import build_qwen2
 from qwench.safetensors_file import ContainerError, SafetensorsFile, pieces_sha256
 from qwench.targets.cpu._native import crc32c
@@ -160,10 +160,15 @@ class Artifact:
         return target
 
 
-def derive_program(spec: ModelSpec, format_of: Callable[[Weight], Format], activations: str) -> Program:
+def derive_program(
+    spec: ModelSpec,
+    format_of: Callable[[Weight], Format],
+    activations: str,
+    is_reordered: Callable[[Weight], bool] = lambda weight: False,
+) -> Program:
     """The Program that this version of qwench runs for a model, with the formats that `format_of` gives to weights and
-    what they are multiplied by."""
-    return set_formats(fuse(build_qwen2(spec)), format_of, activations)
+    what they are multiplied by. is_reordered: of which matrices the inputs come in an order of their own."""
+    return set_formats(set_orders(fuse(build_qwen2(spec)), is_reordered), format_of, activations)
 
 
 def program_json(program: Program, plan: MemoryPlan) -> str:
@@ -215,7 +220,12 @@ def _read_program(path: Path, config: QwenchConfig) -> tuple[Program, MemoryPlan
     derived = _parse(
         path,
         PROGRAM,
-        lambda: derive_program(program.spec, lambda weight: formats[weight.name], str(config.activations)),
+        lambda: derive_program(
+            program.spec,
+            lambda weight: formats[weight.name],
+            str(config.activations),
+            lambda weight: program.weights[weight.name].reordered,
+        ),
     )
     if derived != program or config.prefill_chunk_size is None:
         raise _error(path, f"{PROGRAM} is not the program that this version of qwench makes of the model")

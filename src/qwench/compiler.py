@@ -42,9 +42,10 @@ from qwench.config import KEPT, QwenchConfig
 from qwench.errors import CapacityError
 from qwench.formats import BF16, Format
 from qwench.host import available_memory_bytes, format_bytes, num_cpus
-from qwench.kept_weights import Conversion, Source, conversion, kept_format, read_kept
+from qwench.kept_weights import Conversion, Source, conversion, in_row_order, kept_format, kept_order, read_kept
 from qwench.program.memory import MemoryPlan, plan_memory
 from qwench.program.ops import Program, Weight
+from qwench.program.passes import ordered_matrix
 from qwench.program.qwen2 import build_qwen2
 from qwench.progress import ProgressCallback, Reporter
 from qwench.safetensors_file import SafetensorsWriter
@@ -144,7 +145,10 @@ def _prepare(source: Path, config: QwenchConfig) -> _Plan:
     def format_of(weight: Weight) -> Format:
         return kept_format(weight, checkpoint) if resolved.weights == KEPT else resolved.format_of(weight)
 
-    program = derive_program(resolved.model(spec), format_of, str(resolved.activations))
+    def is_reordered(weight: Weight) -> bool:
+        return resolved.weights == KEPT and kept_order(weight, checkpoint) is not None
+
+    program = derive_program(resolved.model(spec), format_of, str(resolved.activations), is_reordered)
     plan = plan_memory(program, resolved.prefill_chunk_size)
     packed = {name: target.packed_tensors(weight) for name, weight in program.weights.items()}
     packed_bytes = sum(t.num_bytes for tensors in packed.values() for t in tensors)
@@ -180,13 +184,14 @@ def _write_weights(work: _Plan, path: Path, report: Reporter) -> _Written:
         for name in order:
             weight = work.program.weights[name]
             sources = _read(work, weight)
-            for source in weight.sources:
+            stored = [source for source in weight.sources if ordered_matrix(source) is None]
+            for source in stored:
                 written.source_crcs |= checkpoint.crcs(source)
             if not weight.is_vector and (work.config.weights == KEPT or weight.format == BF16):
                 written.conversions[name] = conversion(weight, checkpoint, sources)
             out = {t.name: np.empty(t.num_bytes, np.uint8) for t in work.packed[name]}
-            work.target.pack(weight, sources, out)
-            for source in weight.sources:
+            work.target.pack(weight, in_row_order(weight, checkpoint, sources), out)
+            for source in stored:
                 checkpoint.release(source)
             for tensor, data in out.items():
                 written.packed_crcs[tensor] = crc32c(data, threads)

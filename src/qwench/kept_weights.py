@@ -14,10 +14,12 @@ import numpy as np
 import numpy.typing as npt
 
 from qwench.checkpoint.checkpoint import Checkpoint, StoredTensor, as_floats
-from qwench.formats import BF16, Format, dequantize_weight, quantize_weight, round_to_bf16
+from qwench.formats import BF16, GROUP_SIZES, Format, dequantize_weight, quantize_weight, round_to_bf16
 from qwench.program.ops import Weight
+from qwench.program.passes import ordered_matrix
 from qwench.quantized_matrix import QuantizedMatrix
 
+Order = npt.NDArray[np.int32]
 Source = npt.NDArray[Any] | QuantizedMatrix
 SAMPLED_ROWS = 64  # of a matrix, evenly spread, whose relative error is told
 
@@ -35,10 +37,21 @@ def kept_format(weight: Weight, checkpoint: Checkpoint) -> Format:
     return _common([checkpoint.stored(source) for source in weight.sources])
 
 
+def kept_order(weight: Weight, checkpoint: Checkpoint) -> Order | None:
+    """The order of a kept matrix's inputs, if its sources have one, and the same one; else None."""
+    orders = [checkpoint.stored(source).order for source in weight.sources]
+    first = orders[0]
+    same = all(order is not None and np.array_equal(order, first) for order in orders)
+    return first if same and kept_format(weight, checkpoint) == checkpoint.stored(weight.sources[0]).format else None
+
+
 def _common(stored: Sequence[StoredTensor]) -> Format:
     formats = {s.format for s in stored}
-    if len(formats) == 1:
+    in_one_order = len({None if s.order is None else s.order.tobytes() for s in stored}) == 1
+    if len(formats) == 1 and in_one_order:
         return formats.pop()
+    if not in_one_order and BF16 not in formats:
+        return Format("int8", GROUP_SIZES[0])
     if BF16 in formats:
         return BF16
     if len({f.group_size for f in formats}) > 1:
@@ -59,13 +72,28 @@ def _has_zero_points(formats: set[Format]) -> bool:
 
 def read_kept(weight: Weight, checkpoint: Checkpoint) -> list[Source]:
     """The sources of a weight, for `Target.pack`: all floats, or all of them in the weight's format."""
+    if (matrix := ordered_matrix(weight.sources[0])) is not None:
+        order = checkpoint.stored(matrix).order
+        assert order is not None, matrix
+        return [order.astype(np.float32)]
     sources = [checkpoint.read(source) for source in weight.sources]
+    if any(isinstance(s, QuantizedMatrix) and s.order is not None for s in sources) and not weight.reordered:
+        sources = [as_floats(source) for source in sources]  # q, k and v, or gate and up, have several orders
     formats = {s.format if isinstance(s, QuantizedMatrix) else None for s in sources}
     if formats == {weight.format} or formats == {None}:
         return sources
     if weight.format == BF16 or any(f is not None and f.group_size != weight.format.group_size for f in formats):
         return [as_floats(source).astype(np.float32) for source in sources]
     return [widened(_quantized(source, weight.format.group_size), weight.format) for source in sources]
+
+
+def in_row_order(weight: Weight, checkpoint: Checkpoint, sources: Sequence[Source]) -> Sequence[Source]:
+    """`sources` with their rows in the order that the weight says, which is that of another matrix's inputs."""
+    if not weight.row_order:
+        return sources
+    order = checkpoint.stored(weight.row_order).order
+    assert order is not None, weight.row_order
+    return [source.take(order) if isinstance(source, QuantizedMatrix) else source[order] for source in sources]
 
 
 def _quantized(source: Source, group_size: int) -> QuantizedMatrix:

@@ -6,6 +6,7 @@ Readers of checkpoints make it, targets pack it code by code. Its Format says wh
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +25,7 @@ class QuantizedMatrix:
     zero_points: [N, groups] int16, for offsets "zero": from 0 to 255 beside int4, from -128 to 127 beside int8.
     minima: [N, groups] fp32, for offsets "min", encoded like the scales; nested: to be multiplied with block_minima.
     block_scales, block_minima: [N, blocks of NESTED_BLOCK values] fp32 that fp16 holds, for nested scales.
+    order: [K] int32, or None where inputs are in order: column j of the codes belongs to input order[j].
     """
 
     format: Format
@@ -33,6 +35,7 @@ class QuantizedMatrix:
     minima: Float32 | None = None
     block_scales: Float32 | None = None
     block_minima: Float32 | None = None
+    order: npt.NDArray[np.int32] | None = None
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -49,7 +52,8 @@ class QuantizedMatrix:
         return None if self.minima is None else -self._multiplied(self.minima, self.block_minima)
 
     def dequantize(self) -> Float32:
-        """[N, K] fp32. The sum is taken in fp64, so that it is rounded once, as a fused multiply-add rounds it."""
+        """[N, K] fp32, inputs in order. The sum is taken in fp64, so that it is rounded once, as a fused multiply-add
+        rounds it."""
         size, k = self.format.group_size, self.codes.shape[1]
         values = np.empty(self.codes.shape, np.float32)
         scales, offsets = self.group_scales(), self.group_offsets()
@@ -58,13 +62,14 @@ class QuantizedMatrix:
             exact = self.codes[rows] * np.repeat(scales[rows].astype(np.float64), size, axis=1)[:, :k]
             if offsets is not None:
                 exact += np.repeat(offsets[rows], size, axis=1)[:, :k]
-            values[rows] = exact
+            values[rows if self.order is None else (rows, self.order)] = exact
         return values
 
-    def take(self, rows: npt.NDArray[np.int64]) -> QuantizedMatrix:
+    def take(self, rows: npt.NDArray[np.integer[Any]]) -> QuantizedMatrix:
         """Some of its rows."""
         parts = (self.codes, self.scales, self.zero_points, self.minima, self.block_scales, self.block_minima)
-        return QuantizedMatrix(self.format, *(None if part is None else part[rows] for part in parts))  # type: ignore[arg-type]
+        taken = (None if part is None else part[rows] for part in parts)
+        return QuantizedMatrix(self.format, *taken, order=self.order)  # type: ignore[arg-type]
 
     def _multiplied(self, small: Float32, blocks: Float32 | None) -> Float32:
         if blocks is None:

@@ -15,6 +15,8 @@ from programs import VARIANTS, batch, load, model_program, num_groups, random_co
 from qwench.compiler import compile_checkpoint
 from qwench.config import QwenchConfig
 from qwench.formats import BF16, Format
+from qwench.program.passes import fuse, ordered_matrix, set_formats, set_orders
+from qwench.program.qwen2 import build_qwen2
 from qwench.targets.cpu.target import CpuTarget
 from qwench.targets.target import CacheConfig, StepBatch
 
@@ -146,3 +148,25 @@ def test_the_default_model_s_bits_are_those_of_every_machine(options: dict[str, 
 
 def digest(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()[:16]
+
+
+@pytest.mark.parametrize("activations", ["int8", "int16", "fp32"])
+def test_inputs_in_an_order_of_their_own(activations: str) -> None:
+    """Columns of every matrix in another order, and what is multiplied with them written so: the same products."""
+    rng = np.random.default_rng(8)
+    spec = random_spec(rng)
+    fmt = Format("int4", 32, "fp16", "zero")
+    program = set_formats(set_orders(fuse(build_qwen2(spec)), lambda weight: True), lambda weight: fmt, activations)
+    tensors = random_tensors(model_program(spec, fmt, activations), rng)
+    orders = [w for w in program.weights.values() if ordered_matrix(w.sources[0]) is not None]
+    for weight in orders:
+        tensors[weight.sources[0]] = rng.permutation(weight.shape[0]).astype(np.float32)
+    assert len(orders) == 3 * spec.num_layers + 1  # of the norms and of attention; down has its rows before it
+    step = batch([rng.integers(0, spec.vocab_size, 20).astype(np.int32)], [20], [[0, 1]], num_groups(spec))
+    cache = CacheConfig(8, 16, "fp32", partition_len=64)
+    expected = load("reference", program, tensors, cache).step(step)
+    first, *others = [run(load(variant, program, tensors, cache), [step]) for variant in VARIANTS]
+    assert all(other == first for other in others)
+    if activations == "fp32":
+        got = np.frombuffer(first, np.float32).reshape(expected.shape)
+        np.testing.assert_allclose(got, expected, rtol=1e-3, atol=1e-3)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import numpy.typing as npt
 
 from qwench.checkpoint.spec import ModelSpec
@@ -24,11 +25,13 @@ class StoredTensor:
     kind: in the words of those who made the file: "BF16", "Q4_K", "GPTQ 4-bit".
     format: of the packed matrix. is_exact: whether that holds the very same values; then `read` gives a QuantizedMatrix
         of this format where it is one of integers. Otherwise `read` gives floats, to be rounded to `format`.
+    order: of the inputs that the codes' columns belong to, as in QuantizedMatrix.
     """
 
     kind: str
     format: Format
     is_exact: bool
+    order: npt.NDArray[np.int32] | None = None
 
 
 def as_floats(tensor: npt.NDArray[Any] | QuantizedMatrix) -> npt.NDArray[Any]:

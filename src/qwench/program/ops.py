@@ -5,11 +5,11 @@ target lays out weights or computes an op; `targets/reference/ops.py` says what 
 
 Kinds as the builder writes them:
     embed          token ids -> rows of the embedding matrix, or of the embeddings that the caller gives
-    rms_norm       x / rms(x) * gain
+    rms_norm       x / rms(x) * gain, in the order of inputs that its second weight gives, if it has one
     linear         x @ weight.T + bias
     rope           rotary position embedding of each head
     cache_write    keys and values of this step into the paged cache
-    attention      causal attention of q over the cache, within `window` if given
+    attention      causal attention of q over the cache, within `window` if given; ordered likewise by its weight
     silu_mul       silu(gate) * up
     add            elementwise sum
     take_rows      the rows whose logits, or whose hidden states, were asked for: attrs["rows"]
@@ -44,6 +44,8 @@ class Weight:
     """A matrix [N, K] or a vector [N], made of checkpoint tensors stacked along N in the order of `sources`.
 
     `paired` tells targets that row i of the first source is always used together with row i of the second.
+    reordered: its columns are in an order of their own, and what is multiplied with it is written in that order.
+    row_order: the matrix whose order of inputs its rows are in, within each source, or "".
     """
 
     name: str
@@ -51,6 +53,8 @@ class Weight:
     shape: tuple[int, ...]
     format: Format = BF16
     paired: bool = False
+    reordered: bool = False
+    row_order: str = ""
 
     @property
     def is_vector(self) -> bool:
@@ -137,7 +141,9 @@ class Program:
         """Inverse of `to_dict`. Raises KeyError or TypeError when the data isn't a Program."""
         buffers = [Buffer(**{**b, "format": Format.parse(b["format"])}) for b in data["buffers"]]
         weights = [
-            Weight(w["name"], tuple(w["sources"]), tuple(w["shape"]), Format.parse(w["format"]), w["paired"])
+            Weight(
+                **{**w, "sources": tuple(w["sources"]), "shape": tuple(w["shape"]), "format": Format.parse(w["format"])}
+            )
             for w in data["weights"]
         ]
         ops = [

@@ -40,6 +40,34 @@ def set_formats(program: Program, choose: Callable[[Weight], Format], activation
     return dataclasses.replace(program, weights=weights, buffers=buffers)
 
 
+def set_orders(program: Program, is_reordered: Callable[[Weight], bool]) -> Program:
+    """Marks the matrices whose inputs come in an order of their own, and has these inputs written so: a norm and attention
+    get the order as a weight, a product before it has its rows in that order."""
+    weights, ops = dict(program.weights), list(program.ops)
+    producer = {op.output: i for i, op in enumerate(ops)}
+    for op in program.ops:
+        if op.kind not in PRODUCTS or not is_reordered(program.weights[op.weights[0]]):
+            continue
+        matrix, before = program.weights[op.weights[0]], ops[producer[op.inputs[0]]]
+        weights[matrix.name] = dataclasses.replace(weights[matrix.name], reordered=True)
+        if before.kind in PRODUCTS:
+            rows = weights[before.weights[0]]
+            weights[rows.name] = dataclasses.replace(rows, row_order=matrix.sources[0])
+            continue
+        order = Weight(f"{before.output}.order", (matrix.sources[0] + ORDER,), (matrix.shape[1],), FP32)
+        weights[order.name] = order
+        ops[producer[op.inputs[0]]] = dataclasses.replace(before, weights=(*before.weights, order.name))
+    return dataclasses.replace(program, weights=weights, ops=tuple(ops))
+
+
+ORDER = ".order"  # after the name of a matrix: the order of its inputs, as a source of a Weight
+
+
+def ordered_matrix(source: str) -> str | None:
+    """The matrix whose order of inputs a Weight's source is, or None if it is a tensor of a checkpoint."""
+    return source.removesuffix(ORDER) if source.endswith(ORDER) else None
+
+
 def _input_format(op: Op, buffer: str, weights: dict[str, Weight], activations: str) -> Format:
     """The format in which `op` reads `buffer`: that of its matmul for the matmul's input, fp32 for all else."""
     if op.kind not in PRODUCTS or buffer != op.inputs[0]:

@@ -27,6 +27,7 @@ from qwench.checkpoint.quantization.method import (
     kept_matrix,
     kept_stored,
     num_groups,
+    order_of_groups,
     require,
     unpack_bits,
     words_of,
@@ -130,11 +131,15 @@ class CompressedTensors:
         kind = f"compressed-tensors {self._bits}-bit"
         if self._strategy == "block":
             return StoredTensor(kind, ROUNDED, is_exact=False)
-        if self._inputs_in_order(module, shape[1]) is not None:
-            return StoredTensor(f"{kind} actorder", ROUNDED, is_exact=False)
+        order = None
+        if (groups := self._inputs_in_order(module, shape[1])) is not None:
+            kind += " actorder"
+            order = order_of_groups(groups, np.arange(shape[1]) // self._group_size)
+            if order is None:
+                return StoredTensor(kind, ROUNDED, is_exact=False)
         scales = self._entries[f"{module}.weight_scale"].dtype
         has_zero_points = self._zero_points(module, shape[0]) is not None
-        return kept_stored(kind, self._bits == 4, self._group_size, scales, has_zero_points)
+        return kept_stored(kind, self._bits == 4, self._group_size, scales, has_zero_points, order)
 
     def read(self, module: str, shape: tuple[int, int]) -> QuantizedMatrix | Float32:
         n, k = shape
@@ -153,13 +158,14 @@ class CompressedTensors:
             wide = np.repeat(np.repeat(scales.astype(np.float32), self._block[0], 0), self._block[1], 1)[:n, :k]
             values: Float32 = codes.astype(np.float32) * wide
             return values
-        if (groups := self._inputs_in_order(module, k)) is not None:
+        if (groups := self._inputs_in_order(module, k)) is not None and not stored.is_exact:
             signed = codes.astype(np.float32) - (0 if points is None else points[:, groups])
             reordered: Float32 = signed * scales.astype(np.float32)[:, groups]
             return reordered
         if stored.is_exact and stored.format.offsets and self._bits == 4:  # int4 codes beside zero points aren't signed
             assert points is not None
             codes, points = codes + middle, points + middle
+        codes = codes if stored.order is None else codes[:, stored.order]
         by_row = np.broadcast_to(scales.reshape(-1, 1), (n, 1)) if self._group_size == -1 else scales
         return kept_matrix(stored, codes, by_row, points, self._group_size)
 

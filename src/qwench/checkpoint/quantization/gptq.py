@@ -24,6 +24,7 @@ from qwench.checkpoint.quantization.method import (
     kept_matrix,
     kept_stored,
     num_groups,
+    order_of_groups,
     require,
     unpack_bits,
     words_of,
@@ -89,11 +90,15 @@ class Gptq:
 
     def stored(self, module: str, shape: tuple[int, int]) -> StoredTensor:
         kind = f"GPTQ {self._bits}-bit"
+        order = None
         if self._is_reordered(module, shape[1]):
-            return StoredTensor(f"{kind} desc_act", ROUNDED, is_exact=False)
+            kind += " desc_act"
+            order = order_of_groups(self._groups_of_inputs(module, shape[1]), self._in_order(shape[1]))
+            if order is None:
+                return StoredTensor(kind, ROUNDED, is_exact=False)
         has_zero_points = bool((self._zero_points(module, shape[0]) != 1 << self._bits - 1).any())
         scales = self._entries[f"{module}.scales"].dtype
-        return kept_stored(kind, self._bits < 8, self._group_size, scales, has_zero_points)
+        return kept_stored(kind, self._bits < 8, self._group_size, scales, has_zero_points, order)
 
     def read(self, module: str, shape: tuple[int, int]) -> QuantizedMatrix | Float32:
         n, k = shape
@@ -101,10 +106,11 @@ class Gptq:
         scales = self._read(f"{module}.scales").T
         check_scales(scales, f"{module}.scales")
         zero_points, stored = self._zero_points(module, n), self.stored(module, shape)
-        if self._is_reordered(module, k):
+        if self._is_reordered(module, k) and not stored.is_exact:
             groups = self._groups_of_inputs(module, k)
             values: Float32 = (codes - zero_points[:, groups]) * scales.astype(np.float32)[:, groups]
             return values
+        codes = codes if stored.order is None else codes[:, stored.order]
         middle = 1 << self._bits - 1
         if self._bits == 8 or (stored.is_exact and not stored.format.offsets):  # formats whose codes are signed
             codes, zero_points = codes.astype(np.int16) - middle, zero_points - middle

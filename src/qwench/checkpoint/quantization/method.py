@@ -51,13 +51,29 @@ def num_groups(k: int, group_size: int) -> int:
     return 1 if group_size == -1 else -(-k // group_size)
 
 
-def kept_stored(kind: str, is_int4: bool, group_size: int, scale_dtype: str, has_zero_points: bool) -> StoredTensor:
+def order_of_groups(groups: Array, in_order: Array) -> npt.NDArray[np.int32] | None:
+    """The inputs in the order of their groups [K], or None if the groups aren't of the size that they should be.
+
+    groups, in_order: [K], the group of each input, and the same as it is where inputs lie in order.
+    """
+    order = np.argsort(groups, kind="stable").astype(np.int32)
+    return order if np.array_equal(groups[order], in_order) else None
+
+
+def kept_stored(
+    kind: str,
+    is_int4: bool,
+    group_size: int,
+    scale_dtype: str,
+    has_zero_points: bool,
+    order: npt.NDArray[np.int32] | None = None,
+) -> StoredTensor:
     """What integer codes become: the very same, unless their groups fit none of qwench's."""
     group = kept_group(group_size)
     if group is None:
         return StoredTensor(kind, ROUNDED, is_exact=False)
     fmt = Format("int4" if is_int4 else "int8", group, SCALE_ENCODINGS[scale_dtype], "zero" if has_zero_points else "")
-    return StoredTensor(kind, fmt, is_exact=True)
+    return StoredTensor(kind, fmt, is_exact=True, order=order)
 
 
 def kept_matrix(
@@ -82,6 +98,7 @@ def kept_matrix(
         np.ascontiguousarray(codes.astype(np.int8)),
         spread(wide),
         spread(zero_points.astype(np.int16)) if stored.format.offsets and zero_points is not None else None,
+        order=stored.order,
     )
 
 

@@ -174,7 +174,11 @@ class CpuExecutor:
     def _rms_norm(self, op: Op) -> str:
         out = self.program.buffers[op.output]
         self._native.add_norm(
-            self._buffer(op.inputs[0]), self._vector(op.weights[0]), op.attrs["eps"], self._buffer(op.output)
+            self._buffer(op.inputs[0]),
+            self._vector(op.weights[0]),
+            op.attrs["eps"],
+            self._buffer(op.output),
+            self._vector(op.weights[1]) if len(op.weights) > 1 else None,
         )
         return "rms_norm" if out.format.kind == "fp32" else f"rms_norm.{out.format.kind}"
 
@@ -229,6 +233,7 @@ class CpuExecutor:
             op.attrs["window"] or 0,
             op.attrs["scale"],
             self._buffer(op.output),
+            self._vector(op.weights[0]) if op.weights else None,
         )
         return self._attention_name
 

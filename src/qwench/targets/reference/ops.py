@@ -66,9 +66,13 @@ def embed(s: StepState, attrs: dict[str, Any], weight: Matrix) -> Float32:
     return x
 
 
-def rms_norm(s: StepState, attrs: dict[str, Any], x: Float32, gain: Float32) -> Float32:
+def rms_norm(s: StepState, attrs: dict[str, Any], x: Float32, gain: Float32, order: Float32 | None = None) -> Float32:
     variance = np.mean(x * x, axis=1, keepdims=True, dtype=np.float32)
-    return x * np.reciprocal(np.sqrt(variance + np.float32(attrs["eps"]))) * gain
+    return _ordered(x * np.reciprocal(np.sqrt(variance + np.float32(attrs["eps"]))) * gain, order)
+
+
+def _ordered(x: Float32, order: Float32 | None) -> Float32:
+    return x if order is None else x[:, order.astype(np.int64)]
 
 
 def linear(s: StepState, attrs: dict[str, Any], x: Float32, weight: Matrix, bias: Float32 | None = None) -> Float32:
@@ -107,7 +111,7 @@ def cache_write(s: StepState, attrs: dict[str, Any], k: Float32, v: Float32) -> 
     s.caches[layer].write(s.slots[layer], s.positions, k.reshape(shape), v.reshape(shape))
 
 
-def attention(s: StepState, attrs: dict[str, Any], q: Float32) -> Float32:
+def attention(s: StepState, attrs: dict[str, Any], q: Float32, order: Float32 | None = None) -> Float32:
     spec, layer, window = s.spec, attrs["layer"], attrs["window"]
     out = np.empty((len(q), spec.num_heads, spec.head_dim), np.float32)
     heads = q.reshape(out.shape)
@@ -125,7 +129,7 @@ def attention(s: StepState, attrs: dict[str, Any], q: Float32) -> Float32:
         total = weights.sum(axis=2, keepdims=True)
         weights = round_to_bf16(weights) if s.rounds_queries else weights
         out[rows] = (weights @ v / total).transpose(1, 0, 2)
-    return out.reshape(q.shape)
+    return _ordered(out.reshape(q.shape), order)
 
 
 def silu_mul(s: StepState, attrs: dict[str, Any], gate: Float32, up: Float32) -> Float32:

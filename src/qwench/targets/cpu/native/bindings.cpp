@@ -291,10 +291,12 @@ NB_MODULE(_native, m) {
           "format"_a, "n"_a, "k"_a, "weight"_a.noconvert(), "out"_a)
       .def(
           "add_norm",
-          [](qwench::Executor& e, BufferTuple in, const Floats& gain, float eps, BufferTuple out) {
-            e.add_norm(buffer(in), vector_of(gain, std::get<1>(in)), eps, buffer(out));
+          [](qwench::Executor& e, BufferTuple in, const Floats& gain, float eps, BufferTuple out,
+             std::optional<Floats> order) {
+            const int width = std::get<1>(in);
+            e.add_norm(buffer(in), vector_of(gain, width), eps, buffer(out), vector_of(order, width));
           },
-          "input"_a, "gain"_a.noconvert(), "eps"_a, "out"_a)
+          "input"_a, "gain"_a.noconvert(), "eps"_a, "out"_a, "order"_a.noconvert().none())
       .def(
           "add_linear",
           [](qwench::Executor& e, BufferTuple in, const FormatTuple& format, int n, int k, const Bytes& w,
@@ -314,8 +316,13 @@ NB_MODULE(_native, m) {
             e.add_qkv_rope_write(buffer(in), checked_matrix(format, n, k, w), vector_of(bias, n), layer, buffer(q));
           },
           "input"_a, "format"_a, "n"_a, "k"_a, "weight"_a.noconvert(), "bias"_a.noconvert(), "layer"_a, "q"_a)
-      .def("add_attention", [](qwench::Executor& e, BufferTuple q, int layer, int window, float scale,
-                               BufferTuple out) { e.add_attention(buffer(q), layer, window, scale, buffer(out)); })
+      .def(
+          "add_attention",
+          [](qwench::Executor& e, BufferTuple q, int layer, int window, float scale, BufferTuple out,
+             std::optional<Floats> order) {
+            e.add_attention(buffer(q), layer, window, scale, buffer(out), vector_of(order, std::get<1>(out)));
+          },
+          "q"_a, "layer"_a, "window"_a, "scale"_a, "out"_a, "order"_a.noconvert().none())
       .def("add_take_rows",
            [](qwench::Executor& e, BufferTuple in, BufferTuple out) { e.add_take_rows(buffer(in), buffer(out)); })
       .def(

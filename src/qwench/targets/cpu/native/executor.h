@@ -103,11 +103,11 @@ class Executor {
   Executor(const ExecutorConfig& config, const KVCache::Shape& cache);
 
   void add_embed(PackedMatrix weight, Buffer out);
-  void add_norm(Buffer in, const float* gain, float eps, Buffer out);
+  void add_norm(Buffer in, const float* gain, float eps, Buffer out, const float* order);
   // Into `out`, int8 for kSiluMul alone. `residual` for kAdd.
   void add_linear(Buffer in, PackedMatrix weight, const float* bias, Epilogue epilogue, Buffer residual, Buffer out);
   void add_qkv_rope_write(Buffer in, PackedMatrix weight, const float* bias, int layer, Buffer q);
-  void add_attention(Buffer q, int layer, int window, float scale, Buffer out);
+  void add_attention(Buffer q, int layer, int window, float scale, Buffer out, const float* order);
   void add_take_rows(Buffer in, Buffer out);
 
   // cos and sin by position, [positions, head_dim] fp32; must outlive the executor or the next call.

@@ -24,6 +24,26 @@ void encode(const Executor& e, const float* x, const Buffer& operand, int row) {
     e.kernels().quantize(x, operand.width, operand.group_size, e.quantized_rows(operand).row(row));
 }
 
+// The places that a row's values are taken from to be in another order; none: they stay. See set_orders in passes.py.
+using Order = std::vector<int32_t>;
+
+Order order_of(const float* order, int width) {
+  Order result;
+  for (int i = 0; order && i < width; ++i) {
+    if (!(order[i] >= 0 && order[i] < float(width)))
+      throw std::invalid_argument("an order names values beyond the row");
+    result.push_back(int32_t(order[i]));
+  }
+  return result;
+}
+
+// A row [width] in another order, in this thread's scratch beside it.
+const float* ordered(const float* x, const Order& order, float* scratch) {
+  if (order.empty()) return x;
+  for (size_t i = 0; i < order.size(); ++i) scratch[i] = x[order[i]];
+  return scratch;
+}
+
 struct Embed final : Phase {
   const char* kind() const override { return "embed"; }
   PackedMatrix weight;
@@ -45,16 +65,17 @@ struct Norm final : Phase {
   Buffer in, out;
   const float* gain;
   float eps;
+  Order order;
   void run(Executor& e, const StepContext& step, int thread) override {
     for_rows(e, e.num_rows(step, out), thread, [&](int row) {
       const float* x = e.values(in) + size_t(row) * in.width;
-      if (is_plain(out)) {
-        e.kernels().rms_norm(x, gain, eps, in.width, e.output(step, out) + size_t(row) * out.width);
-        return;
-      }
-      float* normed = e.thread_scratch(thread);
+      float* y = is_plain(out) ? e.output(step, out) + size_t(row) * out.width : nullptr;
+      float* normed = y && order.empty() ? y : e.thread_scratch(thread);
       e.kernels().rms_norm(x, gain, eps, in.width, normed);
-      encode(e, normed, out, row);
+      if (!y)
+        encode(e, ordered(normed, order, normed + in.width), out, row);
+      else if (!order.empty())
+        ordered(normed, order, y);
     });
   }
   bool is_idle(const Executor& e, const StepContext& step) const override { return e.num_rows(step, out) == 0; }
@@ -98,13 +119,19 @@ struct Linear final : Phase {
   bool is_idle(const Executor& e, const StepContext& step) const override { return e.num_rows(step, in) == 0; }
 };
 
-// From the working space, fp32, to int8 or bf16 in the arena.
+// From the working space, fp32, to what a product reads in the arena, in its order.
 struct Encode final : Phase {
   const char* kind() const override { return "quantize"; }
   Buffer out;
+  Order order;
   void run(Executor& e, const StepContext& step, int thread) override {
-    for_rows(e, e.num_rows(step, out), thread,
-             [&](int row) { encode(e, e.work() + size_t(row) * out.width, out, row); });
+    for_rows(e, e.num_rows(step, out), thread, [&](int row) {
+      const float* x = e.work() + size_t(row) * out.width;
+      if (is_plain(out))
+        ordered(x, order, e.values(out) + size_t(row) * out.width);
+      else
+        encode(e, ordered(x, order, e.thread_scratch(thread)), out, row);
+    });
   }
 };
 
@@ -156,12 +183,13 @@ struct Attention final : Phase {
   int layer, window;
   CachePlace cached;
   float scale;
+  bool is_encoded;  // afterwards, from the working space
   void run(Executor& e, const StepContext& step, int thread) override {
     const KVCache& cache = e.cache();
     const KVCache::Shape& shape = cache.shape();
     AttentionArgs args;
     args.q = e.values(q);
-    args.out = is_plain(out) ? e.values(out) : e.work();
+    args.out = is_encoded ? e.work() : e.values(out);
     args.keys = cache.keys(cached.place);
     args.values = cache.values(cached.place);
     args.block_stride = cache.block_stride();
@@ -218,13 +246,14 @@ void Executor::add_embed(PackedMatrix weight, Buffer out) {
   add(std::move(phase));
 }
 
-void Executor::add_norm(Buffer in, const float* gain, float eps, Buffer out) {
+void Executor::add_norm(Buffer in, const float* gain, float eps, Buffer out, const float* order) {
   auto phase = std::make_unique<Norm>();
   phase->in = in;
   phase->out = out;
   phase->gain = gain;
   phase->eps = eps;
-  if (!is_plain(out)) reserve_thread_scratch(in.width);
+  phase->order = order_of(order, in.width);
+  if (!is_plain(out) || order) reserve_thread_scratch(size_t(in.width) * 2);
   count_state(out);
   add(std::move(phase));
 }
@@ -271,7 +300,7 @@ void Executor::add_qkv_rope_write(Buffer in, PackedMatrix weight, const float* b
   add(std::move(rope));
 }
 
-void Executor::add_attention(Buffer q, int layer, int window, float scale, Buffer out) {
+void Executor::add_attention(Buffer q, int layer, int window, float scale, Buffer out, const float* order) {
   if (window < 0) throw std::invalid_argument("a window must not be negative");
   auto phase = std::make_unique<Attention>();
   phase->q = q;
@@ -280,10 +309,14 @@ void Executor::add_attention(Buffer q, int layer, int window, float scale, Buffe
   phase->cached = cache_place(layer);
   phase->window = window;
   phase->scale = scale;
+  phase->is_encoded = !is_plain(out) || order;
+  const bool is_encoded = phase->is_encoded;
   add(std::move(phase));
-  if (is_plain(out)) return;
+  if (!is_encoded) return;
   auto encode = std::make_unique<Encode>();
   encode->out = out;
+  encode->order = order_of(order, out.width);
+  reserve_thread_scratch(out.width);
   add(std::move(encode));
 }
 
