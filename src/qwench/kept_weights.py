@@ -39,10 +39,10 @@ def kept_format(weight: Weight, checkpoint: Checkpoint) -> Format:
 
 def kept_order(weight: Weight, checkpoint: Checkpoint) -> Order | None:
     """The order of a kept matrix's inputs, if its sources have one, and the same one; else None."""
-    orders = [checkpoint.stored(source).order for source in weight.sources]
-    first = orders[0]
-    same = all(order is not None and np.array_equal(order, first) for order in orders)
-    return first if same and kept_format(weight, checkpoint) == checkpoint.stored(weight.sources[0]).format else None
+    stored = [checkpoint.stored(source) for source in weight.sources]
+    orders = [s.order for s in stored if s.order is not None]
+    same = len(orders) == len(stored) and all(np.array_equal(order, orders[0]) for order in orders)
+    return orders[0] if same and _common(stored) == stored[0].format else None
 
 
 def _common(stored: Sequence[StoredTensor]) -> Format:

@@ -5,6 +5,7 @@ Readers of checkpoints make it, targets pack it code by code. Its Format says wh
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,9 +68,14 @@ class QuantizedMatrix:
 
     def take(self, rows: npt.NDArray[np.integer[Any]]) -> QuantizedMatrix:
         """Some of its rows."""
-        parts = (self.codes, self.scales, self.zero_points, self.minima, self.block_scales, self.block_minima)
-        taken = (None if part is None else part[rows] for part in parts)
-        return QuantizedMatrix(self.format, *taken, order=self.order)  # type: ignore[arg-type]
+
+        def of(part: npt.NDArray[Any] | None) -> Any:
+            return None if part is None else part[rows]
+
+        return dataclasses.replace(
+            self, codes=of(self.codes), scales=of(self.scales), zero_points=of(self.zero_points), minima=of(self.minima),
+            block_scales=of(self.block_scales), block_minima=of(self.block_minima),
+        )  # fmt: skip
 
     def _multiplied(self, small: Float32, blocks: Float32 | None) -> Float32:
         if blocks is None:

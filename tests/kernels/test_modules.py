@@ -43,7 +43,7 @@ def make_artifact(
         out = {p.name: np.full(p.shape, 255, p.dtype) for p in chosen.packed_tensors(weight)}
         chosen.pack(weight, [tensors[s] for s in weight.sources], out)
         packed |= out
-    manifest = Manifest("", "", "", "", {}, chosen.layout, {}, {})
+    manifest = Manifest("", "", "", "", {}, chosen.layout, {}, {}, {})
     return Artifact(Path("none"), manifest, config, program, plan_memory(program, 32), packed), unfused, tensors
 
 

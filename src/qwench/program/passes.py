@@ -41,8 +41,8 @@ def set_formats(program: Program, choose: Callable[[Weight], Format], activation
 
 
 def set_orders(program: Program, is_reordered: Callable[[Weight], bool]) -> Program:
-    """Marks the matrices whose inputs come in an order of their own, and has these inputs written so: a norm and attention
-    get the order as a weight, a product before it has its rows in that order."""
+    """Marks the matrices whose inputs come in an order of their own, and has these inputs written so: a norm and
+    attention get the order as a weight, a product before it has its rows in that order."""
     weights, ops = dict(program.weights), list(program.ops)
     producer = {op.output: i for i, op in enumerate(ops)}
     for op in program.ops:
