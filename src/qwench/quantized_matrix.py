@@ -73,8 +73,8 @@ class QuantizedMatrix:
             return None if part is None else part[rows]
 
         return dataclasses.replace(
-            self, codes=of(self.codes), scales=of(self.scales), zero_points=of(self.zero_points), minima=of(self.minima),
-            block_scales=of(self.block_scales), block_minima=of(self.block_minima),
+            self, codes=of(self.codes), scales=of(self.scales), zero_points=of(self.zero_points),
+            minima=of(self.minima), block_scales=of(self.block_scales), block_minima=of(self.block_minima),
         )  # fmt: skip
 
     def _multiplied(self, small: Float32, blocks: Float32 | None) -> Float32:
