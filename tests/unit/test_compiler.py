@@ -140,7 +140,7 @@ def test_more_disk_than_there_is(source: Path, tmp_path: Path, monkeypatch: pyte
 
 
 def test_unknown_sources(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="no folder 'nothing here'"):
+    with pytest.raises(CheckpointError, match="no folder or file 'nothing here'"):
         compile_checkpoint("nothing here", tmp_path / "out", CONFIG)
     (tmp_path / "model.gguf").write_bytes(b"GGUF")
     with pytest.raises(CheckpointError, match="it is truncated"):

@@ -281,3 +281,11 @@ def test_scales_that_are_not_finite(q8_0: Path, tmp_path: Path) -> None:
     (tmp_path / "m.gguf").write_bytes(data)
     with pytest.raises(CheckpointError, match=r"'blk.1.ffn_up.weight' in .* holds NaN or infinite values or scales"):
         compile_checkpoint(tmp_path / "m.gguf", tmp_path / "a")
+
+
+def test_plan_reads_the_header_alone(q8_0: Path) -> None:
+    from qwench.cli.plan import describe
+
+    report = describe(q8_0, QwenchConfig())
+    compiled = describe(DEFAULT_MODEL, QwenchConfig(weights="int8", group_size=32))
+    assert report["config"]["weights"] == "checkpoint" and report["weights_bytes"] == compiled["weights_bytes"]

@@ -236,7 +236,7 @@ def test_unknown_names(hub: Hub, tmp_path: Path) -> None:
     for name in ("tiny", "a/b/c", "../x", "a b/c", ""):
         with pytest.raises(HubError, match="is not a hub id"):
             pull(name, tmp_path / "out")
-    with pytest.raises(CheckpointError, match=r"no folder './tiny', and it is not a hub id"):
+    with pytest.raises(CheckpointError, match=r"no folder or file './tiny', and it is not a hub id"):
         find_checkpoint("./tiny")
     assert not (tmp_path / "out").exists()
 

@@ -66,7 +66,9 @@ def find_checkpoint(source: str | Path, progress: ProgressCallback | None = None
         raise CheckpointError(f"{path} is a file; give the folder of a Hugging Face checkpoint, or a .gguf file")
     if isinstance(source, str) and HUB_REFERENCE.fullmatch(source):
         return pull(source, progress=progress), source.replace(":", "-")
-    raise CheckpointError(f"there is no folder {str(source)!r}, and it is not a hub id such as Qwen/Qwen2.5-0.5B")
+    raise CheckpointError(
+        f"there is no folder or file {str(source)!r}, and it is not a hub id such as Qwen/Qwen2.5-0.5B"
+    )
 
 
 def pull(
