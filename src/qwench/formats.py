@@ -23,6 +23,7 @@ INTEGER_ACTIVATIONS = ("int8", "int16")  # beside integer weights
 FLOAT_ACTIVATIONS = ("fp32", "bf16")  # beside bf16 weights
 ACTIVATION_KINDS = FLOAT_ACTIVATIONS + INTEGER_ACTIVATIONS
 GROUP_SIZES = (32, 64, 128, 256)
+SMALLEST_GROUP = 16  # of int8 embeddings and heads that were quantised elsewhere, and what meets them
 ScaleEncoding = Literal["bf16", "fp16", "fp32", "nested"]
 Offsets = Literal["", "min", "zero"]
 NESTED_BLOCK = 256  # values along K that share the factor of nested scales
@@ -46,7 +47,7 @@ class Format:
 
     def __post_init__(self) -> None:
         if self.kind in ("int16", "int8", "int4"):
-            if self.group_size not in GROUP_SIZES:
+            if self.group_size not in GROUP_SIZES and (self.kind == "int4" or self.group_size != SMALLEST_GROUP):
                 raise ConfigError(f"group_size is {self.group_size}; allowed: {', '.join(map(str, GROUP_SIZES))}")
         elif self.group_size:
             raise ConfigError(f"format {self.kind} has no groups, but group_size is {self.group_size}")

@@ -6,6 +6,7 @@ Readers of checkpoints make it, targets pack it code by code. Its Format says wh
 from __future__ import annotations
 
 import dataclasses
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,18 +53,23 @@ class QuantizedMatrix:
             return -self.zero_points.astype(np.float32) * self.scales
         return None if self.minima is None else -self._multiplied(self.minima, self.block_minima)
 
-    def dequantize(self) -> Float32:
-        """[N, K] fp32, inputs in order. The sum is taken in fp64, so that it is rounded once, as a fused multiply-add
-        rounds it."""
+    def dequantize(self, num_threads: int = 1) -> Float32:
+        """[N, K] fp32, inputs in order. Every value is rounded once, as a fused multiply-add rounds it: a product alone
+        in fp32, one with an offset by way of fp64."""
         size, k = self.format.group_size, self.codes.shape[1]
         values = np.empty(self.codes.shape, np.float32)
         scales, offsets = self.group_scales(), self.group_offsets()
-        for first in range(0, len(values), ROWS_AT_ONCE):
+        wide: Any = np.float32 if offsets is None else np.float64
+
+        def dequantize_rows(first: int) -> None:
             rows = slice(first, first + ROWS_AT_ONCE)
-            exact = self.codes[rows] * np.repeat(scales[rows].astype(np.float64), size, axis=1)[:, :k]
+            exact: Any = self.codes[rows] * np.repeat(scales[rows].astype(wide), size, axis=1)[:, :k]
             if offsets is not None:
                 exact += np.repeat(offsets[rows], size, axis=1)[:, :k]
             values[rows if self.order is None else (rows, self.order)] = exact
+
+        with ThreadPoolExecutor(num_threads) as pool:  # NumPy lets them run side by side
+            list(pool.map(dequantize_rows, range(0, len(values), ROWS_AT_ONCE)))
         return values
 
     def take(self, rows: npt.NDArray[np.integer[Any]]) -> QuantizedMatrix:
@@ -83,4 +89,4 @@ class QuantizedMatrix:
         return small * np.repeat(blocks, NESTED_BLOCK // self.format.group_size, axis=1)[:, : small.shape[1]]
 
 
-ROWS_AT_ONCE = 256
+ROWS_AT_ONCE = 64  # whose intermediate values a processor's cache holds

@@ -1,4 +1,4 @@
-"""Blocks of ggml's quantised types -> codes, scales and minima, or fp32 values.
+"""Blocks of ggml's quantised types -> codes, scales and minima.
 
 Layouts: ggml-common.h and ggml-quants.c of github.com/ggml-org/llama.cpp. Every function takes blocks [rows, blocks a
 row, bytes] uint8; values of a block are in its order along K.
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from qwench.checkpoint.gguf.block_types import BLOCK_TYPES, EXACT
+from qwench.checkpoint.gguf.block_types import BLOCK_TYPES, EXACT_HEAD
 from qwench.formats import Float32, Int8
 from qwench.quantized_matrix import QuantizedMatrix
 
@@ -119,60 +119,44 @@ def _two_bits(packed: Bytes) -> Bytes:
     return pairs.reshape(*packed.shape[:2], 8, 32)
 
 
-def _q2_k(b: Bytes) -> Float32:
-    codes = _two_bits(b[..., 16:80]).reshape(*b.shape[:2], 16, 16)
-    scales = _half(b, 80)[..., None] * (b[..., :16] & 15)
-    minima = _half(b, 82)[..., None] * (b[..., :16] >> 4)
-    return _floats(scales[..., None] * codes - minima[..., None])
+def _q2_k(b: Bytes) -> _Decoded:
+    scales, minima = (_rows(part).astype(np.float32) for part in (b[..., :16] & 15, b[..., :16] >> 4))
+    return _Decoded(_rows(_two_bits(b[..., 16:80])), scales, minima, _half(b, 80), _half(b, 82))
 
 
-def _q3_k(b: Bytes) -> Float32:
+def _q3_k(b: Bytes) -> _Decoded:
     low = _two_bits(b[..., 32:96])
     high = np.moveaxis(np.unpackbits(b[..., :32, None], axis=-1, bitorder="little"), -1, -2)
-    codes = (low.astype(np.int8) - ((1 - high) << 2).astype(np.int8)).reshape(*b.shape[:2], 16, 16)
+    codes = low.view(np.int8) - ((1 - high) << 2).astype(np.int8)
     packed = b[..., 96:108]
     four = _nibbles(packed[..., :8]).reshape(*b.shape[:2], 16)
     two = (packed[..., None, 8:] >> _SHIFTS[:, None] & 3).reshape(*b.shape[:2], 16)
-    scales = _half(b, 108)[..., None] * ((four | two << 4).astype(np.float32) - 32)
-    return _floats(scales[..., None] * codes)
+    scales = (four | two << 4).astype(np.float32) - 32
+    return _Decoded(_rows(codes), scales.reshape(len(b), -1), None, _half(b, 108))
 
 
-def _q6_k(b: Bytes) -> Float32:
+def _q6_k(b: Bytes) -> _Decoded:
     low = b[..., :128].reshape(*b.shape[:2], 2, 1, 64)
-    four = (low >> np.array([0, 4], np.uint8)[:, None] & 15).reshape(*b.shape[:2], 8, 32)
+    four = (low >> _SHIFTS[::2, None] & 15).reshape(*b.shape[:2], 8, 32)
     high = b[..., 128:192].reshape(*b.shape[:2], 2, 1, 32)
     two = (high >> _SHIFTS[:, None] & 3).reshape(*b.shape[:2], 8, 32)
-    codes = ((four | two << 4).view(np.int8) - np.int8(32)).reshape(*b.shape[:2], 16, 16)
-    scales = _half(b, 208)[..., None] * np.ascontiguousarray(b[..., 192:208]).view(np.int8)
-    return _floats(scales[..., None] * codes)
-
-
-def _floats(values: npt.NDArray[np.generic]) -> Float32:
-    return values.astype(np.float32, copy=False).reshape(len(values), -1)
+    codes = (four | two << 4).view(np.int8) - np.int8(32)
+    scales = np.ascontiguousarray(b[..., 192:208]).view(np.int8).astype(np.float32)
+    return _Decoded(_rows(codes), scales.reshape(len(b), -1), None, _half(b, 208))
 
 
 _DECODERS: Mapping[str, Callable[[Bytes], _Decoded]] = {
     "Q4_0": _q4_0, "Q4_1": _q4_1, "Q5_0": _q5_0, "Q5_1": _q5_1, "Q8_0": _q8_0, "IQ4_NL": _iq4_nl, "Q4_K": _q4_k,
-    "Q5_K": _q5_k, "IQ4_XS": _iq4_xs,
+    "Q5_K": _q5_k, "IQ4_XS": _iq4_xs, "Q2_K": _q2_k, "Q3_K": _q3_k, "Q6_K": _q6_k,
 }  # fmt: skip
-_DEQUANTIZERS: Mapping[str, Callable[[Bytes], Float32]] = {"Q2_K": _q2_k, "Q3_K": _q3_k, "Q6_K": _q6_k}
 
 
-def decode(kind: str, raw: Bytes, shape: tuple[int, int], num_threads: int) -> QuantizedMatrix | Float32:
-    """A matrix [N, K] of a quantised type: a QuantizedMatrix where EXACT has a format for it, else fp32 values, as the
-    gguf package computes them. Values that aren't finite are left as they are."""
+def decode(kind: str, raw: Bytes, shape: tuple[int, int], num_threads: int) -> QuantizedMatrix:
+    """A matrix [N, K] of a quantised type, in its format of EXACT_HEAD. Scales that aren't finite stay so."""
     block, block_bytes = BLOCK_TYPES[kind]
     blocks = raw.reshape(shape[0], shape[1] // block, block_bytes)
     step = max(1, CHUNK_BYTES // (blocks.shape[1] * block_bytes))
     pieces = [slice(first, first + step) for first in range(0, shape[0], step)]
-    if kind in _DEQUANTIZERS:
-        values = np.empty(shape, np.float32)
-
-        def dequantize(rows: slice) -> None:
-            values[rows] = _DEQUANTIZERS[kind](blocks[rows])
-
-        _each(dequantize, pieces, num_threads)
-        return values
     codes: Int8 = np.empty(shape, np.int8)
 
     def split(rows: slice) -> _Decoded:
@@ -189,7 +173,7 @@ def decode(kind: str, raw: Bytes, shape: tuple[int, int], num_threads: int) -> Q
     scales = joined("scales")
     assert scales is not None
     return QuantizedMatrix(
-        EXACT[kind], codes, scales, minima=joined("minima"), block_scales=joined("block_scales"),
+        EXACT_HEAD[kind], codes, scales, minima=joined("minima"), block_scales=joined("block_scales"),
         block_minima=joined("block_minima"),
     )  # fmt: skip
 

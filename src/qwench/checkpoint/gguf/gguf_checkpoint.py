@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from qwench.checkpoint.checkpoint import StoredTensor
-from qwench.checkpoint.gguf.block_types import EXACT, ROUNDED
+from qwench.checkpoint.gguf.block_types import EXACT, EXACT_HEAD, ROUNDED
 from qwench.checkpoint.gguf.blocks import decode
 from qwench.checkpoint.gguf.container import GgufFile, GgufTensor
 from qwench.checkpoint.gguf.metadata import Metadata
@@ -28,6 +28,7 @@ FLOATS: Mapping[str, npt.DTypeLike] = {"F32": np.float32, "F16": np.float16, "BF
 NATIVE_NAMES = {"F32": "fp32", "F16": "fp16", "BF16": "bf16"}
 SPLIT = re.compile(r"(?P<stem>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
 MOST_SPLITS = 1000
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 WHOLE = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
 OF_LAYER = {
     "attn_norm": "input_layernorm", "attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj",
@@ -55,10 +56,10 @@ class GgufCheckpoint:
                     raise CheckpointError(f"{file.path} holds tensor {tensor.name!r}, which another part has too")
                 self._home[name] = file, tensor
         self._metadata = Metadata(self._files[0].metadata, self._files[0].path)
-        embedding = self._home.get("model.embed_tokens.weight")
+        embedding = self._home.get(EMBEDDING)
         if embedding is None:
             raise CheckpointError(f"{path} lacks tensor 'token_embd.weight'")
-        self._config = self._metadata.config(embedding[1].shape[0], "lm_head.weight" not in self._home)
+        self._config = self._metadata.config(embedding[1].shape[0], HEAD not in self._home)
         self.spec = ModelSpec.from_config(self._config, str(path))
 
     @functools.cached_property
@@ -93,8 +94,9 @@ class GgufCheckpoint:
         _, tensor = self._home[name]
         if len(tensor.shape) == 1:
             return StoredTensor(tensor.type, FP32, is_exact=True)
-        if tensor.type in EXACT:
-            return StoredTensor(tensor.type, EXACT[tensor.type], is_exact=True)
+        exact = EXACT_HEAD if name in (EMBEDDING, HEAD) else EXACT
+        if tensor.type in exact:
+            return StoredTensor(tensor.type, exact[tensor.type], is_exact=True)
         return StoredTensor(tensor.type, ROUNDED[tensor.type], is_exact=False)
 
     def read(self, name: str) -> npt.NDArray[Any] | QuantizedMatrix:
@@ -105,15 +107,10 @@ class GgufCheckpoint:
                 raise self._not_finite(file, tensor)
             return raw.view(FLOATS[tensor.type]).reshape(tensor.shape)
         matrix = decode(tensor.type, raw, (tensor.shape[0], tensor.shape[1]), self.num_threads)
-        parts = (
-            (matrix.scales, matrix.minima, matrix.block_scales, matrix.block_minima)
-            if isinstance(matrix, QuantizedMatrix)
-            else (matrix,)
-        )
-        for part in parts:
+        for part in (matrix.scales, matrix.minima, matrix.block_scales, matrix.block_minima):
             if part is not None and not all_finite(part.reshape(-1).view(np.uint8), "fp32", self.num_threads):
                 raise self._not_finite(file, tensor)
-        return matrix
+        return matrix if self.stored(name).is_exact else matrix.dequantize(self.num_threads)
 
     def crcs(self, name: str) -> dict[str, int]:
         file, tensor = self._home[name]

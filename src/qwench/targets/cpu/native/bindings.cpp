@@ -81,8 +81,9 @@ PackedMatrix packed_matrix(const FormatTuple& format, int n, int k, const uint8_
   require(n > 0 && k > 0, "a matrix needs rows and columns");
   const PackedMatrix w{data, weight_kind(kind), n, k, group_size, scale_kind(scales), offset_kind(offsets)};
   require((w.kind == qwench::WeightKind::kBf16) == (group_size == 0), "integer formats have groups, bf16 has none");
-  require(group_size >= 0 && group_size % 32 == 0 && group_size <= 256,
-          "group_size must be a multiple of 32 up to 256");
+  const int least = w.kind == qwench::WeightKind::kInt8 ? 16 : 32;
+  require(group_size >= 0 && group_size % least == 0 && group_size <= 256,
+          "group_size must be a multiple of 32 up to 256, or 16 beside int8");
   require(w.scales != qwench::ScaleKind::kNested ||
               (k % qwench::kNestedBlock == 0 && qwench::kNestedBlock % group_size == 0 &&
                w.offsets != qwench::OffsetKind::kZeroPoint),

@@ -269,6 +269,8 @@ void Executor::add_linear(Buffer in, PackedMatrix weight, const float* bias, Epi
   phase->residual = residual;
   phase->out = out;
   if (!is_plain(out) && epilogue != Epilogue::kSiluMul) throw std::invalid_argument("only silu_mul encodes its output");
+  if (out.group_size && out.group_size < kPanelColumns / 2)
+    throw std::invalid_argument("a panel's outputs share a group");
   if (out.group_size) reserve_thread_scratch(size_t(max_tokens()) * out.group_size);
   phase->destination = is_plain(out)    ? Linear::Destination::kBuffer
                        : out.group_size ? Linear::Destination::kCodes

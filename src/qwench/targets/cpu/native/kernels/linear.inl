@@ -156,13 +156,15 @@ inline void add_float_products(const LinearArgs& a, const uint8_t* panel, int fi
     const uint8_t* packed = panel + size_t(first) / 2 * kPanelRowBytes;
     size_t packed_bytes = chunk / 2 * kPanelRowBytes;
     if (!is_bf16) {
-      const int g = first / w.group_size, in_group = first % w.group_size;
-      const uint8_t* group = w.group(panel, g);
       const size_t values_per_byte = w.kind == WeightKind::kInt4 ? 2 : 1;
-      packed = group + w.header_bytes() + in_group * kPanelColumns / values_per_byte;
       packed_bytes = chunk * kPanelColumns / values_per_byte;
-      if (in_group == 0) widen_group(w, group, first % kNestedBlock == 0, scales);
-      dequantize(w, packed, chunk, scales, reinterpret_cast<float*>(scratch));
+      const int part = w.group_size < chunk ? w.group_size : chunk;  // a chunk is part of a group, or some groups
+      for (int at = first; at < first + chunk && at < w.padded_k(); at += part) {
+        const uint8_t* group = w.group(panel, at / w.group_size);
+        packed = group + w.header_bytes() + at % w.group_size * kPanelColumns / values_per_byte;
+        if (at % w.group_size == 0) widen_group(w, group, at % kNestedBlock == 0, scales);
+        dequantize(w, packed, part, scales, reinterpret_cast<float*>(scratch) + (at - first) * kPanelColumns);
+      }
     } else if (num_rows >= kUnpackRows && !pairs) {
       unpack(w.kind, packed, (count + 1) / 2, scratch);
     }
