@@ -355,6 +355,13 @@ def change(name: str, value: Any) -> Callable[[Parts], None]:
 @pytest.mark.parametrize(
     ("config", "damage", "message"),
     [
+        ({"quant_method": ["gptq"]}, None, r"quantised with \['gptq'\]"),
+        (
+            {"quant_method": "compressed-tensors", "format": "int-quantized", "sparsity_config": 3},
+            None,
+            "sparsity_config",
+        ),
+        ({"quant_method": "fp8", "weight_block_size": [0, 1]}, None, "must be two positive integers"),
         ({"quant_method": "bitsandbytes"}, None, "quantised with 'bitsandbytes'; read are gptq, awq"),
         ({"bits": 5}, None, "bits is 5; of GPTQ 2, 3, 4, 8 are read"),
         ({"checkpoint_format": "marlin"}, None, "checkpoint_format is 'marlin'"),

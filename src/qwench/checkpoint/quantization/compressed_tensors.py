@@ -17,7 +17,7 @@ import numpy as np
 
 from qwench.checkpoint.checkpoint import StoredTensor
 from qwench.checkpoint.fields import Fields
-from qwench.checkpoint.quantization.fp8 import FP8_DTYPES, scaled_fp8
+from qwench.checkpoint.quantization.fp8 import FP8_DTYPES, read_block, scaled_fp8
 from qwench.checkpoint.quantization.method import (
     ROUNDED,
     SCALE_ENCODINGS,
@@ -47,7 +47,8 @@ class CompressedTensors:
         self._entries, self._read = entries, read
         if (layout := config.get("format")) not in FORMATS:
             raise config.error(f"format is {layout!r}; of compressed-tensors {', '.join(FORMATS)} are read")
-        if (config.get("sparsity_config") or {}).get("format") not in (None, "dense"):
+        sparsity = config.get("sparsity_config") or {}
+        if not isinstance(sparsity, dict) or sparsity.get("format") not in (None, "dense"):
             raise config.error("sparsity_config says that weights are sparse, which isn't read")
         groups = config.get("config_groups")
         schemes = [_scheme(group) for group in groups.values()] if isinstance(groups, dict) else []
@@ -63,8 +64,7 @@ class CompressedTensors:
             raise config.error(f"weights are of {self._bits} bits; read are integers of 4 and 8, and floats of 8")
         self._strategy = strategy
         self._group_size = fields.positive("group_size") if strategy == "group" else -1
-        block = fields.get("block_structure")
-        self._block = tuple(block) if strategy == "block" and isinstance(block, list) else (128, 128)
+        self._block = read_block(fields, "block_structure")
 
     def parts(self, module: str) -> list[str]:
         names = ("weight_packed", "weight", "weight_scale", "weight_zero_point", "weight_shape", "weight_g_idx")

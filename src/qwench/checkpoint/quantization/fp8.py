@@ -24,10 +24,7 @@ class Fp8:
 
     def __init__(self, config: Fields, entries: Mapping[str, TensorEntry], read: Read) -> None:
         self._entries, self._read = entries, read
-        block = config.get("weight_block_size") or [128, 128]
-        if not isinstance(block, list) or len(block) != 2 or not all(type(b) is int and b > 0 for b in block):
-            raise config.error(f"weight_block_size is {block!r}; it must be two positive integers")
-        self._block = block[0], block[1]
+        self._block = read_block(config, "weight_block_size")
 
     def parts(self, module: str) -> list[str]:
         scale = self._scale(module)
@@ -54,6 +51,14 @@ class Fp8:
         scales = self._read(scale)
         check_scales(scales, scale)
         return scaled_fp8(self._read(f"{module}.weight"), scales, self._block, f"{module}.weight")
+
+
+def read_block(config: Fields, key: str) -> tuple[int, int]:
+    """Rows and columns of the blocks that share a scale, by default 128 each. Raises the error of `config`."""
+    block = config.get(key) or [128, 128]
+    if not isinstance(block, list) or len(block) != 2 or not all(type(size) is int and size > 0 for size in block):
+        raise config.error(f"{key} is {block!r}; it must be two positive integers")
+    return block[0], block[1]
 
 
 def scaled_fp8(codes: Array, scales: Array, block: tuple[int, ...], name: str) -> Float32:

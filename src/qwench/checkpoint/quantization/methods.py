@@ -24,7 +24,7 @@ def find_method(config: Fields, entries: Mapping[str, TensorEntry], read: Read) 
     if name in AUTO_ROUND:
         packing = str(config.get("packing_format", ""))
         name = next((layout for layout in ("gptq", "awq") if layout in packing), f"{name} with {packing!r}")
-    if name not in METHODS:
+    if not isinstance(name, str) or name not in METHODS:
         raise config.error(
             f"it is quantised with {name!r}; read are {', '.join(METHODS)}, and auto-round in their layouts"
         )
