@@ -288,3 +288,27 @@ def test_plan_reads_the_header_alone(q8_0: Path) -> None:
     report = describe(q8_0, QwenchConfig())
     compiled = describe(DEFAULT_MODEL, QwenchConfig(weights="int8", group_size=32))
     assert report["config"]["weights"] == "checkpoint" and report["weights_bytes"] == compiled["weights_bytes"]
+
+
+@pytest.mark.parametrize(
+    "value", [-1, 0, 2**62, 1.5, float("nan"), float("inf"), True, "x", "", [], ["a"], np.array([1])]
+)
+def test_values_of_any_type_are_refused_by_name(q8_0: Path, monkeypatch: pytest.MonkeyPatch, value: Any) -> None:
+    """Every key of a real file, and some that it hasn't, with values that make no sense there."""
+    original, read = GgufFile(q8_0).metadata, GgufFile.__init__
+    more = [
+        "split.count",
+        "split.no",
+        "split.tensors.count",
+        "qwen2.attention.key_length",
+        "tokenizer.ggml.bos_token_id",
+    ]
+
+    for key in [*original, *more]:
+
+        def changed(self: GgufFile, path: Path, key: str = key) -> None:
+            read(self, path)
+            self.metadata[key] = value
+
+        monkeypatch.setattr(GgufFile, "__init__", changed)
+        opens(lambda: GgufCheckpoint(q8_0).texts())

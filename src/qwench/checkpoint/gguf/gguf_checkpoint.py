@@ -178,7 +178,8 @@ def _open_parts(path: Path) -> list[GgufFile]:
                 if len(files) > 1
                 else f"{file.path} is one of {count!r} parts; give it the name that it had, NAME-00001-of-0000N.gguf"
             )
-    total = files[0].metadata.get("split.tensors.count")
-    if total is not None and total != (held := sum(len(file.tensors) for file in files)):
-        raise CheckpointError(f"{files[0].path} says that there are {total} tensors, but its parts hold {held}")
+    held = sum(len(file.tensors) for file in files)
+    total = files[0].metadata.get("split.tensors.count", held)
+    if type(total) is not int or total != held:
+        raise CheckpointError(f"{files[0].path} says that there are {total!r} tensors, but its parts hold {held}")
     return files
