@@ -74,7 +74,11 @@ def write_tokenizer_tables(folder: Path) -> None:
 def _tables_of(folder: Path) -> TokenizerTables | None:
     """The tables of `folder/tokenizer.json`; None if they can't be made, also because it is missing or malformed."""
     try:
-        return _build(json.loads(read_tokenizer(folder).to_str()))
+        tokenizer = read_tokenizer(folder)
+        ids = tokenizer.get_vocab(with_added_tokens=False).values()
+        if max(ids) >= len(ids):  # of ids that are nobody's the library warns on stdout
+            return None
+        return _build(json.loads(tokenizer.to_str()))
     except (CheckpointError, ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError):
         return None
 
