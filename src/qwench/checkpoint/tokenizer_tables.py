@@ -75,7 +75,7 @@ def _tables_of(folder: Path) -> TokenizerTables | None:
     """The tables of `folder/tokenizer.json`; None if they can't be made, also because it is missing or malformed."""
     try:
         tokenizer = read_tokenizer(folder)
-        ids = tokenizer.get_vocab(with_added_tokens=False).values()
+        ids = set(tokenizer.get_vocab(with_added_tokens=False).values())
         if max(ids) >= len(ids):  # of ids that are nobody's the library warns on stdout
             return None
         return _build(json.loads(tokenizer.to_str()))
