@@ -118,7 +118,11 @@ def _print(report: dict[str, Any]) -> None:
     )
     print(f"kernels  {report['kernels']}")
     print()
-    print_table(("op", "kind", "weights", "in the checkpoint", "size", "kernel"), _rows(report["ops"]), right=("size",))
+    header: tuple[str, ...] = ("op", "kind", "weights", "in the checkpoint", "size", "kernel")
+    rows = _rows(report["ops"])
+    if not any(row[3] for row in rows):  # all of them were quantised because the user said so
+        header, rows = (*header[:3], *header[4:]), [(*row[:3], *row[4:]) for row in rows]
+    print_table(header, rows, right=("size",))
 
 
 def _rows(ops: list[dict[str, Any]]) -> list[tuple[str, ...]]:
