@@ -36,7 +36,6 @@ from qwench.calibration.text import calibration_rows
 from qwench.checkpoint.checkpoint import Checkpoint, as_floats
 from qwench.checkpoint.hub import find_checkpoint
 from qwench.checkpoint.open_checkpoint import open_checkpoint
-from qwench.checkpoint.spec import ModelSpec
 from qwench.checkpoint.tokenizer_tables import write_tokenizer_tables
 from qwench.config import KEPT, QwenchConfig
 from qwench.errors import CapacityError
@@ -46,7 +45,7 @@ from qwench.kept_weights import Conversion, Source, conversion, in_row_order, ke
 from qwench.program.memory import MemoryPlan, plan_memory
 from qwench.program.ops import Program, Weight
 from qwench.program.passes import ordered_matrix
-from qwench.program.qwen2 import build_qwen2
+from qwench.program.qwen2 import source_shapes
 from qwench.progress import ProgressCallback, Reporter
 from qwench.safetensors_file import SafetensorsWriter
 from qwench.targets.cpu._native import crc32c
@@ -157,11 +156,6 @@ def _prepare(source: Path, config: QwenchConfig) -> _Plan:
         rows = calibration_rows(Path(config.calibrate), source, resolved.max_seq_len or spec.max_position_embeddings)
         calibrator = Calibrator(program, lambda name: as_floats(checkpoint.read(name)), rows)
     return _Plan(checkpoint, resolved, program, plan, target, packed, packed_bytes, calibrator)
-
-
-def source_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
-    """Checkpoint tensor -> shape, for every tensor that the model reads. Before fusion each weight is one tensor."""
-    return {weight.name: weight.shape for weight in build_qwen2(spec).weights.values()}
 
 
 @dataclass

@@ -17,7 +17,7 @@ ROOT = Path(qwench.__file__).parent
 # From the top of the house to the bottom. A module belongs to its first part below qwench.
 ORDER = [
     "errors", "host", "file_lock", "progress", "log_lines", "safetensors_file", "option_checks", "formats",
-    "quantized_matrix", "checkpoint", "program", "kept_weights", "targets", "calibration", "config", "artifact",
+    "quantized_matrix", "checkpoint", "lora", "program", "kept_weights", "targets", "calibration", "config", "artifact",
     "artifact_folder", "compiler", "compile_cache", "load",
     "runtime", "text", "llm", "modeling", "rbln", "evaluate", "serve", "cli",
 ]  # fmt: skip

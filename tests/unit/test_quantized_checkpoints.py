@@ -13,9 +13,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from qwench.checkpoint.weights import SafetensorsCheckpoint
-from qwench.compiler import compile_checkpoint, source_shapes
+from qwench.compiler import compile_checkpoint
 from qwench.config import QwenchConfig
 from qwench.errors import CheckpointError
+from qwench.program.qwen2 import source_shapes
 from qwench.quantized_matrix import QuantizedMatrix
 
 DEFAULT_MODEL = Path(__file__).parents[2] / "models" / "qwench-tiny"

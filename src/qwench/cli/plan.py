@@ -38,10 +38,10 @@ def describe(source: Path, options: QwenchConfig) -> dict[str, Any]:
     from qwench.artifact import derive_program
     from qwench.checkpoint.open_checkpoint import open_checkpoint
     from qwench.checkpoint.spec import ModelSpec
-    from qwench.compiler import source_shapes
     from qwench.config import KEPT
     from qwench.kept_weights import kept_format
     from qwench.program.memory import plan_memory
+    from qwench.program.qwen2 import source_shapes
     from qwench.runtime.loading import working_bytes
     from qwench.targets.registry import get_target
 

@@ -18,7 +18,7 @@ from transformers.utils import logging
 
 from qwench.checkpoint.checkpoint import Checkpoint, as_floats
 from qwench.checkpoint.open_checkpoint import open_checkpoint
-from qwench.compiler import source_shapes
+from qwench.program.qwen2 import source_shapes
 from qwench.targets.target import Float32, Int32
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}

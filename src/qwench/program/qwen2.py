@@ -76,3 +76,8 @@ def build_qwen2(spec: ModelSpec) -> Program:
     head = embedding if spec.tie_word_embeddings else b.matrix("lm_head.weight", spec.vocab_size, hidden)
     b.op("linear", "lm_head", (h,), spec.vocab_size, (head,), rows="logits")
     return Program(spec, b.buffers, b.weights, tuple(b.ops))
+
+
+def source_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
+    """Checkpoint tensor -> shape, for every tensor that the model reads. Before fusion each weight is one tensor."""
+    return {weight.name: weight.shape for weight in build_qwen2(spec).weights.values()}

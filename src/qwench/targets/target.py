@@ -13,6 +13,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
+from qwench.lora.adapter import LoraAdapter
 from qwench.program.cache_groups import cache_groups
 from qwench.program.memory import MemoryPlan
 from qwench.program.ops import Program, Weight
@@ -40,6 +41,7 @@ class StepBatch:
     logit_rows: [num_logits] int32, increasing token rows whose logits are wanted; may be empty.
     embeddings: [num_embeddings, hidden_size] fp32, or None where all tokens have ids.
     hidden_rows: [num_hidden] int32, increasing token rows whose hidden states are wanted, or None.
+    adapters: [num_seqs] int32, of each sequence the number of its LoRA adapter or -1, or None where all have none.
     """
 
     token_ids: Int32
@@ -49,6 +51,7 @@ class StepBatch:
     logit_rows: Int32
     embeddings: Float32 | None = None
     hidden_rows: Int32 | None = None
+    adapters: Int32 | None = None
 
 
 @dataclass(frozen=True)
@@ -122,6 +125,14 @@ class Executor(Protocol):
 
     def write_block(self, block: int, data: Bytes) -> None:
         """Puts into a block what `read_block` gave, of this executor or one of the same Program, target and cache."""
+        ...
+
+    def set_adapter(self, number: int, adapter: LoraAdapter | None) -> None:
+        """Gives an adapter its number, for `StepBatch.adapters`, or takes the number's adapter away. A, B and what they
+        add are computed from bf16 values in fp32; rows of other sequences keep their bits.
+
+        Raises TargetError when it changes a matrix that can't be adapted here.
+        """
         ...
 
     def kernels(self) -> dict[str, str]:

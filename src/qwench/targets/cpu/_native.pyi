@@ -8,6 +8,7 @@ import numpy.typing as npt
 
 _Bytes = npt.NDArray[Any]
 _Floats = npt.NDArray[np.float32]
+_Halves = npt.NDArray[np.uint16]
 _Ints = npt.NDArray[np.int32]
 _Buffer = tuple[int, int, str, int, str, bool]
 _Format = tuple[str, int, str, str]  # kind, group size, scales, offsets
@@ -75,10 +76,16 @@ class Executor:
         self, q: _Buffer, layer: int, window: int, scale: float, out: _Buffer, order: _Floats | None, /
     ) -> None: ...
     def add_take_rows(self, input: _Buffer, out: _Buffer, /) -> None: ...
+    def num_products(self) -> int: ...
+    def set_lora(
+        self, product: int, adapter: int, a: _Halves, b: _Halves, scales: _Floats, first_rank: _Ints, k: int,
+        depth: int, /,
+    ) -> None: ...  # fmt: skip
+    def drop_lora(self, adapter: int, /) -> None: ...
     def set_rope_table(self, table: _Floats, /) -> None: ...
     def step(
         self, token_ids: _Ints, query_start: _Ints, seq_lens: _Ints, block_tables: _Ints, logit_rows: _Ints,
-        embeddings: _Floats, hidden_rows: _Ints, logits: _Floats, hidden: _Floats,
+        embeddings: _Floats, hidden_rows: _Ints, adapters: _Ints | None, logits: _Floats, hidden: _Floats,
         maxima: _Floats | None, /,
     ) -> None: ...  # fmt: skip
     def embed(self, token_ids: _Ints, rows: _Floats, /) -> None: ...

@@ -11,11 +11,14 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from qwench.errors import TargetError
+from qwench.lora.adapter import LoraAdapter
 from qwench.program.cache_groups import cache_groups
 from qwench.program.memory import MemoryPlan, work_width
-from qwench.program.ops import Op, Program
+from qwench.program.ops import PRODUCTS, Op, Program
 from qwench.program.rope import cos_sin, inverse_frequencies
+from qwench.targets.adapted_products import adapted_products
 from qwench.targets.cpu import _native
+from qwench.targets.cpu.lora import pack_lora
 from qwench.targets.cpu.pack import FormatTuple, format_tuple
 from qwench.targets.target import Array, Bytes, CacheConfig, Float32, Int32, StepBatch
 
@@ -65,11 +68,14 @@ class CpuExecutor:
         )
         self._attention_name = f"paged_attention.{'bf16' if cache.rounds_queries else 'fp32'}_x_{cache.dtype}"
         self._phases_until: dict[str, int] = {}  # op -> how many native phases there were once it was lowered
+        self._products: dict[str, int] = {}  # op -> its number among the native executor's products
         for op in program.ops:
             lower = getattr(self, f"_{op.kind}", None)
             if lower is None:
                 raise TargetError(f"the cpu target has no kernel for op {op.name} of kind {op.kind}")
             self._kernels[op.name] = f"{variant}.{lower(op)}"
+            if op.kind in PRODUCTS:
+                self._products[op.name] = self._native.num_products() - 1
             self._phases_until[op.name] = len(self._native.phase_seconds())
         self._inv_freq, self._rope_factor = inverse_frequencies(spec.rope, spec.head_dim)
         self._rope_table = np.empty((0, spec.head_dim), np.float32)
@@ -95,6 +101,7 @@ class CpuExecutor:
             batch.logit_rows,
             _NO_EMBEDDINGS if batch.embeddings is None else batch.embeddings,
             _NO_ROWS if batch.hidden_rows is None else batch.hidden_rows,
+            batch.adapters,
             logits,
             _NO_STATES if hidden is None else hidden,
             maxima,
@@ -117,6 +124,18 @@ class CpuExecutor:
 
     def write_block(self, block: int, data: Bytes) -> None:
         self._native.write_block(block, data)
+
+    def set_adapter(self, number: int, adapter: LoraAdapter | None) -> None:
+        self._native.drop_lora(number)
+        if adapter is None:
+            return
+        products = list(adapted_products(self.program, adapter, self._tensors))  # all are checked before one is set
+        for product in products:
+            packed = pack_lora(product)
+            self._native.set_lora(
+                self._products[product.op.name], number, packed.a, packed.b, packed.scales, packed.first_rank,
+                product.weight.shape[1], packed.depth,
+            )  # fmt: skip
 
     def kernels(self) -> dict[str, str]:
         return dict(self._kernels)

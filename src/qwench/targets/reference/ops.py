@@ -7,7 +7,7 @@ Activations are [rows, width] fp32. Weights are `Matrix` (dense or quantised) or
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,15 @@ Float32 = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
+class Lora:
+    """What an adapter adds to a product, (x A.T * scales) B.T. a: [ranks, K], b: [N, ranks], scales: [ranks]."""
+
+    a: Float32
+    b: Float32
+    scales: Float32
+
+
+@dataclass(frozen=True)
 class Matrix:
     """A weight [N, K]: dense fp32 `values`, or int8 codes in `values` with `scales` and perhaps `offsets` [N, groups],
     multiplied with `activations` (ACTIVATION_KINDS)."""
@@ -30,6 +39,7 @@ class Matrix:
     scales: Float32 | None = None
     offsets: Float32 | None = None
     activations: str = "int8"
+    adapters: dict[int, Lora] = field(default_factory=dict)  # by number
 
     def rows(self, index: npt.NDArray[Any], width: int) -> Float32:
         """Dequantised rows [len(index), width]."""
@@ -58,6 +68,7 @@ class StepState:
     cos_sin: Float32  # [num_tokens, head_dim]
     caches: Sequence[Cache]
     rounds_queries: bool = False
+    adapters: npt.NDArray[np.int32] | None = None  # number of each row of the op that runs, -1 for none
 
 
 def embed(s: StepState, attrs: dict[str, Any], weight: Matrix) -> Float32:
@@ -82,7 +93,21 @@ def linear(s: StepState, attrs: dict[str, Any], x: Float32, weight: Matrix, bias
         y = x @ weight.rows(np.arange(len(weight.values)), x.shape[1]).T
     else:
         y = _quantized_linear(x, weight)
+    y = _with_adapters(s, x, weight, y)
     return y if bias is None else y + bias
+
+
+def _with_adapters(s: StepState, x: Float32, weight: Matrix, y: Float32) -> Float32:
+    """Adapters see the activations that the weights see, rounded or not."""
+    if s.adapters is None or not weight.adapters:
+        return y
+    if weight.scales is not None and weight.activations != "fp32":
+        codes, scales = quantize_activation(x, weight.format.group_size, weight.activations)
+        x = (codes.reshape(*scales.shape, -1) * scales[..., None]).reshape(len(x), -1)[:, : x.shape[1]]
+    for number, lora in weight.adapters.items():
+        rows = s.adapters == number
+        y[rows] += (x[rows] @ lora.a.T * lora.scales) @ lora.b.T
+    return y
 
 
 def _quantized_linear(x: Float32, weight: Matrix) -> Float32:

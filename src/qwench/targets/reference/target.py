@@ -12,13 +12,15 @@ import numpy as np
 import numpy.typing as npt
 
 from qwench.formats import BF16, quantize_weight, round_to_bf16
+from qwench.lora.adapter import LoraAdapter
 from qwench.program.cache_groups import cache_groups
 from qwench.program.memory import MemoryPlan
 from qwench.program.ops import PRODUCTS, Op, Program, Weight
 from qwench.program.rope import cos_sin, inverse_frequencies
 from qwench.quantized_matrix import QuantizedMatrix
+from qwench.targets.adapted_products import AdaptedProduct, adapted_products
 from qwench.targets.reference.cache import make_caches
-from qwench.targets.reference.ops import OPS, Float32, Matrix, StepState
+from qwench.targets.reference.ops import OPS, Float32, Lora, Matrix, StepState
 from qwench.targets.target import LOGIT_GROUP, Array, Bytes, CacheConfig, Executor, Int32, PackedTensor, StepBatch
 
 Int64 = npt.NDArray[np.int64]
@@ -78,7 +80,7 @@ class ReferenceTarget:
             if isinstance(matrix, Matrix) and matrix.scales is not None:
                 activations = program.buffers[op.inputs[0]].format.kind
                 weights[op.weights[0]] = dataclasses.replace(matrix, activations=activations)
-        return ReferenceExecutor(program, weights, cache)
+        return ReferenceExecutor(program, weights, cache, tensors)
 
     def _unpack(self, weight: Weight, tensors: Mapping[str, Array]) -> Matrix | Float32:
         raw, rows, fmt = tensors[weight.name], weight.shape[0], weight.format
@@ -96,6 +98,21 @@ class ReferenceTarget:
         return Matrix(fmt, raw[: rows * k].view(np.int8).reshape(rows, k), scales, offsets)
 
 
+def _stacked(product: AdaptedProduct) -> Lora:
+    """The pairs of a product's sources as one, from bf16 values."""
+    pairs = [pair for pair in product.pairs if pair is not None]
+    a = np.concatenate([pair.a for pair in pairs]).astype(ml_dtypes.bfloat16).astype(np.float32)
+    b = np.zeros((sum(product.heights), len(a)), np.float32)
+    row = rank = 0
+    for height, pair in zip(product.heights, product.pairs, strict=True):
+        if pair is not None:
+            b[row : row + height, rank : rank + pair.rank] = pair.b.astype(ml_dtypes.bfloat16)
+            rank += pair.rank
+        row += height
+    scales = np.repeat([pair.scale for pair in pairs], [pair.rank for pair in pairs]).astype(np.float32)
+    return Lora(a if product.order is None else a[:, product.order], b, scales)
+
+
 def _group_maxima(logits: Float32) -> Float32:
     """The largest of every LOGIT_GROUP neighbours, NaN where one of them isn't finite."""
     starts = np.arange(0, logits.shape[1], LOGIT_GROUP)
@@ -106,8 +123,12 @@ def _group_maxima(logits: Float32) -> Float32:
 class ReferenceExecutor:
     """Interprets the Program. A position lies in slot block * block_size + offset of each layer's cache."""
 
-    def __init__(self, program: Program, weights: Mapping[str, Matrix | Float32], cache: CacheConfig) -> None:
-        self.program, self.weights, self.cache = program, weights, cache
+    def __init__(
+        self, program: Program, weights: Mapping[str, Matrix | Float32], cache: CacheConfig,
+        tensors: Mapping[str, Array] | None = None,
+    ) -> None:  # fmt: skip
+        """tensors: as packed, for the orders of inputs."""
+        self.program, self.weights, self.cache, self._tensors = program, weights, cache, tensors or {}
         spec = program.spec
         self.inv_freq, self.rope_factor = inverse_frequencies(spec.rope, spec.head_dim)
         biases = [self.key_bias(op) for op in program.ops if op.kind in ("cache_write", "qkv_rope_write")]
@@ -148,6 +169,7 @@ class ReferenceExecutor:
         last_use = {name: op for op in self.program.ops for name in (op.output, *op.inputs)}
         for op in self.program.ops:
             inputs = [buffers[name] for name in op.inputs]
+            state.adapters = self._adapters_of(op, batch)
             result = OPS[op.kind](state, op.attrs, *inputs, *(self.weights[name] for name in op.weights))
             if result is not None:
                 rounds = self.program.buffers[op.output].format == BF16
@@ -157,6 +179,23 @@ class ReferenceExecutor:
                     if last_use[name] is op:
                         buffers.pop(name, None)
         return buffers
+
+    def _adapters_of(self, op: Op, batch: StepBatch) -> Int32 | None:
+        """The adapter of each row that a product reads."""
+        if batch.adapters is None or op.kind not in PRODUCTS:
+            return None
+        of_tokens = np.repeat(batch.adapters, np.diff(batch.query_start))
+        return of_tokens[batch.logit_rows] if self.program.buffers[op.inputs[0]].rows == "logits" else of_tokens
+
+    def set_adapter(self, number: int, adapter: LoraAdapter | None) -> None:
+        products = [] if adapter is None else list(adapted_products(self.program, adapter, self._tensors))
+        for weight in self.weights.values():
+            if isinstance(weight, Matrix):
+                weight.adapters.pop(number, None)
+        for product in products:
+            matrix = self.weights[product.weight.name]
+            assert isinstance(matrix, Matrix)
+            matrix.adapters[number] = _stacked(product)
 
     def embed(self, token_ids: Int32) -> Float32:
         table = self.weights[next(op for op in self.program.ops if op.kind == "embed").weights[0]]

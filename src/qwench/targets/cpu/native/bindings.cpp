@@ -31,6 +31,7 @@ using FloatRows = nb::ndarray<float, nb::ndim<2>, nb::c_contig, nb::device::cpu>
 using FloatStates = nb::ndarray<float, nb::ndim<3>, nb::device::cpu>;  // any strides
 using ConstFloatRows = nb::ndarray<const float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 using Ints = nb::ndarray<const int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Halves = nb::ndarray<const uint16_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using IntRows = nb::ndarray<const int32_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 
 void require(bool ok, const char* what) {
@@ -152,6 +153,14 @@ qwench::QuantizedSource quantized_source(const QuantizedTuple& parts, const Pack
           part_of(block_scales, is_nested, rows, blocks),
           part_of(block_minima, is_nested && has_minima, rows, blocks),
           int(rows)};
+}
+
+std::vector<qwench::LoraWeights::Line> lines_of(const Halves& values) {
+  constexpr size_t kValues = sizeof(qwench::LoraWeights::Line) / sizeof(uint16_t);
+  require(values.size() % kValues == 0, "an adapter's values are no whole number of lines");
+  std::vector<qwench::LoraWeights::Line> lines(values.size() / kValues);
+  if (!lines.empty()) std::memcpy(lines.data(), values.data(), values.size() * sizeof(uint16_t));
+  return lines;
 }
 
 const float* vector_of(const std::optional<Floats>& v, int n) {
@@ -326,6 +335,19 @@ NB_MODULE(_native, m) {
           "q"_a, "layer"_a, "window"_a, "scale"_a, "out"_a, "order"_a.noconvert().none())
       .def("add_take_rows",
            [](qwench::Executor& e, BufferTuple in, BufferTuple out) { e.add_take_rows(buffer(in), buffer(out)); })
+      .def("num_products", &qwench::Executor::num_products)
+      .def(
+          "set_lora",
+          [](qwench::Executor& e, int product, int adapter, const Halves& a, const Halves& b, const Floats& scales,
+             const Ints& first_rank, int k, int depth) {
+            e.set_lora(product, adapter,
+                       {lines_of(a), lines_of(b), std::vector<float>(scales.data(), scales.data() + scales.size()),
+                        std::vector<int32_t>(first_rank.data(), first_rank.data() + first_rank.size()),
+                        int(scales.size()), k, depth});
+          },
+          "product"_a, "adapter"_a, "a"_a.noconvert(), "b"_a.noconvert(), "scales"_a.noconvert(),
+          "first_rank"_a.noconvert(), "k"_a, "depth"_a, "Copies one adapter's part in one product.")
+      .def("drop_lora", &qwench::Executor::drop_lora, "adapter"_a)
       .def(
           "set_rope_table",
           [](qwench::Executor& e, const ConstFloatRows& table) {
@@ -337,7 +359,8 @@ NB_MODULE(_native, m) {
           "step",
           [](qwench::Executor& e, const Ints& token_ids, const Ints& query_start, const Ints& seq_lens,
              const IntRows& block_tables, const Ints& logit_rows, const ConstFloatRows& embeddings,
-             const Ints& hidden_rows, FloatRows logits, FloatStates hidden, std::optional<FloatRows> maxima) {
+             const Ints& hidden_rows, std::optional<Ints> adapters, FloatRows logits, FloatStates hidden,
+             std::optional<FloatRows> maxima) {
             const int num_seqs = int(seq_lens.size());
             require(num_seqs >= 1 && int(query_start.size()) == num_seqs + 1,
                     "query_start must have num_seqs + 1 entries");
@@ -346,6 +369,7 @@ NB_MODULE(_native, m) {
                     "one block table per sequence and cache group");
             require(logits.shape(0) >= logit_rows.size() && int(logits.shape(1)) == e.vocab_size(),
                     "logits have the wrong shape");
+            require(!adapters || int(adapters->size()) == num_seqs, "one adapter per sequence");
             const size_t width = e.hidden_width();
             require(embeddings.shape(0) == 0 || embeddings.shape(1) == width, "embeddings have the wrong width");
             const qwench::Batch batch{int(token_ids.size()),
@@ -361,6 +385,7 @@ NB_MODULE(_native, m) {
                                       block_tables.data(),
                                       logit_rows.data(),
                                       hidden_rows.data(),
+                                      adapters ? adapters->data() : nullptr,
                                       embeddings.data()};
             const size_t num_maxima = (e.vocab_size() + qwench::kPanelColumns - 1) / qwench::kPanelColumns;
             require(!maxima || (maxima->shape(0) >= logit_rows.size() && maxima->shape(1) == num_maxima),
@@ -382,7 +407,8 @@ NB_MODULE(_native, m) {
           },
           "token_ids"_a.noconvert(), "query_start"_a.noconvert(), "seq_lens"_a.noconvert(),
           "block_tables"_a.noconvert(), "logit_rows"_a.noconvert(), "embeddings"_a.noconvert(),
-          "hidden_rows"_a.noconvert(), "logits"_a.noconvert(), "hidden"_a.noconvert(), "maxima"_a.noconvert().none())
+          "hidden_rows"_a.noconvert(), "adapters"_a.noconvert().none(), "logits"_a.noconvert(), "hidden"_a.noconvert(),
+          "maxima"_a.noconvert().none())
       .def(
           "embed",
           [](const qwench::Executor& e, const Ints& token_ids, FloatRows rows) {

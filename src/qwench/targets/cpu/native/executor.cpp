@@ -95,6 +95,8 @@ void Executor::check(const Batch& b) const {
   require(b.num_tokens >= 1 && b.num_tokens <= config_.max_tokens, "the number of tokens is out of bounds");
   require(b.num_logits <= b.num_tokens, "more logit rows than tokens");
   require(b.num_hidden <= b.num_tokens, "more hidden rows than tokens");
+  for (int s = 0; b.adapters && s < b.num_seqs; ++s)
+    require(b.adapters[s] >= -1 && b.adapters[s] < num_adapters_, "there is no adapter of that number");
   require(b.query_start[0] == 0 && b.query_start[b.num_seqs] == b.num_tokens, "query_start doesn't span the tokens");
   for (int t = 0; t < b.num_tokens; ++t)
     require(b.token_ids[t] >= -b.num_embeddings && b.token_ids[t] < config_.vocab_size,
@@ -146,6 +148,71 @@ void Executor::plan(const Batch& b) {
         }
   }
   split_attention();
+  plan_adapters();
+}
+
+void Executor::plan_adapters() {
+  const Batch& b = step_.batch;
+  step_.adapters.clear();
+  step_.logit_adapters.clear();
+  if (!b.adapters || std::all_of(b.adapters, b.adapters + b.num_seqs, [](int32_t a) { return a < 0; })) return;
+  for (int row = 0; row < b.num_tokens; ++row) step_.adapters.add(b.adapters[step_.sequence[row]]);
+  for (int i = 0; i < b.num_logits; ++i) step_.logit_adapters.add(step_.adapters.of_row[b.logit_rows[i]]);
+}
+
+void AdapterRows::clear() {
+  of_row.clear();
+  num_groups = 0;
+}
+
+void AdapterRows::add(int adapter) {
+  const int row = int(of_row.size());
+  of_row.push_back(adapter);
+  if (adapter < 0) return;
+  int g = 0;
+  while (g < num_groups && groups[g].adapter != adapter) ++g;
+  if (g == num_groups) {
+    if (int(groups.size()) == g) groups.emplace_back();
+    groups[g].adapter = adapter;
+    groups[g].rows.clear();
+    ++num_groups;
+  }
+  groups[g].rows.push_back(row);
+}
+
+void Executor::set_lora(int product, int adapter, LoraWeights weights) {
+  auto require = [](bool ok) {
+    if (!ok) throw std::invalid_argument("an adapter has the wrong shape");
+  };
+  require(product >= 0 && product < num_products() && adapter >= 0);
+  Product& p = products_[product];
+  const size_t panels = p.weight.num_panels();
+  require(weights.k == p.weight.k && weights.num_ranks > 0 && weights.num_ranks % kLoraBlock == 0);
+  require(weights.depth > 0 && weights.depth <= weights.num_ranks);
+  require(weights.a.size() * 32 == size_t(weights.num_ranks) * lora_padded_k(weights.k));
+  require(weights.b.size() * 32 == panels * weights.depth * kPanelColumns);
+  require(weights.scales.size() == size_t(weights.num_ranks));
+  require(weights.first_rank.size() == panels * (kPanelColumns / kLoraBlock));
+  for (int32_t first : weights.first_rank) require(first >= 0 && first <= weights.num_ranks - weights.depth);
+  if (size_t(weights.num_ranks) > lora_stride_) {
+    lora_stride_ = weights.num_ranks;
+    shrunk_.reset(static_cast<float*>(allocate(lora_stride_ * config_.max_tokens * sizeof(float))));
+  }
+  num_adapters_ = std::max(num_adapters_, adapter + 1);
+  for (Product& each : products_) {
+    each.lora.resize(num_adapters_);
+    each.views.resize(num_adapters_);
+  }
+  p.lora[adapter] = std::move(weights);
+  p.views[adapter] = p.lora[adapter].view();
+}
+
+void Executor::drop_lora(int adapter) {
+  if (adapter < 0 || adapter >= num_adapters_) return;
+  for (Product& p : products_) {
+    p.lora[adapter] = {};
+    p.views[adapter] = {};
+  }
 }
 
 // When there are too few items to keep the threads busy, as when one user's answer is generated after a long prompt,
@@ -202,7 +269,7 @@ void Executor::step(const Batch& batch, const Results& results) {
   check(batch);
   plan(batch);
   step_.results = results;
-  for (auto& phase : phases_) phase->next_item.store(0, std::memory_order_relaxed);
+  for (auto& phase : phases_) phase->prepare(step_);
   pool_.run([this](int thread) {
     for (auto& phase : phases_) {
       if (phase->is_idle(*this, step_)) continue;

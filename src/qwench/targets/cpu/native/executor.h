@@ -33,6 +33,7 @@ struct Buffer {
 struct Batch {
   int num_tokens, num_seqs, num_logits, num_hidden, num_embeddings, num_groups, max_blocks;
   const int32_t *token_ids, *query_start, *seq_lens, *block_tables, *logit_rows, *hidden_rows;
+  const int32_t* adapters;  // null: none
   const float* embeddings;
   const int32_t* block_table(int seq, int group) const {
     return block_tables + (size_t(seq) * num_groups + group) * max_blocks;
@@ -54,6 +55,20 @@ struct Results {
   size_t state_stride;
 };
 
+// Which rows have which adapter: of_row [rows], -1 for none, and for each adapter that some have its rows.
+struct AdapterRows {
+  struct Group {
+    int adapter;
+    std::vector<int32_t> rows;
+  };
+  std::vector<int32_t> of_row;
+  std::vector<Group> groups;  // the first num_groups of them
+  int num_groups = 0;
+
+  void clear();
+  void add(int adapter);  // that of the next row
+};
+
 // What one step's ops share; made once per step.
 struct StepContext {
   struct SequenceItem {
@@ -72,10 +87,28 @@ struct StepContext {
   std::vector<SequenceItem> attention;
   std::vector<PartitionGroup> groups;  // the first num_groups of them
   int num_groups;
+  AdapterRows adapters, logit_adapters;  // of all tokens, and of those whose logits are wanted
   Results results;
+
+  const AdapterRows& adapters_of(Rows rows) const { return rows == Rows::kLogits ? logit_adapters : adapters; }
 };
 
 class Executor;
+
+// One adapter's part in one product, as kernels/kernel_table.h's LoraMatrix has it, with what it points to.
+struct LoraWeights {
+  struct alignas(64) Line {  // of the cache
+    uint16_t values[32];
+  };
+  std::vector<Line> a, b;
+  std::vector<float> scales;
+  std::vector<int32_t> first_rank;
+  int num_ranks = 0, k = 0, depth = 0;
+
+  LoraMatrix view() const {
+    return {a.data()->values, b.data()->values, scales.data(), first_rank.data(), num_ranks, k, depth};
+  }
+};
 
 // One lowered op; the kinds are in phases.cpp. `run` is called by every thread; a barrier follows.
 class Phase {
@@ -84,7 +117,8 @@ class Phase {
   virtual void run(Executor& e, const StepContext& step, int thread) = 0;
   virtual bool is_idle(const Executor&, const StepContext&) const { return false; }  // nobody asked for its rows
   virtual const char* kind() const = 0;
-  std::atomic<int> next_item{0};  // for phases whose items are handed out one by one; zeroed before each step
+  virtual void prepare(const StepContext&) { next_item.store(0, std::memory_order_relaxed); }  // for the next step
+  std::atomic<int> next_item{0};  // for phases whose items are handed out one by one
   double seconds = 0;             // spent so far, the barrier included, as thread 0 sees it
 };
 
@@ -109,6 +143,13 @@ class Executor {
   void add_qkv_rope_write(Buffer in, PackedMatrix weight, const float* bias, int layer, Buffer q);
   void add_attention(Buffer q, int layer, int window, float scale, Buffer out, const float* order);
   void add_take_rows(Buffer in, Buffer out);
+
+  // How many products the ops have so far; they are numbered in order.
+  int num_products() const { return int(products_.size()); }
+  // What adapter number `adapter` adds to a product from now on. Throws std::invalid_argument where shapes differ.
+  void set_lora(int product, int adapter, LoraWeights weights);
+  // Adds nothing any more, and gives its memory back.
+  void drop_lora(int adapter);
 
   // cos and sin by position, [positions, head_dim] fp32; must outlive the executor or the next call.
   void set_rope_table(const float* table, int num_positions);
@@ -160,6 +201,11 @@ class Executor {
     return arena_.get() + b.offset + row * bf16_row_bytes(kernels_.bf16_pairs, b.width);
   }
   float* work() const { return scratch_.get(); }
+  // What rows are shrunk to by adapters, [max_tokens, lora_stride()].
+  float* shrunk() const { return shrunk_.get(); }
+  size_t lora_stride() const { return lora_stride_; }
+  // By adapter, num_adapters() of them.
+  const LoraMatrix* lora(int product) const { return products_[product].views.data(); }
   QuantizedRows quantized_rows(const Buffer& b) const;
   Activation activation(const Buffer& b) const;
   float* thread_scratch(int thread) const { return thread_scratch_.get() + thread * thread_scratch_floats_; }
@@ -176,8 +222,13 @@ class Executor {
   CachePlace cache_place(int layer) const;
   void reserve_thread_scratch(size_t num_floats);
   void plan(const Batch& batch);
+  void plan_adapters();
   void split_attention();
   void add(std::unique_ptr<Phase> phase) { phases_.push_back(std::move(phase)); }
+  int add_product(const PackedMatrix& weight) {
+    products_.push_back({weight, {}, {}});
+    return num_products() - 1;
+  }
   void count_state(const Buffer& out) { num_states_ += out.is_result && out.rows == Rows::kHidden; }
 
   const ExecutorConfig config_;
@@ -188,6 +239,9 @@ class Executor {
   Memory<float> scratch_;
   Memory<float> thread_scratch_;
   size_t thread_scratch_floats_ = 0;
+  Memory<float> shrunk_;
+  size_t lora_stride_ = 0;
+  int num_adapters_ = 0;  // the largest number of one, and one
   PackedMatrix embedding_{};
   int hidden_width_ = 0, num_states_ = 0;
   int num_cache_groups_ = 1;
@@ -197,7 +251,13 @@ class Executor {
   Memory<float> near_rope_rows_, near_rope_panel_;
   std::vector<const float*> key_bias_;
   std::vector<std::unique_ptr<Phase>> phases_;
-  std::vector<float> partials_;  // states of partitions computed apart
+  struct Product {
+    PackedMatrix weight;
+    std::vector<LoraWeights> lora;  // by adapter
+    std::vector<LoraMatrix> views;
+  };
+  std::vector<Product> products_;  // those of the phases, in order
+  std::vector<float> partials_;    // states of partitions computed apart
   StepContext step_;
   std::atomic_flag busy_;
 };

@@ -81,8 +81,12 @@ struct Norm final : Phase {
   bool is_idle(const Executor& e, const StepContext& step) const override { return e.num_rows(step, out) == 0; }
 };
 
+// Rows that one thread shrinks at a time: enough to read an adapter once for all rows of a step that decodes.
+constexpr int kShrunkRows = 16;
+
 struct Linear final : Phase {
   const char* kind() const override { return "linear"; }
+  int product;
   Buffer in;
   PackedMatrix weight;
   int width;
@@ -111,12 +115,62 @@ struct Linear final : Phase {
     args.epilogue = epilogue;
     args.bias = bias;
     args.residual = epilogue == Epilogue::kAdd ? e.values(residual) : nullptr;
+    const LinearLora lora{e.lora(product), step.adapters_of(in.rows).of_row.data(),
+                          e.shrunk(),      e.lora_stride(),
+                          &num_shrunk,     num_shrinks(e, step),
+                          wait_for_shrinks};
+    args.lora = lora.num_items ? &lora : nullptr;
+    if (args.lora) shrink(e, step, args.x);
     // Handed out one by one: on a shared machine one of the processors is often slower than the others.
     const int num_panels = weight.num_panels();
     for (int first; (first = next_item.fetch_add(panels_per_item, std::memory_order_relaxed)) < num_panels;)
       e.kernels().linear(args, first, std::min(first + panels_per_item, num_panels));
   }
   bool is_idle(const Executor& e, const StepContext& step) const override { return e.num_rows(step, in) == 0; }
+
+  // Rows with adapters are shrunk before the first panel, and expanded where a panel ends: whoever comes there early
+  // waits for the others, so that no barrier is needed between the two.
+  std::atomic<int> next_shrink{0}, num_shrunk{0};
+
+  void prepare(const StepContext& step) override {
+    Phase::prepare(step);
+    next_shrink.store(0, std::memory_order_relaxed);
+    num_shrunk.store(0, std::memory_order_relaxed);
+  }
+
+  static void wait_for_shrinks(const LinearLora& lora) {
+    for (int turn = 0; lora.num_done->load(std::memory_order_acquire) < lora.num_items; ++turn) take_turn(turn);
+  }
+
+  // work(adapter, its first row among those of the group, first rank) for each item, in order.
+  template <class Work>
+  void for_shrinks(const Executor& e, const StepContext& step, Work work) const {
+    const AdapterRows& rows = step.adapters_of(in.rows);
+    for (int g = 0; g < rows.num_groups; ++g) {
+      const auto& group = rows.groups[g];
+      const int num_ranks = e.lora(product)[group.adapter].num_ranks;
+      for (int row = 0; num_ranks && row < int(group.rows.size()); row += kShrunkRows)
+        for (int rank = 0; rank < num_ranks; rank += kLoraBlock) work(group, row, rank);
+    }
+  }
+
+  int num_shrinks(const Executor& e, const StepContext& step) const {
+    int count = 0;
+    for_shrinks(e, step, [&](const AdapterRows::Group&, int, int) { ++count; });
+    return count;
+  }
+
+  void shrink(Executor& e, const StepContext& step, const Activation& x) {
+    int item = 0, mine = next_shrink.fetch_add(1, std::memory_order_relaxed);
+    for_shrinks(e, step, [&](const AdapterRows::Group& group, int row, int rank) {
+      if (item++ != mine) return;
+      const int count = std::min(kShrunkRows, int(group.rows.size()) - row);
+      e.kernels().lora_shrink(e.lora(product)[group.adapter], x, in.group_size, group.rows.data() + row, count, rank,
+                              e.shrunk(), e.lora_stride());
+      num_shrunk.fetch_add(1, std::memory_order_release);
+      mine = next_shrink.fetch_add(1, std::memory_order_relaxed);
+    });
+  }
 };
 
 // From the working space, fp32, to what a product reads in the arena, in its order.
@@ -261,6 +315,7 @@ void Executor::add_norm(Buffer in, const float* gain, float eps, Buffer out, con
 void Executor::add_linear(Buffer in, PackedMatrix weight, const float* bias, Epilogue epilogue, Buffer residual,
                           Buffer out) {
   auto phase = std::make_unique<Linear>();
+  phase->product = add_product(weight);
   phase->in = in;
   phase->weight = weight;
   phase->width = out.width;
@@ -288,6 +343,7 @@ void Executor::add_qkv_rope_write(Buffer in, PackedMatrix weight, const float* b
     reserve_thread_scratch(kv_size);
   }
   auto linear = std::make_unique<Linear>();
+  linear->product = add_product(weight);
   linear->in = in;
   linear->weight = weight;
   linear->width = weight.n;

@@ -32,6 +32,13 @@ void wait_while_equal(std::atomic<uint32_t>& value, uint32_t old) {
 
 }  // namespace
 
+void take_turn(int turn) {
+  if (turn < kSpins)
+    pause();
+  else
+    std::this_thread::yield();
+}
+
 void Barrier::wait() {
   if (num_threads_ == 1) return;
   const uint32_t generation = generation_.load(std::memory_order_acquire);

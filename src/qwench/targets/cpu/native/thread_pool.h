@@ -7,6 +7,9 @@
 
 namespace qwench {
 
+// One turn of a loop that waits for another thread: spins at first, then lets others run.
+void take_turn(int turn);
+
 // All threads of a region meet here. Spins for a while, then sleeps, so that more threads than cores still progress.
 class Barrier {
  public:

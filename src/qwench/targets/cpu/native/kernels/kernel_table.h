@@ -5,6 +5,7 @@
 // Every unit multiplies and adds in the same order, fuses the same products (fma rounds once, everything else twice),
 // takes the same polynomial for exp, and counts subnormals as zeros (floating_point.h).
 #pragma once
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 
@@ -21,6 +22,7 @@ constexpr int kScoreTile = 64;     // cache positions per step of the online sof
 constexpr float kNoMagnitude = 1e-30f;
 constexpr float kSplitRange = 127 * 128 + 63;  // largest magnitude of 128 * high + low
 constexpr int kMaxAttentionRows = 84;
+constexpr int kLoraBlock = 16;          // ranks that are computed together, and outputs whose ranks are neighbours
 constexpr int kMaxPartition = 1 << 30;  // its end and a tile more fit 32 bits
 
 enum class WeightKind : int { kBf16 = 0, kInt8 = 1, kInt4 = 2 };
@@ -122,6 +124,31 @@ struct QuantizedRows {
   QWENCH_INLINE QuantizedRow row(int r) const { return first.after(r); }
 };
 
+// What one low-rank adapter adds to one product: (x A.T * scales) B.T. Matrices that are multiplied as one have their
+// ranks one after another. An output needs `depth` of them, from first_rank[output / 16] on; others' B is zero.
+//   a: [num_ranks / 16][lora_padded_k][16] bf16; b: [panels][depth][64] bf16, columns as the panel's
+struct LoraMatrix {
+  const uint16_t *a, *b;
+  const float* scales;        // [num_ranks]
+  const int32_t* first_rank;  // [panels * 4]
+  int num_ranks;              // a multiple of 16; 0: the adapter leaves the product alone
+  int k, depth;
+};
+constexpr int kLoraSums = 4;  // partial sums of every fourth product each
+QWENCH_INLINE int lora_padded_k(int k) { return (k + kLoraSums - 1) / kLoraSums * kLoraSums; }
+
+// The adapters of a product's rows. `shrunk` [rows, stride] is what lora_shrink made of them, in num_items parts, of
+// which other threads may still have some in hand: `wait` returns when num_done has reached num_items.
+struct LinearLora {
+  const LoraMatrix* matrices;
+  const int32_t* of_row;  // [rows], which of the matrices; -1: none
+  const float* shrunk;
+  size_t stride;
+  const std::atomic<int>* num_done;
+  int num_items;
+  void (*wait)(const LinearLora&);
+};
+
 // y [rows, width] = epilogue(x @ weight.T). kStore adds `bias` if given; kAdd adds `residual` [rows, width]; kSiluMul
 // takes panels of 32 gate and 32 up columns and stores silu(gate) * up, 32 outputs a panel.
 struct LinearArgs {
@@ -141,6 +168,8 @@ struct LinearArgs {
   // Where y goes as integers instead, by way of this thread's `gathered` [rows, group_size]; null: y.
   float* gathered;
   QuantizedRows quantized;
+  // Added before the epilogue; null: no row has an adapter.
+  const LinearLora* lora;
 };
 
 // One sequence's view of one layer of the paged cache. Of a block and head, fp32: keys [block_size / 16][head_dim][16],
@@ -198,6 +227,9 @@ struct KernelTable {
   bool bf16_pairs;
   // Panels [first_panel, last_panel) of a linear; whole groups of panels if the outputs are quantised.
   void (*linear)(const LinearArgs& args, int first_panel, int last_panel);
+  // x A.T * scales of the given rows, for 16 ranks from first_rank on, to shrunk [all rows, stride].
+  void (*lora_shrink)(const LoraMatrix& lora, const Activation& x, int group_size, const int32_t* rows, int num_rows,
+                      int first_rank, float* shrunk, size_t stride);
   void (*attention)(const AttentionArgs& args, const AttentionItem& item);
   // Ends what items with partials began: those of all partitions, in order.
   void (*merge_attention)(const AttentionArgs& args, const AttentionItem& item, const float* partials,

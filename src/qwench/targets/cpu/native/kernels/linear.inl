@@ -37,6 +37,7 @@ inline void unpack(WeightKind kind, const uint8_t* packed, int num_panel_rows, u
 struct Destination {
   float* y;
   size_t stride;
+  int panel;
   int first, count;  // columns of the whole output
 };
 
@@ -65,6 +66,7 @@ inline void add_parts(int num_rows, float* sums) {
 // The epilogue of a block's sums [num_rows, 64].
 inline void finish_block(const LinearArgs& a, const Destination& to, int row, int num_rows, float* sums) {
   const bool is_silu = a.epilogue == Epilogue::kSiluMul;
+  if (a.lora) lora_expand(*a.lora, to.panel, row, num_rows, sums);
   for (int r = 0; r < num_rows; ++r) {
     float* t = sums + r * kPanelColumns;
     float* y = to.y + (row + r) * to.stride;
@@ -82,7 +84,7 @@ inline void finish_block(const LinearArgs& a, const Destination& to, int row, in
     int j = 0;
     for (; j + kLanes <= to.count; j += kLanes) store(y + j, addend ? add(load(t + j), load(addend + j)) : load(t + j));
     for (; j < to.count; ++j) y[j] = addend ? t[j] + addend[j] : t[j];
-    if (a.maxima) a.maxima[size_t(row + r) * a.weight.num_panels() + to.first / kPanelColumns] = largest(y, to.count);
+    if (a.maxima) a.maxima[size_t(row + r) * a.weight.num_panels() + to.panel] = largest(y, to.count);
   }
 }
 
@@ -187,10 +189,10 @@ inline void add_float_products(const LinearArgs& a, const uint8_t* panel, int fi
   }
 }
 
-inline void linear_panel(const LinearArgs& a, int p, const Destination& to) {
+inline void linear_panel(const LinearArgs& a, const Destination& to) {
   alignas(64) float sums[kBlockRows * kPanelColumns];
   alignas(64) uint8_t scratch[kScratchBytes];
-  const uint8_t* panel = a.weight.panel(p);
+  const uint8_t* panel = a.weight.panel(to.panel);
   const int parts = a.x.parts, all_rows = a.num_rows * parts;
   static_assert(kBlockRows % 2 == 0, "a value's parts are in one block");
   for (int block = 0; block < all_rows; block += kBlockRows) {
@@ -215,7 +217,7 @@ inline void linear_quantized(const LinearArgs& a, int first_panel, int last_pane
   const int group = a.quantized.group_size, panels_per_group = group / width > 0 ? group / width : 1;
   for (int p = first_panel; p < last_panel; ++p) {
     const int first = p * width, at = first % group;
-    linear_panel(a, p, {a.gathered + at, size_t(group), first, a.width - first < width ? a.width - first : width});
+    linear_panel(a, {a.gathered + at, size_t(group), p, first, a.width - first < width ? a.width - first : width});
     const bool is_last = p + 1 == a.weight.num_panels();
     if ((p + 1) % panels_per_group != 0 && !is_last) continue;
     const int filled = first + width < a.width ? at + width : a.width - first / group * group;
@@ -235,6 +237,6 @@ void linear(const LinearArgs& a, int first_panel, int last_panel) {
   }
   for (int p = first_panel; p < last_panel; ++p) {
     const int first = p * width;
-    linear_panel(a, p, {a.y + first, size_t(a.width), first, a.width - first < width ? a.width - first : width});
+    linear_panel(a, {a.y + first, size_t(a.width), p, first, a.width - first < width ? a.width - first : width});
   }
 }

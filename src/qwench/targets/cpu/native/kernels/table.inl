@@ -10,12 +10,14 @@ namespace qwench::QWENCH_SIMD {
 #include "kernels/tile_rows.inl"
 #include "kernels/rows.inl"
 #include "kernels/cache.inl"
+#include "kernels/lora.inl"
 #include "kernels/linear.inl"
 #include "kernels/attention.inl"
 #include "kernels/pack.inl"
 #include "kernels/peak.inl"
 
-const KernelTable kTable = {kBf16Pairs, linear,     attention,    merge_attention, rms_norm,   quantize, round_to_bf16,
-                            rope,       write_keys, write_values, embed,           pack_panel, peak,     read};
+const KernelTable kTable = {kBf16Pairs,   linear,   lora_shrink,   attention, merge_attention,
+                            rms_norm,     quantize, round_to_bf16, rope,      write_keys,
+                            write_values, embed,    pack_panel,    peak,      read};
 
 }  // namespace qwench::QWENCH_SIMD

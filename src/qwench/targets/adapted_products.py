@@ -1,0 +1,69 @@
+"""Which pairs of a LoRA adapter change which product of a Program; the same for every target."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from qwench.errors import TargetError
+from qwench.lora.adapter import LoraAdapter, LoraPair
+from qwench.program.ops import PRODUCTS, Op, Program, Weight
+from qwench.program.qwen2 import source_shapes
+from qwench.targets.target import Array, Int32
+
+HEAD = "lm_head.weight"
+
+
+@dataclass(frozen=True)
+class AdaptedProduct:
+    """A product whose matrix is made of several sources. heights: rows of each; pairs: what changes each, or None.
+
+    order: [K], of a matrix whose inputs come in an order of their own, or None.
+    """
+
+    op: Op
+    weight: Weight
+    heights: list[int]
+    pairs: list[LoraPair | None]
+    order: Int32 | None
+
+
+def adapted_products(program: Program, adapter: LoraAdapter, tensors: Mapping[str, Array]) -> Iterator[AdaptedProduct]:
+    """In the order of the Program. Raises TargetError when the adapter changes what isn't one."""
+    shapes, left = adaptable_shapes(program), set(adapter.pairs)
+    for op in program.ops:
+        if op.kind not in PRODUCTS:
+            continue
+        weight = program.weights[op.weights[0]]
+        sources = _sources(program, op)
+        pairs = [adapter.pairs.get(source) for source in sources]
+        if any(pair is not None for pair in pairs):
+            left -= set(sources)
+            heights = [shapes[source][0] for source in sources]
+            yield AdaptedProduct(op, weight, heights, pairs, _order(program, op, weight, tensors))
+    if left:
+        raise TargetError(f"the adapter changes {min(left)}, which isn't multiplied; merge it (compile --lora)")
+
+
+def adaptable_shapes(program: Program) -> dict[str, tuple[int, ...]]:
+    """Matrix -> shape, by the names that adapters give them; a head has its own where it is the embedding's, too."""
+    spec = program.spec
+    return {**source_shapes(spec), HEAD: (spec.vocab_size, spec.hidden_size)}
+
+
+def _sources(program: Program, op: Op) -> tuple[str, ...]:
+    return (HEAD,) if op.output == program.ops[-1].output else program.weights[op.weights[0]].sources
+
+
+def _order(program: Program, op: Op, weight: Weight, tensors: Mapping[str, Array]) -> Int32 | None:
+    if not weight.reordered:
+        return None
+    order = f"{op.inputs[0]}.order"
+    if order not in program.weights:
+        raise TargetError(
+            f"the inputs of {weight.name} were reordered by what quantised it (desc_act), where no adapter can be kept "
+            "apart; merge it (compile --lora, --requantize)"
+        )
+    return tensors[order].view(np.float32)[: weight.shape[1]].astype(np.int32)
