@@ -42,10 +42,12 @@ from qwench.errors import CapacityError
 from qwench.formats import BF16, Format
 from qwench.host import available_memory_bytes, format_bytes, num_cpus
 from qwench.kept_weights import Conversion, Source, conversion, in_row_order, kept_format, kept_order, read_kept
+from qwench.lora.merged_checkpoint import MergedCheckpoint
+from qwench.lora.peft_folder import read_adapter
 from qwench.program.memory import MemoryPlan, plan_memory
 from qwench.program.ops import Program, Weight
 from qwench.program.passes import ordered_matrix
-from qwench.program.qwen2 import source_shapes
+from qwench.program.qwen2 import adaptable_shapes, source_shapes
 from qwench.progress import ProgressCallback, Reporter
 from qwench.safetensors_file import SafetensorsWriter
 from qwench.targets.cpu._native import crc32c
@@ -133,9 +135,11 @@ def _manifest(work: _Plan, folder: Path, source_name: str, written: _Written) ->
 
 def _prepare(source: Path, config: QwenchConfig) -> _Plan:
     """Reads config and headers, derives the Program, and checks that the tensors are those it needs."""
-    checkpoint = open_checkpoint(source, num_cpus())
+    checkpoint: Checkpoint = open_checkpoint(source, num_cpus())
     spec = checkpoint.spec
     checkpoint.check(source_shapes(spec))
+    if config.merged_lora is not None:
+        checkpoint = MergedCheckpoint(checkpoint, read_adapter(config.merged_lora, adaptable_shapes(spec)))
     config = config.for_checkpoint(checkpoint.is_quantized)
     resolved = config.resolve(spec)
     assert resolved.target is not None and resolved.prefill_chunk_size is not None

@@ -13,7 +13,7 @@ from typing import Any
 
 from qwench.calibration.text import text_identity
 from qwench.checkpoint.rope import parse_rope_scaling
-from qwench.checkpoint.spec import ModelSpec
+from qwench.checkpoint.spec import EMBEDDING, HEAD, ModelSpec
 from qwench.errors import ConfigError
 from qwench.formats import (
     ACTIVATION_KINDS,
@@ -23,6 +23,7 @@ from qwench.formats import (
     WEIGHT_KINDS,
     Format,
 )
+from qwench.lora.peft_folder import adapter_identity
 from qwench.option_checks import batch_sizes, check_choice, check_flag, check_known, check_positive, check_seconds
 from qwench.program.cache_groups import most_blocks, windows_of
 from qwench.program.ops import Weight
@@ -60,6 +61,8 @@ class QwenchConfig:
         does to such text. An artifact keeps the file's name and sha256.
     requantize: weights for a checkpoint that is quantised already: int8 or int4 rounds it a second time, bf16 makes it
         larger and hardly changes it.
+    merged_lora: folder of a LoRA adapter, as PEFT saves it, that becomes part of the weights before they are rounded.
+        An artifact keeps the folder's name and the sha256 of its files.
     kv_cache: fp32, bf16 or int8 (half of bf16); default: fp32 beside bf16 weights with fp32 activations and in the
         recipe accuracy, where answers must match the original's, else bf16. bf16 activations beside a bf16 cache round
         what attention multiplies, too.
@@ -98,6 +101,7 @@ class QwenchConfig:
     overrides: Mapping[str, str] | None = None
     calibrate: str | None = None
     requantize: str | None = None
+    merged_lora: str | None = None
     kv_cache: str | None = None
     max_seq_len: int | None = None
     rope_scaling: Mapping[str, Any] | str | None = None
@@ -143,6 +147,8 @@ class QwenchConfig:
             check_overrides(self.overrides)
         if self.calibrate is not None and (not isinstance(self.calibrate, str) or not self.calibrate):
             raise ConfigError(f"calibrate is {self.calibrate!r}; it must be the path of a text file")
+        if self.merged_lora is not None and (not isinstance(self.merged_lora, str) or not self.merged_lora):
+            raise ConfigError(f"merged_lora is {self.merged_lora!r}; it must be the folder of an adapter")
         check_choice("kv_cache", self.kv_cache, KV_CACHE_DTYPES)
         check_choice("target", self.target, target_names())
         check_choice("attn_impl", self.attn_impl, ATTN_IMPLS)
@@ -165,7 +171,7 @@ class QwenchConfig:
             return self
         if self.requantize:
             return dataclasses.replace(self, weights=self.requantize)
-        for name in ("weights", "head_weights", "recipe", "group_size", "overrides", "calibrate"):
+        for name in ("weights", "head_weights", "recipe", "group_size", "overrides", "calibrate", "merged_lora"):
             if (value := getattr(self, name)) not in (None, KEPT):
                 raise ConfigError(
                     f"{name} is {value!r}, but the checkpoint is quantised already and would be rounded a second time; "
@@ -193,6 +199,7 @@ class QwenchConfig:
             activations=activations,
             overrides=overrides or None,
             calibrate=None if self.calibrate is None else text_identity(self.calibrate),
+            merged_lora=None if self.merged_lora is None else adapter_identity(self.merged_lora),
             kv_cache=self.kv_cache or _default_kv_cache(weights, activations, recipe),
             max_seq_len=self.max_seq_len or self._scaled(spec).max_position_embeddings,
             batch_size=batch_size,
@@ -286,7 +293,7 @@ class QwenchConfig:
         for overrides that can't be."""
         if self.overrides and self.group_size and (given := overridden(weight, self.overrides, self.group_size)):
             return given
-        is_head = weight.name in ("model.embed_tokens.weight", "lm_head.weight")
+        is_head = weight.name in (EMBEDDING, HEAD)
         kind = self.head_weights if is_head else self.weights
         assert kind in WEIGHT_KINDS and self.group_size, "resolve() first"
         return Format(kind, 0 if kind == "bf16" else self.group_size)  # type: ignore[arg-type]

@@ -4,6 +4,9 @@
     llm.generate("Once upon a time", SamplingParams(max_tokens=64))[0].outputs[0].text
     for delta in llm.chat([{"role": "user", "content": "Hello"}], stream=True): print(delta.text, end="")
 
+    llm = LLM("path/to/model", lora={"sql": "path/to/adapter"})
+    llm.generate(["SELECT", "Once upon a time"], lora=["sql", None])
+
 Opens the model (compiling a checkpoint first), and lets one TextEngine run until the answers are there.
 """
 
@@ -18,7 +21,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, overload
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, overload
 
 import numpy as np
 
@@ -26,6 +29,8 @@ import qwench
 from qwench.checkpoint.tokenizer_files import has_tokenizer
 from qwench.config import QwenchConfig
 from qwench.errors import CapacityError, PrefixError, RequestError
+from qwench.lora.peft_folder import read_adapter
+from qwench.program.qwen2 import adaptable_shapes
 from qwench.progress import ProgressCallback
 from qwench.runtime.engine import Engine
 from qwench.runtime.loading import load_engine
@@ -45,6 +50,16 @@ logger = logging.getLogger(__name__)
 
 Prompt: TypeAlias = "str | Sequence[int]"
 Params: TypeAlias = "SamplingParams | Sequence[SamplingParams] | None"
+Lora: TypeAlias = "str | Sequence[str | None] | None"
+
+
+class _Job(NamedTuple):
+    """A prompt to be answered. lora: the name of its adapter."""
+
+    text: str | None
+    tokens: list[int]
+    params: SamplingParams
+    lora: str | None
 
 
 class LLM:
@@ -52,13 +67,15 @@ class LLM:
 
     model: an artifact, a checkpoint folder or a hub id. config or options: of QwenchConfig, as `weights="int8"`.
     num_threads: default: the processors this process may use. on_progress: told how far downloading or compiling is.
+    lora: adapters to have beside the model, name -> folder as PEFT saves it; `load_lora` adds more.
     Raises QwenchError of the kind that says why not.
     load_s: how long opening it took, in seconds.
     """
 
     def __init__(
         self, model: str | Path, *, config: QwenchConfig | None = None, num_threads: int | None = None,
-        enable_prefix_caching: bool = True, on_progress: ProgressCallback | None = None, **options: Any,
+        enable_prefix_caching: bool = True, on_progress: ProgressCallback | None = None,
+        lora: Mapping[str, str | Path] | None = None, **options: Any,
     ) -> None:  # fmt: skip
         from qwench.load import resolve_model
 
@@ -76,6 +93,8 @@ class LLM:
             artifact, num_threads=num_threads, enable_prefix_caching=enable_prefix_caching, eos_token_ids=eos_token_ids
         )
         self._set_up(engine, tokenizer, defaults, artifact)
+        for name, folder in (lora or {}).items():
+            self.load_lora(name, folder)
         self.load_s = time.monotonic() - start
 
     @classmethod
@@ -101,45 +120,68 @@ class LLM:
     def metrics(self) -> Metrics:
         return self.engine.metrics
 
+    @property
+    def loras(self) -> tuple[str, ...]:
+        """The names of the adapters that are loaded."""
+        return self.engine.adapters.names
+
+    def load_lora(self, name: str, folder: str | Path) -> None:
+        """Loads a LoRA adapter as PEFT saves it, to be used by its name, beside whatever else runs.
+
+        Raises CheckpointError when the folder holds none for this model, TargetError for one that can't be kept apart
+        from the weights, RequestError for a name that is taken.
+        """
+        if self._artifact is None:
+            raise RequestError("an LLM over an engine doesn't know its model, so it can't tell whose adapter that is")
+        self.engine.adapters.load(name, read_adapter(folder, adaptable_shapes(self._artifact.program.spec)))
+
+    def unload_lora(self, name: str) -> None:
+        """Takes the name away; answers that run with it are finished first. Raises RequestError for an unknown one."""
+        self.engine.adapters.unload(name)
+
     @overload
     def generate(
         self, prompts: Prompt | Sequence[Prompt], params: Params = None, *, stream: Literal[False] = False,
-        progress: bool = False,
+        progress: bool = False, lora: Lora = None,
     ) -> list[RequestOutput]: ...  # fmt: skip
     @overload
     def generate(
         self, prompts: Prompt | Sequence[Prompt], params: Params = None, *, stream: Literal[True],
-        progress: bool = False,
+        progress: bool = False, lora: Lora = None,
     ) -> Iterator[Delta]: ...  # fmt: skip
     def generate(
-        self, prompts: Prompt | Sequence[Prompt], params: Params = None, *, stream: bool = False, progress: bool = False
-    ) -> list[RequestOutput] | Iterator[Delta]:
+        self, prompts: Prompt | Sequence[Prompt], params: Params = None, *, stream: bool = False,
+        progress: bool = False, lora: Lora = None,
+    ) -> list[RequestOutput] | Iterator[Delta]:  # fmt: skip
         """Answers to one prompt or several (text or token ids), in their order; with `stream`, deltas as they come.
 
         params: for all prompts, or one per prompt. None: the defaults of the model's generation_config.json
         (temperature, top_k, top_p, min_p, repetition_penalty; greedy unless it says do_sample), until the end of
         text or context.
+        lora: the name of a loaded adapter for all prompts, or one per prompt, None for the model itself. What a prompt
+        is answered doesn't depend on the adapters of others.
         progress: show a bar. Raises RequestError before the first step if any of the requests is impossible; a single
         prompt's failure while it runs is raised, one of several is in its output as finish_reason "error".
         """
         batch, is_single = _as_batch(prompts)
         tokens = [self.text_engine.encode(p) if isinstance(p, str) else [int(t) for t in p] for p in batch]
         texts = [p if isinstance(p, str) else None for p in batch]
-        return self._answer(texts, tokens, self._params_of(params, len(batch)), is_single, stream, progress)
+        jobs = self._jobs(texts, tokens, self._params_of(params, len(batch)), lora)
+        return self._answer(jobs, is_single, stream, progress)
 
     @overload
     def chat(
         self, messages: Sequence[Message] | Sequence[Sequence[Message]], params: Params = None, *,
-        stream: Literal[False] = False, progress: bool = False, **template: Any,
+        stream: Literal[False] = False, progress: bool = False, lora: Lora = None, **template: Any,
     ) -> list[RequestOutput]: ...  # fmt: skip
     @overload
     def chat(
         self, messages: Sequence[Message] | Sequence[Sequence[Message]], params: Params = None, *,
-        stream: Literal[True], progress: bool = False, **template: Any,
+        stream: Literal[True], progress: bool = False, lora: Lora = None, **template: Any,
     ) -> Iterator[Delta]: ...  # fmt: skip
     def chat(
         self, messages: Sequence[Message] | Sequence[Sequence[Message]], params: Params = None, *,
-        stream: bool = False, progress: bool = False, **template: Any,
+        stream: bool = False, progress: bool = False, lora: Lora = None, **template: Any,
     ) -> list[RequestOutput] | Iterator[Delta]:  # fmt: skip
         """As `generate`, for one conversation of messages or several, through the model's chat template.
 
@@ -156,7 +198,7 @@ class LLM:
             chat_params(p, self.tokenizer, self.engine.eos_token_ids, has_tools=bool(template.get("tools")))
             for p in self._params_of(params, len(texts))
         ]
-        return self._answer(texts, tokens, each, is_single, stream, progress)
+        return self._answer(self._jobs(texts, tokens, each, lora), is_single, stream, progress)
 
     def _params_of(self, params: Params, count: int) -> list[SamplingParams]:
         if params is None or isinstance(params, SamplingParams):
@@ -165,28 +207,44 @@ class LLM:
             raise RequestError(f"there are {count} prompts but {len(params)} sampling parameters; give one for each")
         return list(params)
 
+    def _loras_of(self, lora: Lora, count: int) -> list[str | None]:
+        """Of each prompt. Raises RequestError for a name that isn't loaded."""
+        names = [lora] * count if lora is None or isinstance(lora, str) else list(lora)
+        if len(names) != count:
+            raise RequestError(f"there are {count} prompts but {len(names)} adapters; give one for each, or None")
+        for name in dict.fromkeys(names):
+            if name is not None:
+                self.engine.adapters.find(name)
+        return names
+
+    def _jobs(
+        self, texts: Sequence[str | None], tokens: list[list[int]], params: list[SamplingParams], lora: Lora
+    ) -> list[_Job]:
+        return list(map(_Job, texts, tokens, params, self._loras_of(lora, len(tokens))))
+
     def _answer(
-        self, texts: Sequence[str | None], tokens: list[list[int]], params: list[SamplingParams], is_single: bool,
-        stream: bool, progress: bool,
-    ) -> list[RequestOutput] | Iterator[Delta]:  # fmt: skip
-        for ids, each in zip(tokens, params, strict=True):
-            self.text_engine.check(ids, each)
-        deltas = self._run(texts, tokens, params, is_single)
+        self, jobs: list[_Job], is_single: bool, stream: bool, progress: bool
+    ) -> list[RequestOutput] | Iterator[Delta]:
+        for job in jobs:
+            self.text_engine.check(job.tokens, job.params)
+        deltas = self._run(jobs, is_single)
         if progress:
-            deltas = _with_progress(deltas, len(tokens))
+            deltas = _with_progress(deltas, len(jobs))
         if stream:
             return deltas
         finished = {delta.prompt_index: delta.output for delta in deltas if delta.output is not None}
-        return [finished[i] for i in range(len(tokens))]
+        return [finished[i] for i in range(len(jobs))]
 
     def embed(
-        self, prompts: Prompt | Sequence[Prompt], *, pooling: Pooling = "last", normalize: bool = True
-    ) -> Float32:
+        self, prompts: Prompt | Sequence[Prompt], *, pooling: Pooling = "last", normalize: bool = True,
+        lora: Lora = None,
+    ) -> Float32:  # fmt: skip
         """Embeddings of one prompt or several (text or token ids), in their order: [num_prompts, hidden_size] fp32.
 
         pooling: the hidden state after the model's final norm, of the last token or the mean of all. normalize: to
-        length 1, so that a product of two is their cosine. A prompt is read as it is, without a chat template, and
-        shares steps and cached prefixes with everything else. Raises RequestError for a prompt that can't be read.
+        length 1, so that a product of two is their cosine. lora: as in `generate`. A prompt is read as it is, without a
+        chat template, and shares steps and cached prefixes with everything else. Raises RequestError for a prompt that
+        can't be read.
         """
         batch, _ = _as_batch(prompts)
         if not batch:
@@ -194,7 +252,10 @@ class LLM:
         tokens = [self.text_engine.encode(p) if isinstance(p, str) else [int(t) for t in p] for p in batch]
         for ids in tokens:
             self.engine.check_request(ids, SamplingParams(max_tokens=1))
-        mine = [self.text_engine.add_embedding(ids, pooling, prompt_index=i) for i, ids in enumerate(tokens)]
+        mine = [
+            self.text_engine.add_embedding(ids, pooling, prompt_index=i, adapter=adapter)
+            for i, (ids, adapter) in enumerate(zip(tokens, self._loras_of(lora, len(tokens)), strict=True))
+        ]
         found: dict[int, Float32] = {}
         for delta in self._follow(mine):
             if delta.embedding is None:
@@ -256,12 +317,10 @@ class LLM:
         )  # fmt: skip
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
-    def _run(
-        self, texts: Sequence[str | None], tokens: list[list[int]], params: list[SamplingParams], is_single: bool
-    ) -> Iterator[Delta]:
+    def _run(self, jobs: list[_Job], is_single: bool) -> Iterator[Delta]:
         mine = [
-            self.text_engine.add(ids, each, prompt=text, prompt_index=i)
-            for i, (text, ids, each) in enumerate(zip(texts, tokens, params, strict=True))
+            self.text_engine.add(job.tokens, job.params, prompt=job.text, prompt_index=i, adapter=job.lora)
+            for i, job in enumerate(jobs)
         ]
         for delta in self._follow(mine):
             if delta.output is not None:

@@ -13,8 +13,11 @@ from qwench.artifact import Artifact, is_artifact, open_artifact
 from qwench.calibration.text import text_identity
 from qwench.config import LOAD_OPTIONS, RUNTIME_OPTIONS, QwenchConfig
 from qwench.errors import ConfigError
+from qwench.lora.peft_folder import adapter_identity
 from qwench.progress import ProgressCallback
 from qwench.targets.registry import get_target
+
+IDENTITIES = {"calibrate": text_identity, "merged_lora": adapter_identity}  # what an artifact keeps of a path
 
 
 def resolve_model(
@@ -44,7 +47,7 @@ def _check_agreement(artifact: Artifact, config: QwenchConfig) -> None:
         asked, compiled = getattr(config, field.name), getattr(artifact.config, field.name)
         if asked is None or asked == compiled or field.name in (*LOAD_OPTIONS, *RUNTIME_OPTIONS):
             continue
-        if field.name == "calibrate" and text_identity(asked) == compiled:
+        if field.name in IDENTITIES and IDENTITIES[field.name](asked) == compiled:
             continue
         if field.name == "target" and get_target(asked).layout == artifact.manifest.layout:
             continue

@@ -10,11 +10,12 @@ import numpy.typing as npt
 import pytest
 from programs import VARIANTS, Tensors, batch, load, model_program, num_groups, random_spec, random_tensors
 
+from qwench.checkpoint.spec import EMBEDDING, HEAD
 from qwench.errors import TargetError
 from qwench.formats import BF16, Format
 from qwench.lora.adapter import LoraAdapter, LoraPair
 from qwench.program.ops import Program
-from qwench.targets.adapted_products import HEAD, adaptable_shapes
+from qwench.program.qwen2 import adaptable_shapes
 from qwench.targets.target import CacheConfig, StepBatch
 
 FORMATS = [(BF16, "fp32"), (BF16, "bf16"), (Format("int8", 32), "int8"), (Format("int4", 64), "int8"),
@@ -27,8 +28,8 @@ def random_adapter(
 ) -> LoraAdapter:
     """Pairs of random ranks for some of the matrices."""
     pairs = {}
-    for name, shape in adaptable_shapes(program).items():
-        if len(shape) != 2 or name == "model.embed_tokens.weight" or rng.random() > share:
+    for name, shape in adaptable_shapes(program.spec).items():
+        if name == EMBEDDING or rng.random() > share:
             continue
         rank = int(rng.integers(1, max_rank))
         a = rng.standard_normal((rank, shape[1]), np.float32) * std
@@ -137,7 +138,7 @@ def test_what_is_not_multiplied_has_no_adapter_beside_it() -> None:
         executor = load(target, program, random_tensors(program, rng), CACHE)
         executor.set_adapter(0, LoraAdapter({HEAD: pair}))
         with pytest.raises(TargetError, match=r"embed_tokens\.weight, which isn't multiplied"):
-            executor.set_adapter(0, LoraAdapter({HEAD: pair, "model.embed_tokens.weight": pair}))
+            executor.set_adapter(0, LoraAdapter({HEAD: pair, EMBEDDING: pair}))
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

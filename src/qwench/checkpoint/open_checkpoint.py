@@ -21,7 +21,7 @@ def open_checkpoint(path: Path, num_threads: int = 1) -> Checkpoint:
         return GgufCheckpoint(path, num_threads)
     if not (path / "config.json").exists():
         if (path / "adapter_model.safetensors").is_file():
-            raise CheckpointError(f"{path} is an adapter; merge it into its base model and save that")
+            raise CheckpointError(f"{path} is an adapter; give its base model, and the adapter as --lora {path}")
         if (found := gguf_of_folder(path)) is not None:
             return GgufCheckpoint(found, num_threads)
     return SafetensorsCheckpoint(path, num_threads)

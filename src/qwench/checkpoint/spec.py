@@ -16,6 +16,7 @@ from qwench.checkpoint.fields import LARGEST_SIZE, Fields
 from qwench.checkpoint.rope import RopeSpec, read_rope, rope_type_of
 from qwench.errors import CheckpointError, ConfigError
 
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"  # may be one matrix
 MOST_LAYERS = 4096
 
 

@@ -20,7 +20,7 @@ from qwench.checkpoint.checkpoint import StoredTensor
 from qwench.checkpoint.fields import Fields
 from qwench.checkpoint.quantization.method import Method
 from qwench.checkpoint.quantization.methods import find_method
-from qwench.checkpoint.spec import ModelSpec
+from qwench.checkpoint.spec import EMBEDDING, HEAD, ModelSpec
 from qwench.errors import CheckpointError
 from qwench.formats import BF16, FP32
 from qwench.quantized_matrix import QuantizedMatrix
@@ -39,7 +39,6 @@ UNUSED_PARTS = ("input_scale", "input_zero_point", "input_global_scale", "k_scal
 NATIVE_NAMES = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
-EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 # Copied into the artifact unchanged, where the checkpoint has them.
 COMPANION_FILES = (

@@ -44,7 +44,7 @@ def _stream(llm: LLM, ids: list[int], params: SamplingParams, max_new_tokens: in
         max_new_tokens = max(1, min(DEFAULT_MAX_NEW_TOKENS, llm.engine.max_seq_len - len(ids)))
     params = dataclasses.replace(params, max_tokens=max_new_tokens)
     llm.text_engine.check(ids, params)  # `generate` takes an empty list for no prompts, here it is an empty prompt
-    yield from llm.generate(ids, params, stream=True)
+    yield from llm.generate(ids, params, stream=True, lora=next(iter(llm.loras), None))  # `--lora` loads one at most
 
 
 def write(text: str) -> None:

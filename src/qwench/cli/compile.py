@@ -35,6 +35,7 @@ def add_options(parser: ArgumentParser) -> None:
     add("--recipe", metavar="NAME", help="accuracy, balanced or speed: formats for each kind of layer")
     add("--overrides", type=Path, metavar="FILE", help='JSON: {"pattern of weight names": "format", ...}')
     add("--calibrate", metavar="FILE", help="text like the model's own; rounds weights so that it is harmed least")
+    add("--lora", dest="merged_lora", metavar="FOLDER", help="merge this LoRA adapter, before rounding")
     add("--kv-cache", metavar="KIND", help="bf16, fp32 or int8; default: bf16; beside bf16 weights fp32")
     add("--max-seq-len", type=int, metavar="N", help="tokens of prompt and answer; default: the model's")
     add("--rope-scaling", metavar="S", help=ROPE_SCALING_HELP)

@@ -43,6 +43,11 @@ def add_loading(parser: ArgumentParser) -> None:
     add("--timeout", type=float, metavar="SECONDS", help="fail a request that takes longer; default: no limit")
 
 
+def add_lora(parser: ArgumentParser) -> None:
+    """For commands of one user."""
+    parser.add_argument("--lora", metavar="FOLDER", help="answer with this LoRA adapter, as PEFT saves it")
+
+
 def default_model() -> str:
     """The model that comes with a clone: beside the working folder, or beside the source that is running. Raises
     CheckpointError where there is none, as after `pip install` from an index."""
@@ -126,7 +131,8 @@ def load(args: Namespace) -> LLM:
     from qwench.llm import LLM
 
     with ProgressDisplay() as progress:
-        return LLM(args.model, config=config_of(args), num_threads=args.threads, on_progress=progress)
+        lora = {args.lora: args.lora} if getattr(args, "lora", None) else None
+        return LLM(args.model, config=config_of(args), num_threads=args.threads, on_progress=progress, lora=lora)
 
 
 def sampling_params(args: Namespace, llm: LLM) -> SamplingParams:

@@ -11,13 +11,11 @@ import numpy as np
 import numpy.typing as npt
 
 from qwench.checkpoint.checkpoint import Checkpoint, StoredTensor, as_floats
+from qwench.checkpoint.spec import EMBEDDING, HEAD
 from qwench.errors import CheckpointError
 from qwench.formats import BF16
 from qwench.lora.adapter import LoraAdapter
-from qwench.lora.peft_folder import EMBEDDING
 from qwench.quantized_matrix import QuantizedMatrix
-
-HEAD = "lm_head.weight"
 
 
 class MergedCheckpoint:

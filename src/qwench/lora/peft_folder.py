@@ -6,6 +6,7 @@ nobody. Called by the compiler, which merges, by `LLM` and by the server.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import re
@@ -18,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from qwench.checkpoint.fields import Fields
+from qwench.checkpoint.spec import EMBEDDING
 from qwench.errors import CheckpointError
 from qwench.lora.adapter import LoraAdapter, LoraPair
 from qwench.safetensors_file import ContainerError, SafetensorsFile
@@ -25,7 +27,6 @@ from qwench.safetensors_file import ContainerError, SafetensorsFile
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 MAX_RANK = 256
 MAX_CONFIG_BYTES = 1 << 20
-EMBEDDING = "model.embed_tokens.weight"
 DTYPES: dict[str, npt.DTypeLike] = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
 
 HONOURED = {"peft_type", "r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "init_lora_weights"}
@@ -41,6 +42,23 @@ PLAIN_BEGINNINGS = (None, True, False, "gaussian", "orthogonal", "eva")
 _PREFIX = "base_model.model."
 # module, A or B; an adapter that was saved by hand has its name in between.
 _TENSOR = re.compile(r"(.+)\.lora_(embedding_)?([AB])(\.[^.]+)?(\.weight)?")
+
+
+_IDENTITY = re.compile(r".* sha256:[0-9a-f]{64}", re.DOTALL)
+
+
+def adapter_identity(folder: str) -> str:
+    """What an artifact records of a merged adapter: the folder's name and the sha256 of its files. Such a record is
+    returned as it is. Raises CheckpointError if they can't be read."""
+    if _IDENTITY.fullmatch(folder):
+        return folder
+    path, digest = Path(folder).expanduser(), hashlib.sha256()
+    for name in (CONFIG, WEIGHTS):
+        try:
+            digest.update((path / name).read_bytes())
+        except OSError as error:
+            raise CheckpointError(f"{path} is no LoRA adapter: {name} can't be read: {error.strerror}") from None
+    return f"{path.absolute().name} sha256:{digest.hexdigest()}"
 
 
 def is_adapter(folder: Path) -> bool:

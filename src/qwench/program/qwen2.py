@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from qwench.checkpoint.spec import ModelSpec
+from qwench.checkpoint.spec import EMBEDDING, HEAD, ModelSpec
 from qwench.formats import FP32
 from qwench.program.ops import Buffer, Op, Program, Rows, Weight
 
@@ -48,7 +48,7 @@ class _Builder:
 def build_qwen2(spec: ModelSpec) -> Program:
     """The forward pass of a Qwen2 decoder for one step: tokens in, logits and hidden states of the asked rows out."""
     b, hidden, inter = _Builder(), spec.hidden_size, spec.intermediate_size
-    embedding = b.matrix("model.embed_tokens.weight", spec.vocab_size, hidden)
+    embedding = b.matrix(EMBEDDING, spec.vocab_size, hidden)
     x = b.op("embed", "embed", (), hidden, (embedding,))
     for i, window in enumerate(spec.sliding_windows):
         at, src = f"layers.{i}", f"model.layers.{i}"
@@ -73,7 +73,7 @@ def build_qwen2(spec: ModelSpec) -> Program:
     b.norm("final_hidden", h, "model.norm", hidden, spec.rms_norm_eps, rows="hidden")
     x = b.take_rows("take_rows", x, hidden, "logits")
     h = b.norm("final_norm", x, "model.norm", hidden, spec.rms_norm_eps, rows="logits")
-    head = embedding if spec.tie_word_embeddings else b.matrix("lm_head.weight", spec.vocab_size, hidden)
+    head = embedding if spec.tie_word_embeddings else b.matrix(HEAD, spec.vocab_size, hidden)
     b.op("linear", "lm_head", (h,), spec.vocab_size, (head,), rows="logits")
     return Program(spec, b.buffers, b.weights, tuple(b.ops))
 
@@ -81,3 +81,9 @@ def build_qwen2(spec: ModelSpec) -> Program:
 def source_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
     """Checkpoint tensor -> shape, for every tensor that the model reads. Before fusion each weight is one tensor."""
     return {weight.name: weight.shape for weight in build_qwen2(spec).weights.values()}
+
+
+def adaptable_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
+    """Matrix -> shape, by the names that adapters give them: a head has its own where it is the embedding's, too."""
+    shapes = {name: shape for name, shape in source_shapes(spec).items() if len(shape) == 2}
+    return {**shapes, HEAD: (spec.vocab_size, spec.hidden_size)}

@@ -16,6 +16,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from qwench.errors import CapacityError, DeadlineError, GrammarError, NumericalError, QwenchError, RequestError
+from qwench.runtime.adapters import Adapters, LoadedAdapter
 from qwench.runtime.block_pool import BlockPool, extend_hashes
 from qwench.runtime.limits import RequestLimits
 from qwench.runtime.matcher import CompiledGrammar
@@ -55,6 +56,7 @@ class Engine:
         )
         self.eos_token_ids = frozenset(eos_token_ids)
         self.metrics = Metrics(blocks_total=cache.num_blocks)
+        self.adapters = Adapters(executor)
         self.scheduler = Scheduler(
             BlockPool(cache.num_blocks), cache.block_size, max_num_seqs, max_step_tokens, enable_prefix_caching,
             self.metrics, windows,
@@ -70,26 +72,28 @@ class Engine:
     def add_request(
         self, prompt_token_ids: Sequence[int] | Int32, params: SamplingParams | None = None,
         request_id: str | None = None, *, cache_salt: str = "", grammar: CompiledGrammar | None = None,
+        adapter: str | None = None,
     ) -> str:  # fmt: skip
         """Queues a request with `params.n` samples and returns its id. Raises RequestError if it can't be served.
 
-        Only requests with equal `cache_salt` share prefixes in the KV cache. grammar: params.grammar, compiled for the
-        model's vocabulary.
+        Only requests with equal `cache_salt` and the same adapter share prefixes in the KV cache. grammar:
+        params.grammar, compiled for the model's vocabulary. adapter: the name of a LoRA adapter of `adapters`.
         """
         params = params or SamplingParams()
         if params.grammar is not None and grammar is None:
             raise RequestError("the engine itself compiles no grammars; give the request to LLM or TextEngine")
         prompt, max_len = self.check_request(prompt_token_ids, params)
+        loaded = self._adapter(adapter)
         request_id = self._new_id(request_id)
         ends = frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else self.eos_token_ids)
         arrival_s, leader = time.monotonic(), None
         # prompt_logprobs need the logits of all prompt tokens, so the first sample reads no cached prefix: with a salt
         # of its own only the other samples, or itself after a preemption, share its blocks.
         scores = params.prompt_logprobs is not None
-        salt = os.urandom(16) + b"scored" if scores else cache_salt.encode()
+        salt = os.urandom(16) + b"scored" if scores else _salt(cache_salt, loaded)
         samples = self.requests[request_id] = {}
         for index in range(params.n):
-            request = self._new_request(request_id, index, prompt, params, max_len, salt, arrival_s)
+            request = self._new_request(request_id, index, prompt, params, max_len, salt, arrival_s, loaded)
             request.stop_tokens = ends
             matcher = None if grammar is None else grammar.matcher()
             request.sampler = TokenSampler(params, prompt, index, ends, matcher)
@@ -106,7 +110,7 @@ class Engine:
 
     def add_embedding(
         self, prompt_token_ids: Sequence[int] | Int32, pooling: Pooling = "last", request_id: str | None = None, *,
-        cache_salt: str = "",
+        cache_salt: str = "", adapter: str | None = None,
     ) -> str:  # fmt: skip
         """Queues a prompt that gets an embedding instead of an answer, and returns its id.
 
@@ -115,11 +119,11 @@ class Engine:
         """
         params = SamplingParams(max_tokens=1)
         prompt, max_len = self.check_request(prompt_token_ids, params)
-        pooler = Pooler(pooling, len(prompt))
+        pooler, loaded = Pooler(pooling, len(prompt)), self._adapter(adapter)
         request_id = self._new_id(request_id)
         # A mean needs the hidden states of all tokens, so it reads no cached prefix but its own, after a preemption.
-        salt = cache_salt.encode() if pooling == "last" else os.urandom(16) + b"mean"
-        request = self._new_request(request_id, 0, prompt, params, max_len, salt, time.monotonic())
+        salt = _salt(cache_salt, loaded) if pooling == "last" else os.urandom(16) + b"mean"
+        request = self._new_request(request_id, 0, prompt, params, max_len, salt, time.monotonic(), loaded)
         request.pooler = pooler
         if self._hidden is None:
             width = self.executor.embed(np.zeros(1, np.int32)).shape[1]
@@ -137,12 +141,18 @@ class Engine:
 
     def _new_request(
         self, request_id: str, index: int, prompt: Int32, params: SamplingParams, max_len: int, salt: bytes,
-        arrival_s: float,
+        arrival_s: float, adapter: LoadedAdapter | None,
     ) -> Request:  # fmt: skip
-        return Request(
+        request = Request(
             request_id, index, prompt, params, max_len, arrival=next(self._arrivals), arrival_s=arrival_s, salt=salt,
             num_groups=len(self.scheduler.windows), block_size=self.cache.block_size,
         )  # fmt: skip
+        request.adapter = adapter
+        self.adapters.begin(adapter)
+        return request
+
+    def _adapter(self, name: str | None) -> LoadedAdapter | None:
+        return None if name is None else self.adapters.find(name)
 
     def check_request(self, prompt_token_ids: Sequence[int] | Int32, params: SamplingParams) -> tuple[Int32, int]:
         """The prompt as [n] int32, and the most tokens its sequence may have. Raises RequestError."""
@@ -170,7 +180,7 @@ class Engine:
         if not plan:
             assert not self.requests
             return []
-        batch, with_logits, pooled = self._batch.fill(plan)
+        batch, with_logits, pooled = self._batch.fill(plan, with_adapters=self.adapters.are_any)
         start = time.monotonic()
         try:
             self.executor.step(batch, self._logits, self._hidden if pooled else None, self._maxima)
@@ -287,6 +297,7 @@ class Engine:
         self.scheduler.remove(request)
         timings = request.timings
         timings.finished_s = time.monotonic()
+        self.adapters.end(request.adapter)
         self.metrics.finish(reason, timings, request.num_generated)
         samples = self.requests[request.request_id]
         del samples[request.index]
@@ -357,6 +368,11 @@ class Engine:
         self.executor.close()
 
 
+def _salt(cache_salt: str, adapter: LoadedAdapter | None) -> bytes:
+    """Of a request's first block in the prefix cache: keys and values depend on the adapter's values, not its name."""
+    return cache_salt.encode() if adapter is None else adapter.digest + cache_salt.encode()
+
+
 class _BatchArrays:
     """The arrays of a StepBatch, made once; `fill` returns views of them, valid until the next call."""
 
@@ -367,9 +383,10 @@ class _BatchArrays:
         self.block_tables = np.zeros((max_num_seqs, num_groups, max_blocks), np.int32)
         self.logit_rows = np.empty(max_num_seqs + MAX_EXTRA_ROWS, np.int32)
         self.hidden_rows = np.empty(max_step_tokens, np.int32)
+        self.adapters = np.empty(max_num_seqs, np.int32)
 
     def fill(
-        self, plan: dict[Request, int]
+        self, plan: dict[Request, int], *, with_adapters: bool = False
     ) -> tuple[StepBatch, list[tuple[Request, int, int]], list[tuple[Request, int]]]:
         """The batch, and which request gets which rows of its outputs, in order: (request, rows of logits for
         prompt_logprobs, rows of logits to sample from: 0 during prefill, else 1 and one per draft token), and for
@@ -383,6 +400,7 @@ class _BatchArrays:
             end += count
             self.query_start[s + 1] = end
             self.seq_lens[s] = done + count
+            self.adapters[s] = -1 if request.adapter is None else request.adapter.number
             self.block_tables[s, :, : request.num_blocks] = request.block_table[:, : request.num_blocks]
             first = end - count - done  # the batch's row for position 0 of the request, which may be negative
             if request.pooler is not None:
@@ -405,5 +423,6 @@ class _BatchArrays:
         batch = StepBatch(
             self.token_ids[:end], self.query_start[: n + 1], self.seq_lens[:n], self.block_tables[:n].reshape(n, -1),
             self.logit_rows[:num_logits], None, self.hidden_rows[:num_hidden] if pooled else None,
+            self.adapters[:n] if with_adapters else None,
         )  # fmt: skip
         return batch, with_logits, pooled

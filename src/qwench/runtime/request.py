@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from qwench.runtime.adapters import LoadedAdapter
 from qwench.runtime.outputs import RequestTimings
 from qwench.runtime.pooling import Pooler
 from qwench.runtime.prompt_lookup import PromptLookup
@@ -24,13 +25,14 @@ class Request:
     salt: parent of the first block's hash. arrival: place in the order of arrival.
     leader: the first sample of the same prompt; this one waits until it can share its blocks.
     lookup: proposes draft tokens; None without prompt lookup.
+    adapter: the LoRA adapter that it is computed with; None for the model itself.
     pooler: collects the embedding of a request for one; None for generation.
     scorer: collects prompt_logprobs; None if they weren't asked for, or sample 0 has it.
     """
 
     __slots__ = (
-        "arrival", "block_hashes", "block_table", "first_block", "index", "is_running", "leader", "lookup", "max_len",
-        "num_blocks", "num_computed", "num_drafts", "num_prompt", "num_registered", "num_tokens", "params",
+        "adapter", "arrival", "block_hashes", "block_table", "first_block", "index", "is_running", "leader", "lookup",
+        "max_len", "num_blocks", "num_computed", "num_drafts", "num_prompt", "num_registered", "num_tokens", "params",
         "pooler", "request_id", "salt", "sampler", "scorer", "stop_tokens", "timings", "tokens",
     )  # fmt: skip
 
@@ -51,6 +53,7 @@ class Request:
         self.leader: Request | None = None
         self.lookup = PromptLookup(self.tokens) if params.prompt_lookup_num_tokens else None
         self.stop_tokens: frozenset[int] = frozenset()
+        self.adapter: LoadedAdapter | None = None
         self.sampler: TokenSampler | None = None
         self.pooler: Pooler | None = None
         self.scorer: PromptScorer | None = None

@@ -7,13 +7,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from qwench.checkpoint.spec import HEAD
 from qwench.errors import TargetError
 from qwench.lora.adapter import LoraAdapter, LoraPair
 from qwench.program.ops import PRODUCTS, Op, Program, Weight
-from qwench.program.qwen2 import source_shapes
+from qwench.program.qwen2 import adaptable_shapes
 from qwench.targets.target import Array, Int32
-
-HEAD = "lm_head.weight"
 
 
 @dataclass(frozen=True)
@@ -32,7 +31,7 @@ class AdaptedProduct:
 
 def adapted_products(program: Program, adapter: LoraAdapter, tensors: Mapping[str, Array]) -> Iterator[AdaptedProduct]:
     """In the order of the Program. Raises TargetError when the adapter changes what isn't one."""
-    shapes, left = adaptable_shapes(program), set(adapter.pairs)
+    shapes, left = adaptable_shapes(program.spec), set(adapter.pairs)
     for op in program.ops:
         if op.kind not in PRODUCTS:
             continue
@@ -45,12 +44,6 @@ def adapted_products(program: Program, adapter: LoraAdapter, tensors: Mapping[st
             yield AdaptedProduct(op, weight, heights, pairs, _order(program, op, weight, tensors))
     if left:
         raise TargetError(f"the adapter changes {min(left)}, which isn't multiplied; merge it (compile --lora)")
-
-
-def adaptable_shapes(program: Program) -> dict[str, tuple[int, ...]]:
-    """Matrix -> shape, by the names that adapters give them; a head has its own where it is the embedding's, too."""
-    spec = program.spec
-    return {**source_shapes(spec), HEAD: (spec.vocab_size, spec.hidden_size)}
 
 
 def _sources(program: Program, op: Op) -> tuple[str, ...]:

@@ -121,16 +121,18 @@ class TextEngine:
 
     def add(
         self, prompt_token_ids: Sequence[int], params: SamplingParams, *, prompt: str | None = None,
-        prompt_index: int = 0, request_id: str | None = None, cache_salt: str = "",
+        prompt_index: int = 0, request_id: str | None = None, cache_salt: str = "", adapter: str | None = None,
     ) -> str:  # fmt: skip
         """Queues a request and returns its id. `prompt`, its text, and `prompt_index` only come back in the outputs.
+        adapter: as in Engine.add_request.
 
         Raises RequestError if it can't be served.
         """
         self.check(prompt_token_ids, params)
         request_id = self.engine.add_request(
-            prompt_token_ids, params, request_id, cache_salt=cache_salt, grammar=self._compile(params)
-        )
+            prompt_token_ids, params, request_id, cache_salt=cache_salt, grammar=self._compile(params),
+            adapter=adapter,
+        )  # fmt: skip
         ids = [int(token) for token in prompt_token_ids]
         samples = [_TextSample(index, params, self.tokenizer) for index in range(params.n)]
         self._requests[request_id] = _TextRequest(request_id, prompt, prompt_index, ids, samples)
@@ -138,10 +140,12 @@ class TextEngine:
 
     def add_embedding(
         self, prompt_token_ids: Sequence[int], pooling: Pooling = "last", *, prompt_index: int = 0,
-        request_id: str | None = None, cache_salt: str = "",
+        request_id: str | None = None, cache_salt: str = "", adapter: str | None = None,
     ) -> str:  # fmt: skip
         """As `add`, for a prompt that gets an embedding instead of an answer; see Engine.add_embedding."""
-        request_id = self.engine.add_embedding(prompt_token_ids, pooling, request_id, cache_salt=cache_salt)
+        request_id = self.engine.add_embedding(
+            prompt_token_ids, pooling, request_id, cache_salt=cache_salt, adapter=adapter
+        )
         self._embeddings[request_id] = prompt_index
         return request_id
 

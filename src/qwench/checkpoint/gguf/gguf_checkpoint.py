@@ -18,7 +18,7 @@ from qwench.checkpoint.gguf.block_types import EXACT, EXACT_HEAD, ROUNDED
 from qwench.checkpoint.gguf.blocks import decode
 from qwench.checkpoint.gguf.container import GgufFile, GgufTensor
 from qwench.checkpoint.gguf.metadata import Metadata
-from qwench.checkpoint.spec import ModelSpec
+from qwench.checkpoint.spec import EMBEDDING, HEAD, ModelSpec
 from qwench.errors import CheckpointError
 from qwench.formats import FP32
 from qwench.quantized_matrix import QuantizedMatrix
@@ -28,7 +28,6 @@ FLOATS: Mapping[str, npt.DTypeLike] = {"F32": np.float32, "F16": np.float16, "BF
 NATIVE_NAMES = {"F32": "fp32", "F16": "fp16", "BF16": "bf16"}
 SPLIT = re.compile(r"(?P<stem>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
 MOST_SPLITS = 1000
-EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 WHOLE = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
 OF_LAYER = {
     "attn_norm": "input_layernorm", "attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj",
