@@ -125,15 +125,17 @@ class LLM:
         """The names of the adapters that are loaded."""
         return self.engine.adapters.names
 
-    def load_lora(self, name: str, folder: str | Path) -> None:
+    def load_lora(self, name: str, folder: str | Path, *, replace: bool = False) -> None:
         """Loads a LoRA adapter as PEFT saves it, to be used by its name, beside whatever else runs.
 
-        Raises CheckpointError when the folder holds none for this model, TargetError for one that can't be kept apart
-        from the weights, RequestError for a name that is taken.
+        replace: in place of the one of that name, if there is one. Raises CheckpointError when the folder holds none
+        for this model, TargetError for one that can't be kept apart from the weights, RequestError for a name that is
+        taken; then nothing has changed.
         """
         if self._artifact is None:
             raise RequestError("an LLM over an engine doesn't know its model, so it can't tell whose adapter that is")
-        self.engine.adapters.load(name, read_adapter(folder, adaptable_shapes(self._artifact.program.spec)))
+        adapter = read_adapter(folder, adaptable_shapes(self._artifact.program.spec))
+        self.engine.adapters.load(name, adapter, replace=replace)
 
     def unload_lora(self, name: str) -> None:
         """Takes the name away; answers that run with it are finished first. Raises RequestError for an unknown one."""

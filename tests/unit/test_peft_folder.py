@@ -98,17 +98,14 @@ def test_tensors_that_are_no_adapter_of_this_model(tmp_path: Path, values: Tenso
 def test_the_embedding_s_halves_are_those_of_the_transposed_matrix(tmp_path: Path) -> None:
     name = "base_model.model.model.embed_tokens.lora_embedding_"
     a, b = np.arange(200, dtype=np.float32).reshape(4, 50), np.arange(64, dtype=np.float32).reshape(16, 4)
-    pair = read_adapter(write(tmp_path / "a", {f"{name}A": a, f"{name}B": b}), SHAPES).pairs[
-        "model.embed_tokens.weight"
-    ]
-    np.testing.assert_array_equal(pair.delta(), 2 * (b @ a).T)
+    adapter = read_adapter(write(tmp_path / "a", {f"{name}A": a, f"{name}B": b}), SHAPES)
+    np.testing.assert_array_equal(adapter.pairs["model.embed_tokens.weight"].delta(), 2 * (b @ a).T)
 
 
 def test_names_with_the_adapter_s_own_in_between(tmp_path: Path) -> None:
     values = {key.replace(".weight", ".default.weight"): value for key, value in tensors().items()}
-    assert (
-        read_adapter(write(tmp_path / "a", values), SHAPES).digest == read_adapter(write(tmp_path / "b"), SHAPES).digest
-    )
+    named, plain = write(tmp_path / "a", values), write(tmp_path / "b")
+    assert read_adapter(named, SHAPES).digest == read_adapter(plain, SHAPES).digest
 
 
 def test_what_is_no_adapter(tmp_path: Path) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from argparse import ArgumentParser, Namespace
+from argparse import ArgumentParser, ArgumentTypeError, Namespace
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,6 +29,10 @@ def add_arguments(parser: ArgumentParser) -> None:
     add("--batch-size", type=int, metavar="N", help="answers that run at once, for a MODEL still to be compiled")
     add("--no-prefix-cache", action="store_true", help="compute each prompt anew")
     add("--prefix-dir", type=Path, metavar="DIR", help="prefixes, saved by `qwench prefix save`, to have in the cache")
+    add("--lora", action="append", type=_named_folder, metavar="NAME=FOLDER", help="a LoRA adapter as PEFT saves it; "
+        "clients ask for it as model NAME")  # fmt: skip
+    add("--lora-dir", type=Path, metavar="DIR", help="where clients may load adapters from, by POST "
+        "/v1/load_lora_adapter; default: nowhere")  # fmt: skip
     add("--max-body-bytes", type=int, metavar="N", help="default: 262144 and 32 per token of the context")
     add("--text-limit", type=float, default=5.0, metavar="S", help="seconds for the template and the tokens of one "
         "request; default 5")  # fmt: skip
@@ -54,6 +59,7 @@ def execute(args: Namespace) -> None:
         model=folder, names=tuple(args.name or [_name(args.model)]), host=args.host, port=args.port,
         api_key_file=args.api_key_file, config=config, num_threads=args.threads,
         enable_prefix_caching=not args.no_prefix_cache, prefix_dir=args.prefix_dir, max_queued=args.max_queued,
+        lora=_adapters(args.lora or ()), lora_dir=args.lora_dir,
         allowed_hosts=tuple(args.allowed_host or ()), max_body_bytes=args.max_body_bytes, drain_s=args.drain,
         text_limit_s=args.text_limit,
     )  # fmt: skip
@@ -68,6 +74,21 @@ def execute(args: Namespace) -> None:
         children.end()
         raise ConfigError(f'serving needs {error.name}, which isn\'t installed: pip install "qwench[serve]"') from None
     serve(settings, children, say)
+
+
+def _named_folder(text: str) -> tuple[str, Path]:
+    name, equals, folder = text.partition("=")
+    if not (name and equals and folder):
+        raise ArgumentTypeError(f"{text!r} is not NAME=FOLDER")
+    return name, Path(folder).expanduser().absolute()
+
+
+def _adapters(given: Sequence[tuple[str, Path]]) -> dict[str, Path]:
+    """Raises ConfigError for a name that is given twice."""
+    adapters = dict(given)
+    if len(adapters) < len(given):
+        raise ConfigError(f"--lora gives {', '.join(name for name, _ in given)}; names must differ")
+    return adapters
 
 
 def _name(model: str) -> str:

@@ -40,13 +40,16 @@ class Adapters:
     def are_any(self) -> bool:
         return bool(self._numbers)
 
-    def load(self, name: str, adapter: LoraAdapter) -> None:
-        """Raises RequestError for a name that is taken, TargetError for an adapter that can't be kept apart."""
-        if name in self._named:
+    def load(self, name: str, adapter: LoraAdapter, *, replace: bool = False) -> None:
+        """Raises RequestError for a name that is taken and not to be replaced, TargetError for an adapter that can't be
+        kept apart."""
+        if name in self._named and not replace:
             raise RequestError(f"there is already an adapter {name!r}; unload it first, or give another name")
         number = next(i for i in range(len(self._numbers) + 1) if i not in self._numbers)
         self.executor.set_adapter(number, adapter)
         self._numbers.add(number)
+        if name in self._named:
+            self.unload(name)
         self._named[name] = LoadedAdapter(name, number, bytes.fromhex(adapter.digest))
 
     def unload(self, name: str) -> None:

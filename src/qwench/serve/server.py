@@ -38,7 +38,10 @@ def serve(settings: ServeSettings, children: Children, on_ready: Callable[[str],
         keys = None if settings.api_key_file is None else ApiKeys.from_file(settings.api_key_file)
         listener = _listen(settings.host, settings.port)
         _allow_many_connections()
-        engine, text = EngineClient(children.engine), TextClient(children.text, time_limit_s=settings.text_limit_s)
+        engine, text = (
+            EngineClient(children.engine, {n: str(p) for n, p in settings.lora.items()}),
+            TextClient(children.text, time_limit_s=settings.text_limit_s),
+        )
         asyncio.run(_serve(settings, keys, engine, text, listener, on_ready))
     finally:
         children.end()

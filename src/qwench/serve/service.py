@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Sequence
+from typing import NamedTuple
 
 from qwench.errors import RequestError
 from qwench.runtime.sampling_params import SamplingParams
@@ -20,6 +21,13 @@ from qwench.serve.settings import ServeSettings
 
 MAX_LOGPROBS = 1 << 18  # of one request; each takes about 250 bytes while it is gathered
 BODY_BYTES, BODY_BYTES_PER_TOKEN = 256 << 10, 32  # what a body may have by default
+
+
+class ServedModel(NamedTuple):
+    """What a request names as its model. lora: the name of the adapter that it is, if it is one."""
+
+    name: str
+    lora: str | None = None
 
 
 class Service:
@@ -40,6 +48,12 @@ class Service:
         """What the model is called in answers."""
         return self.settings.names[0]
 
+    @property
+    def models(self) -> tuple[ServedModel, ...]:
+        """All that requests can name: the model by its names, and its adapters."""
+        names, adapters = self.settings.names, self.engine.loras
+        return (*(ServedModel(name) for name in names), *(ServedModel(name, name) for name in adapters))
+
     def check_room(self) -> None:
         """Raises ApiError 503 while there's no engine, 429 when not even one more answer may wait."""
         self.engine_info()
@@ -53,13 +67,14 @@ class Service:
         self.admission.max_running = info.max_num_seqs
         return info
 
-    def check_model(self, name: str | None) -> None:
-        """Raises ApiError 404 for another model than the one that is served."""
-        if name is not None and name not in self.settings.names:
-            served = " or ".join(map(repr, self.settings.names))
-            raise ApiError(
-                404, f"there is no model {name!r} here, only {served}", code="model_not_found", param="model"
-            )
+    def check_model(self, name: str | None) -> ServedModel:
+        """The model that a request names, in answers by its first name. Raises ApiError 404 for an unknown one."""
+        if name is None or name in self.settings.names:
+            return ServedModel(self.name)
+        if name in self.engine.loras:
+            return ServedModel(name, name)
+        served = " or ".join(repr(model.name) for model in self.models)
+        raise ApiError(404, f"there is no model {name!r} here, only {served}", code="model_not_found", param="model")
 
     def max_body_bytes(self) -> int:
         """What a prompt that fills the context can need, as JSON."""
@@ -77,9 +92,11 @@ class Service:
     async def submit(
         self, make_prompts: Callable[[], Awaitable[list[list[int]]]], num_prompts: int, params: SamplingParams,
         salt: str | None, *, view: Callable[[Piece], Piece] = Piece.without_end, format_field: str | None = None,
+        lora: str | None = None,
     ) -> tuple[Generation, list[list[int]]]:  # fmt: skip
         """Takes places in the queue, writes the prompts as tokens, and queues them. view: as in
-        EngineClient.submit. format_field: the field that the grammar came from, for errors. Raises ApiError."""
+        EngineClient.submit. format_field: the field that the grammar came from, for errors. lora: of ServedModel.
+        Raises ApiError."""
         start_s = time.monotonic()
         release = self.admission.admit(num_prompts * params.n)
         try:
@@ -91,7 +108,8 @@ class Service:
                 check_length(prompt, params, limits.max_seq_len)
                 limits.check(prompt, params)
             check_logprobs(prompts, params, limits.max_seq_len)
-            return self.engine.submit(prompts, params, start_s, release, salt=salt or "", view=view), prompts
+            generation = self.engine.submit(prompts, params, start_s, release, salt=salt or "", view=view, lora=lora)
+            return generation, prompts
         except RequestError as error:
             release()
             raise ApiError.bad_request(str(error)) from None

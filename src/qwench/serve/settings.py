@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,6 +20,7 @@ class ServeSettings:
     prefixes that `qwench prefix save` wrote, to be in the cache from the start.
 
     config: options of loading. num_threads: None: the processors this process may use.
+    lora: adapters to have from the start, name -> folder. lora_dir: in which clients may load more; None: nowhere.
     max_queued: samples that may wait beside those that run. api_key_file: None: open to everybody who can connect.
     allowed_hosts: names in Host headers; empty: any, unless `host` is this machine's own loopback.
     max_body_bytes: None: by the model's context. drain_s: how long answers may go on after SIGTERM.
@@ -34,6 +36,8 @@ class ServeSettings:
     num_threads: int | None = None
     enable_prefix_caching: bool = True
     prefix_dir: Path | None = None
+    lora: Mapping[str, Path] = field(default_factory=dict)
+    lora_dir: Path | None = None
     max_queued: int = 128
     allowed_hosts: tuple[str, ...] = ()
     max_body_bytes: int | None = None
@@ -52,6 +56,11 @@ class ServeSettings:
         for name, good, allowed in checks:
             if not good:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be {allowed}")
+
+        if taken := sorted(set(self.lora) & set(self.names)):
+            raise ConfigError(f"{taken[0]!r} is the name of the model; give the adapter another one")
+        if self.lora_dir is not None and not self.lora_dir.is_dir():
+            raise ConfigError(f"--lora-dir {self.lora_dir} is not a folder")
 
     @property
     def is_loopback(self) -> bool:

@@ -18,6 +18,7 @@ _RETRY_AFTER = {"Retry-After": {"description": "seconds to wait", "schema": {"ty
 _ERRORS: dict[int, str] = {
     400: "something is wrong with the request",
     401: "the key is missing or wrong",
+    403: "the server doesn't allow it",
     404: "there is no such model here",
     408: "the body didn't come in time",
     413: "the body is larger than a prompt that fills the context",
@@ -44,6 +45,12 @@ def closed_route(reply: type[BaseModel], *errors: int) -> Responses:
 def text_route() -> Responses:
     """Of a route behind the key that answers with plain text; its response_class must have no media type."""
     return _responses({"text/plain": {"schema": {"type": "string"}}}, (*_OF_ALL, *_OF_CLOSED), None)
+
+
+def text_body_route(*errors: int) -> Responses:
+    """Of a route that reads a body and answers with plain text."""
+    content = {"text/plain": {"schema": {"type": "string"}}}
+    return _responses(content, (*_OF_ALL, *_OF_CLOSED, *_OF_BODIES, *errors), None)
 
 
 def body_route(reply: type[BaseModel]) -> Responses:

@@ -26,7 +26,7 @@ from qwench.text.tool_calls import ToolCall
 
 async def answer_chat(service: Service, body: ChatRequest, request: Request) -> Response:
     """Raises ApiError or RequestError."""
-    service.check_model(body.model)
+    model = service.check_model(body.model)
     info = service.engine_info()
     tools = ToolUse.of(functions_of(body.tools), choice_of(body.tool_choice), body.parallel_tool_calls)
     params, format_field = tools.adapt(_params(body, info), body.format_field, info.tool_tags)
@@ -36,9 +36,11 @@ async def answer_chat(service: Service, body: ChatRequest, request: Request) -> 
     async def make_prompts() -> list[list[int]]:
         return [await service.text.chat(messages, template, info.limits.max_seq_len)]
 
-    generation, prompts = await service.submit(make_prompts, 1, params, body.cache_salt, format_field=format_field)
+    generation, prompts = await service.submit(
+        make_prompts, 1, params, body.cache_salt, format_field=format_field, lora=model.lora
+    )
     answers = Answers([len(prompt) for prompt in prompts], params.n, tools.make_parser)
-    reply = ChatReply(service.name, body, answers)
+    reply = ChatReply(model.name, body, answers)
     if body.stream:
         return EventStream(reply.events(generation), generation)
     async with abort_when_gone(request.receive, generation):

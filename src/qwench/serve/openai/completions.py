@@ -24,7 +24,7 @@ from qwench.serve.service import Service
 
 async def answer_completion(service: Service, body: CompletionRequest, request: Request) -> Response:
     """Raises ApiError or RequestError."""
-    service.check_model(body.model)
+    model = service.check_model(body.model)
     info = service.engine_info()
     params, max_len = _params(body, info), info.limits.max_seq_len
     prompts, view = as_list(body.prompt), _unchanged if body.max_tokens != 0 else Piece.without_answer
@@ -37,14 +37,20 @@ async def answer_completion(service: Service, body: CompletionRequest, request: 
         return await service.encode(prompts, max_len)
 
     generation, token_ids = await service.submit(
-        make_prompts, len(prompts), params, body.cache_salt, view=view, format_field=body.format_field
+        make_prompts,
+        len(prompts),
+        params,
+        body.cache_salt,
+        view=view,
+        format_field=body.format_field,
+        lora=model.lora,
     )
     try:
         echoes = [await _text(service, prompt) if body.echo else "" for prompt in prompts]
     except BaseException:
         generation.abort()
         raise
-    reply = _CompletionReply(service.name, body, Answers([len(ids) for ids in token_ids], params.n), echoes, params.n)
+    reply = _CompletionReply(model.name, body, Answers([len(ids) for ids in token_ids], params.n), echoes, params.n)
     if body.stream:
         return EventStream(reply.events(generation), generation)
     async with abort_when_gone(request.receive, generation):

@@ -24,7 +24,7 @@ ROOM = SamplingParams(max_tokens=1)  # the engine wants room for a token behind 
 
 async def embed(service: Service, body: EmbeddingRequest, request: Request) -> dict[str, Any]:
     """As many inputs at once as answers can run, which is how many places the request takes. Raises ApiError."""
-    service.check_model(body.model)
+    model = service.check_model(body.model)
     start_s, info = time.monotonic(), service.engine_info()
     inputs = as_list(body.input)
     width = min(len(inputs), info.max_num_seqs)
@@ -37,7 +37,9 @@ async def embed(service: Service, body: EmbeddingRequest, request: Request) -> d
             info.limits.check(prompt, ROOM)
         for first in range(0, len(prompts), width):
             some = prompts[first : first + width]
-            generation = service.engine.embed(some, body.pooling, start_s, lambda: None, salt=body.cache_salt or "")
+            generation = service.engine.embed(
+                some, body.pooling, start_s, lambda: None, salt=body.cache_salt or "", lora=model.lora
+            )
             async with abort_when_gone(request.receive, generation):
                 found = await _vectors(generation, len(some))
             if not all(found):
@@ -48,7 +50,7 @@ async def embed(service: Service, body: EmbeddingRequest, request: Request) -> d
     num_tokens = sum(map(len, prompts))
     data = [{"object": "embedding", "index": i, "embedding": _shown(vector, body)} for i, vector in enumerate(vectors)]
     usage = {"prompt_tokens": num_tokens, "total_tokens": num_tokens}
-    return {"object": "list", "data": data, "model": service.name, "usage": usage}
+    return {"object": "list", "data": data, "model": model.name, "usage": usage}
 
 
 async def _vectors(generation: Generation, count: int) -> list[str]:

@@ -25,7 +25,7 @@ from qwench.serve.tool_use import ToolUse
 
 async def answer_response(service: Service, body: ResponsesRequest, request: Request) -> Response:
     """Raises ApiError or RequestError."""
-    service.check_model(body.model)
+    model = service.check_model(body.model)
     info = service.engine_info()
     tools = ToolUse.of(functions_of(body.tools), choice_of(body.tool_choice), body.parallel_tool_calls)
     logprobs = (body.top_logprobs or 0) if body.wants_logprobs else None
@@ -36,8 +36,10 @@ async def answer_response(service: Service, body: ResponsesRequest, request: Req
     async def make_prompts() -> list[list[int]]:
         return [await service.text.chat(body.to_messages(), tools.template_variables(), info.limits.max_seq_len)]
 
-    generation, prompts = await service.submit(make_prompts, 1, params, body.cache_salt, format_field=format_field)
-    reply = _ResponseReply(service.name, body, Answers([len(prompts[0])], 1, tools.make_parser))
+    generation, prompts = await service.submit(
+        make_prompts, 1, params, body.cache_salt, format_field=format_field, lora=model.lora
+    )
+    reply = _ResponseReply(model.name, body, Answers([len(prompts[0])], 1, tools.make_parser))
     if body.stream:
         return EventStream(reply.events(generation), generation)
     async with abort_when_gone(request.receive, generation):

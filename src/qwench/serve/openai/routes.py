@@ -5,32 +5,35 @@ from __future__ import annotations
 from typing import Any
 
 from fastapi import FastAPI, Request
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import JSONResponse, PlainTextResponse, Response
 
-from qwench.serve.http.document import answer_route, body_route, closed_route
+from qwench.serve.http.document import answer_route, body_route, closed_route, text_body_route
 from qwench.serve.openai import tokens
+from qwench.serve.openai.adapters import load_adapter, unload_adapter
 from qwench.serve.openai.chat import answer_chat
 from qwench.serve.openai.completions import answer_completion
 from qwench.serve.openai.embeddings import embed
 from qwench.serve.openai.responses import answer_response
 from qwench.serve.protocol import replies
+from qwench.serve.protocol.adapters import LoadAdapterRequest, UnloadAdapterRequest
 from qwench.serve.protocol.chat import ChatRequest
 from qwench.serve.protocol.completions import CompletionRequest
 from qwench.serve.protocol.embeddings import EmbeddingRequest
 from qwench.serve.protocol.responses import ResponsesRequest
 from qwench.serve.protocol.tokens import DetokenizeRequest, TokenizeRequest
-from qwench.serve.service import Service
+from qwench.serve.service import ServedModel, Service
 
 ANSWER_PATHS = frozenset(
     ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/embeddings")
 )  # they need places in the queue
-BODY_PATHS = ANSWER_PATHS | {"/tokenize", "/detokenize"}
+BODY_PATHS = ANSWER_PATHS | {"/tokenize", "/detokenize", "/v1/load_lora_adapter", "/v1/unload_lora_adapter"}
 
 
 def add_routes(app: FastAPI, service: Service) -> None:
     _add_answers(app, service)
     _add_tokens(app, service)
     _add_models(app, service)
+    _add_adapters(app, service)
 
 
 def _add_answers(app: FastAPI, service: Service) -> None:
@@ -64,15 +67,27 @@ def _add_tokens(app: FastAPI, service: Service) -> None:
 def _add_models(app: FastAPI, service: Service) -> None:
     @app.get("/v1/models", responses=closed_route(replies.ModelList))
     async def models() -> Response:
-        return JSONResponse({"object": "list", "data": [_model(service, name) for name in service.settings.names]})
+        return JSONResponse({"object": "list", "data": [_model(service, model) for model in service.models]})
 
     @app.get("/v1/models/{name:path}", responses=closed_route(replies.ModelEntry, 404))
     async def model(name: str) -> Response:
-        service.check_model(name)
-        return JSONResponse(_model(service, name))
+        model = service.check_model(name)
+        return JSONResponse(_model(service, ServedModel(name, model.lora)))
 
 
-def _model(service: Service, name: str) -> dict[str, Any]:
-    entry = {"id": name, "object": "model", "created": service.created_s, "owned_by": "qwench"}
+def _add_adapters(app: FastAPI, service: Service) -> None:
+    @app.post("/v1/load_lora_adapter", response_class=Response, responses=text_body_route(403))
+    async def load_lora_adapter(body: LoadAdapterRequest) -> Response:
+        return PlainTextResponse(await load_adapter(service, body))
+
+    @app.post("/v1/unload_lora_adapter", response_class=Response, responses=text_body_route(403))
+    async def unload_lora_adapter(body: UnloadAdapterRequest) -> Response:
+        return PlainTextResponse(await unload_adapter(service, body))
+
+
+def _model(service: Service, model: ServedModel) -> dict[str, Any]:
+    entry = {"id": model.name, "object": "model", "created": service.created_s, "owned_by": "qwench"}
+    if model.lora is not None:
+        entry["parent"] = service.name
     info = service.engine.info
     return entry if info is None else entry | {"max_model_len": info.limits.max_seq_len}

@@ -55,6 +55,7 @@ class Children:
         options = {
             "model": str(settings.model), "config": settings.config.to_dict(), "num_threads": settings.num_threads,
             "enable_prefix_caching": settings.enable_prefix_caching,
+            "lora": {name: str(path) for name, path in settings.lora.items()},
             "prefix_dir": None if settings.prefix_dir is None else str(settings.prefix_dir),
         }  # fmt: skip
         return cls(

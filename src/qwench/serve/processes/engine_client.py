@@ -1,8 +1,15 @@
 """The client of the engine process: submits prompts, hands out the pieces of the answers as they come.
 
-Messages to the process: {"add": name, "prompt": token ids, "params": ..., "salt": ...}, the same with "pooling" in
-place of "params" for an embedding, and {"abort": name}. From it: {"ready": EngineInfo}, {"deltas": [[name, *Piece],
-...], "metrics": {...}} and {"refused": name, "reason": ...}.
+Messages to the process:
+    {"add": name, "prompt": token ids, "params": ..., "salt": ..., "lora": name or null}
+    the same with "pooling" in place of "params", for an embedding
+    {"abort": name}
+    {"load_lora": name, "folder": path, "replace": bool} and {"unload_lora": name}
+From it:
+    {"ready": EngineInfo}
+    {"deltas": [[name, *Piece], ...], "metrics": {...}}
+    {"refused": name, "reason": ...}
+    {"lora": name, "error": reason or null}, when an adapter was loaded or unloaded
 Knows no API's JSON.
 """
 
@@ -13,7 +20,7 @@ import dataclasses
 import itertools
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -187,10 +194,13 @@ def _failure(kind: str, message: str) -> ApiError:
 
 class EngineClient(Supervised):
     """info: None while there is no engine that could work. metrics: runtime.metrics.Metrics, as last received.
-    on_choice_end: called for each answer that ends."""
+    on_choice_end: called for each answer that ends. lora_folders: by name, the adapters that it shall have, whenever it
+    is started again."""
 
-    def __init__(self, child: Child) -> None:
+    def __init__(self, child: Child, lora_folders: Mapping[str, str] | None = None) -> None:
         super().__init__(child)
+        self._lora_folders = dict(lora_folders or {})
+        self._lora_waits: dict[str, asyncio.Future[None]] = {}  # by name, for the answer to a message
         self.info: EngineInfo | None = None
         self.metrics: dict[str, float] = {}
         self.on_choice_end: Callable[[ChoiceTimes], None] = lambda times: None
@@ -199,21 +209,22 @@ class EngineClient(Supervised):
 
     def submit(
         self, prompts: Sequence[list[int]], params: SamplingParams, start_s: float, on_end: Callable[[], None],
-        *, salt: str = "", view: Callable[[Piece], Piece] = Piece.without_end,
+        *, salt: str = "", view: Callable[[Piece], Piece] = Piece.without_end, lora: str | None = None,
     ) -> Generation:  # fmt: skip
         """Queues the prompts, checked by `info.limits`, each with `params`. start_s: when the request came, on the
-        monotonic clock. on_end: called once, when all have ended. view: applied to each piece."""
+        monotonic clock. on_end: called once, when all have ended. view: applied to each piece. lora: one of
+        `loras`."""
         generation = Generation(self, len(prompts) * params.n, start_s, on_end, view)
-        self._queue(generation, prompts, params.n, {"params": params_to_json(params), "salt": salt})
+        self._queue(generation, prompts, params.n, {"params": params_to_json(params), "salt": salt, "lora": lora})
         return generation
 
     def embed(
         self, prompts: Sequence[list[int]], pooling: Pooling, start_s: float, on_end: Callable[[], None],
-        *, salt: str = "",
+        *, salt: str = "", lora: str | None = None,
     ) -> Generation:  # fmt: skip
         """As `submit`, for embeddings: each prompt gets a single piece."""
         generation = Generation(self, len(prompts), start_s, on_end)
-        self._queue(generation, prompts, 1, {"pooling": pooling, "salt": salt})
+        self._queue(generation, prompts, 1, {"pooling": pooling, "salt": salt, "lora": lora})
         return generation
 
     def _queue(self, generation: Generation, prompts: Sequence[list[int]], n: int, wish: Message) -> None:
@@ -222,6 +233,40 @@ class EngineClient(Supervised):
             generation.names.append(name)
             self._open[name] = (generation, index * n)
             self.send({"add": name, "prompt": prompt, **wish})
+
+    @property
+    def loras(self) -> tuple[str, ...]:
+        """The adapters that requests can name."""
+        return tuple(self._lora_folders)
+
+    async def load_lora(self, name: str, folder: str, *, replace: bool = False) -> None:
+        """Raises ApiError when the name is taken, unless it's to be replaced, or the engine refuses what is in the
+        folder."""
+        if name in self._lora_waits or (name in self._lora_folders and not replace):
+            raise ApiError.bad_request(f"there is already an adapter {name!r}; unload it first", param="lora_name")
+        await self._change_lora(name, {"load_lora": name, "folder": folder, "replace": replace})
+        self._lora_folders[name] = folder
+
+    async def unload_lora(self, name: str) -> None:
+        """Answers that it is working on end as they began. Raises ApiError 404 for an unknown name."""
+        if name not in self._lora_folders or name in self._lora_waits:
+            raise ApiError(404, f"there is no adapter {name!r}", code="model_not_found", param="lora_name")
+        folder = self._lora_folders.pop(name)
+        try:
+            await self._change_lora(name, {"unload_lora": name})
+        except BaseException:
+            self._lora_folders[name] = folder
+            raise
+
+    async def _change_lora(self, name: str, message: Message) -> None:
+        if self.info is None:
+            raise ApiError.unavailable("the model is being loaded; try again")
+        self._lora_waits[name] = asyncio.get_running_loop().create_future()
+        try:
+            self.send(message)
+            await self._lora_waits[name]
+        finally:
+            del self._lora_waits[name]
 
     def abort(self, name: str) -> None:
         if self._open.pop(name, None) is not None:
@@ -234,12 +279,21 @@ class EngineClient(Supervised):
 
     def on_ready(self, info: Message) -> None:
         self.info = EngineInfo.from_message(info)
+        loaded = set(info["loras"])  # those that the command line named; requests may have changed them before a crash
+        for name, folder in self._lora_folders.items():
+            if name not in loaded:
+                self.send({"load_lora": name, "folder": folder, "replace": True})
+        for name in loaded - set(self._lora_folders):
+            self.send({"unload_lora": name})
 
     def on_message(self, message: Message) -> None:
         if "refused" in message:
             generation, _ = self._open.pop(message["refused"], (None, 0))
             if generation is not None:
                 generation.fail(ApiError.bad_request(message["reason"]))
+        if (wait := self._lora_waits.get(message.get("lora", ""))) is not None and not wait.done():
+            reason = message["error"]
+            wait.set_result(None) if reason is None else wait.set_exception(ApiError.bad_request(reason))
         for name, *fields in message.get("deltas", ()):
             generation, first = self._open.get(name, (None, 0))
             if generation is not None:  # else it was aborted while this was on its way
@@ -251,3 +305,6 @@ class EngineClient(Supervised):
         for generation in {generation for generation, _ in self._open.values()}:
             generation.fail(ApiError.unavailable("the engine died while it worked on this; send the request again"))
         self._open.clear()
+        for wait in self._lora_waits.values():
+            if not wait.done():
+                wait.set_exception(ApiError.unavailable("the engine died meanwhile; try again"))

@@ -37,7 +37,7 @@ def main() -> int:
     try:
         llm = LLM(
             options["model"], config=QwenchConfig.from_dict(options["config"]), num_threads=options["num_threads"],
-            enable_prefix_caching=options["enable_prefix_caching"],
+            enable_prefix_caching=options["enable_prefix_caching"], lora=options["lora"],
         )  # fmt: skip
         if options["prefix_dir"] is not None:
             load_prefixes(llm, Path(options["prefix_dir"]))
@@ -123,6 +123,8 @@ class EngineProcess:
             if "abort" in message:
                 engine.abort(message["abort"])
                 self._compiling.discard(message["abort"])
+            elif "load_lora" in message or "unload_lora" in message:
+                self._change_lora(message)
             elif not self._waits_for_grammar(message):
                 self._add(message["add"], message)
         return True
@@ -146,14 +148,27 @@ class EngineProcess:
         if "refusal" in message:
             self._outbox.put({"refused": name, "reason": message["refusal"]})
             return
-        engine, prompt, salt = self._llm.text_engine, message["prompt"], message["salt"]
+        engine, prompt = self._llm.text_engine, message["prompt"]
+        wish = {"request_id": name, "cache_salt": message["salt"], "adapter": message["lora"]}
         try:
             if "pooling" in message:
-                engine.add_embedding(prompt, message["pooling"], request_id=name, cache_salt=salt)
+                engine.add_embedding(prompt, message["pooling"], **wish)
             else:
-                engine.add(prompt, params_from_json(message["params"]), request_id=name, cache_salt=salt)
+                engine.add(prompt, params_from_json(message["params"]), **wish)
         except RequestError as error:
             self._outbox.put({"refused": name, "reason": str(error)})
+
+    def _change_lora(self, message: Message) -> None:
+        """Between two steps, which wait meanwhile."""
+        name, error = message.get("load_lora") or message["unload_lora"], None
+        try:
+            if "load_lora" in message:
+                self._llm.load_lora(name, message["folder"], replace=message["replace"])
+            else:
+                self._llm.unload_lora(name)
+        except (QwenchError, MemoryError) as refusal:
+            error = str(refusal) or type(refusal).__name__
+        self._outbox.put({"lora": name, "error": error})
 
     def _step(self) -> None:
         rows = [self._row(delta) for delta in self._llm.text_engine.step()]
@@ -213,6 +228,7 @@ class EngineProcess:
         return {
             "limits": dataclasses.asdict(llm.engine.limits),
             "max_num_seqs": llm.engine.max_num_seqs,
+            "loras": llm.loras,
             "defaults": params_to_json(llm.defaults.params),
             "chat_end_token_ids": [token for token in chat_ends if token not in llm.engine.eos_token_ids],
             "tool_tags": "text" if llm.tokenizer is None else tag_kind(llm.tokenizer),

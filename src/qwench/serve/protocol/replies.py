@@ -260,13 +260,15 @@ class Text(Reply):
 
 
 class ModelEntry(Reply):
-    """max_model_len: tokens of prompt and answer; not there while the model is being loaded."""
+    """max_model_len: tokens of prompt and answer; not there while the model is being loaded. parent: of an adapter, the
+    model that it changes."""
 
     id: str
     object: Literal["model"]
     created: int
     owned_by: Literal["qwench"]
     max_model_len: int | None = None
+    parent: str | None = None
 
 
 class ModelList(Reply):
