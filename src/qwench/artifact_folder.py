@@ -99,10 +99,13 @@ def _remove_abandoned(out: Path) -> None:
 
 
 def _sync(folder: Path) -> None:
-    """Flushes every file and the folder itself to disk, before the rename."""
-    for path in folder.iterdir():
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
+    """Flushes every file and folder to disk, before the rename."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+        else:
+            _sync_folder(path)
     _sync_folder(folder)
 
 

@@ -30,7 +30,7 @@ def test_one_class_of_two_names_and_its_positions() -> None:
     assert config.to_dict() == {
         "batch_size": 2, "max_seq_len": 65536, "use_inputs_embeds": True, "use_attention_mask": False,
         "attn_impl": "flash_attn", "kvcache_partition_len": 4096, "kvcache_block_size": 4096,
-        "quantization": {"weights": "int8"}, "prefill_chunk_size": 256, "kvcache_num_blocks": 32,
+        "quantization": {"weights": "int8"}, "prefill_chunk_size": 256, "kvcache_num_blocks": 32, "lora_config": None,
         "tensor_parallel_size": 4, "decoder_batch_sizes": None, "create_runtimes": None, "device": None,
         "activate_profiler": None, "timeout": None,
     }  # fmt: skip
@@ -41,7 +41,8 @@ def test_defaults() -> None:
     assert config.to_saved() == {
         "batch_size": 1, "max_seq_len": 4096, "use_inputs_embeds": False, "use_attention_mask": True,
         "attn_impl": "eager", "kvcache_partition_len": None, "kvcache_block_size": 4096, "quantization": None,
-        "prefill_chunk_size": 128, "kvcache_num_blocks": None, "tensor_parallel_size": 1, "decoder_batch_sizes": (1,),
+        "prefill_chunk_size": 128, "kvcache_num_blocks": None, "lora_config": None, "tensor_parallel_size": 1,
+            "decoder_batch_sizes": (1,),
     }  # fmt: skip
     assert (config.create_runtimes, config.device, config.activate_profiler, config.timeout) == (
         True,

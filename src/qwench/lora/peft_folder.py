@@ -66,13 +66,16 @@ def is_adapter(folder: Path) -> bool:
     return (folder / CONFIG).is_file() and not (folder / "config.json").exists()
 
 
-def read_adapter(folder: str | Path, shapes: Mapping[str, tuple[int, ...]]) -> LoraAdapter:
+def read_adapter(
+    folder: str | Path, shapes: Mapping[str, tuple[int, ...]], instead: Mapping[str, Any] | None = None
+) -> LoraAdapter:
     """The adapter in `folder`, for a model whose tensors have these shapes. Values are views of the file.
 
+    instead: fields in place of those of its config, such as lora_alpha.
     Raises CheckpointError when it isn't a LoRA that is read here, is damaged, or belongs to another model.
     """
     folder = Path(folder).expanduser()
-    config = _config(folder)
+    config = _config(folder, instead or {})
     halves = _halves(folder, shapes)
     alphas, ranks = _pattern(config, "alpha_pattern"), _pattern(config, "rank_pattern")
     pairs = {}
@@ -86,7 +89,7 @@ def read_adapter(folder: str | Path, shapes: Mapping[str, tuple[int, ...]]) -> L
     return LoraAdapter(pairs)
 
 
-def _config(folder: Path) -> Fields:
+def _config(folder: Path, instead: Mapping[str, Any]) -> Fields:
     """adapter_config.json, all of whose fields are understood."""
     path = folder / CONFIG
     try:
@@ -99,6 +102,7 @@ def _config(folder: Path) -> Fields:
         raise CheckpointError(f"{path} can't be read: {error}") from None
     if not isinstance(values, dict):
         raise CheckpointError(f"{path} is not a JSON object")
+    values |= instead
     config = Fields(values, str(path))
     if values.get("peft_type") != "LORA":
         raise config.error(f"peft_type is {values.get('peft_type')!r}; LORA is what is read")

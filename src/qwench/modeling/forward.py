@@ -39,16 +39,18 @@ def run_pass(
     real: torch.Tensor,
     logits_to_keep: int | torch.Tensor,
     with_hidden_states: bool,
+    adapters: list[int],
 ) -> PassOutput:
     """Feeds the real tokens and commits them to the cache.
 
     inputs: [batch, length] token ids, or [batch, length, hidden_size] embeddings, fp32. real: [batch, length] bool.
+    adapters: number of each row's, -1 for none.
     """
     batch, length = int(inputs.shape[0]), int(inputs.shape[1])
     kept, order = _kept_columns(length, logits_to_keep)
     logits = torch.zeros(batch, len(kept), shape.vocab_size)
     hidden = torch.zeros(shape.num_layers + 1, batch, length, shape.hidden_size) if with_hidden_states else None
-    leaders = _leaders(cache.rows, inputs, real)
+    leaders = _leaders(cache.rows, inputs, real, adapters)
     tokens, is_real = inputs.numpy(), real.numpy()
     if tokens.ndim == 2:
         tokens = tokens.astype(np.int32)
@@ -61,7 +63,9 @@ def run_pass(
             is_kept = is_real[i][kept]
             at = i * len(kept) + is_kept.nonzero()[0]
             wanted = offsets[i][kept[is_kept]]
-            feeds.append(Feed(row.tables, row.length, tokens[i][columns], wanted, at, i * length + columns))
+            feeds.append(
+                Feed(row.tables, row.length, tokens[i][columns], wanted, at, i * length + columns, adapters[i])
+            )
     run_feeds(
         cache.pages.executor,
         feeds,
@@ -87,15 +91,15 @@ def _kept_columns(length: int, logits_to_keep: int | torch.Tensor) -> tuple[Any,
     return np.arange(length)[-logits_to_keep if logits_to_keep else None :], None
 
 
-def _leaders(rows: list[Row], inputs: torch.Tensor, real: torch.Tensor) -> list[int]:
-    """For each row the first row with the same past, the same tokens and the same padding: it computes for both.
+def _leaders(rows: list[Row], inputs: torch.Tensor, real: torch.Tensor, adapters: list[int]) -> list[int]:
+    """For each row the first row with the same past, tokens, padding and adapter: it computes for both.
 
     Beams and return sequences start out as copies of one prompt, which is then computed once.
     """
     first: dict[tuple[Any, ...], int] = {}
     leaders = []
     for i, row in enumerate(rows):
-        key = (tuple(row.held()), row.length, inputs[i].numpy().tobytes(), real[i].numpy().tobytes())
+        key = (tuple(row.held()), row.length, inputs[i].numpy().tobytes(), real[i].numpy().tobytes(), adapters[i])
         leaders.append(first.setdefault(key, i))
     return leaders
 

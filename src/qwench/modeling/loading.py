@@ -118,9 +118,9 @@ def chat_ends(folder: Path, eos: int | list[int] | None) -> list[int]:
     return [*known, *more] if more else []
 
 
-def copy_artifact(artifact: Artifact, destination: Path, others: Mapping[str, str] | None = None) -> None:
-    """Copies the files of the artifact, and writes `others` (name -> text) beside them; `destination` appears whole or
-    stays as it was.
+def copy_artifact(artifact: Artifact, destination: Path, others: Mapping[str, str | Path] | None = None) -> None:
+    """Copies the files of the artifact, and puts `others` beside them, by name texts or files to copy; `destination`
+    appears whole or stays as it was.
 
     Raises ArtifactError if it holds anything but an older artifact or can't be written.
     """
@@ -130,8 +130,12 @@ def copy_artifact(artifact: Artifact, destination: Path, others: Mapping[str, st
     with new_artifact_folder(destination, overwrite=True) as folder:
         for name in (MANIFEST, *artifact.manifest.files):
             shutil.copyfile(artifact.path / name, folder / name)
-        for name, text in (others or {}).items():
-            (folder / name).write_text(text, encoding="utf-8")
+        for name, other in (others or {}).items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            if isinstance(other, Path):
+                shutil.copyfile(other, folder / name)
+            else:
+                (folder / name).write_text(other, encoding="utf-8")
 
 
 def check_save_keywords(keywords: dict[str, Any]) -> None:

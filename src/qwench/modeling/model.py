@@ -21,6 +21,7 @@ from qwench.artifact import Artifact
 from qwench.config import QwenchConfig
 from qwench.errors import ConfigError, NumericalError, RequestError
 from qwench.modeling import loading, native
+from qwench.modeling.adapters import AdapterMethods
 from qwench.modeling.cache import Pages, QwenchCache
 from qwench.modeling.deadline import Deadline
 from qwench.modeling.embeddings import TokenEmbeddings
@@ -40,7 +41,7 @@ LOSS_OPTIONS = ("num_items_in_batch", "ignore_index", "shift_labels")
 IGNORED = ("token_type_ids",)  # of which transformers' Qwen2 takes no notice either
 
 
-class QwenchForCausalLM(torch.nn.Module, GenerationHooks):  # type: ignore[misc]
+class QwenchForCausalLM(torch.nn.Module, GenerationHooks, AdapterMethods):  # type: ignore[misc]
     """Made by `from_pretrained` or `from_model`. Runs on the CPU; logits are torch fp32.
 
     A torch module without parameters: the weights stay packed in the artifact.
@@ -258,7 +259,10 @@ class QwenchForCausalLM(torch.nn.Module, GenerationHooks):  # type: ignore[misc]
                 start, cached = int(cache_position[0]), cache.get_seq_length()
                 raise RequestError(f"cache_position starts at {start}, but {cached} columns are cached")
             real = real_tokens((inputs.shape[0], inputs.shape[1]), attention_mask, cache.columns, position_ids)
-            logits, hidden_states = run_pass(self._shape, cache, inputs, real, logits_to_keep, bool(with_hidden_states))
+            logits, hidden_states = run_pass(
+                self._shape, cache, inputs, real, logits_to_keep, bool(with_hidden_states),
+                self.adapter_numbers(inputs.shape[0]),
+            )  # fmt: skip
         if not torch.isfinite(logits.sum()):
             raise NumericalError("the model produced NaN or infinite logits; is the checkpoint sound?")
         loss = None if labels is None else self._loss(logits, labels, options)
@@ -312,7 +316,8 @@ class QwenchForCausalLM(torch.nn.Module, GenerationHooks):  # type: ignore[misc]
         if request is None:
             return None
         with self._pages.lock:
-            return native.run(self.engine, self._pages, request, call.streamer)
+            names = self.adapters_of(len(request.input_ids))
+            return native.run(self.engine, self._pages, request, names, call.streamer)
 
     def generate_batch(self, *args: Any, **kwargs: Any) -> Any:
         """transformers' own continuous batching, which `cache_implementation="paged"` asks for: not available."""

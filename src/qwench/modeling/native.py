@@ -80,10 +80,12 @@ def _repetition_penalty(processors: list[Any], real: torch.Tensor) -> float | No
     return float(processor.penalty) if ignores_padding else None
 
 
-def run(engine: Engine, pages: Pages, request: GreedyRequest, streamer: Any = None) -> torch.Tensor:
+def run(
+    engine: Engine, pages: Pages, request: GreedyRequest, adapters: list[str | None], streamer: Any = None
+) -> torch.Tensor:
     """Generates: [batch, length + longest answer] int64, shorter answers padded. Raises what a request failed with.
 
-    streamer: gets each token as it comes; only with a batch of one.
+    adapters: the name of each row's. streamer: gets each token as it comes; only with a batch of one.
     """
     params = SamplingParams(
         max_tokens=request.max_new_tokens,
@@ -98,8 +100,8 @@ def run(engine: Engine, pages: Pages, request: GreedyRequest, streamer: Any = No
     pages.require(engine.scheduler.most_blocks(longest))
     answers: dict[str, list[int]] = {}
     try:
-        for ids, real in zip(request.input_ids.to("cpu"), request.real, strict=True):
-            answers[engine.add_request(ids[real].numpy(), params)] = []
+        for ids, real, adapter in zip(request.input_ids.to("cpu"), request.real, adapters, strict=True):
+            answers[engine.add_request(ids[real].numpy(), params, adapter=adapter)] = []
         while engine.has_unfinished():
             for output in engine.step():
                 if output.error is not None:

@@ -25,6 +25,7 @@ class Feed:
     tokens: [count] int32 ids, or [count, hidden_size] fp32 embeddings. wanted: [num_wanted] int64, increasing offsets
     into tokens whose logits are wanted. rows: [num_wanted] int64, increasing rows of the logits that take them.
     hidden_rows: [count] int64, increasing rows of the hidden states that take those of all tokens.
+    adapter: number of its LoRA adapter, -1 for none.
     """
 
     block_tables: list[list[int]]
@@ -33,6 +34,7 @@ class Feed:
     wanted: Int64
     rows: Int64
     hidden_rows: Int64
+    adapter: int = -1
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,7 @@ def _run_step(executor: Executor, pieces: list[_Piece], logits: Float32, hidden:
         logit_rows=np.concatenate(logit_rows).astype(np.int32),
         embeddings=embeddings,
         hidden_rows=None if hidden is None else np.arange(len(token_ids), dtype=np.int32),
+        adapters=np.array([p.feed.adapter for p in pieces], np.int32),
     )
     states = None
     if hidden is not None:

@@ -14,6 +14,7 @@ from typing import Any
 from qwench.config import ATTN_IMPLS, PARTITION_MULTIPLE, RUNTIME_OPTIONS, QwenchConfig
 from qwench.errors import ConfigError
 from qwench.option_checks import batch_sizes, check_choice, check_flag, check_known, check_positive, check_seconds
+from qwench.rbln.lora import RBLNLoRAConfig
 
 DEFAULT_PARTITION_LEN = 16384
 SHORTEST_PARTITION, LONGEST_PARTITION = 4096, 32768
@@ -23,7 +24,6 @@ CHUNK_MULTIPLE = 64
 ELSEWHERE = {
     "npu": "no NPU is compiled for; the machine is qwench's target, which is this one's best",
     "num_devices": "write tensor_parallel_size",
-    "lora_config": "merge the adapter into the checkpoint first (peft: merge_and_unload)",
     "memory_budget": "give kvcache_num_blocks",
     "dtype": "the formats are quantization's weights and kv_caches",
     "output_hidden_states": "no option is needed: pass output_hidden_states to the model when you call it",
@@ -49,6 +49,7 @@ class RBLNDecoderOnlyModelForCausalLMConfig:
     quantization: Mapping[str, Any] | None
     prefill_chunk_size: int | None
     kvcache_num_blocks: int | None
+    lora_config: RBLNLoRAConfig | None
     tensor_parallel_size: int | None
     decoder_batch_sizes: tuple[int, ...] | None
     create_runtimes: bool | None
@@ -68,6 +69,7 @@ class RBLNDecoderOnlyModelForCausalLMConfig:
         quantization: Mapping[str, Any] | None = None,
         prefill_chunk_size: int | None = None,
         kvcache_num_blocks: int | None = None,
+        lora_config: RBLNLoRAConfig | Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
         """kwargs: tensor_parallel_size, decoder_batch_sizes, and the options of a run. Raises ConfigError."""
@@ -80,6 +82,7 @@ class RBLNDecoderOnlyModelForCausalLMConfig:
         for name in names:
             object.__setattr__(self, name, options.get(name))
         object.__setattr__(self, "decoder_batch_sizes", batch_sizes("decoder_batch_sizes", self.decoder_batch_sizes))
+        object.__setattr__(self, "lora_config", RBLNLoRAConfig.of(self.lora_config))
         if self.quantization is not None:
             QwenchConfig(quantization=self.quantization)  # checks it
             object.__setattr__(self, "quantization", dict(self.quantization))
@@ -189,6 +192,11 @@ class RBLNDecoderOnlyModelForCausalLMConfig:
             timeout=self.timeout,
         )
 
+    @property
+    def _lora_names(self) -> list[str]:
+        """Those of the adapters; a compiled folder has its own copies of their files."""
+        return [] if self.lora_config is None else self.lora_config.adapter_names
+
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
 
@@ -219,6 +227,7 @@ class RBLNDecoderOnlyModelForCausalLMConfig:
         kept = compiled.to_saved()
         for name, value in self.to_saved().items():
             is_open = name == "quantization" or (name == "kvcache_num_blocks" and kept[name] is None)
+            is_open |= name == "lora_config" and self._lora_names == compiled._lora_names
             if value is None or value == kept[name] or is_open:
                 continue
             raise ConfigError(

@@ -5,10 +5,11 @@ Adds no way of computing: options are translated, folders get an rbln_config.jso
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, TypeAlias
@@ -21,8 +22,11 @@ from qwench.checkpoint.hub import find_checkpoint
 from qwench.compiler import compile_checkpoint
 from qwench.errors import ArtifactError, ConfigError
 from qwench.load import resolve_model
+from qwench.lora import peft_folder
 from qwench.modeling import QwenchForCausalLM, loading
+from qwench.program.qwen2 import adaptable_shapes
 from qwench.rbln.config import RBLNDecoderOnlyModelForCausalLMConfig
+from qwench.rbln.lora import BASE
 from qwench.rbln.memory import with_cache_blocks
 
 logger = logging.getLogger(__name__)
@@ -46,6 +50,21 @@ class RBLNDecoderOnlyModelForCausalLM(QwenchForCausalLM):
         super().__init__(
             with_cache_blocks(artifact, rbln_config) if rbln_config.create_runtimes else artifact, workspace
         )
+        self._load_adapters()
+
+    def _load_adapters(self) -> None:
+        """Checks those of lora_config, and loads them beside the weights if the model is to run."""
+        if (lora := self.rbln_config.lora_config) is None:
+            return
+        shapes = adaptable_shapes(self.artifact.program.spec)
+        for config in lora.adapters:
+            adapter = config.read(shapes)
+            if lora.max_lora_rank is not None and adapter.max_rank > lora.max_lora_rank:
+                raise ConfigError(
+                    f"{config.lora_name} has rank {adapter.max_rank}, but max_lora_rank is {lora.max_lora_rank}"
+                )
+            if self.rbln_config.create_runtimes:
+                self.engine.adapters.load(config.lora_name, adapter)
 
     @classmethod
     def from_pretrained(  # type: ignore[override]
@@ -65,7 +84,7 @@ class RBLNDecoderOnlyModelForCausalLM(QwenchForCausalLM):
         options.check_agreement(compiled, model_id)
         config = compiled.merged(compiled, options.to_dict())
         artifact = resolve_model(model_id, config.to_qwench())
-        config = dataclasses.replace(config, quantization=compiled.quantization)
+        config = dataclasses.replace(config, quantization=compiled.quantization, lora_config=compiled.lora_config)
         return cls(artifact, config.resolve(_model_config(artifact.path)))
 
     @classmethod
@@ -104,21 +123,54 @@ class RBLNDecoderOnlyModelForCausalLM(QwenchForCausalLM):
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
         """Writes the compiled folder, which `from_pretrained` loads, whole or not at all. Options of a run stay out."""
         loading.check_save_keywords(kwargs)
-        text = json.dumps(self.rbln_config.to_saved(), indent=2) + "\n"
-        loading.copy_artifact(self.artifact, Path(save_directory), {CONFIG_FILE: text})
+        config, adapters = _with_own_adapters(self.rbln_config)
+        text = json.dumps(config.to_saved(), indent=2) + "\n"
+        loading.copy_artifact(self.artifact, Path(save_directory), {CONFIG_FILE: text, **adapters})
+
+    def set_adapter(self, adapter_name: str | Sequence[str]) -> None:
+        """As QwenchForCausalLM's; "base" is the model itself. Raises ConfigError for an unknown name."""
+        names = [adapter_name] if isinstance(adapter_name, str) else list(adapter_name)
+        self._activate([None if name == BASE else name for name in names])
+
+    def set_lora_int_ids(self, lora_int_ids: torch.Tensor | Sequence[int]) -> None:
+        """By the ids of lora_config, one for each row of a batch; 0 is the model itself. Raises ConfigError."""
+        names = self.rbln_config.lora_config.adapter_names if self.rbln_config.lora_config else [BASE]
+        ids = [int(i) for i in lora_int_ids]
+        if not all(0 <= i < len(names) for i in ids):
+            raise ConfigError(f"lora_int_ids are {ids}; this model has the ids 0 to {len(names) - 1}")
+        self._activate([None if i == 0 else names[i] for i in ids])
+
+    @contextlib.contextmanager
+    def _with_ids(self, lora_int_ids: torch.Tensor | Sequence[int] | None) -> Iterator[None]:
+        """For one call."""
+        before = self._active, self._are_disabled
+        try:
+            if lora_int_ids is not None:
+                self.set_lora_int_ids(lora_int_ids)
+            yield
+        finally:
+            self._active, self._are_disabled = before
+
+    def forward(self, *args: Any, lora_int_ids: torch.Tensor | Sequence[int] | None = None, **kwargs: Any) -> Any:
+        """As QwenchForCausalLM.forward. lora_int_ids: [batch], as in `set_lora_int_ids`, for this call."""
+        with self._with_ids(lora_int_ids):
+            return super().forward(*args, **kwargs)
 
     def generate(
         self,
         input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         max_length: int | None = None,
+        lora_int_ids: torch.Tensor | Sequence[int] | None = None,
         **kwargs: Any,
     ) -> Any:
         """transformers' `generate`, every mode of it. input_ids: [batch, length] int64; more rows than batch_size wait
-        for their turn. Raises RequestError, a ValueError, before the first step for what can't be finished."""
+        for their turn. lora_int_ids: [batch], as in `set_lora_int_ids`, for this call. Raises RequestError, a
+        ValueError, before the first step for what can't be finished."""
         given = {"attention_mask": attention_mask, "max_length": max_length}
         kwargs |= {name: value for name, value in given.items() if value is not None}
-        return super().generate(**kwargs) if input_ids is None else super().generate(input_ids, **kwargs)
+        with self._with_ids(lora_int_ids):
+            return super().generate(**kwargs) if input_ids is None else super().generate(input_ids, **kwargs)
 
 
 class RBLNQwen2ForCausalLM(RBLNDecoderOnlyModelForCausalLM):
@@ -147,7 +199,10 @@ def _read_config(folder: Path) -> RBLNDecoderOnlyModelForCausalLMConfig:
         raise ArtifactError(f"{folder} is not a compiled folder; say export=True to compile a checkpoint")
     try:
         data = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
-        return RBLNDecoderOnlyModelForCausalLMConfig(**data)
+        config = RBLNDecoderOnlyModelForCausalLMConfig(**data)
+        if (lora := config.lora_config) is None:
+            return config
+        return dataclasses.replace(config, lora_config=lora.with_paths([folder / a.lora_path for a in lora.adapters]))
     except FileNotFoundError:
         raise ArtifactError(
             f"{folder} has no {CONFIG_FILE}: it was not compiled by this class. QwenchForCausalLM loads it; or compile "
@@ -155,6 +210,21 @@ def _read_config(folder: Path) -> RBLNDecoderOnlyModelForCausalLMConfig:
         ) from None
     except (OSError, ValueError, TypeError, ConfigError) as error:
         raise ArtifactError(f"{folder}: {CONFIG_FILE} can't be used: {error}; compile the checkpoint again") from None
+
+
+def _with_own_adapters(
+    config: RBLNDecoderOnlyModelForCausalLMConfig,
+) -> tuple[RBLNDecoderOnlyModelForCausalLMConfig, dict[str, Path]]:
+    """The options of a folder that has copies of its adapters' files in it, and what these are copies of."""
+    if (lora := config.lora_config) is None:
+        return config, {}
+    folders = [f"lora/{adapter.lora_int_id}" for adapter in lora.adapters]
+    files = {
+        f"{folder}/{name}": Path(adapter.lora_path) / name
+        for folder, adapter in zip(folders, lora.adapters, strict=True)
+        for name in (peft_folder.CONFIG, peft_folder.WEIGHTS)
+    }
+    return dataclasses.replace(config, lora_config=lora.with_paths(folders)), files
 
 
 def _say_what_tensor_parallel_does(config: RBLNDecoderOnlyModelForCausalLMConfig) -> None:
