@@ -14,8 +14,9 @@ from qwench.checkpoint.spec import EMBEDDING, HEAD
 from qwench.errors import TargetError
 from qwench.formats import BF16, Format
 from qwench.lora.adapter import LoraAdapter, LoraPair
-from qwench.program.ops import Program
-from qwench.program.qwen2 import adaptable_shapes
+from qwench.program.ops import PRODUCTS, Program
+from qwench.program.passes import fuse, set_formats, set_orders
+from qwench.program.qwen2 import adaptable_shapes, build_qwen2
 from qwench.targets.target import CacheConfig, StepBatch
 
 FORMATS = [(BF16, "fp32"), (BF16, "bf16"), (Format("int8", 32), "int8"), (Format("int4", 64), "int8"),
@@ -127,6 +128,30 @@ def test_adapters_apart_and_merged_are_the_same_model(rank: int) -> None:
     for target in (*VARIANTS, "reference"):
         apart = run(target, program, tensors, [LoraAdapter(pairs)], steps)
         np.testing.assert_allclose(apart, run(target, program, merged, [], plain), rtol=2e-3, atol=2e-3)
+
+
+def test_adapters_of_matrices_whose_inputs_are_in_another_order() -> None:
+    """The same model with the columns of every matrix elsewhere, as desc_act leaves them: the same logits."""
+    rng = np.random.default_rng(8)
+    spec = random_spec(rng, tie_word_embeddings=False)
+    plain = model_program(spec, BF16, "fp32")
+    program = set_formats(set_orders(fuse(build_qwen2(spec)), lambda weight: True), lambda weight: BF16, "fp32")
+    tensors, moved = random_tensors(plain, rng), {}
+    for op in program.ops:
+        if op.kind in PRODUCTS:
+            order = program.weights[f"{op.inputs[0]}.order"]
+            moved[order.sources[0]] = rng.permutation(order.shape[0]).astype(np.float32)
+            for source in program.weights[op.weights[0]].sources:
+                moved[source] = tensors[source][:, moved[order.sources[0]].astype(int)]
+    moved |= {name: values for name, values in tensors.items() if name not in moved}
+    for weight in program.weights.values():
+        if weight.row_order:
+            of_rows = moved[f"{weight.row_order}.order"].astype(int)
+            moved |= {source: moved[source][of_rows] for source in weight.sources}
+    adapter, steps = random_adapter(plain, rng, share=1.0), steps_of(rng, plain, [0, -1, 0])
+    for target in (*VARIANTS, "reference"):
+        expected = run(target, plain, tensors, [adapter], steps)
+        np.testing.assert_allclose(run(target, program, moved, [adapter], steps), expected, rtol=2e-3, atol=2e-3)
 
 
 def test_what_is_not_multiplied_has_no_adapter_beside_it() -> None:

@@ -164,7 +164,7 @@ def test_inputs_in_an_order_of_their_own(activations: str) -> None:
     orders = [w for w in program.weights.values() if ordered_matrix(w.sources[0]) is not None]
     for weight in orders:
         tensors[weight.sources[0]] = rng.permutation(weight.shape[0]).astype(np.float32)
-    assert len(orders) == 3 * spec.num_layers + 1  # of the norms and of attention; down has its rows before it
+    assert len(orders) == 4 * spec.num_layers + 1  # of norms, attention, and what down multiplies
     step = batch([rng.integers(0, spec.vocab_size, 20).astype(np.int32)], [20], [[0, 1]], num_groups(spec))
     cache = CacheConfig(8, 16, "fp32", partition_len=64)
     expected = load("reference", program, tensors, cache).step(step)

@@ -15,7 +15,7 @@ Kinds as the builder writes them:
     take_rows      the rows whose logits, or whose hidden states, were asked for: attrs["rows"]
 Kinds that `passes.py` makes of them:
     qkv_rope_write three linears with bias, RoPE of q and k, cache write; gives the rotated q
-    gate_up_silu   two linears and their silu_mul
+    gate_up_silu   two linears and their silu_mul, in the order that its second weight tells, if it has one
     linear_add     a linear and the residual add
 """
 

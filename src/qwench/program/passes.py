@@ -42,7 +42,7 @@ def set_formats(program: Program, choose: Callable[[Weight], Format], activation
 
 def set_orders(program: Program, is_reordered: Callable[[Weight], bool]) -> Program:
     """Marks the matrices whose inputs come in an order of their own, and has these inputs written so: a norm and
-    attention get the order as a weight, a product before it has its rows in that order."""
+    attention get the order as a weight; a product before it, too, and has its rows in that order already."""
     weights, ops = dict(program.weights), list(program.ops)
     producer = {op.output: i for i, op in enumerate(ops)}
     for op in program.ops:
@@ -53,7 +53,6 @@ def set_orders(program: Program, is_reordered: Callable[[Weight], bool]) -> Prog
         if before.kind in PRODUCTS:
             rows = weights[before.weights[0]]
             weights[rows.name] = dataclasses.replace(rows, row_order=matrix.sources[0])
-            continue
         order = Weight(f"{before.output}.order", (matrix.sources[0] + ORDER,), (matrix.shape[1],), FP32)
         weights[order.name] = order
         ops[producer[op.inputs[0]]] = dataclasses.replace(before, weights=(*before.weights, order.name))

@@ -19,7 +19,8 @@ from qwench.targets.target import Array, Int32
 class AdaptedProduct:
     """A product whose matrix is made of several sources. heights: rows of each; pairs: what changes each, or None.
 
-    order: [K], of a matrix whose inputs come in an order of their own, or None.
+    order: [K], of a matrix whose inputs come in an order of their own, or None. row_order: [rows of a source], of one
+    whose outputs are written in such an order.
     """
 
     op: Op
@@ -27,6 +28,7 @@ class AdaptedProduct:
     heights: list[int]
     pairs: list[LoraPair | None]
     order: Int32 | None
+    row_order: Int32 | None
 
 
 def adapted_products(program: Program, adapter: LoraAdapter, tensors: Mapping[str, Array]) -> Iterator[AdaptedProduct]:
@@ -41,7 +43,9 @@ def adapted_products(program: Program, adapter: LoraAdapter, tensors: Mapping[st
         if any(pair is not None for pair in pairs):
             left -= set(sources)
             heights = [shapes[source][0] for source in sources]
-            yield AdaptedProduct(op, weight, heights, pairs, _order(program, op, weight, tensors))
+            order = _order(op.inputs[0], weight.shape[1], tensors) if weight.reordered else None
+            row_order = _order(op.output, heights[0], tensors) if weight.row_order else None
+            yield AdaptedProduct(op, weight, heights, pairs, order, row_order)
     if left:
         raise TargetError(f"the adapter changes {min(left)}, which isn't multiplied; merge it (compile --lora)")
 
@@ -50,13 +54,6 @@ def _sources(program: Program, op: Op) -> tuple[str, ...]:
     return (HEAD,) if op.output == program.ops[-1].output else program.weights[op.weights[0]].sources
 
 
-def _order(program: Program, op: Op, weight: Weight, tensors: Mapping[str, Array]) -> Int32 | None:
-    if not weight.reordered:
-        return None
-    order = f"{op.inputs[0]}.order"
-    if order not in program.weights:
-        raise TargetError(
-            f"the inputs of {weight.name} were reordered by what quantised it (desc_act), where no adapter can be kept "
-            "apart; merge it (compile --lora, --requantize)"
-        )
-    return tensors[order].view(np.float32)[: weight.shape[1]].astype(np.int32)
+def _order(buffer: str, width: int, tensors: Mapping[str, Array]) -> Int32:
+    """In which the values of a buffer are written. See set_orders in passes.py."""
+    return tensors[f"{buffer}.order"].view(np.float32)[:width].astype(np.int32)

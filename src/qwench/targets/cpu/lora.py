@@ -41,7 +41,7 @@ def pack_lora(product: AdaptedProduct) -> PackedLora:
         if pair is not None:
             ranks, rows = slice(first, first + pair.rank), slice(row, row + height)
             a[ranks, :k] = pair.a if product.order is None else pair.a[:, product.order]
-            b[rows, ranks] = pair.b
+            b[rows, ranks] = pair.b if product.row_order is None else pair.b[product.row_order]
             scales[ranks], first_of_row[rows] = pair.scale, first
             first += depth
         row += height

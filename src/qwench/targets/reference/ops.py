@@ -177,7 +177,9 @@ def qkv_rope_write(s: StepState, attrs: dict[str, Any], x: Float32, weight: Matr
     return rope(s, {}, q)
 
 
-def gate_up_silu(s: StepState, attrs: dict[str, Any], x: Float32, weight: Matrix) -> Float32:
+def gate_up_silu(
+    s: StepState, attrs: dict[str, Any], x: Float32, weight: Matrix, order: Float32 | None = None
+) -> Float32:
     gate, up = np.split(linear(s, {}, x, weight), 2, axis=1)
     return silu_mul(s, {}, gate, up)
 

@@ -106,7 +106,8 @@ def _stacked(product: AdaptedProduct) -> Lora:
     row = rank = 0
     for height, pair in zip(product.heights, product.pairs, strict=True):
         if pair is not None:
-            b[row : row + height, rank : rank + pair.rank] = pair.b.astype(ml_dtypes.bfloat16)
+            rows = pair.b if product.row_order is None else pair.b[product.row_order]
+            b[row : row + height, rank : rank + pair.rank] = rows.astype(ml_dtypes.bfloat16)
             rank += pair.rank
         row += height
     scales = np.repeat([pair.scale for pair in pairs], [pair.rank for pair in pairs]).astype(np.float32)
