@@ -15,7 +15,7 @@ DIST := dist
 MODEL ?= $(DEMO)
 
 .DEFAULT_GOAL := help
-.PHONY: help install dev demo wheel test test-slow test-newest test-oldest fuzz lint sanitize lock chromium bench bench-peers clean
+.PHONY: help install dev demo wheel test test-slow test-newest test-oldest fuzz lint sanitize lock vendor chromium bench bench-peers clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -104,6 +104,10 @@ COMPILE = echo torch > build/excludes.txt && $(BIN)/uv --quiet pip compile pypro
 	build/excludes.txt --only-binary :all: --no-annotate --custom-compile-command "make lock"
 lock: dev ## Write requirements/dev.txt anew, with the newest versions
 	$(COMPILE) --universal --python-version 3.10 --upgrade --output-file requirements/dev.txt
+
+# What the server's page takes from others is part of the repository, so that neither a build nor a test needs npm.
+vendor: ## Fetch the page's libraries anew, as requirements/vendor.json pins them
+	@$(PYTHON) requirements/vendor.py
 
 build/oldest.txt: pyproject.toml
 	@$(COMPILE) --resolution lowest-direct --output-file $@

@@ -51,7 +51,11 @@ def test_what_is_in_them(dist: Path) -> None:
     python = "cp312-abi3" if sys.version_info >= (3, 12) else "cp{0}{1}-cp{0}{1}".format(*sys.version_info)
     assert f"-{python}-manylinux_2_" in wheel.name and wheel.name.endswith(f"_{platform.machine()}.whl")
     names = zipfile.ZipFile(wheel).namelist()
-    assert {"qwench/serve/http/ui/index.html", "qwench/py.typed", "qwench/evaluate/data/prompts.json"} <= set(names)
+    assert {"qwench/py.typed", "qwench/evaluate/data/prompts.json"} <= set(names)
+    package = ROOT / "src" / "qwench"
+    page = {file.relative_to(package.parent).as_posix() for file in (package / "serve/http/ui").rglob("*.*")}
+    assert {name for name in page if (package.parent / name).is_file()} <= set(names)
+    assert any(name.endswith("licenses/src/qwench/serve/http/ui/vendor/katex/LICENSE") for name in names)
     assert not [name for name in names if name.endswith((".cpp", ".h", ".inl")) or name.split("/")[0] == "tests"]
     [sdist] = dist.glob("*.tar.gz")
     with tarfile.open(sdist) as archive:

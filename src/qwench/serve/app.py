@@ -61,6 +61,6 @@ def _add_state(app: FastAPI, service: Service) -> None:
 
 def _add_page(app: FastAPI) -> None:
     @app.get("/", include_in_schema=False)
-    @app.get("/ui/{name}", include_in_schema=False)
+    @app.get("/ui/{name:path}", include_in_schema=False)
     async def page(request: Request) -> Response:
-        return page_file(request.url.path)
+        return page_file(request.url.path, request.headers)

@@ -1,174 +1,179 @@
-// The conversation: sends it, shows the answer as it comes, stops it.
+// The page: shows a conversation, sends what is asked in it, and lets it branch.
 
-import { chat, model } from "./stream.js";
-import { addTokens, watch as watchTokens } from "./tokens.js";
+import { write } from "./answer.js";
+import { setWriting, watchComposer } from "./composer.js";
+import { append, apiMessages, branch, branchOff, choose, newConversation } from "./conversation.js";
+import { field } from "./dom.js";
+import { closeDrawer, openPanel, watchDrawers } from "./drawers.js";
+import { fileName, saveJson, saveMarkdown } from "./exchange.js";
 import { watch as watchServer } from "./gauges.js";
+import { keep, mark, watchHistory } from "./history.js";
+import { drawIcons } from "./icons.js";
+import { messageView } from "./message_view.js";
+import { chosenModel, showModel, watchModels } from "./model_menu.js";
+import { showSystem, watchPrompts } from "./prompts.js";
+import { following, toEnd, watchScrolling } from "./scrolling.js";
+import { requestFields, watchSettings } from "./settings.js";
+import { say } from "./status.js";
 
-const field = (id) => document.getElementById(id);
-const [messages, prompt, status] = ["messages", "prompt", "status"].map(field);
-let conversation = []; // {role, content} as the API wants them
-let running = null; // the AbortController of the answer that is being written
+let current = newConversation(); // the one in the page
+let views = new Map(); // of the branch in the page: a message's id to its view
+const running = new Map(); // a conversation's id to {message, controller} of the answer that comes into it
 
-const say = (text) => { status.textContent = text; };
-
-function addMessage(role) {
-  field("welcome").hidden = true;
-  const item = document.createElement("li");
-  item.className = role;
-  const title = document.createElement("h2");
-  title.textContent = role === "user" ? "You" : "Model";
-  const text = document.createElement("div");
-  text.className = "text";
-  item.append(title, text);
-  messages.append(item);
-  return { item, text };
+function show(conversation) {
+  current = conversation;
+  views = new Map();
+  field("messages").replaceChildren();
+  const messages = branch(current);
+  for (const message of messages) if (message.role !== "tool") addView(message);
+  for (const view of views.values()) updateView(view);
+  field("welcome").hidden = messages.length > 0;
+  field("export-button").disabled = !messages.length;
+  document.title = current.title ? `${current.title} · qwench` : "qwench";
+  showSystem(current.system);
+  showModel(current.model);
+  setWriting(running.has(current.id));
+  mark(current);
 }
 
-function note(item, words, isError = false) {
-  const line = document.createElement("p");
-  line.className = isError ? "note error" : "note";
-  line.textContent = words;
-  item.append(line);
+function addView(message) {
+  const view = messageView(current, message, does);
+  views.set(message.id, view);
+  field("messages").append(view.item);
+  return view;
 }
 
-function requestBody() {
-  const form = new FormData(field("parameters"));
-  const body = { messages: [...conversation] };
-  const system = form.get("system").trim();
-  if (system) body.messages.unshift({ role: "system", content: system });
-  for (const name of ["temperature", "top_p", "top_k", "max_tokens", "seed"]) {
-    if (form.get(name) !== "") body[name] = Number(form.get(name));
-  }
-  if (form.get("probabilities")) Object.assign(body, { logprobs: true, top_logprobs: 5 });
-  return body;
+function updateView(view) {
+  const messages = branch(current);
+  const below = messages.slice(messages.indexOf(view.message) + 1);
+  const next = below.findIndex(({ role }) => role !== "tool");
+  const results = next < 0 ? below : below.slice(0, next);
+  view.update(running.get(current.id)?.message === view.message, { results, isLast: next < 0 });
 }
 
-/** Follows the end of the answer, unless the reader has scrolled up. */
-function follow() {
-  const view = field("conversation");
-  const isAtEnd = view.scrollHeight - view.scrollTop - view.clientHeight < 80;
-  return () => { if (isAtEnd) view.scrollTop = view.scrollHeight; };
+/** Asks for an answer to the branch in the page, and shows it as it comes, whatever is shown meanwhile. */
+async function reply() {
+  const conversation = current;
+  conversation.model = chosenModel() ?? "";
+  const body = { ...requestFields(), messages: apiMessages(conversation), model: chosenModel() };
+  const message = append(conversation, { role: "assistant", content: "" });
+  const controller = new AbortController();
+  running.set(conversation.id, { message, controller });
+  show(conversation);
+  toEnd();
+  keep(conversation);
+  let isDue = false;
+  const draw = () => {
+    isDue = false;
+    const view = current === conversation && views.get(message.id);
+    if (view) following(() => updateView(view));
+  };
+  const changed = (figures) => {
+    if (current === conversation) showSpeed(figures);
+    if (!isDue) requestAnimationFrame(draw);
+    isDue = true;
+  };
+  await write(message, body, controller.signal, changed).catch((error) => end(message, error));
+  running.delete(conversation.id);
+  draw();
+  keep(conversation);
+  if (current !== conversation) return;
+  setWriting(false);
+  say(message.error ? `No answer: ${message.error}` : (message.stopped ? "Stopped." : "The answer is complete."), true);
 }
 
-/** Tokens after the first by the time they took. An answer that came all at once counts from the question on. */
-function showSpeed(numTokens, start, first, last, isWhole) {
-  const isTold = last - first > 50;
-  if (!isTold && !(isWhole && last > start)) return;
-  const perMs = isTold ? (numTokens - 1) / (last - first) : numTokens / (last - start);
-  field("answer-speed").textContent = `${(1000 * perMs).toFixed(1)} tokens/s`;
+/** What came before a stop or a fault belongs to the conversation. */
+function end(message, error) {
+  if (error.name === "AbortError") Object.assign(message, { note: "Stopped.", stopped: true });
+  else message.error = error.message;
 }
 
-/** Shows an answer as it comes; returns its text, its end and what it cost. */
-async function write(text, body, signal) {
-  const start = performance.now();
-  let [first, last] = [0, 0];
-  let numTokens = 0;
-  const answer = { text: "", finish: null, usage: null, pending: [] };
-  for await (const chunk of chat(body, signal)) {
-    answer.usage = chunk.usage ?? answer.usage;
-    if (chunk.usage) showSpeed(chunk.usage.completion_tokens, start, first, last, true);
-    const [choice] = chunk.choices;
-    if (!choice) continue;
-    answer.finish = choice.finish_reason ?? answer.finish;
-    const entries = choice.logprobs?.content ?? [];
-    const piece = choice.delta.content ?? "";
-    if (!piece && !entries.length) continue;
-    last = performance.now();
-    first ||= last;
-    numTokens += Math.max(entries.length, 1);
-    field("answer-ttft").textContent = `${((first - start) / 1000).toFixed(2)} s`;
-    showSpeed(numTokens, start, first, last, false);
-    answer.text += piece;
-    answer.pending.push(...entries); // a character may take several tokens: they are shown with it
-    if (piece) {
-      const keepUp = follow();
-      addTokens(text, piece, answer.pending.splice(0));
-      keepUp();
-    }
-  }
-  return answer;
+function showSpeed({ first_s: first, perSecond }) {
+  if (first !== undefined) field("answer-ttft").textContent = `${first.toFixed(2)} s`;
+  if (perSecond) field("answer-speed").textContent = `${perSecond.toFixed(1)} tokens/s`;
 }
 
-const ENDS = { length: "The answer reached its longest length.", stop: "" };
+const stop = (conversation) => running.get(conversation.id)?.controller.abort();
 
-async function send() {
-  const content = prompt.value.trim();
-  if (!content || running) return;
-  const mine = conversation; // another one, should the reader start over meanwhile
-  mine.push({ role: "user", content });
-  addMessage("user").text.textContent = content;
-  prompt.value = "";
-  const { item, text } = addMessage("assistant");
-  item.classList.add("is-writing");
-  field("conversation").scrollTop = field("conversation").scrollHeight;
-  running = new AbortController();
-  setWriting(true);
-  try {
-    const answer = await write(text, requestBody(), running.signal);
-    const { prompt_tokens: asked, completion_tokens: written, prompt_tokens_details: details } = answer.usage;
-    const cached = details?.cached_tokens ? `, ${details.cached_tokens} of them known from before` : "";
-    note(item, `${ENDS[answer.finish] ?? ""} ${written} tokens, after ${asked} of the conversation${cached}.`.trim());
-    say("The answer is complete.");
-  } catch (error) {
-    const isStopped = error.name === "AbortError";
-    note(item, isStopped ? "Stopped." : error.message, !isStopped);
-    say(isStopped ? "Stopped." : `No answer: ${error.message}`);
-  } finally {
-    item.classList.remove("is-writing");
-    // What came before a stop belongs to the conversation; a question without any answer is given back.
-    if (text.textContent) {
-      mine.push({ role: "assistant", content: text.textContent });
-    } else {
-      mine.pop();
-      if (!prompt.value && mine === conversation) prompt.value = content;
-    }
-    running = null;
-    setWriting(false);
-    prompt.focus();
-  }
+function send(message) {
+  append(current, message);
+  reply();
 }
 
-function setWriting(isWriting) {
-  field("stop").hidden = !isWriting;
-  field("send").disabled = isWriting;
-  messages.setAttribute("aria-busy", String(isWriting));
-  if (isWriting) say("The answer is being written.");
-}
+/** What a message's buttons do. While an answer is written, the branch in the page stays. */
+const does = {
+  choose(message, picture) {
+    if (running.has(current.id)) return;
+    choose(current, message);
+    show(current);
+    keep(current);
+    const buttons = views.get(message.id).actions.querySelectorAll(".versions button:enabled");
+    (picture === "left" ? buttons[0] : [...buttons].at(-1))?.focus();
+  },
+  edit(message, content) {
+    if (running.has(current.id)) return;
+    const files = message.files ? { files: message.files } : {};
+    append(current, { role: "user", content, ...files }, message.parent);
+    reply();
+  },
+  redo(message) {
+    if (running.has(current.id)) return;
+    current.leaf = message.parent;
+    reply();
+  },
+  branchOff(message) {
+    const copy = branchOff(current, message);
+    show(copy);
+    keep(copy);
+    toEnd();
+    field("prompt").focus();
+  },
+  giveResults(message, results) {
+    message.tool_calls.forEach(({ id }, i) => append(current, { role: "tool", tool_call_id: id, content: results[i] }));
+    reply();
+  },
+};
 
 function startOver() {
-  running?.abort();
-  conversation = [];
-  messages.replaceChildren();
-  field("welcome").hidden = false;
+  show(newConversation(field("system").value));
+  closeDrawer();
   say("");
-  prompt.focus();
+  field("prompt").focus();
 }
 
-field("composer").addEventListener("submit", (event) => {
-  event.preventDefault();
-  if (!field("parameters").reportValidity()) return;
-  send();
-});
-field("parameters").addEventListener("submit", (event) => event.preventDefault());
-prompt.addEventListener("keydown", (event) => {
-  if (event.key === "Enter" && !event.shiftKey && !event.isComposing) {
-    event.preventDefault();
-    field("composer").requestSubmit();
-  }
-});
-document.addEventListener("keydown", (event) => { if (event.key === "Escape") running?.abort(); });
-field("stop").addEventListener("click", () => running?.abort());
+function editLast() {
+  const question = branch(current).findLast(({ role }) => role === "user");
+  if (!question || running.has(current.id)) return false;
+  views.get(question.id).edit();
+  return true;
+}
+
+function watchKeys() {
+  document.addEventListener("keydown", (event) => {
+    if (event.key === "Escape" && !closeDrawer()) stop(current);
+    if (event.key === "k" && (event.ctrlKey || event.metaKey)) {
+      event.preventDefault();
+      openPanel("history");
+      field("search").focus();
+    }
+  });
+}
+
+drawIcons();
+watchDrawers();
+watchSettings();
+watchScrolling();
+watchKeys();
+watchPrompts((system) => { current.system = system; });
+watchComposer({ send, stop: () => stop(current), editLast });
 field("new-chat").addEventListener("click", startOver);
-
-watchTokens(messages);
+field("new-chat-short").addEventListener("click", startOver);
+field("export-markdown").addEventListener("click", () => saveMarkdown(current));
+field("export-json").addEventListener("click", () => saveJson([current], fileName(current.title)));
+watchHistory({
+  choose(conversation) { show(conversation); closeDrawer(); toEnd(); },
+  removed(conversation) { stop(conversation); if (conversation === current) startOver(); },
+});
+show(current);
 watchServer(say);
-for (;;) {
-  try {
-    const { id, max_model_len: length } = await model();
-    field("model").textContent = length ? `${id}, ${length.toLocaleString()} tokens of context` : `${id} is being loaded`;
-    if (length) break;
-  } catch {
-    field("model").textContent = "the server can't be reached";
-  }
-  await new Promise((resolve) => setTimeout(resolve, 1000));
-}
+watchModels((name) => { current.model = name; });

@@ -1,12 +1,12 @@
 // What the server does: figures twice a second, and a picture of its batch over the last minute.
 
+import { field } from "./dom.js";
 import { metrics } from "./stream.js";
 
 const EVERY_MS = 500;
 const COLUMNS = 120; // a minute
 const history = [];
-const canvas = document.getElementById("batch");
-const field = (id) => document.getElementById(id);
+const canvas = field("batch");
 const dark = matchMedia("(prefers-color-scheme: dark)");
 
 /** Each column is a moment: a filled cell for each answer in the batch, a hollow one for each that waits. */

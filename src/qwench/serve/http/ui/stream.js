@@ -46,10 +46,11 @@ async function* events(body) {
   }
 }
 
-export async function model() {
+/** What is served: {id, max_model_len} each; without a length while it is being loaded. */
+export async function models() {
   const response = await fetch("/v1/models");
   if (!response.ok) throw await failure(response);
-  return (await response.json()).data[0];
+  return (await response.json()).data;
 }
 
 /** Prometheus' text as {name: number}; names with labels keep them. */

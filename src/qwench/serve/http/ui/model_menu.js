@@ -1,0 +1,47 @@
+// Which model answers: the names that the server gives, and how much each of them reads at once.
+
+import { element, field } from "./dom.js";
+import { models } from "./stream.js";
+
+const RETRY_MS = 1000;
+const menu = field("model");
+const pause = () => new Promise((resolve) => setTimeout(resolve, RETRY_MS));
+
+/** The name that a request gives; undefined, which is the server's own choice, until names are known. */
+export const chosenModel = () => menu.value || undefined;
+
+/** Chooses a conversation's model, if it is still served. */
+export function showModel(name) {
+  if ([...menu.options].some((option) => option.value === name)) menu.value = name;
+  showLength();
+}
+
+function showLength() {
+  const length = menu.selectedOptions[0]?.dataset.length;
+  field("model-length").textContent = length ? `${Number(length).toLocaleString("en")} tokens of context` : "";
+}
+
+function fill(served) {
+  const chosen = menu.value;
+  menu.replaceChildren(...served.map(({ id, max_model_len: length }) => {
+    const option = element("option", { value: id }, length ? id : `${id}, being loaded`);
+    if (length) option.dataset.length = length;
+    return option;
+  }));
+  showModel(chosen);
+}
+
+/** Fills the menu, again and again until a model is loaded. changed: told the name that the reader chose. */
+export async function watchModels(changed) {
+  menu.addEventListener("change", () => { showLength(); changed(menu.value); });
+  for (;;) {
+    try {
+      const served = await models();
+      fill(served);
+      if (served.some((model) => model.max_model_len)) return;
+    } catch {
+      menu.replaceChildren(element("option", { value: "" }, "the server can't be reached"));
+    }
+    await pause();
+  }
+}
