@@ -91,15 +91,18 @@ def content_and_calls(http: httpx.Client, **fields: Any) -> tuple[Any, list[tupl
     """Of a chat, whole and streamed: both are the same."""
     choice = post(http, **fields).json()["choices"][0]
     whole = choice["message"]["content"] or "", functions(choice["message"].get("tool_calls"))
-    content, calls, reason = "", [], None
+    content, reason = "", None
+    calls: list[dict[str, Any]] = []
     for line in post(http, stream=True, **fields).text.split("\n\n"):
         if line.startswith("data: {"):
             chunk = json.loads(line.removeprefix("data: "))["choices"][0]
             content, reason = content + chunk["delta"].get("content", ""), chunk["finish_reason"] or reason
-            calls += [call["function"] for call in chunk["delta"].get("tool_calls", ())]
-    names = [call["name"] for call in calls if "name" in call]
-    arguments = [call["arguments"] for call in calls if "name" not in call]
-    assert (content, list(zip(names, arguments, strict=True)), reason) == (*whole, choice["finish_reason"])
+            for call in chunk["delta"].get("tool_calls", ()):
+                if call["index"] == len(calls):
+                    calls.append(call)
+                else:
+                    calls[call["index"]]["function"]["arguments"] += call["function"]["arguments"]
+    assert (content, functions(calls), reason) == (*whole, choice["finish_reason"])
     return choice["message"]["content"], whole[1], choice["finish_reason"]
 
 
@@ -108,7 +111,8 @@ def functions(calls: Any) -> list[tuple[str, str]]:
 
 
 PARIS = ("weather", '{"city": "Paris"}')
-BROKEN = CALL.replace("}}", "}")
+BROKEN = CALL.replace('"weather"', "weather")
+OBJECT = CALL[12:-13]
 
 
 @pytest.fixture(scope="module", params=["text", "tokens", "special tokens"])
@@ -134,6 +138,11 @@ def any_tags(request: Any, tool_server: ServerProcess, tmp_path_factory: Any) ->
         (BROKEN, BROKEN, [], "stop"),
         (f"{CALL}{BROKEN}", BROKEN, [PARIS], "tool_calls"),
         (CALL.replace("weather", "wether"), CALL.replace("weather", "wether"), [], "stop"),
+        (CALL.replace("}}", "}"), None, [PARIS], "tool_calls"),
+        (OBJECT, None, [PARIS], "tool_calls"),
+        (f"<tool_call>[{OBJECT}]", None, [PARIS], "tool_calls"),
+        (f"I look.\n```json\n{OBJECT}\n```\n", "I look.", [PARIS], "tool_calls"),
+        (f"```\n{CALL}\n```", f"```\n{CALL}\n```", [], "stop"),
     ],
 )
 def test_calls_that_the_model_chooses_to_make(
@@ -147,6 +156,20 @@ def test_calls_that_the_model_chooses_to_make(
     for choice in ("none", allowed):  # no call is one of the tool's
         plain = content_and_calls(http, **fields, tool_choice=choice)
         assert plain[1:] == ([], "stop")
+
+
+def test_only_exact_calls_where_that_is_wanted(tool_artifact: Path) -> None:
+    with running_server(tool_artifact, "--threads", "1", "--strict-calls") as server, server.client() as http:
+        for text in (CALL.replace("arguments", "parameters"), OBJECT, f"```json\n{OBJECT}\n```"):
+            assert content_and_calls(http, tools=[WEATHER], **written(text, True)) == (text, [], "stop")
+        assert content_and_calls(http, tools=[WEATHER], **written(CALL, True)) == (None, [PARIS], "tool_calls")
+
+
+def test_a_document_is_no_call(http: httpx.Client) -> None:
+    """Whatever it looks like, where that was its form."""
+    schema = {"const": json.loads(OBJECT)}
+    content, calls, reason = content_and_calls(http, tools=[WEATHER], structured_outputs={"json": schema})
+    assert json.loads(content) == json.loads(OBJECT) and (calls, reason) == ([], "stop")
 
 
 def test_what_was_cut_off_is_text(http: httpx.Client) -> None:

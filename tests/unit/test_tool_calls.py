@@ -1,23 +1,31 @@
-"""Calls found in text: against a reader of whole texts built on Python's json, for every way to cut them."""
+"""Calls by the strict rule: against a reader of whole texts built on Python's json, for every way to cut them."""
 
 from __future__ import annotations
 
 import itertools
 import json
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from qwench.text.tool_calls import Part, ToolCall, ToolCallParser, joined, parse
+from qwench.text.call_reader import CallArguments, CallEnd, CallStart
+from qwench.text.tool_calls import ToolCall, ToolCallParser, gathered, joined
+from qwench.text.tool_calls import parse as parse_by_any_rule
 
 NAMES = ("weather", "now")
 CALL = '<tool_call>\n{"name": "weather", "arguments": {"city": "Paris"}}\n</tool_call>'
 NOW = '<tool_call>{"name":"now","arguments":{}}</tool_call>'
 PARIS = ToolCall("weather", '{"city": "Paris"}')
 BLANKS = " \t\r\n"
+Part = str | ToolCall
+
+
+def parse(text: str, names: Sequence[str] | None = None) -> list[Part]:
+    return parse_by_any_rule(text, names, is_strict=True)
 
 
 def truth(text: str, names: tuple[str, ...] | None = NAMES) -> list[Part]:
@@ -60,9 +68,9 @@ def _call_at(text: str, at: int, names: tuple[str, ...] | None) -> tuple[ToolCal
 
 def read(pieces: list[str], names: tuple[str, ...] | None = NAMES) -> list[Part]:
     """What a stream of pieces gives, texts that follow each other joined."""
-    parser = ToolCallParser(names)
+    parser = ToolCallParser(names, is_strict=True, is_whole=True)
     parts = [part for piece in pieces for part in parser.push(piece)] + parser.flush()
-    return joined(parts)
+    return gathered(parts)
 
 
 def with_values(parts: list[Part]) -> list[Any]:
@@ -126,10 +134,10 @@ def test_any_name_is_one_where_none_are_given() -> None:
 
 
 def test_a_call_is_given_out_as_soon_as_it_is_there() -> None:
-    parser = ToolCallParser(NAMES)
+    parser = ToolCallParser(NAMES, is_strict=True, is_whole=True)
     assert parser.push("Let me see.\n<tool") == ["Let me see."]
     assert parser.push(CALL[5:-1]) == []
-    assert parser.push(">\n") == [PARIS]
+    assert parser.push(">\n") == [CallStart("weather"), CallArguments('{"city": "Paris"}'), CallEnd()]
     assert joined(parser.push("<tool_call>{wrong")) == ["\n<tool_call>{wrong"]  # and so is what isn't one
     assert parser.flush() == []
 

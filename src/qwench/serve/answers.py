@@ -10,15 +10,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from qwench.serve.processes.engine_client import Generation, Piece
-from qwench.text.tool_calls import Part, ToolCall, ToolCallParser, joined
+from qwench.text.call_reader import CallStart
+from qwench.text.tool_calls import Part, ToolCall, ToolCallParser, gathered, joined
 
 
 @dataclass
 class Answer:
     """One choice, as it grows. logprobs: Piece.logprobs of each token that isn't the end of the answer."""
 
-    texts: list[str] = field(default_factory=list)
-    calls: list[ToolCall] = field(default_factory=list)
+    parts: list[Part] = field(default_factory=list)
+    num_calls: int = 0  # that were begun
     num_tokens: int = 0
     logprobs: list[list[Any]] = field(default_factory=list)
     finish_reason: str | None = None
@@ -26,7 +27,11 @@ class Answer:
 
     @property
     def text(self) -> str:
-        return "".join(self.texts)
+        return "".join(part for part in self.parts if isinstance(part, str))
+
+    @property
+    def calls(self) -> list[ToolCall]:
+        return [part for part in gathered(self.parts) if isinstance(part, ToolCall)]
 
 
 class Answers:
@@ -45,20 +50,20 @@ class Answers:
         self.prompt_logprobs: list[list[list[Any]]] = [[] for _ in prompt_lengths]  # Piece.prompt_logprobs
 
     def add(self, piece: Piece) -> list[Part]:
-        """Takes a piece. Returns the text and the calls that are certain now; of an answer's last piece, all the rest.
+        """Takes a piece. Returns what is certain now of text and calls; of an answer's last piece, all the rest.
 
         The finish_reason is "tool_calls" where the model ended an answer that has some.
         """
         answer, parts = self.choices[piece.choice], self._parts(piece)
-        answer.texts += [part for part in parts if isinstance(part, str)]
-        answer.calls += [part for part in parts if not isinstance(part, str)]
+        answer.parts += parts
+        answer.num_calls += sum(isinstance(part, CallStart) for part in parts)
         answer.num_tokens += len(piece.token_ids)
         if piece.logprobs is not None:
             answer.logprobs.append(piece.logprobs)
         if piece.prompt_logprobs is not None:
             self.prompt_logprobs[piece.choice // self._n] = piece.prompt_logprobs
         if piece.finish_reason is not None:
-            has_called = piece.finish_reason == "stop" and answer.calls
+            has_called = piece.finish_reason == "stop" and answer.num_calls
             answer.finish_reason = "tool_calls" if has_called else piece.finish_reason
             answer.stop_reason = piece.stop_reason
             prompt = piece.choice // self._n

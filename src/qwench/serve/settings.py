@@ -25,6 +25,7 @@ class ServeSettings:
     allowed_hosts: names in Host headers; empty: any, unless `host` is this machine's own loopback.
     max_body_bytes: None: by the model's context. drain_s: how long answers may go on after SIGTERM.
     text_limit_s: for rendering and tokenising one request. template_variables: that requests may set.
+    strict_calls: what isn't written exactly as a call of a tool is text.
     """
 
     model: Path
@@ -44,6 +45,7 @@ class ServeSettings:
     drain_s: float = 60.0
     text_limit_s: float = 5.0
     template_variables: tuple[str, ...] = TEMPLATE_VARIABLES
+    strict_calls: bool = False
 
     def __post_init__(self) -> None:
         checks = (

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ from qwench.runtime.grammar import Grammar
 from qwench.runtime.sampling_params import SamplingParams
 from qwench.serve.failures import ApiError
 from qwench.serve.protocol.tools import Choice, Function
+from qwench.serve.settings import ServeSettings
 from qwench.text.tool_calls import TagKind, ToolCallParser
 from qwench.text.tool_grammar import call_grammar
 
@@ -73,9 +74,19 @@ class ToolUse:
         )  # fmt: skip
         return dataclasses.replace(params, grammar=grammar), "tools"
 
-    def make_parser(self) -> ToolCallParser | None:
-        """For one answer."""
-        return ToolCallParser(self.names) if self.names else None
+    def parser_maker(
+        self, settings: ServeSettings, params: SamplingParams, format_field: str | None
+    ) -> Callable[[], ToolCallParser | None]:
+        """Makes a reader of one answer's calls. params and format_field: as `adapt` gave them.
+
+        Where the tools' grammar sees to it a call is what the strict rule says, and a document that was asked for is
+        none, whatever it looks like.
+        """
+        if not self.names:
+            return lambda: None
+        is_document = params.grammar is not None and params.grammar.kind in ("json_schema", "json_object")
+        is_strict = settings.strict_calls or format_field == "tools" or is_document
+        return lambda: ToolCallParser(self.names, is_strict=is_strict, is_whole=True)
 
 
 def _schema(grammar: Grammar | None) -> dict[str, Any] | None:

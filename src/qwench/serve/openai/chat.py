@@ -21,7 +21,8 @@ from qwench.serve.protocol.chat import ChatRequest, to_template
 from qwench.serve.protocol.tools import choice_of, functions_of
 from qwench.serve.service import Service, new_id
 from qwench.serve.tool_use import ToolUse
-from qwench.text.tool_calls import ToolCall
+from qwench.text.call_reader import CallArguments, CallStart
+from qwench.text.tool_calls import Part
 
 
 async def answer_chat(service: Service, body: ChatRequest, request: Request) -> Response:
@@ -39,7 +40,8 @@ async def answer_chat(service: Service, body: ChatRequest, request: Request) -> 
     generation, prompts = await service.submit(
         make_prompts, 1, params, body.cache_salt, format_field=format_field, lora=model.lora
     )
-    answers = Answers([len(prompt) for prompt in prompts], params.n, tools.make_parser)
+    make_parser = tools.parser_maker(service.settings, params, format_field)
+    answers = Answers([len(prompt) for prompt in prompts], params.n, make_parser)
     reply = ChatReply(model.name, body, answers)
     if body.stream:
         return EventStream(reply.events(generation), generation)
@@ -81,9 +83,9 @@ class ChatReply(Reply):
     def choice(self, index: int) -> dict[str, Any]:
         answer = self.answers.choices[index]
         message: dict[str, Any] = {"role": "assistant", "content": answer.text, "refusal": None}
-        if answer.calls:
+        if calls := answer.calls:
             message["content"] = answer.text or None
-            message["tool_calls"] = [_call_object(call.name, call.arguments) for call in answer.calls]
+            message["tool_calls"] = [_call_object(call.name, call.arguments) for call in calls]
         return {
             "index": index,
             "message": message,
@@ -99,14 +101,11 @@ class ChatReply(Reply):
     def piece(self, piece: Piece) -> bytes:
         """Nothing while nothing that a piece holds is certain, unless it has log-probabilities to show."""
         answer = self.answers.choices[piece.choice]
-        num_calls = len(answer.calls)
+        num_calls = answer.num_calls
         deltas: list[dict[str, Any]] = []
         for part in self.answers.add(piece):
-            if isinstance(part, str):
-                deltas.append({"content": part})
-            else:
-                deltas += _call_deltas(num_calls, part)
-                num_calls += 1
+            num_calls += isinstance(part, CallStart)
+            deltas += _deltas(part, num_calls - 1)
         logprobs = chat_logprobs([piece.logprobs]) if piece.logprobs is not None else None
         if logprobs is not None and not (deltas and "content" in deltas[0]):
             deltas.insert(0, {"content": ""})
@@ -127,7 +126,12 @@ def _call_object(name: str, arguments: str) -> dict[str, Any]:
     return {"id": new_id("call"), "type": "function", "function": {"name": name, "arguments": arguments}}
 
 
-def _call_deltas(index: int, call: ToolCall) -> list[dict[str, Any]]:
-    """The name first, then the arguments, as OpenAI streams them."""
-    head = {"index": index, **_call_object(call.name, "")}
-    return [{"tool_calls": [entry]} for entry in (head, {"index": index, "function": {"arguments": call.arguments}})]
+def _deltas(part: Part, index: int) -> list[dict[str, Any]]:
+    """What a part adds to the message; index: of the call that it belongs to."""
+    if isinstance(part, str):
+        return [{"content": part}]
+    if isinstance(part, CallStart):
+        return [{"tool_calls": [{"index": index, **_call_object(part.name, "")}]}]
+    if isinstance(part, CallArguments):
+        return [{"tool_calls": [{"index": index, "function": {"arguments": part.text}}]}]
+    return []

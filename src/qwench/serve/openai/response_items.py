@@ -10,7 +10,8 @@ from typing import Any, Protocol
 
 from qwench.serve.openai.logprobs import chat_logprobs
 from qwench.serve.service import new_id
-from qwench.text.tool_calls import Part, ToolCall
+from qwench.text.call_reader import CallArguments, CallStart
+from qwench.text.tool_calls import Part
 
 
 class MakeEvent(Protocol):
@@ -24,6 +25,7 @@ class ResponseItems:
         self.output: list[dict[str, Any]] = []
         self._event = make_event
         self._message: _Message | None = None  # the one that is being written
+        self._call: _Call | None = None  # the same
         self._logprobs: list[list[Any]] = []  # of tokens whose text isn't certain yet
 
     def add(self, parts: Sequence[Part], logprobs: list[Any] | None) -> bytes:
@@ -33,7 +35,7 @@ class ResponseItems:
         """
         if logprobs is not None:
             self._logprobs.append(logprobs)
-        return b"".join(self._text(part) if isinstance(part, str) else self._call(part) for part in parts)
+        return b"".join(map(self._part, parts))
 
     def end(self, status: str) -> bytes:
         """The last events. An answer without anything is an empty message."""
@@ -41,6 +43,15 @@ class ResponseItems:
         last = self._text("") if is_text and self._logprobs else b""
         begin = self._begin_message() if is_text and self._message is None else b""
         return last + begin + self._end_message(status)
+
+    def _part(self, part: Part) -> bytes:
+        if isinstance(part, str):
+            return self._text(part)
+        if isinstance(part, CallStart):
+            return self._begin_call(part.name)
+        if isinstance(part, CallArguments):
+            return self._call_arguments(part.text)
+        return self._end_call("completed" if part.is_whole else "incomplete")
 
     def _text(self, text: str) -> bytes:
         begin = self._begin_message() if self._message is None else b""
@@ -51,20 +62,25 @@ class ResponseItems:
         delta = self._event("response.output_text.delta", **self._message.place, delta=text, logprobs=logprobs)
         return begin + delta
 
-    def _call(self, call: ToolCall) -> bytes:
+    def _begin_call(self, name: str) -> bytes:
         end, self._logprobs = self._end_message("completed"), []
-        item = {"id": new_id("fc"), "type": "function_call", "status": "in_progress", "arguments": "",
-                "call_id": new_id("call"), "name": call.name}  # fmt: skip
-        index = len(self.output)
-        done = item | {"status": "completed", "arguments": call.arguments}
-        self.output.append(done)
-        place = {"item_id": item["id"], "output_index": index}
+        self._call = call = _Call(new_id("fc"), new_id("call"), name, len(self.output))
+        return end + self._event("response.output_item.added", output_index=call.index, item=call.item("in_progress"))
+
+    def _call_arguments(self, text: str) -> bytes:
+        assert self._call is not None
+        self._call.arguments.append(text)
+        return self._event("response.function_call_arguments.delta", **self._call.place, delta=text)
+
+    def _end_call(self, status: str) -> bytes:
+        call, self._call = self._call, None
+        assert call is not None
+        item = call.item(status)
+        self.output.append(item)
+        whole = {"name": call.name, "arguments": item["arguments"]}
         return b"".join((
-            end,
-            self._event("response.output_item.added", output_index=index, item=item),
-            self._event("response.function_call_arguments.delta", **place, delta=call.arguments),
-            self._event("response.function_call_arguments.done", **place, name=call.name, arguments=call.arguments),
-            self._event("response.output_item.done", output_index=index, item=done),
+            self._event("response.function_call_arguments.done", **call.place, **whole),
+            self._event("response.output_item.done", output_index=call.index, item=item),
         ))  # fmt: skip
 
     def _begin_message(self) -> bytes:
@@ -103,3 +119,18 @@ class _Message:
 
     def item(self, status: str) -> dict[str, Any]:
         return {"id": self._id, "type": "message", "status": status, "role": "assistant", "content": [self.part()]}
+
+
+class _Call:
+    """A function_call item while it is written. place: what its events say of it."""
+
+    def __init__(self, item_id: str, call_id: str, name: str, index: int) -> None:
+        self.index, self.name, self._id, self._call_id = index, name, item_id, call_id
+        self.place = {"item_id": item_id, "output_index": index}
+        self.arguments: list[str] = []
+
+    def item(self, status: str) -> dict[str, Any]:
+        return {
+            "id": self._id, "type": "function_call", "status": status, "arguments": "".join(self.arguments),
+            "call_id": self._call_id, "name": self.name,
+        }  # fmt: skip

@@ -39,7 +39,8 @@ async def answer_response(service: Service, body: ResponsesRequest, request: Req
     generation, prompts = await service.submit(
         make_prompts, 1, params, body.cache_salt, format_field=format_field, lora=model.lora
     )
-    reply = _ResponseReply(model.name, body, Answers([len(prompts[0])], 1, tools.make_parser))
+    make_parser = tools.parser_maker(service.settings, params, format_field)
+    reply = _ResponseReply(model.name, body, Answers([len(prompts[0])], 1, make_parser))
     if body.stream:
         return EventStream(reply.events(generation), generation)
     async with abort_when_gone(request.receive, generation):
