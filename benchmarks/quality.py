@@ -33,7 +33,7 @@ from qwench.evaluate.metrics import kl_divergence
 from qwench.evaluate.perplexity import BLOCK, LogitRows, perplexity, truth_rows
 from qwench.evaluate.truth import open_transformers
 from qwench.host import num_cpus
-from qwench.program.qwen2 import build_qwen2
+from qwench.program.models import build_program
 from qwench.targets.target import Float32, Int32
 from qwench.text.tokenizer import Tokenizer
 
@@ -168,7 +168,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     ids = read_text(args.text, args.checkpoint, args.max_tokens)
     truth = open_transformers(args.checkpoint, "fp32", num_threads=threads)
     book = make_book(truth_rows(truth), ids, truth.name) if len(ids) >= NUM_TOKENS else None
-    weights = build_qwen2(ModelSpec.from_folder(args.checkpoint)).weights.values()
+    weights = build_program(ModelSpec.from_folder(args.checkpoint)).weights.values()
     num_weights = sum(int(np.prod(weight.shape)) for weight in weights)
     with tempfile.TemporaryDirectory(prefix="quality-", dir=build_folder()) as made:
         folder = Path(made)

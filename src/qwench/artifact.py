@@ -28,9 +28,9 @@ from qwench.formats import Format
 from qwench.host import num_cpus
 from qwench.kept_weights import Conversion
 from qwench.program.memory import MemoryPlan, plan_memory
+from qwench.program.models import build_program
 from qwench.program.ops import Program, Weight
 from qwench.program.passes import fuse, set_formats, set_orders
-from qwench.program.qwen2 import build_qwen2
 from qwench.safetensors_file import ContainerError, SafetensorsFile, pieces_sha256
 from qwench.targets.cpu._native import crc32c
 from qwench.targets.registry import get_target
@@ -168,7 +168,7 @@ def derive_program(
 ) -> Program:
     """The Program that this version of qwench runs for a model, with the formats that `format_of` gives to weights and
     what they are multiplied by. is_reordered: of which matrices the inputs come in an order of their own."""
-    return set_formats(set_orders(fuse(build_qwen2(spec)), is_reordered), format_of, activations)
+    return set_formats(set_orders(fuse(build_program(spec)), is_reordered), format_of, activations)
 
 
 def program_json(program: Program, plan: MemoryPlan) -> str:

@@ -45,9 +45,9 @@ from qwench.kept_weights import Conversion, Source, conversion, in_row_order, ke
 from qwench.lora.merged_checkpoint import MergedCheckpoint
 from qwench.lora.peft_folder import read_adapter
 from qwench.program.memory import MemoryPlan, plan_memory
+from qwench.program.models import adaptable_shapes, source_shapes
 from qwench.program.ops import Program, Weight
 from qwench.program.passes import ordered_matrix
-from qwench.program.qwen2 import adaptable_shapes, source_shapes
 from qwench.progress import ProgressCallback, Reporter
 from qwench.safetensors_file import SafetensorsWriter
 from qwench.targets.cpu._native import crc32c

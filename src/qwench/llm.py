@@ -30,7 +30,7 @@ from qwench.checkpoint.tokenizer_files import has_tokenizer
 from qwench.config import QwenchConfig
 from qwench.errors import CapacityError, PrefixError, RequestError
 from qwench.lora.peft_folder import read_adapter
-from qwench.program.qwen2 import adaptable_shapes
+from qwench.program.models import adaptable_shapes
 from qwench.progress import ProgressCallback
 from qwench.runtime.engine import Engine
 from qwench.runtime.loading import load_engine

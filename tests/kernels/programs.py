@@ -13,9 +13,9 @@ from qwench.checkpoint.spec import ModelSpec, RopeSpec
 from qwench.formats import BF16, FP32, NESTED_BLOCK, Format
 from qwench.program.cache_groups import cache_groups
 from qwench.program.memory import plan_memory
+from qwench.program.models import BUILDERS, build_program
 from qwench.program.ops import Buffer, Op, Program, Weight
 from qwench.program.passes import fuse, set_formats
-from qwench.program.qwen2 import build_qwen2
 from qwench.quantized_matrix import QuantizedMatrix
 from qwench.targets.cpu import _native
 from qwench.targets.cpu.target import CpuTarget
@@ -23,6 +23,7 @@ from qwench.targets.reference.target import ReferenceTarget
 from qwench.targets.target import CacheConfig, Executor, StepBatch, Target
 
 Tensors = dict[str, npt.NDArray[np.generic] | QuantizedMatrix]
+MODELS = tuple(BUILDERS)  # their model_types
 VARIANTS: list[str] = _native.supported_variants()  # of the cpu target's kernels, on this machine
 
 
@@ -50,7 +51,7 @@ def random_spec(rng: np.random.Generator, **fixed: object) -> ModelSpec:
 
 def model_program(spec: ModelSpec, fmt: Format, activations: str | None = None) -> Program:
     """activations: by default the first kind that there is for the weights."""
-    return set_formats(fuse(build_qwen2(spec)), lambda weight: fmt, activations or default_activations(fmt))
+    return set_formats(fuse(build_program(spec)), lambda weight: fmt, activations or default_activations(fmt))
 
 
 def default_activations(fmt: Format) -> Literal["fp32", "int8"]:

@@ -9,6 +9,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 from programs import (
+    MODELS,
     VARIANTS,
     batch,
     default_activations,
@@ -77,10 +78,11 @@ def test_int16_activations(variant: str, fmt: Format) -> None:
 @pytest.mark.parametrize("fmt", [BF16, Format("int8", 128), Format("int4", 32)], ids=str)
 @pytest.mark.parametrize("cache_dtype", ["fp32", "bf16", "int8"])
 def test_random_models(variant: str, fmt: Format, cache_dtype: str) -> None:
-    """Whole models of odd shapes: a mixed batch of three sequences in scattered blocks, then one more step."""
+    """Whole models of each kind in odd shapes: a mixed batch of three sequences in scattered blocks, then one more
+    step."""
     for seed in range(4):
         rng = np.random.default_rng(seed)
-        spec = random_spec(rng)
+        spec = random_spec(rng, model_type=MODELS[seed % len(MODELS)])
         program = model_program(spec, fmt)
         tensors = random_tensors(program, rng, std=0.1)
         blocks = rng.permutation(24).tolist()

@@ -88,8 +88,9 @@ def test_a_bias_of_norm_900_is_lost_on_a_naive_cache_alone(head_dim: int, monkey
         {"head_dim": 66, "num_heads": 3, "num_kv_heads": 3},
         {"head_dim": 136, "num_heads": 2, "num_kv_heads": 1},
         {"head_dim": 4},
+        {"model_type": "qwen3"},
     ],
-    ids=["yarn", "window", "66", "136", "4"],
+    ids=["yarn", "window", "66", "136", "4", "qwen3"],
 )
 def test_native_keeps_what_the_reference_keeps(variant: str, fixed: dict[str, Any]) -> None:
     """Its rotated bias is put together of two rotations; with YaRN both have a factor."""

@@ -14,9 +14,9 @@ from qwench.checkpoint.spec import EMBEDDING, HEAD
 from qwench.errors import TargetError
 from qwench.formats import BF16, Format
 from qwench.lora.adapter import LoraAdapter, LoraPair
+from qwench.program.models import adaptable_shapes, build_qwen2
 from qwench.program.ops import PRODUCTS, Program
 from qwench.program.passes import fuse, set_formats, set_orders
-from qwench.program.qwen2 import adaptable_shapes, build_qwen2
 from qwench.targets.target import CacheConfig, StepBatch
 
 FORMATS = [(BF16, "fp32"), (BF16, "bf16"), (Format("int8", 32), "int8"), (Format("int4", 64), "int8"),

@@ -24,7 +24,7 @@ from qwench.evaluate.batches import whole_sequences
 from qwench.load import resolve_model
 from qwench.lora.merged_checkpoint import MergedCheckpoint
 from qwench.lora.peft_folder import read_adapter
-from qwench.program.qwen2 import adaptable_shapes
+from qwench.program.models import adaptable_shapes
 from qwench.runtime.loading import load_engine
 
 CONFIGS: dict[str, dict[str, Any]] = {

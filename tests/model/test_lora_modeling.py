@@ -143,7 +143,7 @@ def test_rbln_s_adapters(base: Path, folders: dict[str, Path], truths: dict[str,
 
 def test_rbln_s_overrides_of_an_adapter(base: Path, folders: dict[str, Path]) -> None:
     from qwench.checkpoint.spec import ModelSpec
-    from qwench.program.qwen2 import adaptable_shapes
+    from qwench.program.models import adaptable_shapes
 
     shapes = adaptable_shapes(ModelSpec.from_folder(base))
     plain = RBLNLoRAAdapterConfig(1, "a", folders["two"]).read(shapes)

@@ -1,4 +1,4 @@
-"""What the model tests share: random Qwen2 checkpoints, and the comparison with transformers, ties included.
+"""What the model tests share: random checkpoints, and the comparison with transformers, ties included.
 
 A checkpoint is written in bf16 by transformers itself and loaded by transformers in fp32, so both sides compute with
 the same weights and the truth doesn't depend on qwench.
@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 RELEASE = tuple(int(part) for part in transformers.__version__.split(".")[:2])
 IS_4 = RELEASE < (5, 0)  # whose RoPE fields are other ones
@@ -21,9 +21,10 @@ TIE = 1e-5  # two logits closer than this, relative to the larger, may change pl
 
 
 def write_checkpoint(folder: Path, seed: int = 0, **config: Any) -> Path:
-    """A random Qwen2 in bf16, with weights large enough that every part of the model moves the answer."""
+    """A random model in bf16, Qwen2 or another model_type, with weights so large that every part moves the answer."""
     torch.manual_seed(seed)
     shape: dict[str, Any] = {
+        "model_type": "qwen2",
         "vocab_size": 300,
         "hidden_size": 64,
         "intermediate_size": 96,
@@ -36,7 +37,7 @@ def write_checkpoint(folder: Path, seed: int = 0, **config: Any) -> Path:
     if IS_4 and "rope_parameters" in config:
         scaling = dict(config.pop("rope_parameters"))
         config |= {"rope_theta": scaling.pop("rope_theta"), "rope_scaling": scaling}
-    model = Qwen2ForCausalLM(Qwen2Config(**(shape | config)))
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**(shape | config)))
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.ndim == 2:
@@ -51,7 +52,7 @@ def write_checkpoint(folder: Path, seed: int = 0, **config: Any) -> Path:
 
 def load_truth(folder: Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
     """transformers' own model of the checkpoint."""
-    return Qwen2ForCausalLM.from_pretrained(folder, dtype=dtype).eval()
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()
 
 
 def left_padded(prompts: list[torch.Tensor], pad: int = 0) -> dict[str, torch.Tensor]:

@@ -12,8 +12,6 @@ from safetensors.numpy import load_file
 
 from qwench.checkpoint.gguf.gguf_checkpoint import OF_LAYER, WHOLE
 
-ARCHITECTURE = "qwen2"
-
 
 def ggml_name(name: str) -> str:
     """The name that llama.cpp has for a tensor of transformers."""
@@ -37,13 +35,16 @@ def write_gguf(
     change: writes further metadata.
     """
     config = json.loads((checkpoint / "config.json").read_text())
-    writer = gguf.GGUFWriter(out, ARCHITECTURE)
+    writer = gguf.GGUFWriter(out, config["model_type"])
     writer.add_block_count(config["num_hidden_layers"])
     writer.add_context_length(config["max_position_embeddings"])
     writer.add_embedding_length(config["hidden_size"])
     writer.add_feed_forward_length(config["intermediate_size"])
     writer.add_head_count(config["num_attention_heads"])
     writer.add_head_count_kv(config["num_key_value_heads"])
+    if config.get("head_dim"):
+        writer.add_key_length(config["head_dim"])
+        writer.add_value_length(config["head_dim"])
     writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
     theta = config.get("rope_theta") or (config.get("rope_parameters") or {}).get("rope_theta", 10000.0)
     writer.add_rope_freq_base(theta)

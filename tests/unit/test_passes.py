@@ -13,9 +13,9 @@ from qwench.checkpoint.spec import ModelSpec
 from qwench.errors import ConfigError
 from qwench.formats import BF16, FP32, Format
 from qwench.program.memory import plan_memory
+from qwench.program.models import build_program
 from qwench.program.ops import OP_KINDS, Program, Weight
 from qwench.program.passes import fuse, set_formats
-from qwench.program.qwen2 import build_qwen2
 from qwench.targets.reference.target import ReferenceTarget
 from qwench.targets.target import CacheConfig, StepBatch
 
@@ -23,7 +23,7 @@ INT4, INT8 = Format("int4", 32), Format("int8", 32)
 
 
 def plain(**config: object) -> Program:
-    return build_qwen2(ModelSpec.from_config(CONFIG | config))
+    return build_program(ModelSpec.from_config(CONFIG | config))
 
 
 def logits(program: Program, tensors: dict[str, np.ndarray]) -> np.ndarray:
@@ -53,6 +53,21 @@ def test_fusion_changes_nothing(config: dict[str, object], fmt: Format) -> None:
     fused = set_formats(fuse(plain(**config)), lambda weight: fmt, "int8")
     expected = logits(program, tensors)
     np.testing.assert_allclose(logits(fused, tensors), expected, atol=2e-5 * np.abs(expected).max())
+
+
+QWEN3 = {"model_type": "qwen3", "architectures": ["Qwen3ForCausalLM"], "head_dim": 18}
+
+
+@pytest.mark.parametrize("fmt", [BF16, INT8])
+def test_fusion_takes_the_norms_of_heads_in(fmt: Format) -> None:
+    program, rng = plain(**QWEN3), np.random.default_rng(0)
+    tensors = {name: rng.standard_normal(w.shape, np.float32) * np.float32(0.2) for name, w in program.weights.items()}
+    fused = fuse(program)
+    assert fused.weights.keys() >= {"layers.0.qkv.weight", "model.layers.0.self_attn.q_norm.weight"}
+    assert not any(name.endswith("bias") for name in fused.weights) and "head_norm" not in {op.kind for op in fused.ops}
+    expected = logits(set_formats(program, lambda weight: fmt, "int8"), tensors)
+    got = logits(set_formats(fused, lambda weight: fmt, "int8"), tensors)
+    np.testing.assert_allclose(got, expected, atol=2e-5 * np.abs(expected).max())
 
 
 def test_ops_of_a_fused_layer() -> None:

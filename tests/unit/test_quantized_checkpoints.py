@@ -16,7 +16,7 @@ from qwench.checkpoint.weights import SafetensorsCheckpoint
 from qwench.compiler import compile_checkpoint
 from qwench.config import QwenchConfig
 from qwench.errors import CheckpointError
-from qwench.program.qwen2 import source_shapes
+from qwench.program.models import source_shapes
 from qwench.quantized_matrix import QuantizedMatrix
 
 DEFAULT_MODEL = Path(__file__).parents[2] / "models" / "qwench-tiny"

@@ -18,7 +18,7 @@ from qwench.checkpoint.open_checkpoint import open_checkpoint
 from qwench.checkpoint.spec import ModelSpec
 from qwench.checkpoint.weights import SafetensorsCheckpoint
 from qwench.errors import CheckpointError
-from qwench.program.qwen2 import source_shapes
+from qwench.program.models import source_shapes
 
 Q = "model.layers.1.self_attn.q_proj.weight"
 

@@ -1,4 +1,4 @@
-"""`config.json` -> ModelSpec: the shape of a Qwen2 model, in every spelling that transformers has written.
+"""`config.json` -> ModelSpec: the shape of a Qwen2 or Qwen3 model, in every spelling that transformers has written.
 
 Unsupported and contradictory values are errors. Called by the compiler; the spec is stored in the Program.
 """
@@ -18,14 +18,16 @@ from qwench.errors import CheckpointError, ConfigError
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"  # may be one matrix
 MOST_LAYERS = 4096
+ARCHITECTURES = {"qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}  # by model_type
 
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """The shape of one Qwen2 model.
+    """The shape of one model.
 
-    sliding_windows: per layer the window in tokens, or None. max_position_embeddings: as config.json says, but with
-    YaRN at least what it extends the original length to.
+    model_type: as in config.json; program/models.py says what is built of it. sliding_windows: per layer the window in
+    tokens, or None. max_position_embeddings: as config.json says, but with YaRN at least what it extends the original
+    length to.
     """
 
     vocab_size: int
@@ -40,9 +42,12 @@ class ModelSpec:
     max_position_embeddings: int
     rope: RopeSpec
     sliding_windows: tuple[int | None, ...]
+    model_type: str = "qwen2"
 
     def __post_init__(self) -> None:
         """Raises CheckpointError for an impossible shape: kernels rely on this, wherever the spec comes from."""
+        if self.model_type not in ARCHITECTURES:
+            raise CheckpointError(f"model_type is {self.model_type!r}; qwench compiles {', '.join(ARCHITECTURES)}")
         sizes = (
             "vocab_size", "hidden_size", "intermediate_size", "num_layers", "num_heads", "num_kv_heads", "head_dim",
             "max_position_embeddings",
@@ -98,7 +103,7 @@ class ModelSpec:
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], where: str = "config.json") -> ModelSpec:
-        """Reads a Hugging Face config. Raises CheckpointError for anything that isn't a Qwen2 we can run exactly."""
+        """Reads a Hugging Face config. Raises CheckpointError for anything that isn't a model we can run exactly."""
         return _read(Fields(config, where))
 
     @classmethod
@@ -119,22 +124,22 @@ class ModelSpec:
 def _read(config: Fields) -> ModelSpec:
     """Checks and translates one config."""
     model_type = config.get("model_type")
-    if model_type != "qwen2":
-        raise config.error(f"model_type is {model_type!r}; qwench compiles model_type 'qwen2'")
-    architectures = config.get("architectures") or ["Qwen2ForCausalLM"]
-    if not isinstance(architectures, list) or "Qwen2ForCausalLM" not in architectures:
-        raise config.error(f"architectures is {architectures!r}; qwench compiles 'Qwen2ForCausalLM'")
+    if not isinstance(model_type, str) or model_type not in ARCHITECTURES:
+        known = " and ".join(map(repr, ARCHITECTURES))
+        raise config.error(f"model_type is {model_type!r}; qwench compiles model_type {known}")
+    architecture = ARCHITECTURES[model_type]
+    architectures = config.get("architectures") or [architecture]
+    if not isinstance(architectures, list) or architecture not in architectures:
+        raise config.error(f"architectures is {architectures!r}; qwench compiles {architecture!r}")
     if (activation := config.get("hidden_act", "silu")) not in ("silu", "swish"):
-        raise config.error(f"hidden_act is {activation!r}; Qwen2 uses 'silu'")
+        raise config.error(f"hidden_act is {activation!r}; {model_type} uses 'silu'")
+    if model_type == "qwen3" and config.flag("attention_bias"):
+        raise config.error("attention_bias is true; qwench compiles Qwen3 without biases, as all published ones are")
     hidden, heads = config.positive("hidden_size"), config.positive("num_attention_heads")
     kv_heads = config.positive("num_key_value_heads", heads)
     if heads % kv_heads:
         raise config.error(f"num_attention_heads ({heads}) is not a multiple of num_key_value_heads ({kv_heads})")
-    if config.get("head_dim") is None and hidden % heads:
-        raise config.error(f"hidden_size ({hidden}) is not a multiple of num_attention_heads ({heads})")
-    head_dim = config.positive("head_dim", hidden // heads)
-    if head_dim % 2:
-        raise config.error(f"head_dim is {head_dim}; rotary embedding needs an even one")
+    head_dim = _head_dim(config, model_type, hidden, heads)
     if (layers := config.positive("num_hidden_layers")) > MOST_LAYERS:
         raise config.error(f"num_hidden_layers is {layers}; at most {MOST_LAYERS} are supported")
     positions = config.positive("max_position_embeddings", 32768)
@@ -154,7 +159,22 @@ def _read(config: Fields) -> ModelSpec:
         max_position_embeddings=positions,
         rope=rope,
         sliding_windows=_sliding_windows(config, layers),
+        model_type=model_type,
     )
+
+
+def _head_dim(config: Fields, model_type: str, hidden: int, heads: int) -> int:
+    """Where config.json doesn't give it, Qwen2 shares the hidden size among heads; Qwen3's are of 128, as transformers
+    has it."""
+    if model_type == "qwen3":
+        default = 128
+    elif config.get("head_dim") is None and hidden % heads:
+        raise config.error(f"hidden_size ({hidden}) is not a multiple of num_attention_heads ({heads})")
+    else:
+        default = hidden // heads
+    if (head_dim := config.positive("head_dim", default)) % 2:
+        raise config.error(f"head_dim is {head_dim}; rotary embedding needs an even one")
+    return head_dim
 
 
 def _sliding_windows(config: Fields, layers: int) -> tuple[int | None, ...]:

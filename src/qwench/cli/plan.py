@@ -41,7 +41,7 @@ def describe(source: Path, options: QwenchConfig) -> dict[str, Any]:
     from qwench.config import KEPT
     from qwench.kept_weights import kept_format
     from qwench.program.memory import plan_memory
-    from qwench.program.qwen2 import source_shapes
+    from qwench.program.models import source_shapes
     from qwench.runtime.loading import working_bytes
     from qwench.targets.registry import get_target
 

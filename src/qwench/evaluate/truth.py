@@ -24,8 +24,8 @@ from qwench.evaluate.batches import num_blocks, whole_sequences
 from qwench.formats import FP32
 from qwench.host import available_memory_bytes, num_cpus
 from qwench.program.cache_groups import cache_groups
+from qwench.program.models import build_program
 from qwench.program.ops import Program
-from qwench.program.qwen2 import build_qwen2
 from qwench.targets.reference.ops import Matrix
 from qwench.targets.reference.target import ReferenceExecutor
 from qwench.targets.target import CacheConfig, Float32, Int32
@@ -103,7 +103,7 @@ class ReferenceModel:
     name = "reference fp32"
 
     def __init__(self, checkpoint: Path, spec: ModelSpec) -> None:
-        self._program = build_qwen2(spec)
+        self._program = build_program(spec)
         self._weights = _CheckpointWeights(open_checkpoint(checkpoint, num_cpus()), self._program)
 
     def trace(self, sequences: Sequence[Int32]) -> dict[str, Float32]:
@@ -148,4 +148,4 @@ class _CheckpointWeights(Mapping[str, Any]):
 
 
 def _num_weights(spec: ModelSpec) -> int:
-    return sum(math.prod(weight.shape) for weight in build_qwen2(spec).weights.values())
+    return sum(math.prod(weight.shape) for weight in build_program(spec).weights.values())

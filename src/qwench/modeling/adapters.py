@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from qwench.errors import ConfigError, RequestError
 from qwench.lora.peft_folder import read_adapter
-from qwench.program.qwen2 import adaptable_shapes
+from qwench.program.models import adaptable_shapes
 
 if TYPE_CHECKING:
     from qwench.artifact import Artifact

@@ -11,7 +11,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from transformers import GenerationConfig, Qwen2Config
+from transformers import AutoConfig, GenerationConfig, PretrainedConfig
 
 from qwench.artifact import MANIFEST, Artifact, is_artifact
 from qwench.artifact_folder import check_destination, new_artifact_folder
@@ -77,7 +77,7 @@ def find_artifact(model: str | Path, export: bool | None, config: QwenchConfig, 
 
 
 def compile_model(model: Any, config: QwenchConfig, workspace: str) -> Artifact:
-    """Compiles a live Qwen2ForCausalLM by way of a checkpoint that is deleted again."""
+    """Compiles a live model of transformers by way of a checkpoint that is deleted again."""
     checkpoint = Path(workspace) / "checkpoint"
     model.save_pretrained(checkpoint)
     name = getattr(model, "name_or_path", "") or type(model).__name__
@@ -86,12 +86,12 @@ def compile_model(model: Any, config: QwenchConfig, workspace: str) -> Artifact:
     return artifact
 
 
-def hugging_face_configs(folder: Path) -> tuple[Qwen2Config, GenerationConfig]:
+def hugging_face_configs(folder: Path) -> tuple[PretrainedConfig, GenerationConfig]:
     """The model's config, and how it generates by default: generation_config.json, else what config.json says.
 
     A chat model also ends where another turn begins: see `chat_ends`.
     """
-    config = Qwen2Config.from_pretrained(folder)
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     if (folder / "generation_config.json").is_file():
         generation = GenerationConfig.from_pretrained(folder)
     else:

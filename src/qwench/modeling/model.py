@@ -1,4 +1,4 @@
-"""QwenchForCausalLM: a compiled Qwen2 that generates as transformers' own model does.
+"""QwenchForCausalLM: a compiled model that generates as transformers' own model does.
 
 `generate` is transformers': its argument handling, processors and criteria. Plain greedy requests go to the engine,
 prompt lookup among them; every other mode runs transformers' loop over `forward`, whose `past_key_values` are pages of

@@ -13,19 +13,19 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from transformers import Qwen2Config, Qwen2ForCausalLM, __version__
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel, __version__
 from transformers.utils import logging
 
 from qwench.checkpoint.checkpoint import Checkpoint, as_floats
 from qwench.checkpoint.open_checkpoint import open_checkpoint
-from qwench.program.qwen2 import source_shapes
+from qwench.program.models import source_shapes
 from qwench.targets.target import Float32, Int32
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 class OriginalModel:
-    """Qwen2ForCausalLM on the CPU in one dtype. Sets the number of torch's threads.
+    """The causal model on the CPU in one dtype. Sets the number of torch's threads.
 
     rope_scaling: in place of the one in the checkpoint's config.json.
     """
@@ -84,13 +84,13 @@ class OriginalModel:
                 hook.remove()
 
 
-def _load(checkpoint: Checkpoint, config: Qwen2Config | None, dtype: torch.dtype) -> Qwen2ForCausalLM:
+def _load(checkpoint: Checkpoint, config: PretrainedConfig | None, dtype: torch.dtype) -> PreTrainedModel:
     """The model of a checkpoint; a quantised one is dequantised, as its format says, and then is like any other."""
     if not checkpoint.is_quantized:
-        return Qwen2ForCausalLM.from_pretrained(checkpoint.path, config=config, dtype=dtype)
+        return AutoModelForCausalLM.from_pretrained(checkpoint.path, config=config, dtype=dtype)
     data = json.loads(checkpoint.texts()["config.json"])
     data.pop("quantization_config", None)
-    model = Qwen2ForCausalLM(config or Qwen2Config.from_dict(data)).to(dtype)
+    model = AutoModelForCausalLM.from_config(config or _config(data)).to(dtype)
     checkpoint.check(source_shapes(checkpoint.spec))
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -99,7 +99,7 @@ def _load(checkpoint: Checkpoint, config: Qwen2Config | None, dtype: torch.dtype
     return model
 
 
-def _scaled_config(checkpoint: Path, scaling: Mapping[str, Any]) -> Qwen2Config:
+def _scaled_config(checkpoint: Path, scaling: Mapping[str, Any]) -> PretrainedConfig:
     """config.json with another `rope_scaling`, in the spelling that every version of transformers reads."""
     opened = open_checkpoint(checkpoint)
     own = opened.spec
@@ -112,7 +112,12 @@ def _scaled_config(checkpoint: Path, scaling: Mapping[str, Any]) -> Qwen2Config:
     for name in ("rope_parameters", "quantization_config"):
         data.pop(name, None)
     data |= {"rope_scaling": complete, "rope_theta": scaled.rope.theta, "max_position_embeddings": length}
-    return Qwen2Config.from_dict(data)
+    return _config(data)
+
+
+def _config(data: dict[str, Any]) -> PretrainedConfig:
+    """Of what config.json says."""
+    return AutoConfig.for_model(**data)
 
 
 @contextmanager

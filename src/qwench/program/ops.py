@@ -7,6 +7,7 @@ Kinds as the builder writes them:
     embed          token ids -> rows of the embedding matrix, or of the embeddings that the caller gives
     rms_norm       x / rms(x) * gain, in the order of inputs that its second weight gives, if it has one
     linear         x @ weight.T + bias
+    head_norm      rms_norm of each head by itself
     rope           rotary position embedding of each head
     cache_write    keys and values of this step into the paged cache
     attention      causal attention of q over the cache, within `window` if given; ordered likewise by its weight
@@ -14,7 +15,8 @@ Kinds as the builder writes them:
     add            elementwise sum
     take_rows      the rows whose logits, or whose hidden states, were asked for: attrs["rows"]
 Kinds that `passes.py` makes of them:
-    qkv_rope_write three linears with bias, RoPE of q and k, cache write; gives the rotated q
+    qkv_rope_write three linears, with bias or with norms of q's and k's heads after them, RoPE of q and k, cache
+                   write; gives the rotated q
     gate_up_silu   two linears and their silu_mul, in the order that its second weight tells, if it has one
     linear_add     a linear and the residual add
 """
@@ -30,8 +32,8 @@ from qwench.checkpoint.spec import ModelSpec
 from qwench.formats import BF16, FP32, Format
 
 OP_KINDS = (
-    "embed", "rms_norm", "linear", "rope", "cache_write", "attention", "silu_mul", "add", "take_rows",
-    "qkv_rope_write", "gate_up_silu", "linear_add",
+    "embed", "rms_norm", "linear", "head_norm", "rope", "cache_write", "attention", "silu_mul", "add",
+    "take_rows", "qkv_rope_write", "gate_up_silu", "linear_add",
 )  # fmt: skip
 PRODUCTS = ("linear", "linear_add", "qkv_rope_write", "gate_up_silu")  # of inputs[0] with the matrix weights[0]
 

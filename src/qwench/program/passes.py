@@ -109,15 +109,23 @@ def _fuse_qkv(program: Program) -> Program:
             op for op in program.ops if op.kind == "attention" and op.attrs["layer"] == write.attrs["layer"]
         )
         q_rope, k_rope = producer[attention.inputs[0]], producer[write.inputs[0]]
-        parts = [producer[q_rope.inputs[0]], producer[k_rope.inputs[0]], producer[write.inputs[1]]]
-        at = write.name.rpartition(".")[0]
+        parts = [producer[name] for name in (q_rope.inputs[0], k_rope.inputs[0], write.inputs[1])]
+        norms = [part for part in parts if part.kind == "head_norm"]
+        parts = [producer[part.inputs[0]] if part in norms else part for part in parts]
+        at, attrs = write.name.rpartition(".")[0], dict(write.attrs)
         matrix = _stack(f"{at}.qkv.weight", [weights[p.weights[0]] for p in parts])
-        bias = _stack(f"{at}.qkv.bias", [weights[p.weights[1]] for p in parts])
-        weights |= {matrix.name: matrix, bias.name: bias}
-        replaced |= dict.fromkeys([p.name for p in parts] + [k_rope.name, write.name])
+        weights[matrix.name] = matrix
+        if norms:
+            vectors = tuple(norm.weights[0] for norm in norms)
+            attrs["eps"] = norms[0].attrs["eps"]
+        else:
+            bias = _stack(f"{at}.qkv.bias", [weights[p.weights[1]] for p in parts])
+            weights[bias.name] = bias
+            vectors = (bias.name,)
+        replaced |= dict.fromkeys([p.name for p in (*parts, *norms, k_rope, write)])
         # The op keeps the name of the rotated q, which attention reads.
         replaced[q_rope.name] = Op(
-            "qkv_rope_write", q_rope.name, parts[0].inputs, q_rope.output, (matrix.name, bias.name), dict(write.attrs)
+            "qkv_rope_write", q_rope.name, parts[0].inputs, q_rope.output, (matrix.name, *vectors), attrs
         )
     return _rewrite(program, replaced, weights)
 

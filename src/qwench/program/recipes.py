@@ -14,8 +14,8 @@ from pathlib import Path
 from qwench.checkpoint.spec import ModelSpec
 from qwench.errors import ConfigError
 from qwench.formats import GROUP_SIZES, WEIGHT_KINDS, Format
+from qwench.program.models import build_program
 from qwench.program.ops import Weight
-from qwench.program.qwen2 import build_qwen2
 
 Overrides = Mapping[str, str]
 
@@ -82,7 +82,7 @@ def parse_format(text: str, group_size: int) -> Format:
 
 def check_matches(overrides: Overrides, spec: ModelSpec) -> None:
     """Raises ConfigError for a pattern that matches no matrix of the model."""
-    names = [weight.name for weight in build_qwen2(spec).weights.values() if not weight.is_vector]
+    names = [weight.name for weight in build_program(spec).weights.values() if not weight.is_vector]
     for pattern in overrides:
         if not any(fnmatchcase(name, pattern) for name in names):
             raise ConfigError(f"overrides has the pattern {pattern!r}, which matches no matrix; there is {names[1]!r}")

@@ -24,7 +24,7 @@ from qwench.errors import ArtifactError, ConfigError
 from qwench.load import resolve_model
 from qwench.lora import peft_folder
 from qwench.modeling import QwenchForCausalLM, loading
-from qwench.program.qwen2 import adaptable_shapes
+from qwench.program.models import adaptable_shapes
 from qwench.rbln.config import RBLNDecoderOnlyModelForCausalLMConfig
 from qwench.rbln.lora import BASE
 from qwench.rbln.memory import with_cache_blocks

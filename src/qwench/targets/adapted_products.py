@@ -10,8 +10,8 @@ import numpy as np
 from qwench.checkpoint.spec import HEAD
 from qwench.errors import TargetError
 from qwench.lora.adapter import LoraAdapter, LoraPair
+from qwench.program.models import adaptable_shapes
 from qwench.program.ops import PRODUCTS, Op, Program, Weight
-from qwench.program.qwen2 import adaptable_shapes
 from qwench.targets.target import Array, Int32
 
 

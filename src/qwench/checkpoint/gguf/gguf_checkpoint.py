@@ -33,12 +33,13 @@ OF_LAYER = {
     "attn_norm": "input_layernorm", "attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj",
     "attn_v": "self_attn.v_proj", "attn_output": "self_attn.o_proj", "ffn_norm": "post_attention_layernorm",
     "ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj", "ffn_down": "mlp.down_proj",
+    "attn_q_norm": "self_attn.q_norm", "attn_k_norm": "self_attn.k_norm",
 }  # fmt: skip
 _LAYER_TENSOR = re.compile(r"blk\.(\d{1,4})\.(\w+)\.(weight|bias)")
 
 
 class GgufCheckpoint:
-    """A `Checkpoint` of architecture qwen2. path: the file, or any of its parts. Raises CheckpointError."""
+    """A `Checkpoint` of a GGUF model. path: the file, or any of its parts. Raises CheckpointError."""
 
     is_quantized = True
 
@@ -50,7 +51,7 @@ class GgufCheckpoint:
             for tensor in file.tensors.values():
                 name = transformers_name(tensor.name)
                 if name is None:
-                    raise CheckpointError(f"{file.path} holds tensor {tensor.name!r}, which no Qwen2 has")
+                    raise CheckpointError(f"{file.path} holds tensor {tensor.name!r}, which no model here has")
                 if name in self._home:
                     raise CheckpointError(f"{file.path} holds tensor {tensor.name!r}, which another part has too")
                 self._home[name] = file, tensor
@@ -143,7 +144,7 @@ class GgufCheckpoint:
 
 
 def transformers_name(name: str) -> str | None:
-    """The name that transformers has for a tensor of a qwen2 GGUF, or None for one that it hasn't."""
+    """The name that transformers has for a tensor of a GGUF, or None for one that it hasn't."""
     stem, _, part = name.rpartition(".")
     if stem in WHOLE and part == "weight":
         return f"{WHOLE[stem]}.weight"

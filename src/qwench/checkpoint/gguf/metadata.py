@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
+from qwench.checkpoint.spec import ARCHITECTURES
 from qwench.checkpoint.tokenizer_files import PRETOKENIZER
 from qwench.errors import CheckpointError
 
-ARCHITECTURE = "qwen2"
 PRE_TOKENIZERS = ("qwen2", "deepseek-r1-qwen")  # which split alike
 CONTROL, USER_DEFINED, UNUSED = 3, 4, 5  # types of tokens; 1 is normal
 END_KEYS = ("eos_token_id", "eot_token_id", "eom_token_id")
@@ -28,9 +28,10 @@ class Metadata:
 
     def __init__(self, values: Mapping[str, Any], path: Path) -> None:
         self._values, self._path = values, path
-        architecture = self.get("general.architecture", str)
-        if architecture != ARCHITECTURE:
-            raise self.error(f"its architecture is {architecture!r}; qwench compiles {ARCHITECTURE!r}")
+        self.architecture: str = self.get("general.architecture", str)
+        if self.architecture not in ARCHITECTURES:  # which llama.cpp calls as transformers does
+            known = " and ".join(map(repr, ARCHITECTURES))
+            raise self.error(f"its architecture is {self.architecture!r}; qwench compiles {known}")
 
     def error(self, message: str) -> CheckpointError:
         return CheckpointError(f"{self._path} can't be used: {message}")
@@ -45,14 +46,14 @@ class Metadata:
         raise self.error(f"{key} is a {type(value).__name__}, not a {kind.__name__}")
 
     def number(self, key: str, default: Any = _MISSING) -> Any:
-        return self.get(f"{ARCHITECTURE}.{key}", int, default)
+        return self.get(f"{self.architecture}.{key}", int, default)
 
     def config(self, vocab_size: int, ties_embeddings: bool) -> dict[str, Any]:
         """config.json, in transformers' words."""
         heads, hidden = self.number("attention.head_count"), self.number("embedding_length")
         config = {
-            "architectures": ["Qwen2ForCausalLM"],
-            "model_type": "qwen2",
+            "architectures": [ARCHITECTURES[self.architecture]],
+            "model_type": self.architecture,
             "hidden_act": "silu",
             "vocab_size": vocab_size,
             "hidden_size": hidden,
@@ -61,8 +62,8 @@ class Metadata:
             "num_attention_heads": heads,
             "num_key_value_heads": self.number("attention.head_count_kv", heads),
             "max_position_embeddings": self.number("context_length"),
-            "rms_norm_eps": _short(self.get(f"{ARCHITECTURE}.attention.layer_norm_rms_epsilon", float)),
-            "rope_theta": _short(self.get(f"{ARCHITECTURE}.rope.freq_base", float, 10000.0)),
+            "rms_norm_eps": _short(self.get(f"{self.architecture}.attention.layer_norm_rms_epsilon", float)),
+            "rope_theta": _short(self.get(f"{self.architecture}.rope.freq_base", float, 10000.0)),
             "tie_word_embeddings": ties_embeddings,
             "use_sliding_window": False,
         }
@@ -74,7 +75,7 @@ class Metadata:
         return config | {name: token for name, token in ids.items() if token is not None}
 
     def _rope_scaling(self) -> dict[str, Any] | None:
-        at = f"{ARCHITECTURE}.rope.scaling"
+        at = f"{self.architecture}.rope.scaling"
         kind = self.get(f"{at}.type", str, "none")
         if kind == "none":
             return None

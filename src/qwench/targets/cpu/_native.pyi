@@ -69,8 +69,8 @@ class Executor:
         out: _Buffer,
     ) -> None: ...
     def add_qkv_rope_write(
-        self, input: _Buffer, format: _Format, n: int, k: int, weight: _Bytes, bias: _Floats, layer: int,
-        q: _Buffer, /,
+        self, input: _Buffer, format: _Format, n: int, k: int, weight: _Bytes, bias: _Floats | None,
+        head_norms: tuple[_Floats, _Floats, float] | None, layer: int, q: _Buffer, /,
     ) -> None: ...  # fmt: skip
     def add_attention(
         self, q: _Buffer, layer: int, window: int, scale: float, out: _Buffer, order: _Floats | None, /

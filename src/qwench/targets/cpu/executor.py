@@ -236,10 +236,12 @@ class CpuExecutor:
         return self._matmul_name(op)
 
     def _qkv_rope_write(self, op: Op) -> str:
+        bias, norms = (op.weights[1], None) if len(op.weights) == 2 else (None, op.weights[1:])
         self._native.add_qkv_rope_write(
             self._buffer(op.inputs[0]),
             *self._matrix(op.weights[0]),
-            self._vector(op.weights[1]),
+            None if bias is None else self._vector(bias),
+            None if norms is None else (self._vector(norms[0]), self._vector(norms[1]), op.attrs["eps"]),
             op.attrs["layer"],
             self._buffer(op.output),
         )

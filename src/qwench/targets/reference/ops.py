@@ -127,6 +127,10 @@ def _quantized_linear(x: Float32, weight: Matrix) -> Float32:
     return y
 
 
+def head_norm(s: StepState, attrs: dict[str, Any], x: Float32, gain: Float32) -> Float32:
+    return rms_norm(s, attrs, x.reshape(-1, s.spec.head_dim), gain).reshape(x.shape)
+
+
 def rope(s: StepState, attrs: dict[str, Any], x: Float32) -> Float32:
     return rotate(x.reshape(len(x), -1, s.spec.head_dim), s.cos_sin).reshape(x.shape)
 
@@ -170,9 +174,12 @@ def take_rows(s: StepState, attrs: dict[str, Any], x: Float32) -> Float32:
     return x[s.rows[attrs["rows"]]]
 
 
-def qkv_rope_write(s: StepState, attrs: dict[str, Any], x: Float32, weight: Matrix, bias: Float32) -> Float32:
-    qkv = linear(s, {}, x, weight, bias)
+def qkv_rope_write(s: StepState, attrs: dict[str, Any], x: Float32, weight: Matrix, *vectors: Float32) -> Float32:
+    """vectors: the bias, or the gains of q's norm and of k's."""
+    qkv = linear(s, {}, x, weight, vectors[0] if len(vectors) == 1 else None)
     q, k, v = np.split(qkv, [s.spec.q_size, s.spec.q_size + s.spec.kv_size], axis=1)
+    if len(vectors) == 2:
+        q, k = (head_norm(s, attrs, part, gain) for part, gain in zip((q, k), vectors, strict=True))
     cache_write(s, attrs, rope(s, {}, k), v)
     return rope(s, {}, q)
 
@@ -191,7 +198,7 @@ def linear_add(s: StepState, attrs: dict[str, Any], x: Float32, residual: Float3
 OPS: dict[str, Callable[..., Float32 | None]] = {
     function.__name__: function
     for function in (
-        embed, rms_norm, linear, rope, cache_write, attention, silu_mul, add, take_rows,
-        qkv_rope_write, gate_up_silu, linear_add,
+        embed, rms_norm, linear, head_norm, rope, cache_write, attention, silu_mul, add,
+        take_rows, qkv_rope_write, gate_up_silu, linear_add,
     )
 }  # fmt: skip

@@ -136,12 +136,15 @@ class ReferenceExecutor:
         self.caches = make_caches(cache.num_blocks * cache.block_size, cache.dtype, spec, biases)
 
     def key_bias(self, write: Op) -> Float32:
-        """The bias of the keys that a cache write gets."""
+        """The bias of the keys that a cache write gets; zeros for keys with a norm instead."""
         spec, producers = self.program.spec, {op.output: op for op in self.program.ops}
         if write.kind == "cache_write":
             linear = producers[producers[write.inputs[0]].inputs[0]]
-            return cast(Float32, self.weights[linear.weights[1]])
-        return cast(Float32, self.weights[write.weights[1]])[spec.q_size : spec.q_size + spec.kv_size]
+            if linear.kind == "linear":
+                return cast(Float32, self.weights[linear.weights[1]])
+        elif len(write.weights) == 2:
+            return cast(Float32, self.weights[write.weights[1]])[spec.q_size : spec.q_size + spec.kv_size]
+        return np.zeros(spec.kv_size, np.float32)
 
     def step(
         self, batch: StepBatch, logits: Float32 | None = None, hidden: Float32 | None = None,

@@ -322,10 +322,19 @@ NB_MODULE(_native, m) {
       .def(
           "add_qkv_rope_write",
           [](qwench::Executor& e, BufferTuple in, const FormatTuple& format, int n, int k, const Bytes& w,
-             const Floats& bias, int layer, BufferTuple q) {
-            e.add_qkv_rope_write(buffer(in), checked_matrix(format, n, k, w), vector_of(bias, n), layer, buffer(q));
+             std::optional<Floats> bias, std::optional<std::tuple<Floats, Floats, double>> head_norms, int layer,
+             BufferTuple q) {
+            qwench::HeadNorms norms;
+            if (head_norms) {
+              const int head_dim = e.cache().shape().head_dim;
+              norms = {vector_of(std::get<0>(*head_norms), head_dim), vector_of(std::get<1>(*head_norms), head_dim),
+                       float(std::get<2>(*head_norms))};
+            }
+            e.add_qkv_rope_write(buffer(in), checked_matrix(format, n, k, w), vector_of(bias, n), norms, layer,
+                                 buffer(q));
           },
-          "input"_a, "format"_a, "n"_a, "k"_a, "weight"_a.noconvert(), "bias"_a.noconvert(), "layer"_a, "q"_a)
+          "input"_a, "format"_a, "n"_a, "k"_a, "weight"_a.noconvert(), "bias"_a.noconvert().none(),
+          "head_norms"_a.noconvert().none(), "layer"_a, "q"_a)
       .def(
           "add_attention",
           [](qwench::Executor& e, BufferTuple q, int layer, int window, float scale, BufferTuple out,

@@ -40,6 +40,12 @@ struct Batch {
   }
 };
 
+// Gains [head_dim] of the norms of each head's query and key; null: there are none.
+struct HeadNorms {
+  const float *q_gain = nullptr, *k_gain = nullptr;
+  float eps = 0;
+};
+
 // Where a layer's keys and values lie: in the blocks of which group's table, and in which place of each block.
 struct CachePlace {
   int group, place;
@@ -140,7 +146,7 @@ class Executor {
   void add_norm(Buffer in, const float* gain, float eps, Buffer out, const float* order);
   // Into `out`, int8 for kSiluMul alone. `residual` for kAdd.
   void add_linear(Buffer in, PackedMatrix weight, const float* bias, Epilogue epilogue, Buffer residual, Buffer out);
-  void add_qkv_rope_write(Buffer in, PackedMatrix weight, const float* bias, int layer, Buffer q);
+  void add_qkv_rope_write(Buffer in, PackedMatrix weight, const float* bias, HeadNorms norms, int layer, Buffer q);
   void add_attention(Buffer q, int layer, int window, float scale, Buffer out, const float* order);
   void add_take_rows(Buffer in, Buffer out);
 

@@ -200,10 +200,18 @@ void take_bias_off(const Executor& e, const float* bias, int position, float* sc
   for (int i = 0; i < size; ++i) keys[i] -= scratch[i];
 }
 
-// Rows of [q, k, v] in the working space: rotates q into the arena, rotated k and v into the cache.
+// The heads of one row, each by itself, in place.
+void norm_heads(const Executor& e, const float* gain, float eps, int num_heads, float* x) {
+  const int head_dim = e.cache().shape().head_dim;
+  for (int h = 0; h < num_heads; ++h, x += head_dim) e.kernels().rms_norm(x, gain, eps, head_dim, x);
+}
+
+// Rows of [q, k, v] in the working space: normalises heads if the model does, rotates q into the arena, rotated k and v
+// into the cache.
 struct RopeWrite final : Phase {
   const char* kind() const override { return "rope_write"; }
   Buffer q;
+  HeadNorms norms;
   int layer;
   CachePlace cached;
   void run(Executor& e, const StepContext& step, int thread) override {
@@ -213,8 +221,12 @@ struct RopeWrite final : Phase {
       float* qkv = e.work() + size_t(row) * width;
       const int position = step.positions[row];
       const float* table = e.rope_row(position);
-      e.kernels().rope(qkv, table, e.num_heads(), shape.head_dim, e.values(q) + size_t(row) * q.width);
       float* k = qkv + q.width;
+      if (norms.q_gain) {
+        norm_heads(e, norms.q_gain, norms.eps, e.num_heads(), qkv);
+        norm_heads(e, norms.k_gain, norms.eps, shape.num_kv_heads, k);
+      }
+      e.kernels().rope(qkv, table, e.num_heads(), shape.head_dim, e.values(q) + size_t(row) * q.width);
       e.kernels().rope(k, table, shape.num_kv_heads, shape.head_dim, k);
       if (e.key_bias(layer)) take_bias_off(e, e.key_bias(layer), position, e.thread_scratch(thread), k);
       const int32_t* block_table = step.batch.block_table(step.sequence[row], cached.group);
@@ -333,11 +345,13 @@ void Executor::add_linear(Buffer in, PackedMatrix weight, const float* bias, Epi
   add(std::move(phase));
 }
 
-void Executor::add_qkv_rope_write(Buffer in, PackedMatrix weight, const float* bias, int layer, Buffer q) {
+void Executor::add_qkv_rope_write(Buffer in, PackedMatrix weight, const float* bias, HeadNorms norms, int layer,
+                                  Buffer q) {
+  if (bias && norms.q_gain) throw std::invalid_argument("behind a norm, a bias of keys is no bias of cached keys");
   const CachePlace cached = cache_place(layer);
   const KVCache::Shape& shape = cache_.shape();
-  const float* key_bias = bias + q.width;
-  const int kv_size = shape.num_kv_heads * shape.head_dim;
+  const float* key_bias = bias ? bias + q.width : nullptr;
+  const int kv_size = bias ? shape.num_kv_heads * shape.head_dim : 0;
   if (shape.kind == CacheKind::kInt8 && std::any_of(key_bias, key_bias + kv_size, [](float v) { return v != 0; })) {
     key_bias_[layer] = key_bias;
     reserve_thread_scratch(kv_size);
@@ -353,6 +367,7 @@ void Executor::add_qkv_rope_write(Buffer in, PackedMatrix weight, const float* b
   add(std::move(linear));
   auto rope = std::make_unique<RopeWrite>();
   rope->q = q;
+  rope->norms = norms;
   rope->layer = layer;
   rope->cached = cached;
   add(std::move(rope));

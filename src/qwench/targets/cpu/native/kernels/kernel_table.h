@@ -234,7 +234,7 @@ struct KernelTable {
   // Ends what items with partials began: those of all partitions, in order.
   void (*merge_attention)(const AttentionArgs& args, const AttentionItem& item, const float* partials,
                           int num_partials);
-  // y = x / rms(x) * gain.
+  // y = x / rms(x) * gain; y may be x.
   void (*rms_norm)(const float* x, const float* gain, float eps, int width, float* y);
   void (*quantize)(const float* x, int width, int group_size, QuantizedRow row);
   // To a row of bf16 activations, ties to even; it may take the place of x.
