@@ -181,12 +181,14 @@ def is_artifact(path: Path) -> bool:
     return sum((path / name).is_file() for name in OWN_FILES) >= 2
 
 
-def open_artifact(path: str | Path, verify: Literal["fast", "full"] = "fast") -> Artifact:
+def open_artifact(path: str | Path, verify: Literal["rank", "fast", "full"] = "fast") -> Artifact:
     """Opens and verifies the artifact in folder `path`.
 
     fast: version, presence and size of every file, crc32c of all of them, that of the weights tensor by tensor; TEXTS
     may have been saved anew if they are sound and the tokenizer is the same, which is logged as a warning.
-    full: also sha256 of every file, without exception. Raises ArtifactError, which says what is wrong and what to do.
+    full: also sha256 of every file, without exception. rank: as fast, but for the weights, which another process on
+    this machine verifies: of them only what is used is read. Raises ArtifactError, which says what is wrong and what to
+    do.
     """
     path = Path(path)
     if not path.is_dir():
@@ -205,7 +207,8 @@ def open_artifact(path: str | Path, verify: Literal["fast", "full"] = "fast") ->
     config = _parse(path, MANIFEST, lambda: QwenchConfig.from_dict(manifest.config))
     program, plan = _read_program(path, config)
     config = _parse(path, MANIFEST, lambda: config.resolve(program.spec))  # options that it doesn't keep
-    return Artifact(path, manifest, config, program, plan, _open_weights(path, manifest.crc32c))
+    weights = _open_weights(path, manifest.crc32c, with_checksums=verify != "rank")
+    return Artifact(path, manifest, config, program, plan, weights)
 
 
 def _read_program(path: Path, config: QwenchConfig) -> tuple[Program, MemoryPlan]:
@@ -241,14 +244,14 @@ def _parse(path: Path, name: str, read: Callable[[], Any]) -> Any:
         raise _error(path, f"{name} has unexpected content ({error!r})") from None
 
 
-def _open_weights(path: Path, expected: Mapping[str, int]) -> dict[str, npt.NDArray[np.uint8]]:
+def _open_weights(path: Path, expected: Mapping[str, int], with_checksums: bool) -> dict[str, npt.NDArray[np.uint8]]:
     """Maps the weights and compares each tensor's crc32c, which also brings its pages into memory."""
     file = _map_weights(path)
     if set(file.entries) != set(expected):
         raise _error(path, f"{WEIGHTS} doesn't hold the tensors that {MANIFEST} lists")
     tensors = {name: file.raw(name) for name in file.entries}
     threads = num_cpus()
-    for name, raw in tensors.items():
+    for name, raw in tensors.items() if with_checksums else ():
         if crc32c(raw, threads) != expected[name]:
             raise _error(path, f"tensor {name!r} in {WEIGHTS} is damaged: its crc32c differs")
     return tensors

@@ -41,7 +41,14 @@ DEFAULT_PARTITION_LEN = 512
 QUANTIZATION_KEYS = ("format", "weights", "activations", "kv_caches", "group_size")
 
 LOAD_OPTIONS = ("kvcache_num_blocks", "memory")  # an artifact keeps what it was given; loading may say otherwise
-RUNTIME_OPTIONS = ("create_runtimes", "device", "timeout", "activate_profiler")  # of one run: never kept
+RUNTIME_OPTIONS = (
+    "create_runtimes",
+    "device",
+    "timeout",
+    "activate_profiler",
+    "tensor_parallel_size",
+    "shares",
+)  # of one run: never kept
 
 
 @dataclass(frozen=True)
@@ -90,6 +97,8 @@ class QwenchConfig:
     device: where it runs: cpu.
     timeout: seconds that a request, or a call of `forward`, may take before it fails with DeadlineError. Looked at
         after each step; no limit by default.
+    tensor_parallel_size: processes on this machine that compute each step together, each with its share of weights and
+        cache; the bits are those of one process. Default: 1. shares: how much each takes, as "2,1,1"; default: alike.
     activate_profiler: count where the time of each step goes: `profiler` of the Engine and of QwenchForCausalLM.
     """
 
@@ -120,6 +129,8 @@ class QwenchConfig:
     device: str | None = None
     timeout: float | None = None
     activate_profiler: bool | None = None
+    tensor_parallel_size: int | None = None
+    shares: str | None = None
     quantization: InitVar[Mapping[str, Any] | None] = None
 
     def __post_init__(self, quantization: Mapping[str, Any] | None) -> None:
@@ -153,7 +164,14 @@ class QwenchConfig:
         check_choice("target", self.target, target_names())
         check_choice("attn_impl", self.attn_impl, ATTN_IMPLS)
         check_choice("device", self.device, DEVICES)
-        for name in ("max_seq_len", "batch_size", "prefill_chunk_size", "kvcache_num_blocks", "memory"):
+        for name in (
+            "max_seq_len",
+            "batch_size",
+            "prefill_chunk_size",
+            "kvcache_num_blocks",
+            "memory",
+            "tensor_parallel_size",
+        ):
             check_positive(name, getattr(self, name))
         check_positive("kvcache_block_size", self.kvcache_block_size, BLOCK_MULTIPLE)
         check_positive("kvcache_partition_len", self.kvcache_partition_len, PARTITION_MULTIPLE)

@@ -8,11 +8,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 from qwench.config import QwenchConfig
 from qwench.errors import CapacityError, ConfigError, TargetError
 from qwench.host import available_memory_bytes, format_bytes, num_cpus
+from qwench.parallel.load import load_team
 from qwench.program.cache_groups import windows_of
 from qwench.program.memory import MemoryPlan
 from qwench.program.ops import Program
@@ -20,7 +22,7 @@ from qwench.runtime.engine import Engine
 from qwench.runtime.profiler import Profiler
 from qwench.runtime.scheduler import MAX_EXTRA_ROWS
 from qwench.targets.registry import get_target
-from qwench.targets.target import Array, TimedExecutor
+from qwench.targets.target import Array, Executor, TimedExecutor
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +35,8 @@ DEFAULT_CACHE_SHARE = 0.5  # and no more than this share of what the weights lea
 class CompiledModel(Protocol):
     """What the engine needs of an artifact; `config` is resolved."""
 
+    @property
+    def path(self) -> Path: ...
     @property
     def program(self) -> Program: ...
     @property
@@ -69,7 +73,10 @@ def load_engine(
         raise ConfigError(f"num_threads is {num_threads}; it must be from 1 to {MAX_THREADS}")
     blocks = choose_num_blocks(model, num_blocks or config.kvcache_num_blocks, memory or config.memory)
     cache = config.cache(blocks)
-    executor = get_target(config.target).load(model.program, model.plan, model.tensors, cache, threads)
+    if (config.tensor_parallel_size or 1) > 1:
+        executor: Executor = load_team(model.path, model.program, model.plan, model.tensors, config, cache, threads)
+    else:
+        executor = get_target(config.target).load(model.program, model.plan, model.tensors, cache, threads)
     profiler = None
     if config.activate_profiler:
         if not isinstance(executor, TimedExecutor):

@@ -92,6 +92,18 @@ class CacheConfig:
         return 2 * len(cache_groups(spec)[0].layers) * spec.num_kv_heads * self.block_size * vector_bytes
 
 
+@dataclass(frozen=True)
+class Team:
+    """The ranks of one machine that run each step together; program/shard.py says who computes what.
+
+    memory: [num_bytes] uint8, zeros at first, mapped by all of them. threads: of each rank.
+    """
+
+    memory: Bytes
+    rank: int
+    threads: tuple[int, ...]
+
+
 class Executor(Protocol):
     """Runs steps. Not thread-safe: one step at a time."""
 
@@ -176,7 +188,9 @@ class Target(Protocol):
         ...
 
     def load(
-        self, program: Program, plan: MemoryPlan, tensors: Mapping[str, Array], cache: CacheConfig, num_threads: int
-    ) -> Executor:
-        """An executor over packed tensors, which it keeps alive and never writes."""
+        self, program: Program, plan: MemoryPlan, tensors: Mapping[str, Array], cache: CacheConfig, num_threads: int,
+        team: Team | None = None,
+    ) -> Executor:  # fmt: skip
+        """An executor over packed tensors, which it keeps alive and never writes. team: where the Program is one
+        rank's. Raises TargetError for a target that has no ranks."""
         ...

@@ -20,7 +20,7 @@ from qwench.targets.adapted_products import adapted_products
 from qwench.targets.cpu import _native
 from qwench.targets.cpu.lora import pack_lora
 from qwench.targets.cpu.pack import FormatTuple, format_tuple
-from qwench.targets.target import Array, Bytes, CacheConfig, Float32, Int32, StepBatch
+from qwench.targets.target import Array, Bytes, CacheConfig, Float32, Int32, StepBatch, Team
 
 # Offset in the arena, width, kind, group size (0: floats), which rows, and whether it is a result: then the caller's,
 # and the offset of a hidden state says how many come after it.
@@ -42,13 +42,14 @@ class CpuExecutor:
         tensors: Mapping[str, Array],
         cache: CacheConfig,
         num_threads: int,
+        team: Team | None = None,
     ) -> None:
         self.program, self.variant = program, variant
         self._plan, self._tensors = plan, tensors
         self._kernels: dict[str, str] = {}
         spec, groups = program.spec, cache_groups(program.spec)
         places = {layer: (g, i) for g, group in enumerate(groups) for i, layer in enumerate(group.layers)}
-        self._native = _native.Executor(
+        self.native = _native.Executor(
             variant=variant,
             num_threads=num_threads,
             max_tokens=plan.max_step_tokens,
@@ -56,6 +57,8 @@ class CpuExecutor:
             vocab_size=spec.vocab_size,
             arena_bytes=plan.arena_bytes,
             scratch_width=work_width(program),
+            max_blocks=cache.num_blocks,
+            embedding_width=spec.hidden_size,
             cache_places=[places[layer] for layer in range(spec.num_layers)],
             num_places=len(groups[0].layers),
             num_blocks=cache.num_blocks,
@@ -65,7 +68,10 @@ class CpuExecutor:
             cache_dtype=cache.dtype,
             rounds_queries=cache.rounds_queries,
             partition_len=cache.partition_len,
+            heads=next((op.attrs["heads"] for op in program.ops if "heads" in op.attrs), (0, spec.num_heads)),
+            team=None if team is None else (team.memory.ctypes.data, team.memory.nbytes, team.rank, list(team.threads)),
         )
+        self._team = team
         self._attention_name = f"paged_attention.{'bf16' if cache.rounds_queries else 'fp32'}_x_{cache.dtype}"
         self._phases_until: dict[str, int] = {}  # op -> how many native phases there were once it was lowered
         self._products: dict[str, int] = {}  # op -> its number among the native executor's products
@@ -75,8 +81,8 @@ class CpuExecutor:
                 raise TargetError(f"the cpu target has no kernel for op {op.name} of kind {op.kind}")
             self._kernels[op.name] = f"{variant}.{lower(op)}"
             if op.kind in PRODUCTS:
-                self._products[op.name] = self._native.num_products() - 1
-            self._phases_until[op.name] = len(self._native.phase_seconds())
+                self._products[op.name] = self.native.num_products() - 1
+            self._phases_until[op.name] = len(self.native.phase_seconds())
         self._inv_freq, self._rope_factor = inverse_frequencies(spec.rope, spec.head_dim)
         self._rope_table = np.empty((0, spec.head_dim), np.float32)
         self._logits = np.empty((0, spec.vocab_size), np.float32)
@@ -90,10 +96,8 @@ class CpuExecutor:
             if len(self._logits) < num_logits:
                 self._logits = np.empty((num_logits, self.program.spec.vocab_size), np.float32)
             logits = self._logits
-        longest = int(batch.seq_lens.max())
-        if longest > len(self._rope_table):
-            self._grow_rope_table(longest)
-        self._native.step(
+        self.grow_rope_table(int(batch.seq_lens.max()))
+        self.native.step(
             batch.token_ids,
             batch.query_start,
             batch.seq_lens,
@@ -110,29 +114,29 @@ class CpuExecutor:
 
     def embed(self, token_ids: Int32) -> Float32:
         rows = np.empty((len(token_ids), self.program.spec.hidden_size), np.float32)
-        self._native.embed(token_ids, rows)
+        self.native.embed(token_ids, rows)
         return rows
 
     def copy_blocks(self, source: Sequence[int], destination: Sequence[int]) -> None:
         for old, new in zip(source, destination, strict=True):
-            self._native.copy_block(int(old), int(new))
+            self.native.copy_block(int(old), int(new))
 
     def read_block(self, block: int) -> Bytes:
-        data = np.empty(self._native.block_bytes(), np.uint8)
-        self._native.read_block(block, data)
+        data = np.empty(self.native.block_bytes(), np.uint8)
+        self.native.read_block(block, data)
         return data
 
     def write_block(self, block: int, data: Bytes) -> None:
-        self._native.write_block(block, data)
+        self.native.write_block(block, data)
 
     def set_adapter(self, number: int, adapter: LoraAdapter | None) -> None:
-        self._native.drop_lora(number)
+        self.native.drop_lora(number)
         if adapter is None:
             return
         products = list(adapted_products(self.program, adapter, self._tensors))  # all are checked before one is set
         for product in products:
             packed = pack_lora(product)
-            self._native.set_lora(
+            self.native.set_lora(
                 self._products[product.op.name], number, packed.a, packed.b, packed.scales, packed.first_rank,
                 product.weight.shape[1], packed.depth,
             )  # fmt: skip
@@ -142,7 +146,7 @@ class CpuExecutor:
 
     def op_seconds(self) -> dict[str, dict[str, float]]:
         """As `TimedExecutor`; phases of one op that have the same name count as one."""
-        clock, first = self._native.phase_seconds(), 0
+        clock, first = self.native.phase_seconds(), 0
         result: dict[str, dict[str, float]] = {}
         for name, last in self._phases_until.items():
             spent = result[name] = {}
@@ -153,14 +157,21 @@ class CpuExecutor:
 
     def close(self) -> None:
         if hasattr(self, "_native"):
-            del self._native
+            del self.native
 
-    def _grow_rope_table(self, positions: int) -> None:
+    @property
+    def num_positions(self) -> int:
+        """Those that the RoPE table has."""
+        return len(self._rope_table)
+
+    def grow_rope_table(self, positions: int) -> None:
         """A part at a time: the table for 131,072 positions takes a second that short prompts need not wait."""
+        if positions <= len(self._rope_table):
+            return
         size = -(-positions // _ROPE_POSITIONS) * _ROPE_POSITIONS
         new = cos_sin(self._inv_freq, self._rope_factor, len(self._rope_table), size)
         self._rope_table = np.concatenate([self._rope_table, new])
-        self._native.set_rope_table(self._rope_table)
+        self.native.set_rope_table(self._rope_table)
 
     def _buffer(self, name: str) -> BufferTuple:
         buffer, program = self.program.buffers[name], self.program
@@ -182,17 +193,23 @@ class CpuExecutor:
             rows = -(-rows // 64) * 64  # halves of 32 gate and 32 up columns, each padded
         return format_tuple(weight.format), rows, k, self._tensors[name]
 
+    def _panels(self, op: Op) -> tuple[int, int]:
+        """Those that this rank computes of a product."""
+        rows = self._matrix(op.weights[0])[1]
+        first, last = op.attrs.get("panels", (0, -(-rows // 64)))
+        return first, last
+
     def _matmul_name(self, op: Op) -> str:
         weight, activation = self.program.weights[op.weights[0]].format, self.program.buffers[op.inputs[0]].format
         return f"{op.kind}.{activation.kind}_x_{weight.kind}"
 
     def _embed(self, op: Op) -> str:
-        self._native.add_embed(*self._matrix(op.weights[0]), self._buffer(op.output))
+        self.native.add_embed(*self._matrix(op.weights[0]), self._buffer(op.output))
         return f"embed.{self.program.weights[op.weights[0]].format.kind}"
 
     def _rms_norm(self, op: Op) -> str:
         out = self.program.buffers[op.output]
-        self._native.add_norm(
+        self.native.add_norm(
             self._buffer(op.inputs[0]),
             self._vector(op.weights[0]),
             op.attrs["eps"],
@@ -203,41 +220,44 @@ class CpuExecutor:
 
     def _linear(self, op: Op) -> str:
         bias = self._vector(op.weights[1]) if len(op.weights) > 1 else None
-        self._native.add_linear(
+        self.native.add_linear(
             self._buffer(op.inputs[0]),
             *self._matrix(op.weights[0]),
             bias,
             "store",
             _NO_BUFFER,
             self._buffer(op.output),
+            self._panels(op),
         )
         return self._matmul_name(op)
 
     def _linear_add(self, op: Op) -> str:
-        self._native.add_linear(
+        self.native.add_linear(
             self._buffer(op.inputs[0]),
             *self._matrix(op.weights[0]),
             None,
             "add",
             self._buffer(op.inputs[1]),
             self._buffer(op.output),
+            self._panels(op),
         )
         return self._matmul_name(op)
 
     def _gate_up_silu(self, op: Op) -> str:
-        self._native.add_linear(
+        self.native.add_linear(
             self._buffer(op.inputs[0]),
             *self._matrix(op.weights[0]),
             None,
             "silu_mul",
             _NO_BUFFER,
             self._buffer(op.output),
+            self._panels(op),
         )
         return self._matmul_name(op)
 
     def _qkv_rope_write(self, op: Op) -> str:
         bias, norms = (op.weights[1], None) if len(op.weights) == 2 else (None, op.weights[1:])
-        self._native.add_qkv_rope_write(
+        self.native.add_qkv_rope_write(
             self._buffer(op.inputs[0]),
             *self._matrix(op.weights[0]),
             None if bias is None else self._vector(bias),
@@ -248,7 +268,7 @@ class CpuExecutor:
         return self._matmul_name(op)
 
     def _attention(self, op: Op) -> str:
-        self._native.add_attention(
+        self.native.add_attention(
             self._buffer(op.inputs[0]),
             op.attrs["layer"],
             op.attrs["window"] or 0,
@@ -259,5 +279,5 @@ class CpuExecutor:
         return self._attention_name
 
     def _take_rows(self, op: Op) -> str:
-        self._native.add_take_rows(self._buffer(op.inputs[0]), self._buffer(op.output))
+        self.native.add_take_rows(self._buffer(op.inputs[0]), self._buffer(op.output))
         return "take_rows"

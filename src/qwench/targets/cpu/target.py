@@ -16,7 +16,7 @@ from qwench.quantized_matrix import QuantizedMatrix
 from qwench.targets.cpu.executor import CpuExecutor
 from qwench.targets.cpu.pack import pack_codes, pack_floats, packed_bytes
 from qwench.targets.cpu.variants import choose_variant, variants_of
-from qwench.targets.target import Array, CacheConfig, Executor, PackedTensor
+from qwench.targets.target import Array, CacheConfig, Executor, PackedTensor, Team
 
 
 class CpuTarget:
@@ -49,11 +49,12 @@ class CpuTarget:
         return self._variant or str(choose_variant(self.name, program))
 
     def load(
-        self, program: Program, plan: MemoryPlan, tensors: Mapping[str, Array], cache: CacheConfig, num_threads: int
-    ) -> Executor:
+        self, program: Program, plan: MemoryPlan, tensors: Mapping[str, Array], cache: CacheConfig, num_threads: int,
+        team: Team | None = None,
+    ) -> Executor:  # fmt: skip
         variant = self._variant or choose_variant(self.name, program).variant
         try:
-            return CpuExecutor(variant, program, plan, tensors, cache, num_threads)
+            return CpuExecutor(variant, program, plan, tensors, cache, num_threads, team)
         except (MemoryError, RuntimeError) as error:  # std::bad_alloc, and std::system_error of a thread
             raise CapacityError(
                 f"the system refused memory or one of {num_threads} threads ({error}); take fewer threads, a smaller "

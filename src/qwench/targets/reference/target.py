@@ -11,6 +11,7 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
+from qwench.errors import TargetError
 from qwench.formats import BF16, quantize_weight, round_to_bf16
 from qwench.lora.adapter import LoraAdapter
 from qwench.program.cache_groups import cache_groups
@@ -21,7 +22,7 @@ from qwench.quantized_matrix import QuantizedMatrix
 from qwench.targets.adapted_products import AdaptedProduct, adapted_products
 from qwench.targets.reference.cache import make_caches
 from qwench.targets.reference.ops import OPS, Float32, Lora, Matrix, StepState
-from qwench.targets.target import LOGIT_GROUP, Array, Bytes, CacheConfig, Executor, Int32, PackedTensor, StepBatch
+from qwench.targets.target import LOGIT_GROUP, Array, Bytes, CacheConfig, Executor, Int32, PackedTensor, StepBatch, Team
 
 Int64 = npt.NDArray[np.int64]
 
@@ -72,8 +73,11 @@ class ReferenceTarget:
         return "numpy"
 
     def load(
-        self, program: Program, plan: MemoryPlan, tensors: Mapping[str, Array], cache: CacheConfig, num_threads: int
-    ) -> Executor:
+        self, program: Program, plan: MemoryPlan, tensors: Mapping[str, Array], cache: CacheConfig, num_threads: int,
+        team: Team | None = None,
+    ) -> Executor:  # fmt: skip
+        if team is not None:
+            raise TargetError("the reference target computes in one process; leave tensor_parallel_size out")
         weights = {name: self._unpack(weight, tensors) for name, weight in program.weights.items()}
         for op in program.ops:
             matrix = weights[op.weights[0]] if op.kind in PRODUCTS else None

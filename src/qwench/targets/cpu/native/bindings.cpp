@@ -106,6 +106,10 @@ qwench::ActivationKind activation_kind(const std::string& name) {
   throw std::invalid_argument("an activation is fp32, bf16, int8 or int16");
 }
 
+// Address and size of the memory that ranks share, this one's rank, and the threads of each.
+using TeamTuple = std::tuple<uintptr_t, size_t, int, std::vector<int>>;
+constexpr size_t kMessageBytes = size_t(4) << 30;  // address space; memory as far as it is used
+
 using BufferTuple = std::tuple<size_t, int, std::string, int, std::string, bool>;
 Buffer buffer(const BufferTuple& t) {
   const auto& [offset, width, kind_name, group_size, rows, is_result] = t;
@@ -270,9 +274,10 @@ NB_MODULE(_native, m) {
       .def(
           "__init__",
           [](qwench::Executor* self, const std::string& variant, int num_threads, int max_tokens, int num_heads,
-             int vocab_size, size_t arena_bytes, int scratch_width,
+             int vocab_size, size_t arena_bytes, int scratch_width, int max_blocks, int embedding_width,
              const std::vector<std::pair<int, int>>& cache_places, int num_places, int num_blocks, int block_size,
-             int num_kv_heads, int head_dim, const std::string& cache_dtype, bool rounds_queries, int partition_len) {
+             int num_kv_heads, int head_dim, const std::string& cache_dtype, bool rounds_queries, int partition_len,
+             std::pair<int, int> heads, const std::optional<TeamTuple>& team) {
             require(num_threads >= 1 && max_tokens >= 1 && num_blocks >= 1 && num_places >= 1,
                     "threads, tokens, blocks and places must be positive");
             require(block_size > 0 && block_size % qwench::kKeyGroup == 0, "block_size must be a multiple of 16");
@@ -283,15 +288,39 @@ NB_MODULE(_native, m) {
             require(head_dim > 0 && head_dim % 2 == 0, "head_dim must be even");
             const auto kind = cache_kind(cache_dtype);
             require(!rounds_queries || kind == qwench::CacheKind::kBf16, "queries are rounded for a bf16 cache alone");
+            const auto [first_head, last_head] = heads;
+            require(0 <= first_head && first_head < last_head && last_head <= num_heads, "heads are outside the model");
+            const int share = num_heads / num_kv_heads;
+            const int kv_heads = (last_head - 1) / share - first_head / share + 1;  // those of this rank
             std::vector<qwench::CachePlace> places;
             for (const auto& [group, place] : cache_places) places.push_back({group, place});
-            new (self) qwench::Executor({variant, num_threads, max_tokens, num_heads, vocab_size, arena_bytes,
-                                         scratch_width, rounds_queries, partition_len, places},
-                                        {num_places, num_blocks, block_size, num_kv_heads, head_dim, kind});
+            std::unique_ptr<qwench::Team> ranks;
+            if (team) {
+              const auto& [address, num_bytes, rank, threads] = *team;
+              ranks = std::make_unique<qwench::Team>(reinterpret_cast<uint8_t*>(address), num_bytes, rank, threads);
+            }
+            new (self)
+                qwench::Executor({variant,
+                                  num_threads,
+                                  max_tokens,
+                                  num_heads,
+                                  num_kv_heads,
+                                  vocab_size,
+                                  {first_head, last_head},
+                                  arena_bytes,
+                                  max_blocks,
+                                  embedding_width,
+                                  kMessageBytes,
+                                  scratch_width,
+                                  rounds_queries,
+                                  partition_len,
+                                  places},
+                                 {num_places, num_blocks, block_size, kv_heads, head_dim, kind}, std::move(ranks));
           },
           "variant"_a, "num_threads"_a, "max_tokens"_a, "num_heads"_a, "vocab_size"_a, "arena_bytes"_a,
-          "scratch_width"_a, "cache_places"_a, "num_places"_a, "num_blocks"_a, "block_size"_a, "num_kv_heads"_a,
-          "head_dim"_a, "cache_dtype"_a, "rounds_queries"_a, "partition_len"_a)
+          "scratch_width"_a, "max_blocks"_a, "embedding_width"_a, "cache_places"_a, "num_places"_a, "num_blocks"_a,
+          "block_size"_a, "num_kv_heads"_a, "head_dim"_a, "cache_dtype"_a, "rounds_queries"_a, "partition_len"_a,
+          "heads"_a, "team"_a.none())
       // Arrays are never converted: the executor keeps their addresses, or writes to them.
       .def(
           "add_embed",
@@ -310,15 +339,16 @@ NB_MODULE(_native, m) {
       .def(
           "add_linear",
           [](qwench::Executor& e, BufferTuple in, const FormatTuple& format, int n, int k, const Bytes& w,
-             std::optional<Floats> bias, const std::string& epilogue, BufferTuple residual, BufferTuple out) {
+             std::optional<Floats> bias, const std::string& epilogue, BufferTuple residual, BufferTuple out,
+             std::pair<int, int> panels) {
             const auto mode = epilogue == "add"        ? qwench::Epilogue::kAdd
                               : epilogue == "silu_mul" ? qwench::Epilogue::kSiluMul
                                                        : qwench::Epilogue::kStore;
             e.add_linear(buffer(in), checked_matrix(format, n, k, w), vector_of(bias, n), mode, buffer(residual),
-                         buffer(out));
+                         buffer(out), {panels.first, panels.second});
           },
           "input"_a, "format"_a, "n"_a, "k"_a, "weight"_a.noconvert(), "bias"_a.noconvert().none(), "epilogue"_a,
-          "residual"_a, "out"_a)
+          "residual"_a, "out"_a, "panels"_a)
       .def(
           "add_qkv_rope_write",
           [](qwench::Executor& e, BufferTuple in, const FormatTuple& format, int n, int k, const Bytes& w,
@@ -430,6 +460,29 @@ NB_MODULE(_native, m) {
             e.embed(ids, count, out);
           },
           "token_ids"_a.noconvert(), "rows"_a.noconvert())
+      // Of a team, which the executor must have.
+      .def("serve", &qwench::Executor::serve, nb::call_guard<nb::gil_scoped_release>(),
+           "Runs steps of rank 0 until it sends another message, whose kind it returns; 0 when a rank was lost.")
+      .def(
+          "mail",
+          [](const qwench::Executor& e) {
+            return nb::ndarray<nb::numpy, uint8_t, nb::ndim<1>>(e.team()->mail(), {e.team()->mail_bytes()},
+                                                                nb::handle());
+          },
+          nb::rv_policy::reference, "The mailbox, of which `send` makes a message.")
+      .def(
+          "send",
+          [](qwench::Executor& e, int kind) {
+            require(kind > 1, "kind 1 is a step");
+            e.team()->send(kind, [](uint8_t*) {});
+          },
+          "kind"_a)
+      .def("acknowledge", [](qwench::Executor& e, const std::string& error) { e.team()->acknowledge(error); })
+      .def(
+          "wait_for_others", [](qwench::Executor& e) { return e.team()->wait_for_others(); },
+          nb::call_guard<nb::gil_scoped_release>())
+      .def("lose", [](qwench::Executor& e, int rank) { e.team()->lose(rank); })
+      .def("lost_rank", [](const qwench::Executor& e) { return e.team()->lost_rank(); })
       .def("phase_seconds", &qwench::Executor::phase_seconds)
       .def("block_bytes", [](const qwench::Executor& e) { return e.cache().block_bytes(); })
       .def("copy_block", &qwench::Executor::copy_block)

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cstdlib>
+#include <cstring>
 #include <new>
 #include <stdexcept>
 
@@ -27,14 +28,50 @@ void* allocate(size_t num_bytes) {
   return p;
 }
 
+constexpr int kStep = 1;  // the kind of a message
+
+struct StepMail {
+  Batch batch;  // counts alone
+  int num_states;
+  bool has_adapters, wants_maxima;
+};
+
+// The arrays of a batch behind a StepMail, one after another: `visit` gets each with its length.
+template <class Visit>
+void for_arrays(Batch& b, bool has_adapters, int hidden_width, Visit visit) {
+  visit(b.token_ids, b.num_tokens);
+  visit(b.query_start, b.num_seqs + 1);
+  visit(b.seq_lens, b.num_seqs);
+  visit(b.block_tables, size_t(b.num_seqs) * b.num_groups * b.max_blocks);
+  visit(b.logit_rows, b.num_logits);
+  visit(b.hidden_rows, b.num_hidden);
+  visit(b.adapters, has_adapters ? b.num_seqs : 0);
+  visit(b.embeddings, size_t(b.num_embeddings) * hidden_width);
+}
+
 }  // namespace
 
 void Executor::Free::operator()(void* p) const { std::free(p); }
 
-Executor::Executor(const ExecutorConfig& config, const KVCache::Shape& cache)
-    : config_(config), kernels_(kernels_for(config.variant)), cache_(cache), pool_(config.num_threads) {
-  arena_.reset(static_cast<uint8_t*>(allocate(config.arena_bytes)));
-  scratch_.reset(static_cast<float*>(allocate(size_t(config.scratch_width) * config.max_tokens * sizeof(float))));
+Executor::Executor(const ExecutorConfig& config, const KVCache::Shape& cache, std::unique_ptr<Team> team)
+    : config_(config),
+      kernels_(kernels_for(config.variant)),
+      cache_(cache),
+      pool_(config.num_threads),
+      team_(std::move(team)) {
+  const size_t work_bytes = size_t(config.scratch_width) * config.max_tokens * sizeof(float);
+  own_scratch_.reset(static_cast<float*>(allocate(work_bytes)));
+  own_work_ = work_ = own_scratch_.get();
+  if (team_) {
+    const size_t panels = (config.vocab_size + kPanelColumns - 1) / kPanelColumns, rows = config.max_tokens;
+    arena_ = team_->take(config.arena_bytes);
+    work_ = reinterpret_cast<float*>(team_->take(work_bytes));
+    team_logits_ = reinterpret_cast<float*>(team_->take(rows * config.vocab_size * sizeof(float)));
+    team_maxima_ = reinterpret_cast<float*>(team_->take(rows * panels * sizeof(float)));
+  } else {
+    own_arena_.reset(static_cast<uint8_t*>(allocate(config.arena_bytes)));
+    arena_ = own_arena_.get();
+  }
   reserve_thread_scratch(attention_scratch_floats(cache.head_dim, cache.padded_dim()));
   for (const CachePlace& at : config.cache_places) {
     if (at.group < 0 || at.place < 0 || at.place >= cache.num_places)
@@ -44,6 +81,7 @@ Executor::Executor(const ExecutorConfig& config, const KVCache::Shape& cache)
   const size_t near_bytes = size_t(kScoreTile) * cache.head_dim * sizeof(float);
   near_rope_rows_.reset(static_cast<float*>(allocate(near_bytes)));
   near_rope_panel_.reset(static_cast<float*>(allocate(near_bytes)));
+  if (team_) team_->set_mailbox(team_->take(mail_bytes()), mail_bytes());
   key_bias_.resize(config.cache_places.size());
   step_.positions.resize(config.max_tokens);
   step_.sequence.resize(config.max_tokens);
@@ -72,7 +110,7 @@ void Executor::reserve_thread_scratch(size_t num_floats) {
 QuantizedRows Executor::quantized_rows(const Buffer& b) const {
   const int padded = (b.width + b.group_size - 1) / b.group_size * b.group_size, groups = padded / b.group_size;
   const size_t rows = size_t(config_.max_tokens) * b.parts();
-  uint8_t* base = arena_.get() + b.offset;
+  uint8_t* base = arena_ + b.offset;
   auto* scales = reinterpret_cast<float*>(base + rows * padded);
   auto* starts = reinterpret_cast<int32_t*>(scales + rows * groups);
   return {{reinterpret_cast<int8_t*>(base), scales, starts, rows, padded, b.parts()}, b.group_size};
@@ -81,7 +119,7 @@ QuantizedRows Executor::quantized_rows(const Buffer& b) const {
 Activation Executor::activation(const Buffer& b) const {
   if (b.group_size == 0) {
     const bool in_pairs = b.kind == ActivationKind::kBf16 && kernels_.bf16_pairs;
-    return {b.kind, arena_.get() + b.offset, bf16_row_bytes(in_pairs, b.width), nullptr, nullptr, nullptr, 0, 1};
+    return {b.kind, arena_ + b.offset, bf16_row_bytes(in_pairs, b.width), nullptr, nullptr, nullptr, 0, 1};
   }
   const QuantizedRow first = quantized_rows(b).first;
   return {b.kind, nullptr, 0, first.codes, first.scales, first.starts, first.group_stride, b.parts()};
@@ -120,7 +158,7 @@ void Executor::check(const Batch& b) const {
 }
 
 void Executor::plan(const Batch& b) {
-  const int share = config_.num_heads / cache_.shape().num_kv_heads;
+  const int share = heads_per_kv_head();
   const int heads_per_item = std::min(share, kMaxAttentionRows);
   const int tokens_per_item = std::max(1, kMaxAttentionRows / heads_per_item);
   step_.batch = b;
@@ -133,19 +171,14 @@ void Executor::plan(const Batch& b) {
     }
     // The last tokens of a prompt see the most positions: they go first, so that no thread ends with a long one.
     for (int i = (count - 1) / tokens_per_item * tokens_per_item; i >= 0; i -= tokens_per_item)
-      for (int kv = 0; kv < cache_.shape().num_kv_heads; ++kv)
-        for (int h = 0; h < share; h += heads_per_item) {
-          AttentionItem item{kv * share + h,
-                             std::min(heads_per_item, share - h),
-                             first + i,
-                             start + i,
-                             std::min(tokens_per_item, count - i),
-                             0,
-                             0,
-                             nullptr};
-          item.last_partition = (start + i + item.num_tokens + config_.partition_len - 1) / config_.partition_len;
-          step_.attention.push_back({s, item, -1});
-        }
+      for (int head = config_.heads.first; head < config_.heads.last;) {
+        const int of_kv_head = std::min((head / share + 1) * share, config_.heads.last) - head;
+        const int num_heads = std::min(heads_per_item, of_kv_head);
+        AttentionItem item{head, num_heads, first + i, start + i, std::min(tokens_per_item, count - i), 0, 0, nullptr};
+        item.last_partition = (start + i + item.num_tokens + config_.partition_len - 1) / config_.partition_len;
+        step_.attention.push_back({s, item, -1});
+        head += num_heads;
+      }
   }
   split_attention();
   plan_adapters();
@@ -267,6 +300,12 @@ void Executor::step(const Batch& batch, const Results& results) {
     ~Release() { flag.clear(std::memory_order_release); }
   } release{busy_};
   check(batch);
+  if (team_) send(batch, results);
+  run(batch, results);
+  if (team_) take_logits_of_others(results);
+}
+
+void Executor::run(const Batch& batch, const Results& results) {
   plan(batch);
   step_.results = results;
   for (auto& phase : phases_) phase->prepare(step_);
@@ -275,11 +314,84 @@ void Executor::step(const Batch& batch, const Results& results) {
       if (phase->is_idle(*this, step_)) continue;
       const auto start = std::chrono::steady_clock::now();
       phase->run(*this, step_, thread);
-      pool_.barrier();
+      if (!barrier()) return;
       if (thread == 0)
         phase->seconds += std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
     }
   });
+  if (team_ && team_->lost_rank() >= 0)
+    throw std::runtime_error("rank " + std::to_string(team_->lost_rank()) + " was lost");
+}
+
+bool Executor::barrier() {
+  if (team_) return team_->barrier();
+  pool_.barrier();
+  return true;
+}
+
+// What the largest step needs: a table of blocks for every token, and their embeddings. It is memory that is used as
+// far as it is written.
+size_t Executor::mail_bytes() const {
+  const size_t tokens = config_.max_tokens, tables = size_t(num_cache_groups_) * config_.max_blocks;
+  return std::max<size_t>(sizeof(StepMail) + (tokens + 1) * (8 + tables + config_.mail_width) * sizeof(int32_t),
+                          config_.message_bytes);
+}
+
+void Executor::send(const Batch& batch, const Results& results) {
+  if (batch.max_blocks > config_.max_blocks) throw std::invalid_argument("batch: a block table is too long for ranks");
+  team_->send(kStep, [&](uint8_t* mail) {
+    const StepMail head{batch, results.num_states, batch.adapters != nullptr, results.maxima != nullptr};
+    std::memcpy(mail, &head, sizeof head);
+    uint8_t* to = mail + sizeof head;
+    Batch from = batch;
+    for_arrays(from, head.has_adapters, hidden_width_, [&](const auto*& array, size_t count) {
+      if (count) std::memcpy(to, array, count * sizeof *array);
+      to += count * sizeof *array;
+    });
+  });
+}
+
+void Executor::receive(Batch& batch, Results& results) const {
+  StepMail head;
+  std::memcpy(&head, team_->mail(), sizeof head);
+  batch = head.batch;
+  const uint8_t* from = team_->mail() + sizeof head;
+  for_arrays(batch, head.has_adapters, hidden_width_, [&]<class T>(const T*& array, size_t count) {
+    array = reinterpret_cast<const T*>(from);
+    from += count * sizeof(T);
+  });
+  if (!head.has_adapters) batch.adapters = nullptr;
+  results = {team_logits_, head.wants_maxima ? team_maxima_ : nullptr, nullptr, head.num_states, 0};
+}
+
+int Executor::serve() {
+  while (true) {
+    const int kind = team_->receive();
+    if (kind != kStep) return kind;
+    Batch batch;
+    Results results;
+    receive(batch, results);
+    try {
+      run(batch, results);
+    } catch (const std::runtime_error&) {
+      return 0;  // a rank was lost
+    }
+  }
+}
+
+// What ranks other than 0 computed of the logits lies in the team's memory.
+void Executor::take_logits_of_others(const Results& results) const {
+  const Span mine = logit_panels_;
+  const int panels = (config_.vocab_size + kPanelColumns - 1) / kPanelColumns;
+  auto take = [&](const float* from, float* to, int width, int first, int last) {
+    for (int row = 0; first < last && row < step_.batch.num_logits; ++row)
+      std::memcpy(to + size_t(row) * width + first, from + size_t(row) * width + first, (last - first) * sizeof(float));
+  };
+  take(team_logits_, results.logits, config_.vocab_size, 0, mine.first * kPanelColumns);
+  take(team_logits_, results.logits, config_.vocab_size, mine.last * kPanelColumns, config_.vocab_size);
+  if (!results.maxima) return;
+  take(team_maxima_, results.maxima, panels, 0, mine.first);
+  take(team_maxima_, results.maxima, panels, mine.last, panels);
 }
 
 std::vector<std::pair<std::string, double>> Executor::phase_seconds() const {

@@ -9,6 +9,7 @@
 
 #include "kernels/kernel_table.h"
 #include "kv_cache.h"
+#include "team.h"
 #include "thread_pool.h"
 
 namespace qwench {
@@ -49,6 +50,12 @@ struct HeadNorms {
 // Where a layer's keys and values lie: in the blocks of which group's table, and in which place of each block.
 struct CachePlace {
   int group, place;
+};
+
+// [first, last)
+struct Span {
+  int first, last;
+  bool contains(int i) const { return i >= first && i < last; }
 };
 
 // Where the caller wants a step's results: logits [num_logits, vocab_size], and the last `num_states` hidden states,
@@ -130,8 +137,13 @@ class Phase {
 
 struct ExecutorConfig {
   std::string variant;
-  int num_threads, max_tokens, num_heads, vocab_size;
+  int num_threads, max_tokens, num_heads, num_kv_heads, vocab_size;
+  Span heads;  // those of attention that this executor computes: all but in a team
   size_t arena_bytes;
+  // Of a team: the entries of a row of block tables, the floats of a token's embedding, and the bytes of a message that
+  // isn't a step, at most.
+  int max_blocks, mail_width;
+  size_t message_bytes;
   int scratch_width;                     // floats per token of working space between the halves of a fused op
   bool rounds_queries;                   // to bf16, and probabilities
   int partition_len;                     // cache positions whose attention may be computed apart, at absolute multiples
@@ -140,12 +152,15 @@ struct ExecutorConfig {
 
 class Executor {
  public:
-  Executor(const ExecutorConfig& config, const KVCache::Shape& cache);
+  // team: the ranks that compute together, this one among them; null: it computes alone. All ranks' configurations must
+  // be alike but for heads, threads and panels; `cache` has the kv heads of `heads`.
+  Executor(const ExecutorConfig& config, const KVCache::Shape& cache, std::unique_ptr<Team> team = nullptr);
 
   void add_embed(PackedMatrix weight, Buffer out);
   void add_norm(Buffer in, const float* gain, float eps, Buffer out, const float* order);
-  // Into `out`, int8 for kSiluMul alone. `residual` for kAdd.
-  void add_linear(Buffer in, PackedMatrix weight, const float* bias, Epilogue epilogue, Buffer residual, Buffer out);
+  // Into `out`, int8 for kSiluMul alone. `residual` for kAdd. panels: that this rank computes.
+  void add_linear(Buffer in, PackedMatrix weight, const float* bias, Epilogue epilogue, Buffer residual, Buffer out,
+                  Span panels);
   void add_qkv_rope_write(Buffer in, PackedMatrix weight, const float* bias, HeadNorms norms, int layer, Buffer q);
   void add_attention(Buffer q, int layer, int window, float scale, Buffer out, const float* order);
   void add_take_rows(Buffer in, Buffer out);
@@ -163,6 +178,10 @@ class Executor {
   // Computes one step. Throws std::invalid_argument for a batch out of bounds, and std::runtime_error when another
   // thread is in a step.
   void step(const Batch& batch, const Results& results);
+  // Ranks above 0: runs steps until rank 0 sends a message that isn't one, whose kind it returns; 0 when a rank was
+  // lost.
+  int serve();
+  Team* team() const { return team_.get(); }
   // Rows of the embedding matrix, [num_tokens, hidden_width()]. Throws std::invalid_argument for an unknown token.
   void embed(const int32_t* token_ids, int num_tokens, float* rows) const;
   // Blocks of the cache, each cache().block_bytes(). Throw std::invalid_argument for one outside it.
@@ -185,6 +204,14 @@ class Executor {
   const float* near_rope_panel() const { return near_rope_panel_.get(); }
   int num_threads() const { return pool_.num_threads(); }
   int num_heads() const { return config_.num_heads; }
+  int num_kv_heads() const { return config_.num_kv_heads; }
+  Span heads() const { return config_.heads; }
+  int heads_per_kv_head() const { return config_.num_heads / config_.num_kv_heads; }
+  int first_kv_head() const { return config_.heads.first / heads_per_kv_head(); }
+  // A thread's place among those that share the rows of a step, and how many they are: all ranks' where buffers are.
+  int row_thread(int thread) const { return team_ ? team_->first_thread() + thread : thread; }
+  int num_row_threads() const { return team_ ? team_->num_threads() : num_threads(); }
+  bool is_first_rank() const { return !team_ || team_->rank() == 0; }
   int partition_len() const { return config_.partition_len; }
   bool rounds_queries() const { return config_.rounds_queries; }
   int vocab_size() const { return config_.vocab_size; }
@@ -196,7 +223,7 @@ class Executor {
     if (b.rows == Rows::kLogits) return step.batch.num_logits;
     return b.is_result && int(b.offset) >= step.results.num_states ? 0 : step.batch.num_hidden;
   }
-  float* values(const Buffer& b) const { return reinterpret_cast<float*>(arena_.get() + b.offset); }
+  float* values(const Buffer& b) const { return reinterpret_cast<float*>(arena_ + b.offset); }
   // Where an op writes its fp32 output.
   float* output(const StepContext& step, const Buffer& b) const {
     if (!b.is_result) return values(b);
@@ -204,9 +231,10 @@ class Executor {
     return step.results.states + (step.results.num_states - 1 - b.offset) * step.results.state_stride;
   }
   uint8_t* bf16_row(const Buffer& b, int row) const {
-    return arena_.get() + b.offset + row * bf16_row_bytes(kernels_.bf16_pairs, b.width);
+    return arena_ + b.offset + row * bf16_row_bytes(kernels_.bf16_pairs, b.width);
   }
-  float* work() const { return scratch_.get(); }
+  float* work() const { return work_; }
+  float* own_work() const { return own_work_; }  // which other ranks don't see
   // What rows are shrunk to by adapters, [max_tokens, lora_stride()].
   float* shrunk() const { return shrunk_.get(); }
   size_t lora_stride() const { return lora_stride_; }
@@ -225,7 +253,15 @@ class Executor {
   using Memory = std::unique_ptr<T[], Free>;
 
   void check(const Batch& batch) const;
+  void run(const Batch& batch, const Results& results);
+  bool barrier();
+  // A step by way of the mailbox: the batch as rank 0 writes it and the others read it.
+  void send(const Batch& batch, const Results& results);
+  void receive(Batch& batch, Results& results) const;
+  void take_logits_of_others(const Results& results) const;
   CachePlace cache_place(int layer) const;
+  std::vector<Span> panels_of_heads(int q_width) const;
+  size_t mail_bytes() const;
   void reserve_thread_scratch(size_t num_floats);
   void plan(const Batch& batch);
   void plan_adapters();
@@ -241,8 +277,14 @@ class Executor {
   const KernelTable& kernels_;
   KVCache cache_;
   ThreadPool pool_;
-  Memory<uint8_t> arena_;
-  Memory<float> scratch_;
+  std::unique_ptr<Team> team_;
+  // Of a team, the arena, the work and what ranks other than 0 find of results lie in its memory.
+  Memory<uint8_t> own_arena_;
+  Memory<float> own_scratch_;
+  uint8_t* arena_;
+  float *work_, *own_work_;
+  float *team_logits_ = nullptr, *team_maxima_ = nullptr;
+  Span logit_panels_{0, 0};  // that this rank computes
   Memory<float> thread_scratch_;
   size_t thread_scratch_floats_ = 0;
   Memory<float> shrunk_;

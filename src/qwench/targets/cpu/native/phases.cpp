@@ -8,10 +8,29 @@
 namespace qwench {
 namespace {
 
-template <class Work>  // work(row) for this thread's share of the rows
-void for_rows(Executor& e, int num_rows, int thread, Work work) {
-  const Range share = static_share(num_rows, thread, e.num_threads());
+template <class Work>
+void for_share(int num_rows, int thread, int num_threads, Work work) {
+  const Range share = static_share(num_rows, thread, num_threads);
   for (int row = share.begin; row < share.end; ++row) work(row);
+}
+
+template <class Work>  // work(row) for this thread's share of the rows, which all ranks see
+void for_rows(Executor& e, int num_rows, int thread, Work work) {
+  for_share(num_rows, e.row_thread(thread), e.num_row_threads(), work);
+}
+
+template <class Work>  // the same where every rank has all rows: of its own heads
+void for_own_rows(Executor& e, int num_rows, int thread, Work work) {
+  for_share(num_rows, thread, e.num_threads(), work);
+}
+
+template <class Work>  // the same for rows of `out`, which rank 0 alone writes if they are a result
+void for_output_rows(Executor& e, const StepContext& step, const Buffer& out, int thread, Work work) {
+  const int num_rows = e.num_rows(step, out);
+  if (!out.is_result)
+    for_rows(e, num_rows, thread, work);
+  else if (e.is_first_rank())
+    for_own_rows(e, num_rows, thread, work);
 }
 
 // What a product reads: fp32 as it is, or a row encoded as bf16 or integers.
@@ -67,7 +86,7 @@ struct Norm final : Phase {
   float eps;
   Order order;
   void run(Executor& e, const StepContext& step, int thread) override {
-    for_rows(e, e.num_rows(step, out), thread, [&](int row) {
+    for_output_rows(e, step, out, thread, [&](int row) {
       const float* x = e.values(in) + size_t(row) * in.width;
       float* y = is_plain(out) ? e.output(step, out) + size_t(row) * out.width : nullptr;
       float* normed = y && order.empty() ? y : e.thread_scratch(thread);
@@ -93,6 +112,7 @@ struct Linear final : Phase {
   Epilogue epilogue;
   const float* bias;
   Buffer residual, out;
+  std::vector<Span> panels;  // that this rank computes
   enum class Destination { kBuffer, kRounded, kCodes, kWork } destination;
   void run(Executor& e, const StepContext& step, int thread) override {
     LinearArgs args;
@@ -100,7 +120,7 @@ struct Linear final : Phase {
     args.weight = weight;
     args.num_rows = e.num_rows(step, in);
     args.width = width;
-    args.y = destination == Destination::kWork ? e.work() : e.output(step, out);
+    args.y = destination == Destination::kWork ? e.own_work() : e.output(step, out);
     args.maxima = destination == Destination::kBuffer && out.is_result && out.rows == Rows::kLogits
                       ? step.results.maxima
                       : nullptr;
@@ -122,9 +142,26 @@ struct Linear final : Phase {
     args.lora = lora.num_items ? &lora : nullptr;
     if (args.lora) shrink(e, step, args.x);
     // Handed out one by one: on a shared machine one of the processors is often slower than the others.
-    const int num_panels = weight.num_panels();
-    for (int first; (first = next_item.fetch_add(panels_per_item, std::memory_order_relaxed)) < num_panels;)
-      e.kernels().linear(args, first, std::min(first + panels_per_item, num_panels));
+    const int count = num_items(panels_per_item);
+    for (int i; (i = next_item.fetch_add(1, std::memory_order_relaxed)) < count;) {
+      const Span item = this->item(i, panels_per_item);
+      e.kernels().linear(args, item.first, item.last);
+    }
+  }
+
+  // The panels of this rank as items of so many.
+  int num_items(int size) const {
+    int count = 0;
+    for (const Span& span : panels) count += (span.last - span.first + size - 1) / size;
+    return count;
+  }
+  Span item(int i, int size) const {
+    for (const Span& span : panels) {
+      const int count = (span.last - span.first + size - 1) / size;
+      if (i < count) return {span.first + i * size, std::min(span.first + (i + 1) * size, span.last)};
+      i -= count;
+    }
+    return {0, 0};
   }
   bool is_idle(const Executor& e, const StepContext& step) const override { return e.num_rows(step, in) == 0; }
 
@@ -216,17 +253,19 @@ struct RopeWrite final : Phase {
   CachePlace cached;
   void run(Executor& e, const StepContext& step, int thread) override {
     const KVCache::Shape& shape = e.cache().shape();
-    const int kv_size = shape.num_kv_heads * shape.head_dim, width = q.width + 2 * kv_size;
-    for_rows(e, step.batch.num_tokens, thread, [&](int row) {
-      float* qkv = e.work() + size_t(row) * width;
+    const int kv_size = e.num_kv_heads() * shape.head_dim, width = q.width + 2 * kv_size;
+    const int first_q = e.heads().first * shape.head_dim, first_k = q.width + e.first_kv_head() * shape.head_dim;
+    const int num_q_heads = e.heads().last - e.heads().first;
+    for_own_rows(e, step.batch.num_tokens, thread, [&](int row) {
+      float* q_row = e.own_work() + size_t(row) * width + first_q;
       const int position = step.positions[row];
       const float* table = e.rope_row(position);
-      float* k = qkv + q.width;
+      float* k = e.own_work() + size_t(row) * width + first_k;
       if (norms.q_gain) {
-        norm_heads(e, norms.q_gain, norms.eps, e.num_heads(), qkv);
+        norm_heads(e, norms.q_gain, norms.eps, num_q_heads, q_row);
         norm_heads(e, norms.k_gain, norms.eps, shape.num_kv_heads, k);
       }
-      e.kernels().rope(qkv, table, e.num_heads(), shape.head_dim, e.values(q) + size_t(row) * q.width);
+      e.kernels().rope(q_row, table, num_q_heads, shape.head_dim, e.values(q) + size_t(row) * q.width + first_q);
       e.kernels().rope(k, table, shape.num_kv_heads, shape.head_dim, k);
       if (e.key_bias(layer)) take_bias_off(e, e.key_bias(layer), position, e.thread_scratch(thread), k);
       const int32_t* block_table = step.batch.block_table(step.sequence[row], cached.group);
@@ -264,7 +303,8 @@ struct Attention final : Phase {
     args.rounds = e.rounds_queries();
     args.block_size = shape.block_size;
     args.num_heads = e.num_heads();
-    args.num_kv_heads = shape.num_kv_heads;
+    args.num_kv_heads = e.num_kv_heads();
+    args.first_kv_head = e.first_kv_head();
     args.head_dim = shape.head_dim;
     args.padded_dim = shape.padded_dim();
     args.window = window;
@@ -294,7 +334,7 @@ struct TakeRows final : Phase {
   void run(Executor& e, const StepContext& step, int thread) override {
     const int32_t* taken = out.rows == Rows::kLogits ? step.batch.logit_rows : step.batch.hidden_rows;
     float* y = e.output(step, out);
-    for_rows(e, e.num_rows(step, out), thread, [&](int row) {
+    for_output_rows(e, step, out, thread, [&](int row) {
       std::memcpy(y + size_t(row) * out.width, e.values(in) + size_t(taken[row]) * in.width,
                   size_t(in.width) * sizeof(float));
     });
@@ -325,7 +365,9 @@ void Executor::add_norm(Buffer in, const float* gain, float eps, Buffer out, con
 }
 
 void Executor::add_linear(Buffer in, PackedMatrix weight, const float* bias, Epilogue epilogue, Buffer residual,
-                          Buffer out) {
+                          Buffer out, Span panels) {
+  if (panels.first < 0 || panels.first > panels.last || panels.last > weight.num_panels())
+    throw std::invalid_argument("a rank's panels are outside the matrix");
   auto phase = std::make_unique<Linear>();
   phase->product = add_product(weight);
   phase->in = in;
@@ -335,6 +377,8 @@ void Executor::add_linear(Buffer in, PackedMatrix weight, const float* bias, Epi
   phase->bias = bias;
   phase->residual = residual;
   phase->out = out;
+  phase->panels = {panels};
+  if (out.is_result && out.rows == Rows::kLogits) logit_panels_ = panels;
   if (!is_plain(out) && epilogue != Epilogue::kSiluMul) throw std::invalid_argument("only silu_mul encodes its output");
   if (out.group_size && out.group_size < kPanelColumns / 2)
     throw std::invalid_argument("a panel's outputs share a group");
@@ -350,7 +394,7 @@ void Executor::add_qkv_rope_write(Buffer in, PackedMatrix weight, const float* b
   if (bias && norms.q_gain) throw std::invalid_argument("behind a norm, a bias of keys is no bias of cached keys");
   const CachePlace cached = cache_place(layer);
   const KVCache::Shape& shape = cache_.shape();
-  const float* key_bias = bias ? bias + q.width : nullptr;
+  const float* key_bias = bias ? bias + q.width + first_kv_head() * shape.head_dim : nullptr;
   const int kv_size = bias ? shape.num_kv_heads * shape.head_dim : 0;
   if (shape.kind == CacheKind::kInt8 && std::any_of(key_bias, key_bias + kv_size, [](float v) { return v != 0; })) {
     key_bias_[layer] = key_bias;
@@ -364,6 +408,7 @@ void Executor::add_qkv_rope_write(Buffer in, PackedMatrix weight, const float* b
   linear->epilogue = Epilogue::kStore;
   linear->bias = bias;
   linear->destination = Linear::Destination::kWork;
+  linear->panels = panels_of_heads(q.width);
   add(std::move(linear));
   auto rope = std::make_unique<RopeWrite>();
   rope->q = q;
@@ -391,6 +436,23 @@ void Executor::add_attention(Buffer q, int layer, int window, float scale, Buffe
   encode->order = order_of(order, out.width);
   reserve_thread_scratch(out.width);
   add(std::move(encode));
+}
+
+// Of q, k and v stacked, those that hold this rank's heads, which may be parts of panels.
+std::vector<Span> Executor::panels_of_heads(int q_width) const {
+  const int dim = cache_.shape().head_dim, kv_width = num_kv_heads() * dim;
+  const int first_kv = first_kv_head() * dim, last_kv = first_kv + cache_.shape().num_kv_heads * dim;
+  std::vector<Span> spans;
+  for (const Span& columns :
+       {Span{heads().first * dim, heads().last * dim}, Span{q_width + first_kv, q_width + last_kv},
+        Span{q_width + kv_width + first_kv, q_width + kv_width + last_kv}}) {
+    const int first = columns.first / kPanelColumns, last = (columns.last + kPanelColumns - 1) / kPanelColumns;
+    if (!spans.empty() && first <= spans.back().last)
+      spans.back().last = std::max(spans.back().last, last);
+    else
+      spans.push_back({first, last});
+  }
+  return spans;
 }
 
 CachePlace Executor::cache_place(int layer) const {

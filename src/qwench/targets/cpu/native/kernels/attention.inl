@@ -58,6 +58,11 @@ inline void merge(const Gathered& all, const Gathered& part) {
 }
 
 // Where the keys or values of 16 positions from `at` on lie.
+// The place of an item's kv head in the cache.
+inline int kv_head_of(const AttentionArgs& a, const AttentionItem& item) {
+  return item.first_head / (a.num_heads / a.num_kv_heads) - a.first_kv_head;
+}
+
 inline const uint8_t* cached(const AttentionArgs& a, const uint8_t* layer, int kv_head, int at, int row_bytes) {
   return layer + a.block_table[at / a.block_size] * a.block_stride + kv_head * a.head_stride +
          size_t(at % a.block_size) * row_bytes;
@@ -190,7 +195,7 @@ template <bool kPairs>
 inline void attend_tile(const AttentionArgs& a, const AttentionItem& item, const AttentionScratch& s, int tile,
                         const Gathered& state) {
   constexpr Values kValues = kPairs ? Values::kPairs : Values::kFp32;
-  const int kv_head = item.first_head / (a.num_heads / a.num_kv_heads), end = item.first_position + item.num_tokens;
+  const int kv_head = kv_head_of(a, item), end = item.first_position + item.num_tokens;
   const int count = end - tile < kScoreTile ? end - tile : kScoreTile;
   auto *keys = reinterpret_cast<uint8_t*>(s.keys), *values = reinterpret_cast<uint8_t*>(s.values);
   if constexpr (kPairs)
@@ -246,7 +251,7 @@ void attention(const AttentionArgs& a, const AttentionItem& item) {
   }
   const bool is_int8 = a.cache == CacheKind::kInt8;
   const CodeScratch codes(s.rest, a.padded_dim);
-  if (is_int8) prepare_queries(a, item.first_head / (a.num_heads / a.num_kv_heads), num_rows, s.q, codes);
+  if (is_int8) prepare_queries(a, kv_head_of(a, item), num_rows, s.q, codes);
   if (num_panels * kPanelColumns > a.padded_dim)  // columns that lay_out_values leaves alone
     for (int i = 0; i < num_panels * kScoreTile * kPanelColumns; i += kLanes) store(s.values + i, set(0.0f));
 

@@ -182,7 +182,7 @@ inline void attend_codes(const AttentionArgs& a, const AttentionItem& item, cons
       for (float& v : values) v = 1.0f;
     }
   } kOnes;
-  const int kv_head = item.first_head / (a.num_heads / a.num_kv_heads), end = item.first_position + item.num_tokens;
+  const int kv_head = kv_head_of(a, item), end = item.first_position + item.num_tokens;
   const int count = end - tile < kScoreTile ? end - tile : kScoreTile, num_rows = state.num_rows;
   // The next tile's halves: with few rows, memory is what the products wait for.
   const int near = tile + kScoreTile, far = near + kScoreTile / 2;

@@ -187,6 +187,7 @@ struct AttentionArgs {
   CacheKind cache;
   bool rounds;  // queries and probabilities to bf16, as the cache is; else they are fp32
   int block_size, num_heads, num_kv_heads, head_dim, padded_dim;
+  int first_kv_head;  // in the cache and the bias, which may have some of them alone
   int window;         // positions seen, 0 for all
   int partition_len;  // positions that may be computed apart, a multiple of kScoreTile
   float scale;

@@ -1,0 +1,37 @@
+"""What rank 0 tells the other ranks beside steps: calls of their executors, written into the team's mailbox.
+
+Pickled, since they come from the process that started the ranks, and hold arrays. Used on both sides.
+"""
+
+from __future__ import annotations
+
+import pickle
+from typing import Any
+
+from qwench.errors import CapacityError
+from qwench.targets.target import Bytes
+
+CALL, CLOSE = 2, 3  # kinds of messages; 1 is a step
+_HEAD_BYTES = 8
+_RESULTS_AT, _RESULT_BYTES = 1 << 31, 1 << 28  # where in the mailbox the results of a call lie, rank after rank
+
+
+def write(mail: Bytes, method: str, arguments: tuple[Any, ...]) -> None:
+    """Raises CapacityError for arguments that are too large."""
+    data = pickle.dumps((method, arguments), protocol=5)
+    if _HEAD_BYTES + len(data) > _RESULTS_AT:
+        raise CapacityError(f"{method} needs {len(data)} bytes, more than ranks can be told at once")
+    mail[: _HEAD_BYTES + len(data)] = memoryview(len(data).to_bytes(_HEAD_BYTES, "little") + data)
+
+
+def read(mail: Bytes) -> tuple[str, tuple[Any, ...]]:
+    size = int.from_bytes(mail[:_HEAD_BYTES].tobytes(), "little")
+    method, arguments = pickle.loads(mail[_HEAD_BYTES : _HEAD_BYTES + size].tobytes())
+    return method, arguments
+
+
+def result(mail: Bytes, rank: int, num_bytes: int) -> Bytes:
+    """Where a rank writes what a call gave, and rank 0 finds it."""
+    assert num_bytes <= _RESULT_BYTES
+    start = _RESULTS_AT + (rank - 1) * _RESULT_BYTES
+    return mail[start : start + num_bytes]

@@ -1,0 +1,85 @@
+"""The processes of ranks 1, 2, ... on this machine: started, watched and ended by rank 0, which is the caller's own.
+
+They share a file in memory that has no name, and end when rank 0 does, in whatever way. Knows nothing of what they
+compute.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from typing import IO, Any
+
+import numpy as np
+
+from qwench.errors import TargetError
+from qwench.targets.target import Bytes
+
+END_S = 5.0  # that ranks have to end by themselves
+
+
+class Ranks:
+    """reason: why a rank was lost; None while all are there."""
+
+    def __init__(self, num_bytes: int, options: Sequence[Mapping[str, Any]]) -> None:
+        """Starts a process for each of `options`, what `rank_process.py` needs. num_bytes: of shared memory, which is
+        used as far as it is written. Raises TargetError."""
+        self.reason: str | None = None
+        self._is_closing = False
+        try:
+            descriptor = os.memfd_create("qwench-ranks", os.MFD_CLOEXEC)
+        except (AttributeError, OSError) as error:
+            raise TargetError(f"ranks need memory to share, which this system doesn't give: {error}") from None
+        try:
+            os.ftruncate(descriptor, num_bytes)
+            self.memory: Bytes = np.frombuffer(mmap.mmap(descriptor, num_bytes), np.uint8)
+            self._processes = [self._start(descriptor, num_bytes, rank) for rank in options]
+        finally:
+            os.close(descriptor)
+
+    def _start(self, descriptor: int, num_bytes: int, options: Mapping[str, Any]) -> subprocess.Popen[str]:
+        given = {**options, "descriptor": descriptor, "num_bytes": num_bytes}
+        command = [sys.executable, "-m", "qwench.parallel.rank_process", json.dumps(given)]
+        return subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, pass_fds=(descriptor,)
+        )
+
+    def watch(self, lose: Callable[[int], None]) -> None:
+        """From now on `lose` is called, in a thread of its own, with a rank that has ended."""
+        for rank, process in enumerate(self._processes, 1):
+            threading.Thread(target=self._wait_for, args=(rank, process, lose), daemon=True).start()
+
+    def _wait_for(self, rank: int, process: subprocess.Popen[str], lose: Callable[[int], None]) -> None:
+        assert process.stdout is not None
+        said = process.stdout.read().strip()
+        status = process.wait()
+        if self._is_closing:
+            return
+        how = f"was ended by signal {-status}" if status < 0 else f"ended with status {status}"
+        self.reason = self.reason or f"rank {rank} (process {process.pid}) {how}{f': {said}' if said else ''}"
+        lose(rank)
+
+    def close(self) -> None:
+        """Waits for their end, and kills those that take longer than 5 s. Idempotent."""
+        self._is_closing = True
+        for process in self._processes:
+            _close(process.stdin)
+        for process in self._processes:
+            try:
+                process.wait(END_S)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+def _close(stream: IO[str] | None) -> None:
+    try:
+        if stream is not None:
+            stream.close()
+    except BrokenPipeError:
+        pass  # it has ended already
