@@ -38,8 +38,8 @@ def add_loading(parser: ArgumentParser) -> None:
     add("--max-seq-len", type=int, metavar="N", help="tokens of prompt and answer, for a MODEL still to be compiled")
     add("--rope-scaling", metavar="S", help=ROPE_SCALING_HELP)
     add("--target", metavar="T", help="run with other kernels, such as cpu-generic")
-    add("--tensor-parallel-size", type=int, metavar="N", help="processes that compute each step together, each with its "
-        "share of weights and cache; same bits")  # fmt: skip
+    add("--tensor-parallel-size", type=int, metavar="N", help="processes that compute each step together, each "
+        "with its share of weights and cache; same bits")  # fmt: skip
     add("--shares", metavar="A,B,...", help="how much each of them takes, as 2,1,1; default: alike")
     add("--memory", metavar="SIZE", help="what the loaded model may use, such as 8GiB; default: what is free")
     add("--kvcache-num-blocks", type=int, metavar="N", help="cache blocks; default: what memory allows")

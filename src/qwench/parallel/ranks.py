@@ -24,12 +24,13 @@ END_S = 5.0  # that ranks have to end by themselves
 
 
 class Ranks:
-    """reason: why a rank was lost; None while all are there."""
+    """reason: why a rank was lost; None while all are there. on_loss: called once that is known."""
 
     def __init__(self, num_bytes: int, options: Sequence[Mapping[str, Any]]) -> None:
         """Starts a process for each of `options`, what `rank_process.py` needs. num_bytes: of shared memory, which is
         used as far as it is written. Raises TargetError."""
         self.reason: str | None = None
+        self.on_loss: Callable[[], None] = lambda: None
         self._is_closing = False
         try:
             descriptor = os.memfd_create("qwench-ranks", os.MFD_CLOEXEC)
@@ -63,6 +64,7 @@ class Ranks:
         how = f"was ended by signal {-status}" if status < 0 else f"ended with status {status}"
         self.reason = self.reason or f"rank {rank} (process {process.pid}) {how}{f': {said}' if said else ''}"
         lose(rank)
+        self.on_loss()
 
     def close(self) -> None:
         """Waits for their end, and kills those that take longer than 5 s. Idempotent."""

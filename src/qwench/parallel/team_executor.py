@@ -5,7 +5,7 @@ A step goes to them by itself, in native code; every other call that changes the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -34,6 +34,10 @@ class TeamExecutor:
     def lost(self) -> str | None:
         """Why no call can be served any more."""
         return self._ranks.reason
+
+    def tell_of_loss(self, tell: Callable[[], None]) -> None:
+        """`tell` is called, in a thread of its own, when a rank was lost."""
+        self._ranks.on_loss = tell
 
     def step(
         self, batch: StepBatch, logits: Float32 | None = None, hidden: Float32 | None = None,

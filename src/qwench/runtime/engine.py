@@ -185,7 +185,11 @@ class Engine:
         try:
             self.executor.step(batch, self._logits, self._hidden if pooled else None, self._maxima)
         except Exception as error:
-            logger.exception("the executor failed; %d running requests fail with it", len(self.scheduler.running))
+            is_known = isinstance(error, QwenchError)
+            logger.error(
+                "the executor failed (%s); %d running requests fail with it", error, len(self.scheduler.running),
+                exc_info=not is_known,
+            )  # fmt: skip
             return self._fail_running(error)
         now = time.monotonic()
         metrics = self.metrics

@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import dataclasses
+import logging
 import os
 import queue
 import sys
@@ -21,6 +22,7 @@ from typing import Any
 from qwench.config import QwenchConfig
 from qwench.errors import CapacityError, ConfigError, QwenchError, RequestError
 from qwench.llm import LLM
+from qwench.parallel.team_executor import TeamExecutor
 from qwench.runtime.grammar import Grammar
 from qwench.runtime.outputs import TokenLogprobs
 from qwench.runtime.prefix_file import SUFFIX
@@ -28,6 +30,8 @@ from qwench.serve.processes.wire import Link, Message, open_link, params_from_js
 from qwench.text.generation import CHAT_END_TOKENS, Delta
 from qwench.text.tokenizer import special_ids
 from qwench.text.tool_calls import tag_kind
+
+logger = logging.getLogger(__name__)
 
 METRICS_EVERY_S = 0.1
 
@@ -45,6 +49,8 @@ def main() -> int:
         link.send({"failed": str(error) or type(error).__name__})
         return 2
     EngineProcess(llm, link).run()
+    if isinstance(llm.engine.executor, TeamExecutor) and llm.engine.executor.lost:
+        logger.error("%s", llm.engine.executor.lost)
     llm.close()
     os._exit(0)  # the reader and writer threads block for ever
 
@@ -63,7 +69,8 @@ def load_prefixes(llm: LLM, folder: Path) -> None:
 
 
 class EngineProcess:
-    """The loop. Ends when the parent does."""
+    """The loop. Ends when the parent does, or when one of several ranks is lost: then the parent starts all of them
+    again."""
 
     def __init__(self, llm: LLM, link: Link) -> None:
         self._llm, self._link = llm, link
@@ -74,6 +81,8 @@ class EngineProcess:
         self._compiling: set[str] = set()  # requests that wait for their grammar
 
     def run(self) -> None:
+        if isinstance(executor := self._llm.engine.executor, TeamExecutor):
+            executor.tell_of_loss(lambda: self._inbox.put(None))
         self._outbox.put({"ready": self._description()})
         for work in (self._read, self._write, self._compile):
             threading.Thread(target=work, daemon=True).start()
