@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -179,7 +180,7 @@ def test_every_output_has_one_rank() -> None:
             for key in ("panels", "heads"):
                 spans = [rank.ops[i].attrs[key] for rank in ranks if key in rank.ops[i].attrs]
                 if spans:
-                    assert spans[0][0] == 0 and all(a[1] == b[0] for a, b in zip(spans, spans[1:], strict=False))
+                    assert spans[0][0] == 0 and all(a[1] == b[0] for a, b in pairwise(spans))
                     outputs = 32 if op.kind == "gate_up_silu" else 64
                     width = program.buffers[op.output].width
                     assert spans[-1][1] == (spec.num_heads if key == "heads" else -(-width // outputs))
