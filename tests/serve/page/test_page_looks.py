@@ -70,6 +70,9 @@ def test_every_state_without_a_finding(sized: Any, tmp_path: Path) -> None:
     ask(page, "How is the weather?")
     picture(page, tmp_path, "call")
     assert findings(page) == []
+    page.click("#export-button")
+    assert findings(page) == []
+    page.keyboard.press("Escape")
     for panel in ("history", "settings"):
         if not page.locator(f"#{panel}").is_visible():
             page.click(f"#{panel}-button")

@@ -11,6 +11,7 @@ import { keep, mark, watchHistory } from "./history.js";
 import { drawIcons } from "./icons.js";
 import { messageView } from "./message_view.js";
 import { chosenModel, showModel, watchModels } from "./model_menu.js";
+import { paced } from "./pace.js";
 import { showSystem, watchPrompts } from "./prompts.js";
 import { following, toEnd, watchScrolling } from "./scrolling.js";
 import { requestFields, watchSettings } from "./settings.js";
@@ -62,16 +63,14 @@ async function reply() {
   show(conversation);
   toEnd();
   keep(conversation);
-  let isDue = false;
   const draw = () => {
-    isDue = false;
     const view = current === conversation && views.get(message.id);
     if (view) following(() => updateView(view));
   };
+  const drawSoon = paced(draw);
   const changed = (figures) => {
     if (current === conversation) showSpeed(figures);
-    if (!isDue) requestAnimationFrame(draw);
-    isDue = true;
+    drawSoon();
   };
   await write(message, body, controller.signal, changed).catch((error) => end(message, error));
   running.delete(conversation.id);
@@ -150,7 +149,7 @@ function editLast() {
 
 function watchKeys() {
   document.addEventListener("keydown", (event) => {
-    if (event.key === "Escape" && !closeDrawer()) stop(current);
+    if (event.key === "Escape" && !document.querySelector(":popover-open") && !closeDrawer()) stop(current);
     if (event.key === "k" && (event.ctrlKey || event.metaKey)) {
       event.preventDefault();
       openPanel("history");
