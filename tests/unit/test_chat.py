@@ -9,9 +9,10 @@ import pytest
 from text_fixtures import SHARED, qwen2_tokenizer, tiny_tokenizer, write_tiny
 
 from qwench.errors import CheckpointError, RequestError
-from qwench.text.chat import render_chat
+from qwench.text.chat import render_chat, template_variables
 from qwench.text.tokenizer import Tokenizer
 
+TINY = Path(__file__).parents[2] / "models" / "qwench-tiny"
 TOOLS = [{"type": "function", "function": {"name": "weather", "parameters": {"city": "naïve <b>"}}}]
 CONVERSATIONS: list[list[dict[str, Any]]] = [
     [{"role": "user", "content": "Hi"}],
@@ -53,6 +54,24 @@ def test_as_transformers(theirs: Any, messages: list[Any], tools: Any, prompt: b
     assert render_chat(ours, messages, **options) == expected
     ids = theirs.apply_chat_template(messages, tokenize=True, return_dict=False, **options)
     assert ours.encode(expected, add_special_tokens=False) == list(ids)
+
+
+def test_a_turn_that_can_not_go_on() -> None:
+    for template in ("{{ messages[0].content }}", "{{ messages[-1].content[:3] }}"):
+        with pytest.raises(RequestError, match="last message"):
+            render_chat(tiny_tokenizer(), CONVERSATIONS[2], chat_template=template, continue_final_message=True)
+    with pytest.raises(RequestError, match="content is text"):
+        render_chat(tiny_tokenizer(), [{"role": "user"}], continue_final_message=True)
+
+
+def test_the_variables_of_a_template(tmp_path: Path) -> None:
+    template = "{% set x = 1 %}{% if enable_thinking is defined %}{{ messages }}{{ x }}{% endif %}"
+    tokenizer = Tokenizer(write_tiny(tmp_path))
+    named = {"default": template, "tool_use": "{{ y }}"}
+    for source, names in ((None, ""), ("{% if %}", ""), (template, "enable_thinking messages"),
+                          (named, "enable_thinking messages y")):  # fmt: skip
+        tokenizer.chat_template = source
+        assert sorted(template_variables(tokenizer)) == names.split()
 
 
 @pytest.mark.parametrize("messages", CONVERSATIONS)
@@ -98,6 +117,23 @@ def test_named_and_missing_templates(tmp_path: Path) -> None:
 
 
 QWEN2_5 = (Path(__file__).parent / "qwen2_5_chat_template.jinja").read_text()
+
+
+TRIMMING = "{% for m in messages %}<{{ m.role }}>{{ m.content | trim }}</>{% endfor %}"
+ENDS = ["", "Once", "Once upon ", "\n\nOnce\n", "Hi <|im_end|>", "1", "é🦊"]
+
+
+@pytest.mark.parametrize("end", ENDS)
+@pytest.mark.parametrize("template", [QWEN2_5, TRIMMING])
+def test_the_last_turn_goes_on_as_in_transformers(end: str, template: str) -> None:
+    transformers = pytest.importorskip("transformers")
+    theirs = transformers.AutoTokenizer.from_pretrained(str(TINY))
+    messages = [*CONVERSATIONS[2], {"role": "assistant", "content": end}]
+    expected = theirs.apply_chat_template(
+        messages, tokenize=False, chat_template=template, continue_final_message=True, add_generation_prompt=False
+    )
+    assert render_chat(Tokenizer(TINY), messages, chat_template=template, continue_final_message=True) == expected
+    assert messages[-1]["content"] == end
 
 
 def test_qwens_template_writes_tools_calls_and_results() -> None:

@@ -16,9 +16,11 @@ from qwench.errors import CheckpointError, RequestError
 from qwench.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
-    from jinja2 import Template
+    from jinja2 import Environment, Template
 
 Message = Mapping[str, Any]
+
+MARK = "<continue-here> "  # its blank shows whether the template keeps the one that a turn ends with
 
 
 def render_chat(
@@ -27,16 +29,20 @@ def render_chat(
     *,
     tools: Sequence[Mapping[str, Any]] | None = None,
     add_generation_prompt: bool = True,
+    continue_final_message: bool = False,
     chat_template: str | None = None,
     **variables: Any,
 ) -> str:
     """The prompt for a conversation of {"role": ..., "content": ...} messages.
 
+    continue_final_message: the prompt ends within the last message, for the answer to go on with it.
     chat_template: another template than the model's. variables: whatever else the template understands. Raises
     RequestError when the messages aren't what the template expects or it leaves tools out, CheckpointError when there's
     no usable template.
     """
     check_messages(messages)
+    if continue_final_message:
+        messages, add_generation_prompt = [*messages[:-1], _marked(messages[-1])], False
 
     def render(messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] | None) -> str:
         source = chat_template or choose_template(tokenizer.chat_template, bool(tools))
@@ -53,7 +59,33 @@ def render_chat(
             f"the model's chat template has no place for {what}: the model would never learn of them. Ask "
             "without them, or use a model that was trained to call tools, such as Qwen2.5-Instruct"
         )
-    return text
+    return _until_mark(text) if continue_final_message else text
+
+
+def template_variables(tokenizer: Tokenizer) -> frozenset[str]:
+    """The variables that the model's chat template reads; none where there's no usable one."""
+    from jinja2 import TemplateSyntaxError, meta
+
+    template = tokenizer.chat_template or ""
+    sources = [template] if isinstance(template, str) else template.values()
+    try:
+        return frozenset().union(*(meta.find_undeclared_variables(_environment().parse(source)) for source in sources))
+    except TemplateSyntaxError:
+        return frozenset()
+
+
+def _marked(message: Message) -> Message:
+    if not isinstance(message.get("content"), str):
+        raise RequestError("continue_final_message needs a last message whose content is text")
+    return {**message, "content": message["content"] + MARK}
+
+
+def _until_mark(text: str) -> str:
+    """As transformers cuts it: where the template trims messages, without the white space before the mark."""
+    end = text.rfind(MARK.strip())
+    if end < 0:
+        raise RequestError("the chat template doesn't show the end of the last message, so no answer can go on with it")
+    return text[:end] if text.startswith(MARK, end) else text[:end].rstrip()
 
 
 def _without_calls(message: Message) -> Message:
@@ -89,7 +121,17 @@ def choose_template(template: str | Mapping[str, str] | None, has_tools: bool) -
 
 @lru_cache(maxsize=16)
 def _compiled(source: str) -> Template:
-    from jinja2 import TemplateSyntaxError, nodes
+    from jinja2 import TemplateSyntaxError
+
+    try:
+        return _environment().from_string(source)
+    except TemplateSyntaxError as error:
+        raise CheckpointError(f"the chat template has an error in line {error.lineno}: {error.message}") from None
+
+
+@lru_cache(maxsize=1)
+def _environment() -> Environment:
+    from jinja2 import nodes
     from jinja2.exceptions import TemplateError
     from jinja2.ext import Extension, loopcontrols
     from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -118,7 +160,4 @@ def _compiled(source: str) -> Template:
     environment.filters["tojson"] = tojson
     environment.globals["raise_exception"] = raise_exception
     environment.globals["strftime_now"] = lambda format: datetime.now().strftime(format)
-    try:
-        return environment.from_string(source)
-    except TemplateSyntaxError as error:
-        raise CheckpointError(f"the chat template has an error in line {error.lineno}: {error.message}") from None
+    return environment
