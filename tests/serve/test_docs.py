@@ -11,6 +11,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from field_document import table
+
+from qwench.serve.protocol.chat import ChatRequest
+from qwench.serve.protocol.completions import CompletionRequest
+from qwench.serve.protocol.embeddings import EmbeddingRequest
+from qwench.serve.protocol.responses import ResponsesRequest
+from qwench.serve.protocol.tokens import TokenizeRequest
 
 ROOT = Path(__file__).parents[2]
 TEXT, README = (ROOT / "docs" / "serving.md").read_text(), (ROOT / "README.md").read_text()
@@ -48,6 +55,17 @@ def test_python(at: Callable[[str], str], code: str) -> None:
     pytest.importorskip("openai", reason="the example needs openai")
     run = subprocess.run([sys.executable, "-c", at(code)], capture_output=True, text=True, timeout=60)
     assert run.returncode == 0 and len(run.stdout) > 20, run.stderr
+
+
+def test_the_table_of_fields_is_the_one_that_is_gone_by() -> None:
+    assert table() in TEXT, "put into docs/serving.md what `python tests/serve/field_document.py` prints"
+
+
+def test_every_field_of_answers_is_listed() -> None:
+    """Those that are honoured, by their names."""
+    for body in (ChatRequest, CompletionRequest, ResponsesRequest, EmbeddingRequest, TokenizeRequest):
+        for name in body.model_fields:
+            assert re.search(rf"`{name}\b", TEXT), f"{body.__name__}.{name}"
 
 
 def test_there_are_examples() -> None:

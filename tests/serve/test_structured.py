@@ -138,7 +138,7 @@ REFUSED = [
     ({"structured_outputs": {}}, "structured_outputs", "give one of"),
     ({"structured_outputs": {"choice": []}}, "structured_outputs", "at least 1"),
     ({"structured_outputs": {"grammar": "start: <|nothing|>"}}, "structured_outputs", "nothing"),
-    ({"structured_outputs": {"structural_tag": "x"}}, "structural_tag", "unknown field"),
+    ({"structured_outputs": {"structural_tag": "x"}}, "structured_outputs", "give one of"),
     ({"response_format": FORMAT, "structured_outputs": {"regex": "a"}}, None, "give one of them"),
 ]  # fmt: skip
 

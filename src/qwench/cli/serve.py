@@ -24,6 +24,10 @@ def add_arguments(parser: ArgumentParser) -> None:
     add("--api-key-file", type=Path, metavar="FILE", help="a key per line; without it whoever connects is served")
     add("--allowed-host", action="append", metavar="NAME", help="names that the Host header may have; default: any, "
         "but only this machine's where only it can connect")  # fmt: skip
+    add("--cors-origin", action="append", metavar="URL", help="pages of this origin may use the server from a browser, "
+        "such as https://chat.example.com; *: all pages; default: none but the server's own")  # fmt: skip
+    add("--strict", action="store_true", help="refuse fields of requests that have no effect here, instead of naming "
+        "them in the answer's head")  # fmt: skip
     add("--max-queued", type=int, default=128, metavar="N", help="answers that may wait beside those that run; further "
         "requests get status 429; default 128")  # fmt: skip
     add("--batch-size", type=int, metavar="N", help="answers that run at once, for a MODEL still to be compiled")
@@ -62,7 +66,8 @@ def execute(args: Namespace) -> None:
         enable_prefix_caching=not args.no_prefix_cache, prefix_dir=args.prefix_dir, max_queued=args.max_queued,
         lora=_adapters(args.lora or ()), lora_dir=args.lora_dir,
         allowed_hosts=tuple(args.allowed_host or ()), max_body_bytes=args.max_body_bytes, drain_s=args.drain,
-        text_limit_s=args.text_limit, strict_calls=args.strict_calls,
+        text_limit_s=args.text_limit, strict_calls=args.strict_calls, is_strict=args.strict,
+        cors_origins=tuple(args.cors_origin or ()),
     )  # fmt: skip
 
     def say(url: str) -> None:

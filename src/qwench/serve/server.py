@@ -12,12 +12,16 @@ from collections.abc import Callable
 from types import FrameType
 
 import uvicorn
+from starlette.routing import Route
+from starlette.types import ASGIApp
 
 from qwench.errors import ConfigError
 from qwench.serve.app import make_app
+from qwench.serve.http.cors import Cors
 from qwench.serve.http.guard import Guard
 from qwench.serve.http.http_protocol import LimitedProtocol
 from qwench.serve.http.keys import ApiKeys
+from qwench.serve.http.paths import RightPaths
 from qwench.serve.openai.routes import ANSWER_PATHS, BODY_PATHS
 from qwench.serve.processes.children import Children
 from qwench.serve.processes.engine_client import EngineClient
@@ -52,10 +56,14 @@ async def _serve(
     on_ready: Callable[[str], None],
 ) -> None:  # fmt: skip
     service = Service(settings, engine, text)
-    app = Guard(
-        make_app(service), keys=keys, hosts=settings.accepted_hosts, body_paths=BODY_PATHS,
+    routes = make_app(service)
+    app: ASGIApp = Guard(
+        routes, keys=keys, hosts=settings.accepted_hosts, body_paths=BODY_PATHS,
         answer_paths=ANSWER_PATHS, check_room=service.check_room, max_body_bytes=service.max_body_bytes,
     )  # fmt: skip
+    app = RightPaths(app, [route.path for route in routes.routes if isinstance(route, Route)])
+    if settings.cors_origins:
+        app = Cors(app, settings.cors_origins)
     config = uvicorn.Config(
         app, http=LimitedProtocol, ws="none", lifespan="off", log_config=None, access_log=False, server_header=False,
         proxy_headers=False, timeout_keep_alive=KEEP_ALIVE_S, timeout_graceful_shutdown=math.ceil(settings.drain_s),

@@ -5,6 +5,7 @@ The one path from every API to the engine; knows no API's JSON. Made once by ser
 
 from __future__ import annotations
 
+import dataclasses
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Sequence
@@ -20,6 +21,7 @@ from qwench.serve.processes.text_client import TextClient
 from qwench.serve.settings import ServeSettings
 
 MAX_LOGPROBS = 1 << 18  # of one request; each takes about 250 bytes while it is gathered
+ANY_LENGTH = 1 << 40  # of prompts that are truncated, or only counted
 BODY_BYTES, BODY_BYTES_PER_TOKEN = 256 << 10, 32  # what a body may have by default
 
 
@@ -68,11 +70,18 @@ class Service:
         return info
 
     def check_model(self, name: str | None) -> ServedModel:
-        """The model that a request names, in answers by its first name. Raises ApiError 404 for an unknown one."""
-        if name is None or name in self.settings.names:
+        """The model that a request names, in answers by its first name: in any case, with a tag as Ollama has them, as
+        "default" or not at all. Raises ApiError 404 for an unknown one."""
+        if not name or name in self.settings.names:
             return ServedModel(self.name)
         if name in self.engine.loras:
             return ServedModel(name, name)
+        plain = plain_name(name)
+        if plain in ("default", *map(plain_name, self.settings.names)):
+            return ServedModel(self.name)
+        for adapter in self.engine.loras:
+            if plain == plain_name(adapter):
+                return ServedModel(adapter, adapter)
         served = " or ".join(repr(model.name) for model in self.models)
         raise ApiError(404, f"there is no model {name!r} here, only {served}", code="model_not_found", param="model")
 
@@ -92,10 +101,11 @@ class Service:
     async def submit(
         self, make_prompts: Callable[[], Awaitable[list[list[int]]]], num_prompts: int, params: SamplingParams,
         salt: str | None, *, view: Callable[[Piece], Piece] = Piece.without_end, format_field: str | None = None,
-        lora: str | None = None,
+        lora: str | None = None, truncate: int | None = None,
     ) -> tuple[Generation, list[list[int]]]:  # fmt: skip
         """Takes places in the queue, writes the prompts as tokens, and queues them. view: as in
         EngineClient.submit. format_field: the field that the grammar came from, for errors. lora: of ServedModel.
+        truncate: as in `last_of`.
         Raises ApiError."""
         start_s = time.monotonic()
         release = self.admission.admit(num_prompts * params.n)
@@ -103,12 +113,13 @@ class Service:
             limits = self.engine_info().limits
             if params.grammar is not None:
                 await self.text.try_grammar(params.grammar, format_field)
-            prompts = await make_prompts()
-            for prompt in prompts:
-                check_length(prompt, params, limits.max_seq_len)
-                limits.check(prompt, params)
-            check_logprobs(prompts, params, limits.max_seq_len)
-            generation = self.engine.submit(prompts, params, start_s, release, salt=salt or "", view=view, lora=lora)
+            room = params.max_tokens if (params.max_tokens or limits.max_seq_len) < limits.max_seq_len else None
+            prompts = [last_of(prompt, truncate, limits.max_seq_len - (room or 1)) for prompt in await make_prompts()]
+            wishes = [fitting(params, prompt, limits.max_seq_len) for prompt in prompts]
+            for prompt, wish in zip(prompts, wishes, strict=True):
+                limits.check(prompt, wish)
+            check_logprobs(prompts, wishes, limits.max_seq_len)
+            generation = self.engine.submit(prompts, wishes, start_s, release, salt=salt or "", view=view, lora=lora)
             return generation, prompts
         except RequestError as error:
             release()
@@ -118,26 +129,44 @@ class Service:
             raise
 
 
-def check_length(prompt: list[int], params: SamplingParams, max_seq_len: int) -> None:
+def plain_name(name: str) -> str:
+    """A model's name without what clients change of it."""
+    return name.lower().removesuffix(":latest")
+
+
+def last_of(prompt: list[int], truncate: int | None, room: int) -> list[int]:
+    """The last `truncate` tokens of a prompt, as vLLM has truncate_prompt_tokens; -1: as many as there is room for."""
+    if truncate is None:
+        return prompt
+    return prompt[-(room if truncate == -1 else truncate) :] if truncate else []
+
+
+def check_length(prompt: list[int], max_seq_len: int) -> None:
     """Raises ApiError with the code that clients look for when a prompt doesn't fit the context."""
-    wanted = params.max_tokens or 1
-    if len(prompt) + wanted > max_seq_len:
+    if len(prompt) >= max_seq_len:
         raise ApiError.bad_request(
-            f"This model's maximum context length is {max_seq_len} tokens. However, you requested "
-            f"{len(prompt) + wanted} tokens ({len(prompt)} in the prompt, {wanted} for the answer). Please shorten the "
-            "prompt or the answer.",
+            f"This model's maximum context length is {max_seq_len} tokens. However, your prompt has {len(prompt)} "
+            "tokens, and an answer needs one more at least. Please shorten the prompt.",
             param="messages", code="context_length_exceeded",
         )  # fmt: skip
 
 
-def check_logprobs(prompts: list[list[int]], params: SamplingParams, max_seq_len: int) -> None:
+def fitting(params: SamplingParams, prompt: list[int], max_seq_len: int) -> SamplingParams:
+    """With no more tokens of an answer than the context has room for. Raises ApiError and RequestError."""
+    check_length(prompt, max_seq_len)
+    room = max_seq_len - len(prompt)
+    is_more = params.max_tokens is not None and params.max_tokens > room
+    return dataclasses.replace(params, max_tokens=room) if is_more else params
+
+
+def check_logprobs(prompts: list[list[int]], wishes: list[SamplingParams], max_seq_len: int) -> None:
     """Raises ApiError when the request could get more log-probabilities than memory is to hold."""
-    if params.logprobs is None:
-        return
-    longest = sum(params.max_tokens or max_seq_len - len(prompt) for prompt in prompts)
-    if params.prompt_logprobs is not None:
-        longest += sum(map(len, prompts))
-    count = longest * params.n * (params.logprobs + 1)
+    count = 0
+    for prompt, params in zip(prompts, wishes, strict=True):
+        if params.logprobs is not None:
+            count += (params.max_tokens or max_seq_len - len(prompt)) * params.n * (params.logprobs + 1)
+        if params.prompt_logprobs is not None:
+            count += len(prompt) * (params.prompt_logprobs + 1)
     if count > MAX_LOGPROBS:
         raise ApiError.bad_request(
             f"the answer could have {count} log-probabilities, and no more than {MAX_LOGPROBS} are given at once; "

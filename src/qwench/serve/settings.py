@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,7 +11,8 @@ from pathlib import Path
 from qwench.config import QwenchConfig
 from qwench.errors import ConfigError
 
-TEMPLATE_VARIABLES = ("enable_thinking", "add_generation_prompt")  # what requests may tell the chat template
+TEMPLATE_VARIABLES = ("enable_thinking", "add_generation_prompt", "reasoning_effort")  # that requests may set
+_ORIGIN = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^/?#\s,*@]+/?")
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
 
 
@@ -26,6 +28,8 @@ class ServeSettings:
     max_body_bytes: None: by the model's context. drain_s: how long answers may go on after SIGTERM.
     text_limit_s: for rendering and tokenising one request. template_variables: that requests may set.
     strict_calls: what isn't written exactly as a call of a tool is text.
+    is_strict: refuse what has no effect, instead of naming it. cors_origins: whose pages may use the server from a
+    browser; "*": everybody's.
     """
 
     model: Path
@@ -46,6 +50,8 @@ class ServeSettings:
     text_limit_s: float = 5.0
     template_variables: tuple[str, ...] = TEMPLATE_VARIABLES
     strict_calls: bool = False
+    is_strict: bool = False
+    cors_origins: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         checks = (
@@ -58,6 +64,12 @@ class ServeSettings:
         for name, good, allowed in checks:
             if not good:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be {allowed}")
+        for origin in self.cors_origins:
+            if origin != "*" and not _ORIGIN.fullmatch(origin):
+                raise ConfigError(
+                    f"{origin!r} is no origin; give scheme, host and port alone, such as https://chat.example.com or "
+                    "http://localhost:3000, or * for all pages"
+                )
 
         if taken := sorted(set(self.lora) & set(self.names)):
             raise ConfigError(f"{taken[0]!r} is the name of the model; give the adapter another one")

@@ -1,4 +1,5 @@
-"""Bodies read as strict JSON: no NaN, no half surrogate pairs (which no answer could repeat), nesting up to 200.
+"""Bodies read as strict JSON: no NaN, no half surrogate pairs (which no answer could repeat), nesting up to 200. What
+of them has no effect is named in the answer's head, and once in the log.
 
 FastAPI would use Python's parser, which takes all of these. Knows no schema. Used by app.py for every route.
 """
@@ -6,6 +7,8 @@ FastAPI would use Python's parser, which takes all of these. Knows no schema. Us
 from __future__ import annotations
 
 import json
+import logging
+import re
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -14,17 +17,46 @@ from fastapi import Request
 from fastapi.responses import Response
 from fastapi.routing import APIRoute
 
+from qwench.serve.protocol.reading import reading
 
-class StrictRoute(APIRoute):
-    """A route whose requests are StrictRequests."""
+logger = logging.getLogger(__name__)
 
-    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        handle = super().get_route_handler()
+IGNORED_HEADER = "x-qwench-ignored"
+MAX_HEADER_NAMES, MAX_LOGGED_NAMES = 32, 256
 
-        async def handle_strictly(request: Request) -> Response:
-            return await handle(StrictRequest(request.scope, request.receive))
 
-        return handle_strictly
+def route_class(*, is_strict: bool) -> type[APIRoute]:
+    """Of routes whose requests are StrictRequests. is_strict: what has no effect is refused."""
+    logged: set[str] = set()
+
+    class StrictRoute(APIRoute):
+        def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+            handle = super().get_route_handler()
+
+            async def handle_strictly(request: Request) -> Response:
+                with reading(is_strict=is_strict) as what_is_read:
+                    response = await handle(StrictRequest(request.scope, request.receive))
+                if what_is_read.ignored:
+                    names = [_printable(name) for name in what_is_read.ignored]
+                    response.headers[IGNORED_HEADER] = ", ".join(names[:MAX_HEADER_NAMES])
+                    _log_once(names, logged)
+                return response
+
+            return handle_strictly
+
+    return StrictRoute
+
+
+def _printable(name: str) -> str:
+    """As it can stand in a head and in a log."""
+    return re.sub(r"[^\w.\[\]-]", "?", name, flags=re.ASCII)
+
+
+def _log_once(names: list[str], logged: set[str]) -> None:
+    for name in names:
+        if name not in logged and len(logged) < MAX_LOGGED_NAMES:
+            logged.add(name)
+            logger.warning("requests have %s, which has no effect here; --strict refuses them", name)
 
 
 class StrictRequest(Request):

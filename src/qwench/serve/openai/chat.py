@@ -5,6 +5,7 @@ Called by routes.py.
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 from fastapi import Request
@@ -14,12 +15,13 @@ from qwench.runtime.sampling_params import SamplingParams
 from qwench.serve.answers import Answers
 from qwench.serve.failures import ApiError
 from qwench.serve.http.streaming import EventStream, abort_when_gone
-from qwench.serve.openai.logprobs import chat_logprobs
+from qwench.serve.openai.logprobs import chat_logprobs, check_prompt_logprobs, prompt_logprobs
 from qwench.serve.openai.reply import Reply
+from qwench.serve.openai.template import template_variables
 from qwench.serve.processes.engine_client import EngineInfo, Piece
 from qwench.serve.protocol.chat import ChatRequest, to_template
 from qwench.serve.protocol.tools import choice_of, functions_of
-from qwench.serve.service import Service, new_id
+from qwench.serve.service import ANY_LENGTH, Service, new_id
 from qwench.serve.tool_use import ToolUse
 from qwench.text.call_reader import CallArguments, CallStart
 from qwench.text.tool_calls import Part
@@ -31,14 +33,16 @@ async def answer_chat(service: Service, body: ChatRequest, request: Request) -> 
     info = service.engine_info()
     tools = ToolUse.of(functions_of(body.tools), choice_of(body.tool_choice), body.parallel_tool_calls)
     params, format_field = tools.adapt(_params(body, info), body.format_field, info.tool_tags)
-    template = _template_variables(body, service.settings.template_variables) | tools.template_variables()
-    messages = to_template(body.messages)
+    template = template_variables(service, body.chat_template_kwargs, body.reasoning_effort, body.reasoning)
+    template |= tools.template_variables() | _continuation(body.goes_on, template)
+    messages, truncate = to_template(body.messages), body.truncate_prompt_tokens
 
     async def make_prompts() -> list[list[int]]:
-        return [await service.text.chat(messages, template, info.limits.max_seq_len)]
+        max_tokens = info.limits.max_seq_len if truncate is None else ANY_LENGTH
+        return [await service.text.chat(messages, template, max_tokens)]
 
     generation, prompts = await service.submit(
-        make_prompts, 1, params, body.cache_salt, format_field=format_field, lora=model.lora
+        make_prompts, 1, params, body.cache_salt, format_field=format_field, lora=model.lora, truncate=truncate
     )
     make_parser = tools.parser_maker(service.settings, params, format_field)
     answers = Answers([len(prompt) for prompt in prompts], params.n, make_parser)
@@ -51,34 +55,35 @@ async def answer_chat(service: Service, body: ChatRequest, request: Request) -> 
 
 
 def _params(body: ChatRequest, info: EngineInfo) -> SamplingParams:
-    if body.top_logprobs is not None and not body.logprobs:
+    if body.top_logprobs and not body.logprobs:
         raise ApiError.bad_request("top_logprobs needs logprobs to be true", param="top_logprobs")
-    if body.stream_options is not None and not body.stream:
-        raise ApiError.bad_request("stream_options needs stream to be true", param="stream_options")
+    check_prompt_logprobs(body.prompt_logprobs, body.stream)
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
     max_tokens = body.max_completion_tokens or body.max_tokens
     params = body.sampling_params(info.defaults, max_tokens=max_tokens, logprobs=logprobs)
+    params = dataclasses.replace(params, prompt_logprobs=body.prompt_logprobs)
     return params if params.ignore_eos else info.with_chat_ends(params)
 
 
-def _template_variables(body: ChatRequest, allowed: tuple[str, ...]) -> dict[str, Any]:
-    """Raises ApiError for a variable that requests may not set."""
-    given = body.chat_template_kwargs or {}
-    for name in given:
-        if name not in allowed:
-            listed = ", ".join(allowed) or "none"
-            raise ApiError.bad_request(
-                f"chat_template_kwargs may not set {name!r}; allowed: {listed}", param="chat_template_kwargs"
-            )
-    return dict(given)
+def _continuation(goes_on: bool, template: dict[str, Any]) -> dict[str, Any]:
+    """Raises ApiError where a new turn is wanted as well."""
+    if goes_on and template.get("add_generation_prompt"):
+        raise ApiError.bad_request(
+            "continue_final_message and add_generation_prompt contradict each other", param="continue_final_message"
+        )
+    return {"continue_final_message": True} if goes_on else {}
 
 
 class ChatReply(Reply):
     def __init__(self, model: str, body: ChatRequest, answers: Answers) -> None:
         kind = "chat.completion.chunk" if body.stream else "chat.completion"
         super().__init__("chatcmpl", kind, model, answers, body.stream_options)
-        self._has_logprobs = bool(body.logprobs)
+        self._has_logprobs, self._has_prompt_logprobs = bool(body.logprobs), body.prompt_logprobs is not None
         self._stop_token_ids = body.stop_token_ids or []
+
+    def whole(self) -> dict[str, Any]:
+        shown = prompt_logprobs(self.answers.prompt_logprobs[0]) if self._has_prompt_logprobs else None
+        return super().whole() | ({"prompt_logprobs": shown} if shown is not None else {})
 
     def choice(self, index: int) -> dict[str, Any]:
         answer = self.answers.choices[index]

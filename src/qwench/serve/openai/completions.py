@@ -15,11 +15,11 @@ from qwench.runtime.sampling_params import SamplingParams
 from qwench.serve.answers import Answers
 from qwench.serve.failures import ApiError
 from qwench.serve.http.streaming import EventStream, abort_when_gone
-from qwench.serve.openai.logprobs import completion_logprobs
+from qwench.serve.openai.logprobs import check_prompt_logprobs, completion_logprobs, prompt_logprobs
 from qwench.serve.openai.reply import Reply
 from qwench.serve.processes.engine_client import EngineInfo, Piece
 from qwench.serve.protocol.completions import DEFAULT_MAX_TOKENS, CompletionRequest
-from qwench.serve.service import Service
+from qwench.serve.service import ANY_LENGTH, Service
 
 
 async def answer_completion(service: Service, body: CompletionRequest, request: Request) -> Response:
@@ -27,6 +27,8 @@ async def answer_completion(service: Service, body: CompletionRequest, request: 
     model = service.check_model(body.model)
     info = service.engine_info()
     params, max_len = _params(body, info), info.limits.max_seq_len
+    if body.truncate_prompt_tokens is not None:
+        max_len = ANY_LENGTH
     prompts, view = as_list(body.prompt), _unchanged if body.max_tokens != 0 else Piece.without_answer
     if body.suffix is not None and (len(prompts) > 1 or not isinstance(prompts[0], str)):
         raise ApiError.bad_request("suffix goes with one prompt, given as text", param="suffix")
@@ -37,14 +39,9 @@ async def answer_completion(service: Service, body: CompletionRequest, request: 
         return await service.encode(prompts, max_len)
 
     generation, token_ids = await service.submit(
-        make_prompts,
-        len(prompts),
-        params,
-        body.cache_salt,
-        view=view,
-        format_field=body.format_field,
-        lora=model.lora,
-    )
+        make_prompts, len(prompts), params, body.cache_salt, view=view, format_field=body.format_field,
+        lora=model.lora, truncate=body.truncate_prompt_tokens,
+    )  # fmt: skip
     try:
         echoes = [await _text(service, prompt) if body.echo else "" for prompt in prompts]
     except BaseException:
@@ -61,16 +58,16 @@ async def answer_completion(service: Service, body: CompletionRequest, request: 
 def _params(body: CompletionRequest, info: EngineInfo) -> SamplingParams:
     if body.best_of is not None and body.best_of != (body.n or 1):
         raise ApiError.bad_request("best_of must be n; ask for n answers and choose among them", param="best_of")
-    if body.stream_options is not None and not body.stream:
-        raise ApiError.bad_request("stream_options needs stream to be true", param="stream_options")
+    check_prompt_logprobs(body.prompt_logprobs, body.stream)
     if body.echo and body.logprobs is not None and body.suffix is not None:
         raise ApiError.bad_request("echo with logprobs shows the prompt as it is; it can't have a suffix", param="echo")
     max_tokens = DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens
     if max_tokens == 0 and not body.echo:
         raise ApiError.bad_request("max_tokens must be 1 or more, or 0 with echo", param="max_tokens")
     # The engine gives the prompt's log-probabilities with the first token of the answer.
-    params = body.sampling_params(info.defaults, max_tokens=max_tokens or 1, logprobs=body.logprobs)
-    return dataclasses.replace(params, prompt_logprobs=body.logprobs) if body.echo else params
+    params = body.sampling_params(info.defaults, max_tokens=max_tokens or 1, logprobs=body.num_logprobs)
+    of_prompt = body.num_logprobs if body.echo and body.prompt_logprobs is None else body.prompt_logprobs
+    return dataclasses.replace(params, prompt_logprobs=of_prompt)
 
 
 def _unchanged(piece: Piece) -> Piece:
@@ -95,12 +92,16 @@ class _CompletionReply(Reply):
         super().__init__("cmpl", "text_completion", model, answers, body.stream_options)
         self._echoes = [echo for echo in echoes for _ in range(n)]
         self._n, self._has_logprobs = n, body.logprobs is not None
+        self._echoes_logprobs, self._has_prompt_logprobs = bool(body.echo), body.prompt_logprobs is not None
         self._offsets = [0] * len(answers.choices)  # characters of tokens whose log-probabilities were streamed
 
     def choice(self, index: int) -> dict[str, Any]:
         answer = self.answers.choices[index]
-        logprobs = [*self.answers.prompt_logprobs[index // self._n], *answer.logprobs]
+        of_prompt = self.answers.prompt_logprobs[index // self._n]
+        logprobs = [*of_prompt, *answer.logprobs] if self._echoes_logprobs else answer.logprobs
+        shown = {"prompt_logprobs": prompt_logprobs(of_prompt)} if self._has_prompt_logprobs else {}
         return {
+            **shown,
             "index": index,
             "text": self._echoes[index] + answer.text,
             "logprobs": completion_logprobs(logprobs, 0) if self._has_logprobs else None,

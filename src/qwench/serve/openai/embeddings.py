@@ -13,12 +13,14 @@ import numpy as np
 from fastapi import Request
 
 from qwench.runtime.sampling_params import SamplingParams
+from qwench.serve.failures import ApiError
 from qwench.serve.http.streaming import abort_when_gone
 from qwench.serve.openai.completions import as_list
 from qwench.serve.processes.engine_client import Generation
 from qwench.serve.protocol.embeddings import EmbeddingRequest
-from qwench.serve.service import Service, check_length
+from qwench.serve.service import ANY_LENGTH, Service, check_length, last_of
 
+EMPTY = " "  # is embedded for an empty text, which has no token
 ROOM = SamplingParams(max_tokens=1)  # the engine wants room for a token behind the prompt
 
 
@@ -26,19 +28,21 @@ async def embed(service: Service, body: EmbeddingRequest, request: Request) -> d
     """As many inputs at once as answers can run, which is how many places the request takes. Raises ApiError."""
     model = service.check_model(body.model)
     start_s, info = time.monotonic(), service.engine_info()
-    inputs = as_list(body.input)
+    inputs, max_len = [text or EMPTY for text in as_list(body.input)], info.limits.max_seq_len
     width = min(len(inputs), info.max_num_seqs)
     release = service.admission.admit(width)
     vectors: list[str] = []
     try:
-        prompts = await service.encode(inputs, info.limits.max_seq_len)
+        truncate = body.truncate_prompt_tokens
+        encoded = await service.encode(inputs, max_len if truncate is None else ANY_LENGTH)
+        prompts = [last_of(prompt, truncate, max_len - 1) for prompt in encoded]
         for prompt in prompts:
-            check_length(prompt, ROOM, info.limits.max_seq_len)
+            check_length(prompt, max_len)
             info.limits.check(prompt, ROOM)
         for first in range(0, len(prompts), width):
             some = prompts[first : first + width]
             generation = service.engine.embed(
-                some, body.pooling, start_s, lambda: None, salt=body.cache_salt or "", lora=model.lora
+                some, body.pooling or "last", start_s, lambda: None, salt=body.cache_salt or "", lora=model.lora
             )
             async with abort_when_gone(request.receive, generation):
                 found = await _vectors(generation, len(some))
@@ -63,10 +67,13 @@ async def _vectors(generation: Generation, count: int) -> list[str]:
 
 
 def _shown(vector: str, body: EmbeddingRequest) -> list[float] | str:
-    """Of length 1 unless told otherwise, as numbers or as base64 of little-endian fp32."""
+    """Of length 1 unless told otherwise, as numbers or as base64 of little-endian fp32. Raises ApiError."""
     values = np.frombuffer(base64.b64decode(vector), "<f4")
+    if body.dimensions is not None and body.dimensions > len(values):
+        raise ApiError.bad_request(f"the model's embeddings have {len(values)} dimensions", param="dimensions")
+    values = values[: body.dimensions]
     norm = np.linalg.norm(values)
-    if body.normalize and norm > 0:
+    if body.normalize is not False and norm > 0:
         values = values / norm
     if body.encoding_format == "base64":
         return base64.b64encode(values.astype("<f4").tobytes()).decode()

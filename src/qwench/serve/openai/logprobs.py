@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from qwench.serve.failures import ApiError
+
 
 def chat_logprobs(entries: list[list[Any]]) -> dict[str, Any]:
     """Piece.logprobs of some tokens as a chat answer shows them."""
@@ -16,6 +18,30 @@ def chat_logprobs(entries: list[list[Any]]) -> dict[str, Any]:
 def _token(token_id: int, text: str, logprob: float) -> dict[str, Any]:
     data = text.encode("latin-1")
     return {"token": data.decode("utf-8", "replace"), "logprob": logprob, "bytes": list(data)}
+
+
+def check_prompt_logprobs(wanted: int | None, stream: bool | None) -> None:
+    """Raises ApiError: vLLM, whose field it is, has them in whole answers alone."""
+    if wanted is not None and stream:
+        raise ApiError.bad_request(
+            "prompt_logprobs come with whole answers, not with a stream", param="prompt_logprobs"
+        )
+
+
+def prompt_logprobs(entries: list[list[Any]]) -> list[dict[str, Any] | None]:
+    """Piece.prompt_logprobs as vLLM shows them: for each token of the prompt but the first the token and the likeliest
+    ones by their ids. rank: null of a token that isn't among the likeliest, which nobody counted."""
+    return [None if entry[2] is None else _by_id(entry) for entry in entries]
+
+
+def _by_id(entry: list[Any]) -> dict[str, Any]:
+    ranked = {str(token): _ranked(text, logprob, rank) for rank, (token, text, logprob) in enumerate(entry[3], 1)}
+    token, text, logprob, _ = entry
+    return {str(token): ranked.get(str(token)) or _ranked(text, logprob, None)} | ranked
+
+
+def _ranked(text: str, logprob: float, rank: int | None) -> dict[str, Any]:
+    return {"logprob": logprob, "rank": rank, "decoded_token": _readable(text)}
 
 
 def completion_logprobs(entries: list[list[Any]], offset: int) -> dict[str, Any]:

@@ -25,6 +25,7 @@ class Reply(ABC):
     ) -> None:  # fmt: skip
         self.answers = answers
         self._include_usage = bool(stream_options and stream_options.include_usage)
+        self._counts_on = bool(stream_options and stream_options.continuous_usage_stats)
         self._head = {"id": new_id(prefix), "object": kind, "created": int(time.time()), "model": model}
 
     def whole(self) -> dict[str, Any]:
@@ -70,5 +71,5 @@ class Reply(ABC):
             choice["stop_reason"] = stop_reason
         chunk = {**self._head, "choices": [choice]}
         if self._include_usage:
-            chunk["usage"] = None
+            chunk["usage"] = self._usage() if self._counts_on else None
         return event(chunk)

@@ -16,10 +16,12 @@ from qwench.serve.answers import Answers
 from qwench.serve.failures import ApiError
 from qwench.serve.http.streaming import EventStream, abort_when_gone, event
 from qwench.serve.openai.response_items import ResponseItems
+from qwench.serve.openai.template import template_variables
+from qwench.serve.openai.truncation import latest_turns
 from qwench.serve.processes.engine_client import Generation
 from qwench.serve.protocol.responses import ResponsesRequest
 from qwench.serve.protocol.tools import choice_of, functions_of
-from qwench.serve.service import Service, new_id
+from qwench.serve.service import ANY_LENGTH, Service, new_id
 from qwench.serve.tool_use import ToolUse
 
 
@@ -33,11 +35,19 @@ async def answer_response(service: Service, body: ResponsesRequest, request: Req
     params = params if params.ignore_eos else info.with_chat_ends(params)
     params, format_field = tools.adapt(params, body.format_field, info.tool_tags)
 
+    template = template_variables(service, body.chat_template_kwargs, body.reasoning_effort, body.reasoning)
+    template |= tools.template_variables()
+    truncate = body.truncate_prompt_tokens
+
     async def make_prompts() -> list[list[int]]:
-        return [await service.text.chat(body.to_messages(), tools.template_variables(), info.limits.max_seq_len)]
+        messages, max_len = body.to_messages(), info.limits.max_seq_len
+        if body.truncation == "auto":
+            room = max_len - min(body.max_output_tokens or 1, max_len // 2)
+            return [await latest_turns(service, messages, template, room)]
+        return [await service.text.chat(messages, template, max_len if truncate is None else ANY_LENGTH)]
 
     generation, prompts = await service.submit(
-        make_prompts, 1, params, body.cache_salt, format_field=format_field, lora=model.lora
+        make_prompts, 1, params, body.cache_salt, format_field=format_field, lora=model.lora, truncate=truncate
     )
     make_parser = tools.parser_maker(service.settings, params, format_field)
     reply = _ResponseReply(model.name, body, Answers([len(prompts[0])], 1, make_parser))
@@ -70,10 +80,10 @@ class _ResponseReply:
             "instructions": body.instructions, "max_output_tokens": body.max_output_tokens, "model": self._model,
             "output": self._items.output if is_final else [],
             "parallel_tool_calls": body.parallel_tool_calls is not False,
-            "previous_response_id": None, "reasoning": {"effort": None, "summary": None}, "store": False,
+            "previous_response_id": None, "reasoning": {"effort": body.effort, "summary": None}, "store": False,
             "temperature": body.temperature, "text": {"format": body.shown_format()},
             "tool_choice": body.shown_tool_choice(), "tools": body.shown_tools(),
-            "top_p": body.top_p, "top_logprobs": body.top_logprobs, "truncation": "disabled",
+            "top_p": body.top_p, "top_logprobs": body.top_logprobs, "truncation": body.truncation or "disabled",
             "usage": self._usage() if is_final else None, "user": body.user, "metadata": body.metadata or {},
         }  # fmt: skip
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+from qwench.serve.openai.template import template_variables
 from qwench.serve.protocol.chat import to_template
 from qwench.serve.protocol.tokens import DetokenizeRequest, TokenizeRequest
 from qwench.serve.protocol.tools import functions_of
-from qwench.serve.service import Service
+from qwench.serve.service import ANY_LENGTH, Service
 from qwench.serve.tool_use import shown_tools
-
-ANY_LENGTH = 1 << 40  # people come here to learn how long a text is
 
 
 async def tokenize(service: Service, body: TokenizeRequest) -> dict[str, Any]:
@@ -18,10 +17,16 @@ async def tokenize(service: Service, body: TokenizeRequest) -> dict[str, Any]:
     service.check_model(body.model)
     max_len = service.engine_info().limits.max_seq_len
     if body.messages is not None:
-        template = {"add_generation_prompt": body.add_generation_prompt, **shown_tools(functions_of(body.tools))}
+        template = template_variables(service, body.chat_template_kwargs, None, None)
+        template |= {
+            "continue_final_message": bool(body.continue_final_message),
+            **shown_tools(functions_of(body.tools)),
+        }
         ids = await service.text.chat(to_template(body.messages), template, ANY_LENGTH)
     else:
-        [ids] = await service.text.encode([body.prompt or ""], ANY_LENGTH, add_special_tokens=body.add_special_tokens)
+        [ids] = await service.text.encode(
+            [body.prompt or ""], ANY_LENGTH, add_special_tokens=body.add_special_tokens is not False
+        )
     result: dict[str, Any] = {"count": len(ids), "max_model_len": max_len, "tokens": ids}
     if body.return_token_strs:
         result["token_strs"] = [piece.decode("utf-8", "replace") for piece in await service.text.pieces(ids)]

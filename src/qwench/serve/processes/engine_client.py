@@ -208,14 +208,17 @@ class EngineClient(Supervised):
         self._names = itertools.count()
 
     def submit(
-        self, prompts: Sequence[list[int]], params: SamplingParams, start_s: float, on_end: Callable[[], None],
-        *, salt: str = "", view: Callable[[Piece], Piece] = Piece.without_end, lora: str | None = None,
+        self, prompts: Sequence[list[int]], params: Sequence[SamplingParams], start_s: float,
+        on_end: Callable[[], None], *, salt: str = "", view: Callable[[Piece], Piece] = Piece.without_end,
+        lora: str | None = None,
     ) -> Generation:  # fmt: skip
-        """Queues the prompts, checked by `info.limits`, each with `params`. start_s: when the request came, on the
-        monotonic clock. on_end: called once, when all have ended. view: applied to each piece. lora: one of
-        `loras`."""
-        generation = Generation(self, len(prompts) * params.n, start_s, on_end, view)
-        self._queue(generation, prompts, params.n, {"params": params_to_json(params), "salt": salt, "lora": lora})
+        """Queues the prompts, checked by `info.limits`, each with its params, which all have one `n`. start_s: when the
+        request came, on the monotonic clock. on_end: called once, when all have ended. view: applied to each piece.
+        lora: one of `loras`."""
+        n = params[0].n
+        generation = Generation(self, len(prompts) * n, start_s, on_end, view)
+        wishes = [{"params": params_to_json(own), "salt": salt, "lora": lora} for own in params]
+        self._queue(generation, prompts, n, wishes)
         return generation
 
     def embed(
@@ -224,11 +227,11 @@ class EngineClient(Supervised):
     ) -> Generation:  # fmt: skip
         """As `submit`, for embeddings: each prompt gets a single piece."""
         generation = Generation(self, len(prompts), start_s, on_end)
-        self._queue(generation, prompts, 1, {"pooling": pooling, "salt": salt, "lora": lora})
+        self._queue(generation, prompts, 1, [{"pooling": pooling, "salt": salt, "lora": lora}] * len(prompts))
         return generation
 
-    def _queue(self, generation: Generation, prompts: Sequence[list[int]], n: int, wish: Message) -> None:
-        for index, prompt in enumerate(prompts):
+    def _queue(self, generation: Generation, prompts: Sequence[list[int]], n: int, wishes: list[Message]) -> None:
+        for index, (prompt, wish) in enumerate(zip(prompts, wishes, strict=True)):
             name = str(next(self._names))
             generation.names.append(name)
             self._open[name] = (generation, index * n)

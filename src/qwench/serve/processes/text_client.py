@@ -30,6 +30,7 @@ class TextClient(Supervised):
         self._up = asyncio.Event()
         self._answer: asyncio.Future[Message] | None = None
         self._number = 0
+        self.template_variables: frozenset[str] = frozenset()  # that the model's chat template reads
 
     @property
     def is_ready(self) -> bool:
@@ -90,6 +91,7 @@ class TextClient(Supervised):
         return message["result"]
 
     def on_ready(self, info: Message) -> None:
+        self.template_variables = frozenset(info["template_variables"])
         self._up.set()
 
     def on_message(self, message: Message) -> None:

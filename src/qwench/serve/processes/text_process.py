@@ -17,7 +17,7 @@ from qwench.errors import ConfigError, QwenchError
 from qwench.runtime.grammar import Grammar, GrammarKind
 from qwench.runtime.matcher import GrammarCompiler
 from qwench.serve.processes.wire import Message, open_link
-from qwench.text.chat import render_chat
+from qwench.text.chat import render_chat, template_variables
 from qwench.text.tokenizer import Tokenizer, TooLongError, check_size
 
 MAX_DATA_BYTES = 2 << 30  # of this process; a tokenizer takes 0.1 GiB
@@ -28,12 +28,13 @@ def main() -> int:
     link, options = open_link()
     resource.setrlimit(resource.RLIMIT_DATA, (MAX_DATA_BYTES, MAX_DATA_BYTES))
     try:
-        worker = TextProcess(Tokenizer(options["folder"]))
+        tokenizer = Tokenizer(options["folder"])
+        worker = TextProcess(tokenizer)
     except (QwenchError, OSError) as error:
         link.send({"failed": str(error)})
         return 2
     worker.prepare()
-    link.send({"ready": {}})
+    link.send({"ready": {"template_variables": sorted(template_variables(tokenizer))}})
     while (message := link.receive()) is not None:
         link.send({"number": message["number"], **worker.answer(message)})
     return 0

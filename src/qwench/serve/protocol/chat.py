@@ -8,76 +8,105 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from qwench.serve.protocol.common import (
-    MAX_TOP_LOGPROBS,
-    Body,
-    Count,
-    StreamOptions,
-    few_entries,
+from qwench.serve.protocol.common import Body, Flag, Limit, StreamOptions, TopLogprobs
+from qwench.serve.protocol.conversation import (
+    Content,
+    TemplateMessage,
+    called,
+    in_order_of_calls,
+    result_text,
+    text_and_thoughts,
+    written_arguments,
 )
-from qwench.serve.protocol.conversation import TemplateMessage, called, in_order_of_calls, text_of
 from qwench.serve.protocol.formats import ChatFormat, Format
+from qwench.serve.protocol.other_forms import thoughts_of
+from qwench.serve.protocol.reading import ignore
 from qwench.serve.protocol.sampling import SamplingFields
+from qwench.serve.protocol.template import Effort, Reasoning, TemplateVariables
 from qwench.serve.protocol.tools import MAX_CALLS, CallId, ChatToolChoice, ChatTools
 
 
-class TextPart(Body):
-    """A part of a message's content. Qwen2 reads text and nothing else."""
-
-    type: Literal["text"]
-    text: str
-
-
 class CalledFunction(Body):
-    """arguments: JSON, as the model wrote it."""
+    """arguments: JSON, as the model wrote it, or the object itself."""
 
+    places = ("call",)
+    path = "tool_calls[]."
     name: str
-    arguments: str
+    arguments: Annotated[str, BeforeValidator(written_arguments)] = ""
+
+
+def _none_of_empty(value: Any) -> Any:
+    return value or None
 
 
 class MessageToolCall(Body):
     """A call of a former answer; index where it comes from a stream."""
 
+    places = ("call",)
+    path = "tool_calls[]."
     function: CalledFunction
-    id: CallId | None = None
+    id: Annotated[CallId | None, BeforeValidator(_none_of_empty)] = None
     type: Literal["function"] = "function"
     index: int | None = None
 
 
 class ChatMessage(Body):
-    """One turn. `developer` is what OpenAI calls `system` now; `tool` has the result of a call.
+    """One turn. `developer` is what OpenAI calls `system` now; `tool` has the result of a call. prefix: the answer goes
+    on with this turn, the last one."""
 
-    What former answers have beside their text and their calls comes back with them, empty.
-    """
-
+    places = ("message",)
+    path = "messages[]."
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | Annotated[list[TextPart], Field(max_length=1024, fail_fast=True)] | None = None
+    content: Content | None = None
     name: str | None = None
-    tool_call_id: CallId | None = None
+    tool_call_id: Annotated[CallId | None, BeforeValidator(_none_of_empty)] = None
     tool_calls: Annotated[list[MessageToolCall], Field(max_length=MAX_CALLS, fail_fast=True)] | None = None
-    annotations: Annotated[list[Any], Field(max_length=0)] | None = None
-    audio: None = None
-    function_call: None = None
+    reasoning_content: Annotated[str | None, BeforeValidator(thoughts_of)] = None
     refusal: str | None = None
+    prefix: Flag | None = None
+
+    @classmethod
+    def plain_form(cls, data: Any) -> Any:
+        """A tool's result may be any JSON; thoughts may stand among the parts; OpenAI's function_call was one call."""
+        if not isinstance(data, dict):
+            return data
+        content, role = data.get("content"), data.get("role")
+        if role == "function" or (role == "tool" and not isinstance(content, str)):
+            return {**data, "role": "tool", "content": result_text(content)}
+        call = data.get("function_call")
+        if isinstance(call, dict) and not data.get("tool_calls"):
+            data = {name: value for name, value in data.items() if name != "function_call"}
+            data["tool_calls"] = [{"function": call}]
+        if content is None or isinstance(content, str):
+            return data
+        content, thoughts = text_and_thoughts(content)
+        return data | {"content": content} | ({"reasoning_content": thoughts} if thoughts else {})
 
     @model_validator(mode="after")
     def _has_what_its_role_needs(self) -> ChatMessage:
-        if self.content is None and not self.tool_calls:
-            raise PydanticCustomError("missing", "content is missing; only a message with tool_calls goes without")
+        if self.content is None and self.role == "user":
+            raise PydanticCustomError("missing", "content is missing; a user's turn needs it")
         if self.tool_calls and self.role != "assistant":
             raise PydanticCustomError("misplaced", "tool_calls are the assistant's")
-        if (self.tool_call_id is not None) != (self.role == "tool"):
-            raise PydanticCustomError("tool_call_id", "tool_call_id is needed by the role tool, and by no other")
+        if self.tool_call_id is not None and self.role != "tool":
+            ignore("messages[].tool_call_id")
         return self
+
+    @property
+    def says_nothing(self) -> bool:
+        """A system turn that isn't there: gateways send null for it."""
+        return self.content is None and self.role in ("system", "developer")
 
     def to_template(self) -> TemplateMessage:
         """As chat templates expect it."""
         role = "system" if self.role == "developer" else self.role
-        message: TemplateMessage = {"role": role, "content": text_of(self.content)}
+        message: TemplateMessage = {"role": role, "content": self.content or self.refusal or ""}
         if self.name is not None:
             message["name"] = self.name
-        if self.tool_call_id is not None:
+        if self.tool_call_id is not None and self.role == "tool":
             message["tool_call_id"] = self.tool_call_id
+        if self.reasoning_content and self.role == "assistant":
+            message["reasoning_content"] = self.reasoning_content
         if self.tool_calls:
             calls = self.tool_calls
             message["tool_calls"] = [called(call.id, call.function.name, call.function.arguments) for call in calls]
@@ -89,26 +118,36 @@ Messages = Annotated[list[ChatMessage], Field(min_length=1, max_length=8192, fai
 
 def to_template(messages: Sequence[ChatMessage]) -> list[TemplateMessage]:
     """A conversation as chat templates expect it."""
-    return in_order_of_calls([message.to_template() for message in messages])
+    return in_order_of_calls([message.to_template() for message in messages if not message.says_nothing])
 
 
 class ChatRequest(SamplingFields):
-    """A conversation to go on with."""
+    """A conversation to go on with. continue_final_message: with its last turn, instead of a new one."""
 
+    places = ("request", "answers", "conversation", "chat")
     messages: Messages
     model: str | None = None
-    logprobs: bool | None = None
-    max_completion_tokens: Count | None = None
-    max_tokens: Count | None = None
+    continue_final_message: Flag | None = None
+    logprobs: Flag | None = None
+    max_completion_tokens: Limit | None = None
+    max_tokens: Limit | None = None
     modalities: list[Literal["text"]] | None = None
-    parallel_tool_calls: bool | None = None
+    parallel_tool_calls: Flag | None = None
+    prompt_logprobs: TopLogprobs | None = None
+    reasoning: Reasoning | None = None
+    reasoning_effort: Effort | None = None
     response_format: ChatFormat | None = None
-    stream: bool | None = None
+    stream: Flag | None = None
     stream_options: StreamOptions | None = None
     tool_choice: ChatToolChoice | None = None
     tools: ChatTools | None = None
-    top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
-    chat_template_kwargs: Annotated[dict[str, bool | int | float | str], BeforeValidator(few_entries)] | None = None
+    top_logprobs: TopLogprobs | None = None
+    chat_template_kwargs: TemplateVariables | None = None
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether the answer is the rest of the last turn."""
+        return bool(self.continue_final_message or self.messages[-1].prefix)
 
     def formats(self) -> dict[str, Format | None]:
         return {**super().formats(), "response_format": self.response_format}

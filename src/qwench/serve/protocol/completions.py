@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from qwench.serve.protocol.common import (
+    LAX,
     MAX_CHOICES,
-    MAX_TOKENS,
     MAX_TOP_LOGPROBS,
+    NUMBER,
+    Flag,
     StreamOptions,
     TokenId,
+    TopLogprobs,
 )
+from qwench.serve.protocol.formats import ChatFormat, Format
+from qwench.serve.protocol.other_forms import MAX_TOKENS, without_limit
 from qwench.serve.protocol.sampling import SamplingFields
 
 MAX_PROMPTS = 128
@@ -21,9 +26,21 @@ DEFAULT_MAX_TOKENS = 16  # OpenAI's
 Tokens = Annotated[list[TokenId], Field(min_length=1, fail_fast=True)]
 
 
+def _none_of_empty(value: Any) -> Any:
+    return None if value == "" else value
+
+
+def _count_of_flag(value: Any) -> Any:
+    """As chats have it: true shows the chosen token's alone, if top_logprobs doesn't say more."""
+    if isinstance(value, bool):
+        return 0 if value else None
+    return value
+
+
 class CompletionRequest(SamplingFields):
     """A text to go on with, or several. suffix: what comes after the answer, for models trained to fill in."""
 
+    places = ("request", "answers", "completions")
     prompt: (
         str
         | Annotated[list[str], Field(min_length=1, max_length=MAX_PROMPTS, fail_fast=True)]
@@ -31,10 +48,25 @@ class CompletionRequest(SamplingFields):
         | Annotated[list[Tokens], Field(min_length=1, max_length=MAX_PROMPTS, fail_fast=True)]
     )
     model: str | None = None
-    best_of: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
-    echo: bool | None = None
-    logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
-    max_tokens: Annotated[int, Field(ge=0, lt=MAX_TOKENS)] | None = DEFAULT_MAX_TOKENS
-    stream: bool | None = None
+    best_of: Annotated[int, LAX, Field(ge=1, le=MAX_CHOICES), NUMBER] | None = None
+    echo: Flag | None = None
+    logprobs: Annotated[
+        Annotated[int, LAX, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None, BeforeValidator(_count_of_flag)
+    ] = None  # fmt: skip
+    max_tokens: Annotated[int, LAX, Field(ge=0, lt=MAX_TOKENS), BeforeValidator(without_limit)] | None = (
+        DEFAULT_MAX_TOKENS
+    )
+    prompt_logprobs: TopLogprobs | None = None
+    response_format: ChatFormat | None = None
+    stream: Flag | None = None
     stream_options: StreamOptions | None = None
-    suffix: Annotated[str, Field(min_length=1)] | None = None
+    suffix: Annotated[str | None, BeforeValidator(_none_of_empty)] = None
+    top_logprobs: TopLogprobs | None = None
+
+    @property
+    def num_logprobs(self) -> int | None:
+        """Of the likeliest tokens at each place of the answer; None: none are shown."""
+        return None if self.logprobs is None else max(self.logprobs, self.top_logprobs or 0)
+
+    def formats(self) -> dict[str, Format | None]:
+        return {**super().formats(), "response_format": self.response_format}

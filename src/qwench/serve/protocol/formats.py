@@ -9,10 +9,10 @@ import json
 from abc import ABC, abstractmethod
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from qwench.runtime.grammar import Grammar
-from qwench.serve.protocol.common import Body
+from qwench.serve.protocol.common import Body, Flag
 
 Name = Annotated[str, Field(min_length=1, max_length=256)]
 Schema = dict[str, Any]
@@ -20,6 +20,9 @@ Schema = dict[str, Any]
 
 class Format(Body, ABC):
     """A form of answers."""
+
+    places = ("format",)
+    path = "format."
 
     @abstractmethod
     def grammar(self) -> Grammar | None:
@@ -52,10 +55,12 @@ class JsonObjectFormat(Format):
 class NamedSchema(Body):
     """name, description and strict are taken and of no consequence: every answer obeys its schema."""
 
-    name: Name
+    places = ("format",)
+    path = "format."
+    name: Name = "answer"
     json_schema: Annotated[Schema, Field(alias="schema")]
     description: str | None = None
-    strict: bool | None = None
+    strict: Flag | None = None
 
 
 class JsonSchemaFormat(Format):
@@ -84,7 +89,7 @@ class StructuredOutputs(Format):
     regex: str | None = None
     choice: Annotated[list[str], Field(min_length=1, max_length=4096, fail_fast=True)] | None = None
     lark: Annotated[str | None, Field(alias="grammar")] = None
-    json_object: bool | None = None
+    json_object: Flag | None = None
 
     def grammar(self) -> Grammar | None:
         wanted = []
@@ -103,8 +108,39 @@ class StructuredOutputs(Format):
         return wanted[0]
 
 
-ChatFormat = Annotated[TextFormat | JsonObjectFormat | JsonSchemaFormat, Field(discriminator="type")]
-ResponsesFormat = Annotated[TextFormat | JsonObjectFormat | FlatSchemaFormat, Field(discriminator="type")]
+def _flat(value: Any) -> Any:
+    """A format as /v1/responses has it, of any way to write one that servers take: a word, a schema alone, a schema
+    beside json_object, one within json_schema, and none, which is any object."""
+    if isinstance(value, str):
+        return {"type": "json_object" if value == "json" else value}
+    if not isinstance(value, dict):
+        return value
+    kind, nested = value.get("type"), value.get("json_schema")
+    if isinstance(nested, dict):
+        return {"type": "json_schema", **nested} if nested.get("schema") is not None else {"type": "json_object"}
+    schema = value.get("schema", value.get("value"))
+    if isinstance(schema, dict) and kind in (None, "json", "json_object", "json_schema"):
+        return {"type": "json_schema", **{name: value[name] for name in value if name not in ("type", "value")},
+                "schema": schema}  # fmt: skip
+    if kind == "object" or (kind is None and ("properties" in value or "$ref" in value)):
+        return {"type": "json_schema", "schema": value}
+    return {"type": "json_object"} if kind == "json" or (kind == "json_schema" and "name" in value) else value
+
+
+def _nested(value: Any) -> Any:
+    """The same as response_format has it."""
+    value = _flat(value)
+    if isinstance(value, dict) and value.get("type") == "json_schema" and "schema" in value:
+        return {"type": "json_schema", "json_schema": {name: value[name] for name in value if name != "type"}}
+    return value
+
+
+ChatFormat = Annotated[
+    TextFormat | JsonObjectFormat | JsonSchemaFormat, Field(discriminator="type"), BeforeValidator(_nested)
+]
+ResponsesFormat = Annotated[
+    TextFormat | JsonObjectFormat | FlatSchemaFormat, Field(discriminator="type"), BeforeValidator(_flat)
+]
 
 
 def schema_grammar(schema: Schema | str) -> Grammar:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, RootModel
 
 from qwench.runtime.outputs import FinishReason
 
@@ -103,6 +103,17 @@ class ChatChoice(Reply):
     stop_reason: int | str | None
 
 
+class RankedToken(Reply):
+    """rank: 1 is the likeliest; null of a token that isn't among the likeliest shown."""
+
+    logprob: float
+    rank: int | None
+    decoded_token: str
+
+
+PromptLogprobs = list[dict[str, RankedToken] | None]  # by token id, for each token of the prompt; null for the first
+
+
 class ChatCompletion(Reply):
     """Of /v1/chat/completions."""
 
@@ -112,6 +123,7 @@ class ChatCompletion(Reply):
     model: str
     choices: list[ChatChoice]
     usage: Usage
+    prompt_logprobs: PromptLogprobs | None = None
 
 
 class CompletionLogprobs(Reply):
@@ -132,6 +144,7 @@ class CompletionChoice(Reply):
     logprobs: CompletionLogprobs | None
     finish_reason: FinishReason
     stop_reason: int | str | None
+    prompt_logprobs: PromptLogprobs | None = None
 
 
 class Completion(Reply):
@@ -230,7 +243,7 @@ class ResponseObject(Reply):
     output: list[Annotated[OutputMessage | OutputFunctionCall, Field(discriminator="type")]]
     parallel_tool_calls: bool
     previous_response_id: None
-    reasoning: dict[str, None]
+    reasoning: dict[str, str | None]
     store: Literal[False]
     temperature: float | None
     text: dict[str, Any]
@@ -238,7 +251,7 @@ class ResponseObject(Reply):
     tools: list[dict[str, Any]]
     top_p: float | None
     top_logprobs: int | None
-    truncation: Literal["disabled"]
+    truncation: Literal["auto", "disabled"]
     usage: ResponseUsage
     user: str | None
     metadata: dict[str, Any]
@@ -276,6 +289,54 @@ class ModelList(Reply):
 
     object: Literal["list"]
     data: list[ModelEntry]
+
+
+class Version(Reply):
+    """Of /version."""
+
+    version: str
+
+
+class Index(Reply):
+    """Of /v1. routes: what stands below it."""
+
+    object: Literal["api"]
+    version: str
+    routes: list[str]
+
+
+class GenerationSettings(Reply):
+    """n_ctx: tokens of prompt and answer."""
+
+    n_ctx: int
+
+
+class Modalities(Reply):
+    vision: Literal[False]
+    audio: Literal[False]
+
+
+class Props(Reply):
+    """Of /props. total_slots: answers that run at once."""
+
+    default_generation_settings: GenerationSettings
+    total_slots: int
+    model_path: str
+    model_alias: str
+    build_info: str
+    modalities: Modalities
+
+
+class Slot(Reply):
+    """A place for an answer."""
+
+    id: int
+    n_ctx: int
+    is_processing: bool
+
+
+class Slots(RootModel[list[Slot]]):
+    """Of /slots."""
 
 
 class Status(Reply):

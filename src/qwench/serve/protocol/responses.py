@@ -2,62 +2,87 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Discriminator, Field, Tag
+from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag
 
-from qwench.serve.protocol.common import MAX_TOP_LOGPROBS, Body, Count
-from qwench.serve.protocol.conversation import TemplateMessage, called, in_order_of_calls, text_of
+from qwench.serve.protocol.common import MAX_ENTRIES, Body, Flag, Limit, StreamOptions, TopLogprobs
+from qwench.serve.protocol.conversation import (
+    Content,
+    TemplateMessage,
+    called,
+    in_order_of_calls,
+    parts_text,
+    result_text,
+    written_arguments,
+)
 from qwench.serve.protocol.formats import Format, ResponsesFormat
+from qwench.serve.protocol.other_forms import no_flag
+from qwench.serve.protocol.reading import ignore
 from qwench.serve.protocol.sampling import SamplingFields
+from qwench.serve.protocol.template import Effort, Reasoning, TemplateVariables
 from qwench.serve.protocol.tools import CallId, ResponsesToolChoice, ResponsesTools
 
+MAX_ITEMS = 8192
+
 LOGPROBS = "message.output_text.logprobs"
+INCLUDED = (LOGPROBS, "reasoning.encrypted_content")  # the latter is of no use where nothing is encrypted
 
 
-class InputText(Body):
-    """A part of a message's content; `output_text` where a former answer is given back, with whatever came with it."""
-
-    type: Literal["input_text", "output_text", "text"]
-    text: str
-    annotations: list[Any] | None = None
-    logprobs: list[Any] | None = None
+class _Item(Body):
+    places = ("item",)
+    path = "input[]."
+    id: str | None = None
+    status: Any = None
 
 
-Content = str | Annotated[list[InputText], Field(max_length=1024, fail_fast=True)]
-Status = Literal["in_progress", "completed", "incomplete"]
-
-
-class InputMessage(Body):
+class InputMessage(_Item):
     """One turn; id and status where it is a former answer given back."""
 
     role: Literal["system", "developer", "user", "assistant"]
     content: Content
     type: Literal["message"] = "message"
-    id: str | None = None
-    status: Status | None = None
     phase: str | None = None
 
+    @classmethod
+    def plain_form(cls, data: Any) -> Any:
+        is_empty = isinstance(data, dict) and data.get("content") is None and data.get("role") != "user"
+        return {**data, "content": ""} if is_empty else data
 
-class InputCall(Body):
+
+class InputCall(_Item):
     """A call of a former answer given back."""
 
     type: Literal["function_call"]
     call_id: CallId
     name: str
-    arguments: str
-    id: str | None = None
-    status: Status | None = None
+    arguments: Annotated[str, BeforeValidator(written_arguments)] = ""
 
 
-class InputCallOutput(Body):
+class InputCallOutput(_Item):
     """The result of a call."""
 
     type: Literal["function_call_output"]
     call_id: CallId
-    output: Content
-    id: str | None = None
-    status: Status | None = None
+    output: Annotated[str, BeforeValidator(result_text, json_schema_input_type=Any)]
+
+
+class InputThoughts(_Item):
+    """What a former answer thought before it spoke, or a summary of it."""
+
+    type: Literal["reasoning"]
+    content: Any = None
+    summary: Any = None
+    encrypted_content: str | None = None
+
+    @property
+    def text(self) -> str:
+        return parts_text(self.content) or parts_text(self.summary)
+
+
+_KINDS = ("message", "function_call", "function_call_output", "reasoning")
+_OF_OTHERS = ("item_reference", "compaction")  # and whatever OpenAI's servers do by themselves: *_call, *_call_output
 
 
 def _kind(item: Any) -> str:
@@ -65,29 +90,65 @@ def _kind(item: Any) -> str:
     return kind if isinstance(kind, str) else ""
 
 
+def _readable(items: Any) -> Any:
+    """Without items that mean nothing to a model that isn't OpenAI's own, if there are others."""
+    if not isinstance(items, list) or len(items) > MAX_ITEMS:
+        return [items] if isinstance(items, dict) else items
+    kept = []
+    for item in items:
+        kind = _kind(item)
+        if kind in _KINDS or not kind.endswith((*_OF_OTHERS, "_call", "_call_output")):
+            kept.append({"role": "user", "content": item} if isinstance(item, str) else item)
+        else:
+            ignore(f"input[].{kind}")
+    return kept
+
+
 Item = Annotated[
     Annotated[InputMessage, Tag("message")]
     | Annotated[InputCall, Tag("function_call")]
-    | Annotated[InputCallOutput, Tag("function_call_output")],
+    | Annotated[InputCallOutput, Tag("function_call_output")]
+    | Annotated[InputThoughts, Tag("reasoning")],
     Discriminator(
         _kind, custom_error_type="kind",
-        custom_error_message="its type must be message, function_call or function_call_output",
+        custom_error_message="its type must be message, function_call, function_call_output or reasoning",
     ),
 ]  # fmt: skip
 
 
-def _to_template(item: InputMessage | InputCall | InputCallOutput) -> TemplateMessage:
-    """As chat templates expect it, each call in a turn of its own."""
+def _to_template(item: InputMessage | InputCall | InputCallOutput | InputThoughts) -> TemplateMessage:
+    """As chat templates expect it, each call and each thought in a turn of its own."""
+    if isinstance(item, InputThoughts):
+        return {"role": "assistant", "content": "", "reasoning_content": item.text}
     if isinstance(item, InputCall):
         return {"role": "assistant", "content": "", "tool_calls": [called(item.call_id, item.name, item.arguments)]}
     if isinstance(item, InputCallOutput):
-        return {"role": "tool", "content": text_of(item.output), "tool_call_id": item.call_id}
-    return {"role": "system" if item.role == "developer" else item.role, "content": text_of(item.content)}
+        return {"role": "tool", "content": item.output, "tool_call_id": item.call_id}
+    return {"role": "system" if item.role == "developer" else item.role, "content": item.content}
+
+
+def _joined(items: Iterable[TemplateMessage]) -> list[TemplateMessage]:
+    """Thoughts belong to the answer after them, calls to the one before; a thought that nothing follows is dropped."""
+    messages: list[TemplateMessage] = []
+    thoughts = ""
+    for message in items:
+        is_answer = message["role"] == "assistant"
+        last: TemplateMessage = messages[-1] if messages else {"role": ""}
+        if "reasoning_content" in message:
+            thoughts += message["reasoning_content"]
+        elif "tool_calls" in message and last["role"] == "assistant" and not thoughts:
+            last.setdefault("tool_calls", []).extend(message["tool_calls"])
+        else:
+            messages.append(message | ({"reasoning_content": thoughts} if thoughts and is_answer else {}))
+            thoughts = ""
+    return messages
 
 
 class TextOptions(Body):
     """The form of the answer."""
 
+    places = ("verbosity",)
+    path = "text."
     format: ResponsesFormat | None = None
 
 
@@ -98,24 +159,48 @@ def _only_false(value: bool) -> bool:
     return value
 
 
-class ResponsesRequest(SamplingFields):
-    """A text or a conversation to answer. instructions: a system turn before it."""
+def _useful(include: Any) -> Any:
+    """What else the answer is to hold, without what this server has none of."""
+    if not isinstance(include, list) or len(include) > MAX_ENTRIES or not all(isinstance(i, str) for i in include):
+        return include
+    for wish in include:
+        if wish not in INCLUDED:
+            ignore(f"include[].{wish}")
+    return [wish for wish in include if wish in INCLUDED]
 
-    n: None = None
-    stop: None = None
-    input: str | Annotated[list[Item], Field(min_length=1, max_length=8192, fail_fast=True)]
+
+class ResponsesRequest(SamplingFields):
+    """A text or a conversation to answer. instructions: a system turn before it. truncation: with auto the oldest turns
+    are left out of a conversation that is too long."""
+
+    places = ("request", "answers", "conversation", "responses")
+    n: Annotated[Literal[1] | None, BeforeValidator(no_flag)] = None
+    input: (
+        str
+        | Annotated[list[Item], Field(min_length=1, max_length=MAX_ITEMS, fail_fast=True), BeforeValidator(_readable)]
+    )
     model: str | None = None
-    background: Annotated[bool, AfterValidator(_only_false)] | None = None
-    include: list[Literal["message.output_text.logprobs", "reasoning.encrypted_content"]] | None = None
+    background: Annotated[Flag, AfterValidator(_only_false)] | None = None
+    chat_template_kwargs: TemplateVariables | None = None
+    include: Annotated[list[str] | None, BeforeValidator(_useful)] = None
     instructions: str | None = None
-    max_output_tokens: Count | None = None
-    parallel_tool_calls: bool | None = None
-    stream: bool | None = None
+    max_output_tokens: Limit | None = None
+    metadata: dict[str, Any] | None = None
+    parallel_tool_calls: Flag | None = None
+    reasoning: Reasoning | None = None
+    reasoning_effort: Effort | None = None
+    stream: Flag | None = None
+    stream_options: StreamOptions | None = None
     text: TextOptions | None = None
     tool_choice: ResponsesToolChoice | None = None
     tools: ResponsesTools | None = None
-    top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
-    truncation: Literal["disabled"] | None = None
+    top_logprobs: TopLogprobs | None = None
+    truncation: Literal["auto", "disabled"] | None = None
+    user: str | None = None
+
+    @property
+    def effort(self) -> str | None:
+        return self.reasoning_effort or (self.reasoning.effort if self.reasoning else None)
 
     @property
     def wants_logprobs(self) -> bool:
@@ -141,15 +226,10 @@ class ResponsesRequest(SamplingFields):
         return choice if isinstance(choice, str) else choice.model_dump()
 
     def to_messages(self) -> list[TemplateMessage]:
-        """The conversation as chat templates expect it: calls belong to the answer before them."""
+        """The conversation as chat templates expect it."""
         messages: list[TemplateMessage] = (
             [{"role": "system", "content": self.instructions}] if self.instructions else []
         )
         if isinstance(self.input, str):
             return [*messages, {"role": "user", "content": self.input}]
-        for message in map(_to_template, self.input):
-            if "tool_calls" in message and messages and messages[-1]["role"] == "assistant":
-                messages[-1].setdefault("tool_calls", []).extend(message["tool_calls"])
-            else:
-                messages.append(message)
-        return in_order_of_calls(messages)
+        return in_order_of_calls([*messages, *_joined(map(_to_template, self.input))])

@@ -3,61 +3,82 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Annotated, Any
+from typing import Annotated
 
-from pydantic import BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic_core import PydanticCustomError
 
 from qwench.errors import RequestError
 from qwench.runtime.sampling_params import SamplingParams
 from qwench.serve.protocol.common import (
     INT64,
+    LAX,
     MAX_CHOICES,
+    MAX_STOP_CHARACTERS,
     MAX_STOPS,
-    MAX_TOKENS,
+    NUMBER,
     Bias,
     Body,
+    Flag,
     StopString,
     TokenId,
     TokenIdText,
     few_entries,
 )
 from qwench.serve.protocol.formats import Format, StructuredOutputs
+from qwench.serve.protocol.other_forms import (
+    MAX_TOKENS,
+    at_least_tiny,
+    bias_of_pairs,
+    unless_minus_one,
+    without_empty,
+)
+
+
+def _few_characters(stops: list[str]) -> list[str]:
+    """Each token of an answer is compared with all of them."""
+    if sum(map(len, stops)) > MAX_STOP_CHARACTERS:
+        raise PydanticCustomError(
+            "too_long", "stop strings have up to {most} characters together", {"most": MAX_STOP_CHARACTERS}
+        )
+    return stops
+
+
+StopStrings = Annotated[
+    list[StopString], Field(max_length=MAX_STOPS, fail_fast=True), AfterValidator(_few_characters)
+]  # fmt: skip
+Seed = Annotated[int, LAX, Field(ge=-INT64, lt=INT64)]
 
 
 class SamplingFields(Body):
     """How to choose tokens and when to stop. What isn't given is as the model's generation_config.json says."""
 
-    frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
-    logit_bias: Annotated[dict[TokenIdText, Bias], BeforeValidator(few_entries)] | None = None
-    n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
-    presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
-    seed: Annotated[int, Field(ge=-INT64, lt=INT64)] | None = None
-    stop: StopString | Annotated[list[StopString], Field(max_length=MAX_STOPS, fail_fast=True)] | None = None
-    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
-    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    frequency_penalty: Annotated[float, LAX, Field(ge=-2, le=2), NUMBER] | None = None
+    logit_bias: Annotated[
+        dict[TokenIdText, Bias] | None, BeforeValidator(bias_of_pairs), BeforeValidator(few_entries)
+    ] = None  # fmt: skip
+    n: Annotated[int, LAX, Field(ge=1, le=MAX_CHOICES), NUMBER] | None = None
+    presence_penalty: Annotated[float, LAX, Field(ge=-2, le=2), NUMBER] | None = None
+    seed: Annotated[Seed | None, BeforeValidator(unless_minus_one)] = None
+    stop: Annotated[StopString | StopStrings | None, BeforeValidator(without_empty)] = None
+    temperature: Annotated[float, LAX, Field(ge=0, le=2), NUMBER] | None = None
+    top_p: Annotated[float, LAX, Field(gt=0, le=1), BeforeValidator(at_least_tiny)] | None = None
 
     # What vLLM adds.
-    ignore_eos: bool | None = None
-    include_stop_str_in_output: bool | None = None
-    min_p: Annotated[float, Field(ge=0, le=1)] | None = None
-    min_tokens: Annotated[int, Field(ge=0, lt=MAX_TOKENS)] | None = None
-    repetition_penalty: Annotated[float, Field(gt=0, le=100)] | None = None
-    skip_special_tokens: bool | None = None
+    ignore_eos: Flag | None = None
+    include_stop_str_in_output: Flag | None = None
+    min_p: Annotated[float, LAX, Field(ge=0, le=1), NUMBER] | None = None
+    min_tokens: Annotated[int, LAX, Field(ge=0, lt=MAX_TOKENS), NUMBER] | None = None
+    repetition_penalty: Annotated[float, LAX, Field(gt=0, le=100), NUMBER] | None = None
+    skip_special_tokens: Flag | None = None
     stop_token_ids: Annotated[list[TokenId], Field(max_length=1024, fail_fast=True)] | None = None
-    top_k: Annotated[int, Field(ge=-1, lt=MAX_TOKENS)] | None = None
+    top_k: Annotated[int, LAX, Field(ge=-1, lt=MAX_TOKENS), NUMBER] | None = None
+    truncate_prompt_tokens: Annotated[int, LAX, Field(ge=-1, lt=MAX_TOKENS), NUMBER] | None = None
     cache_salt: Annotated[str, Field(max_length=256)] | None = None
     structured_outputs: StructuredOutputs | None = None
 
     # What qwench adds.
-    prompt_lookup_num_tokens: Annotated[int, Field(ge=0, le=64)] | None = None
-
-    # Taken, and of no consequence here.
-    metadata: dict[str, Any] | None = None
-    prompt_cache_key: str | None = None
-    safety_identifier: str | None = None
-    service_tier: str | None = None
-    store: bool | None = None
-    user: str | None = None
+    prompt_lookup_num_tokens: Annotated[int, LAX, Field(ge=0, le=64), NUMBER] | None = None
 
     def formats(self) -> dict[str, Format | None]:
         """The fields that say what form the answer must have."""

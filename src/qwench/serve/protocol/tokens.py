@@ -7,20 +7,23 @@ from typing import Annotated
 from pydantic import Field, model_validator
 
 from qwench.serve.protocol.chat import Messages
-from qwench.serve.protocol.common import Body, TokenId
+from qwench.serve.protocol.common import Body, Flag, TokenId
+from qwench.serve.protocol.template import TemplateVariables
 from qwench.serve.protocol.tools import ChatTools
 
 
 class TokenizeRequest(Body):
     """A text, or a conversation that goes through the chat template. return_token_strs: the tokens as text, too."""
 
+    places = ("request", "conversation", "tokens")
     prompt: str | None = None
     messages: Messages | None = None
     tools: ChatTools | None = None
     model: str | None = None
-    add_generation_prompt: bool = True
-    add_special_tokens: bool = True
-    return_token_strs: bool = False
+    continue_final_message: Flag | None = None
+    add_special_tokens: Flag | None = None
+    return_token_strs: Flag | None = None
+    chat_template_kwargs: TemplateVariables | None = None
 
     @model_validator(mode="after")
     def _has_one_source(self) -> TokenizeRequest:
@@ -34,5 +37,6 @@ class TokenizeRequest(Body):
 class DetokenizeRequest(Body):
     """Token ids to read."""
 
+    places = ("request",)
     tokens: Annotated[list[TokenId], Field(max_length=1 << 20, fail_fast=True)]
     model: str | None = None

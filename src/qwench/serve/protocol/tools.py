@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, NamedTuple, TypeAlias
 
-from pydantic import AfterValidator, Field, field_validator
+from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, field_validator
 from pydantic_core import PydanticCustomError
 
-from qwench.serve.protocol.common import Body
+from qwench.serve.protocol.common import Body, Flag
+from qwench.serve.protocol.reading import ignore
 
 MAX_TOOLS = MAX_CALLS = 128
 
 CallId = Annotated[str, Field(min_length=1, max_length=256)]
-FunctionName = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
+FunctionName = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.:/@-]{1,128}$")]  # MCP's, with those that gateways make
 Mode = Literal["none", "auto", "required"]
 
 
@@ -27,10 +28,12 @@ class Choice(NamedTuple):
 class Function(Body):
     """A function that the model may call. parameters: the JSON schema of its arguments."""
 
+    places = ("function",)
+    path = "tools[]."
     name: FunctionName
     description: str | None = None
     parameters: dict[str, Any] | None = None
-    strict: bool | None = None
+    strict: Flag | None = None
 
     @field_validator("parameters")
     @classmethod
@@ -46,12 +49,32 @@ class Function(Body):
 
 
 class ChatTool(Body):
+    places = ("tool",)
+    path = "tools[]."
     type: Literal["function"]
     function: Function
+
+    @classmethod
+    def plain_form(cls, data: Any) -> Any:
+        """Without a type, or flat, as /v1/responses and Anthropic have it."""
+        if not isinstance(data, dict) or "function" in data:
+            return {**data, "type": data.get("type") or "function"} if isinstance(data, dict) else data
+        if not _is_function(data):
+            return data
+        return {"type": "function", "function": {name: data[name] for name in data if name != "type"}}
 
 
 class ResponsesTool(Function):
     type: Literal["function"]
+
+    @classmethod
+    def plain_form(cls, data: Any) -> Any:
+        """Without a type, or nested, as /v1/chat/completions has it."""
+        if not isinstance(data, dict):
+            return data
+        if isinstance(data.get("function"), dict):
+            data = {**data["function"], **{name: data[name] for name in data if name != "function"}}
+        return {**data, "type": "function"} if _is_function(data) else data
 
 
 def _different(tools: list[Any]) -> list[Any]:
@@ -64,19 +87,66 @@ def functions_of(tools: list[ChatTool] | list[ResponsesTool] | None) -> list[Fun
     return [tool.function if isinstance(tool, ChatTool) else tool for tool in tools or ()]
 
 
-ChatTools = Annotated[list[ChatTool], Field(max_length=MAX_TOOLS, fail_fast=True), AfterValidator(_different)]
-ResponsesTools = Annotated[list[ResponsesTool], Field(max_length=MAX_TOOLS, fail_fast=True), AfterValidator(_different)]
+def _is_function(tool: Any) -> bool:
+    """Whether the client calls it. OpenAI has tools that its own servers call, such as web_search, and ones that take
+    free text."""
+    if not isinstance(tool, dict) or "function" in tool or "input_schema" in tool:
+        return True
+    return not isinstance(tool.get("type"), str) or tool["type"] in ("function", "")
+
+
+def _callable(tools: Any) -> Any:
+    """Without tools that no client calls, if there are others."""
+    if not isinstance(tools, list) or len(tools) > MAX_TOOLS:
+        return tools
+    known = [tool for tool in tools if _is_function(tool)]
+    if not known:
+        return tools
+    for tool in tools:
+        if not _is_function(tool):
+            ignore(f"tools[].{tool['type']}")
+    return known
+
+
+ChatTools = Annotated[
+    list[ChatTool], Field(max_length=MAX_TOOLS, fail_fast=True), AfterValidator(_different), BeforeValidator(_callable)
+]
+ResponsesTools = Annotated[
+    list[ResponsesTool], Field(max_length=MAX_TOOLS, fail_fast=True), AfterValidator(_different),
+    BeforeValidator(_callable),
+]  # fmt: skip
+
+
+def _flat_reference(value: Any) -> Any:
+    """A tool by its name as /v1/responses has it, of how any API writes it."""
+    if not isinstance(value, dict):
+        return value
+    function = value.get("function")
+    name = function.get("name") if isinstance(function, dict) else value.get("name")
+    kind = value.get("type") or "function"
+    return {"type": "function" if kind == "tool" else kind, "name": name}
+
+
+def _nested_reference(value: Any) -> Any:
+    value = _flat_reference(value)
+    return {"type": value["type"], "function": {"name": value["name"]}} if isinstance(value, dict) else value
 
 
 class FunctionReference(Body):
+    path = "tool_choice."
     name: FunctionName
 
 
 class ChatToolReference(Body):
     """A tool by its name; as tool_choice: that one must be called, once."""
 
+    path = "tool_choice."
     type: Literal["function"]
     function: FunctionReference
+
+    @classmethod
+    def plain_form(cls, data: Any) -> Any:
+        return _nested_reference(data)
 
     def to_choice(self) -> Choice:
         return Choice("required", [self.function.name], is_single=True)
@@ -87,11 +157,16 @@ class ResponsesToolReference(FunctionReference):
 
     type: Literal["function"]
 
+    @classmethod
+    def plain_form(cls, data: Any) -> Any:
+        return _flat_reference(data)
+
     def to_choice(self) -> Choice:
         return Choice("required", [self.name], is_single=True)
 
 
 class AllowedToolList(Body):
+    path = "tool_choice."
     mode: Literal["auto", "required"]
     tools: Annotated[list[ChatToolReference], Field(min_length=1, max_length=MAX_TOOLS, fail_fast=True)]
 
@@ -99,8 +174,16 @@ class AllowedToolList(Body):
 class ChatAllowedTools(Body):
     """Some of the tools: the others are shown to the model, and may not be called."""
 
+    path = "tool_choice."
     type: Literal["allowed_tools"]
     allowed_tools: AllowedToolList
+
+    @classmethod
+    def plain_form(cls, data: Any) -> Any:
+        if isinstance(data, dict) and "allowed_tools" not in data:
+            names = [name for name in ("mode", "tools") if name in data]
+            return {"type": data.get("type"), "allowed_tools": {name: data[name] for name in names}}
+        return data
 
     def to_choice(self) -> Choice:
         return Choice(self.allowed_tools.mode, [tool.function.name for tool in self.allowed_tools.tools])
@@ -109,16 +192,53 @@ class ChatAllowedTools(Body):
 class ResponsesAllowedTools(Body):
     """Some of the tools: the others are shown to the model, and may not be called."""
 
+    path = "tool_choice."
     type: Literal["allowed_tools"]
     mode: Literal["auto", "required"]
     tools: Annotated[list[ResponsesToolReference], Field(min_length=1, max_length=MAX_TOOLS, fail_fast=True)]
+
+    @classmethod
+    def plain_form(cls, data: Any) -> Any:
+        if isinstance(data, dict) and isinstance(data.get("allowed_tools"), dict):
+            return {"type": data.get("type"), **data["allowed_tools"]}
+        return data
 
     def to_choice(self) -> Choice:
         return Choice(self.mode, [tool.name for tool in self.tools])
 
 
-ChatToolChoice: TypeAlias = Mode | ChatToolReference | ChatAllowedTools
-ResponsesToolChoice: TypeAlias = Mode | ResponsesToolReference | ResponsesAllowedTools
+_MODES = {"any": "required", "required": "required", "auto": "auto", "none": "none"}
+
+
+def _mode_of(value: Any) -> Any:
+    """A choice that names no tool as OpenAI's word for it: Anthropic writes it as an object, and "any" for required."""
+    word = value.get("type") if isinstance(value, dict) else value
+    return _MODES.get(word, value) if isinstance(word, str) else value
+
+
+def _kind_of_choice(value: Any) -> str:
+    if isinstance(value, str):
+        return "mode"
+    kind = value.get("type") or "function" if isinstance(value, dict) else getattr(value, "type", "")
+    return "function" if kind == "tool" else str(kind)
+
+
+_KINDS = Discriminator(
+    _kind_of_choice, custom_error_type="kind",
+    custom_error_message="it must be none, auto, required, one function or allowed_tools",
+)  # fmt: skip
+ChatToolChoice: TypeAlias = Annotated[
+    Annotated[Mode, Tag("mode")]
+    | Annotated[ChatToolReference, Tag("function")]
+    | Annotated[ChatAllowedTools, Tag("allowed_tools")],
+    _KINDS, BeforeValidator(_mode_of),
+]  # fmt: skip
+ResponsesToolChoice: TypeAlias = Annotated[
+    Annotated[Mode, Tag("mode")]
+    | Annotated[ResponsesToolReference, Tag("function")]
+    | Annotated[ResponsesAllowedTools, Tag("allowed_tools")],
+    _KINDS, BeforeValidator(_mode_of),
+]  # fmt: skip
 
 
 def choice_of(choice: ChatToolChoice | ResponsesToolChoice | None) -> Choice:

@@ -1,0 +1,36 @@
+"""`truncation: "auto"` of /v1/responses: a conversation that is too long loses its oldest turns.
+
+Called by responses.py.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from qwench.serve.failures import ApiError
+from qwench.serve.protocol.conversation import TemplateMessage
+from qwench.serve.service import Service
+
+
+async def latest_turns(
+    service: Service, messages: list[TemplateMessage], template: dict[str, Any], room: int
+) -> list[int]:
+    """The tokens of the system turns at the beginning and of as many of the latest ones as `room` tokens hold, but of
+    the last one in any case. Raises ApiError."""
+    num_system = next((i for i, message in enumerate(messages) if message["role"] != "system"), len(messages))
+    system, turns = messages[:num_system], messages[num_system:]
+
+    async def fits(left_out: int) -> bool:
+        try:
+            return len(await service.text.chat([*system, *turns[left_out:]], template, room)) <= room
+        except ApiError as error:
+            if error.code != "context_length_exceeded":
+                raise
+            return False
+
+    low, high = 0, max(len(turns) - 1, 0)
+    middle = low  # mostly all of them fit
+    while low < high:
+        low, high = (low, middle) if await fits(middle) else (middle + 1, high)
+        middle = (low + high) // 2
+    return await service.text.chat([*system, *turns[low:]], template, room)

@@ -1,0 +1,75 @@
+"""Routes that tell of the server itself, as dashboards and health checks of this and of other servers ask for it.
+
+Called by app.py.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.responses import JSONResponse, PlainTextResponse, Response
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
+
+import qwench
+from qwench.serve.failures import ApiError
+from qwench.serve.http.document import closed_route, open_route, text_route
+from qwench.serve.protocol import replies
+from qwench.serve.service import Service
+
+
+def add_state(app: FastAPI, service: Service) -> None:
+    _add_health(app, service)
+    _add_descriptions(app, service)
+
+
+def _add_health(app: FastAPI, service: Service) -> None:
+    @app.get("/health", responses=open_route(replies.Status))
+    async def health() -> Response:
+        """The server answers."""
+        return JSONResponse({"status": "ok"})
+
+    @app.get("/ready", responses=open_route(replies.Status, 503))
+    async def ready() -> Response:
+        """The model is loaded, so that a request would be served now."""
+        if not service.is_ready:
+            raise ApiError.unavailable("the model is being loaded; try again")
+        return JSONResponse({"status": "ready"})
+
+    @app.get("/metrics", response_class=Response, responses=text_route())
+    async def metrics() -> Response:
+        """For Prometheus."""
+        return PlainTextResponse(service.metrics.text(), media_type=CONTENT_TYPE_PLAIN_0_0_4)
+
+
+def _add_descriptions(app: FastAPI, service: Service) -> None:
+    @app.get("/version", responses=closed_route(replies.Version))
+    async def version() -> Response:
+        """As vLLM has it."""
+        return JSONResponse({"version": qwench.__version__})
+
+    @app.get("/v1", responses=closed_route(replies.Index))
+    async def index() -> Response:
+        """What is here."""
+        paths = sorted(path for path in app.openapi()["paths"] if path.startswith("/v1/"))
+        return JSONResponse({"object": "api", "version": qwench.__version__, "routes": paths})
+
+    @app.get("/props", responses=closed_route(replies.Props, 503))
+    async def props() -> Response:
+        """As llama.cpp's server has it, what its clients read of it."""
+        info = service.engine_info()
+        return JSONResponse({
+            "default_generation_settings": {"n_ctx": info.limits.max_seq_len},
+            "total_slots": info.max_num_seqs, "model_path": service.name, "model_alias": service.name,
+            "build_info": f"qwench {qwench.__version__}", "modalities": {"vision": False, "audio": False},
+        })  # fmt: skip
+
+    @app.get("/slots", responses=closed_route(replies.Slots, 503))
+    async def slots() -> Response:
+        """As llama.cpp's server has it: a place for each answer that may run, the first ones taken."""
+        info, num_running = service.engine_info(), int(service.engine.metrics.get("num_running", 0))
+        return JSONResponse([_slot(i, info.limits.max_seq_len, i < num_running) for i in range(info.max_num_seqs)])
+
+
+def _slot(index: int, max_seq_len: int, is_taken: bool) -> dict[str, Any]:
+    return {"id": index, "n_ctx": max_seq_len, "is_processing": is_taken}
