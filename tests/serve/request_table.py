@@ -66,7 +66,7 @@ QUIET: dict[str, Any] = {
     # Mistral, DeepSeek, Qwen, OpenRouter, Anthropic-style proxies
     "safe_prompt": False, "enable_search": False, "transforms": [], "plugins": [],
     "cache_control": {"type": "ephemeral"},
-    "anything_that_is_null": None,
+    "anything_that_is_null": None, "grammar": "", "grammar_string": "", "json_schema": "", "logit_bias": [],
 }  # fmt: skip
 
 # Without effect here at these values: taken, and named.
@@ -86,11 +86,15 @@ NAMED: dict[str, Any] = {
 
 
 def fields_of_all() -> Iterator[Case]:
-    for path in ANSWERS:
-        for name, value in QUIET.items():
-            yield Case(path, {name: value})
-        for name, value in NAMED.items():
-            yield Case(path, {name: value}, name.replace("ü", "?").replace("ï", "?").replace(" ", "?"))
+    """One by one in chats; in the others, which read them in the same way, together."""
+    for name, value in QUIET.items():
+        yield Case(CHAT, {name: value})
+    for name, value in NAMED.items():
+        yield Case(CHAT, {name: value}, name.replace("ü", "?").replace("ï", "?").replace(" ", "?"))
+    few = dict(list(NAMED.items())[:30])
+    for path in (COMPLETIONS, RESPONSES):
+        yield Case(path, QUIET)
+        yield Case(path, few, ", ".join(few))
 
 
 OF_CHATS = [
@@ -101,6 +105,7 @@ OF_CHATS = [
     Case(CHAT, {"function_call": "none"}), Case(CHAT, {"reasoning_effort": "high"}, "reasoning_effort"),
     Case(CHAT, {"reasoning": {"effort": "low", "summary": "auto"}}, "reasoning_effort"),
     Case(CHAT, {"reasoning_effort": "auto"}), Case(CHAT, {"reasoning": {"exclude": True}}),
+    Case(CHAT, {"reasoning": {"max_tokens": 100}}, "reasoning.max_tokens"), Case(CHAT, {"format": ""}),
     Case(CHAT, {"enable_thinking": True}, "chat_template_kwargs.enable_thinking"),
     Case(CHAT, {"thinking": {"type": "disabled"}}, "chat_template_kwargs.enable_thinking"),
     Case(CHAT, {"think": "low"}, "chat_template_kwargs.enable_thinking"),
@@ -112,7 +117,7 @@ OF_CHATS = [
     Case(CHAT, {"max_tokens": 10**9, "stop": "\n"}), Case(CHAT, {"parallel_tool_calls": "false"}),
     Case(CHAT, {"logprobs": 1}), Case(CHAT, {"stream": 0}), Case(CHAT, {"seed": -1}), Case(CHAT, {"tools": []}),
     Case(CHAT, {"model": "TINY"}), Case(CHAT, {"model": "tiny:latest"}), Case(CHAT, {"model": "default"}),
-    Case(CHAT, {"model": ""}), Case(CHAT, {"model": None}),
+    Case(CHAT, {"model": ""}), Case(CHAT, {"model": " Tiny "}), Case(CHAT, {"model": None}),
 ]  # fmt: skip
 OF_COMPLETIONS = [
     Case(COMPLETIONS, {"best_of": 1}), Case(COMPLETIONS, {"suffix": ""}), Case(COMPLETIONS, {"logprobs": True}),
@@ -206,7 +211,7 @@ OF_MESSAGES = [
         *(
             ([USER, {**CALLED, "tool_calls": [{**CALL, **call}]}, RESULT], "")
             for call in (
-                {"id": None}, {"id": ""}, {"index": 0}, {"type": "function", "cache_control": {}},
+                {"id": None}, {"id": ""}, {"type": None}, {"index": 0}, {"type": "function", "cache_control": {}},
                 {"function": {"name": "x", "arguments": {"city": "Paris"}}}, {"function": {"name": "x"}},
                 {"function": {"name": "x", "arguments": None}}, {"extra_content": {"google": {}}},
                 {"function": {"name": "x", "arguments": ""}}, {"provider_specific_fields": {"thought_signature": "x"}},
@@ -231,6 +236,8 @@ OF_TOOLS = [
         (tools({"name": "x", "inputSchema": {"type": "object"}, "annotations": {"readOnlyHint": True}, "title": "X"}),
         ""),
         (tools({"type": "function", "function": {"name": "x", "parameters": {}}}), ""),
+        (tools({"type": "function", "function": {"name": "x", "parameters": {
+            "type": "object", "properties": None, "required": None}}}, tool_choice="required"), ""),
         (tools({"type": "function", "function": {"name": "x", "parameters": None, "strict": None}}), ""),
         (tools({"type": "function", "function": {"name": "x", "parameters": {"properties": {}}}}), ""),
         (tools({"type": "function", "function": {"name": "x", "color": 1}}), "tools[].color"),
@@ -350,6 +357,7 @@ SAME: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     (COMPLETIONS, {"logprobs": False}, {}), (COMPLETIONS, {"echo": 1}, {"echo": True}),
     (CHAT, {"logprobs": "true", "top_logprobs": "2"}, {"logprobs": True, "top_logprobs": 2}),
     (RESPONSES, {"max_output_tokens": None, "max_tokens": 5}, {"max_output_tokens": 5}),
+    (RESPONSES, {"max_output_tokens": -1, "stop": " "}, {"max_output_tokens": None, "stop": [" "]}),
     (RESPONSES, {"max_output_tokens": "5"}, {"max_output_tokens": 5}),
     (RESPONSES, {"input": [USER]}, {"input": "Hello"}),
     (RESPONSES, {"input": USER}, {"input": "Hello"}), (RESPONSES, {"input": ["Hello"]}, {"input": "Hello"}),

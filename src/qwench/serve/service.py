@@ -131,7 +131,7 @@ class Service:
 
 def plain_name(name: str) -> str:
     """A model's name without what clients change of it."""
-    return name.lower().removesuffix(":latest")
+    return name.strip().lower().removesuffix(":latest")
 
 
 def last_of(prompt: list[int], truncate: int | None, room: int) -> list[int]:

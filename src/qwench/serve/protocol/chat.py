@@ -19,7 +19,7 @@ from qwench.serve.protocol.conversation import (
     written_arguments,
 )
 from qwench.serve.protocol.formats import ChatFormat, Format
-from qwench.serve.protocol.other_forms import thoughts_of
+from qwench.serve.protocol.other_forms import thoughts_of, unless_empty
 from qwench.serve.protocol.reading import ignore
 from qwench.serve.protocol.sampling import SamplingFields
 from qwench.serve.protocol.template import Effort, Reasoning, TemplateVariables
@@ -35,18 +35,14 @@ class CalledFunction(Body):
     arguments: Annotated[str, BeforeValidator(written_arguments)] = ""
 
 
-def _none_of_empty(value: Any) -> Any:
-    return value or None
-
-
 class MessageToolCall(Body):
     """A call of a former answer; index where it comes from a stream."""
 
     places = ("call",)
     path = "tool_calls[]."
     function: CalledFunction
-    id: Annotated[CallId | None, BeforeValidator(_none_of_empty)] = None
-    type: Literal["function"] = "function"
+    id: Annotated[CallId | None, BeforeValidator(unless_empty)] = None
+    type: Literal["function"] | None = None
     index: int | None = None
 
 
@@ -59,7 +55,7 @@ class ChatMessage(Body):
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: Content | None = None
     name: str | None = None
-    tool_call_id: Annotated[CallId | None, BeforeValidator(_none_of_empty)] = None
+    tool_call_id: Annotated[CallId | None, BeforeValidator(unless_empty)] = None
     tool_calls: Annotated[list[MessageToolCall], Field(max_length=MAX_CALLS, fail_fast=True)] | None = None
     reasoning_content: Annotated[str | None, BeforeValidator(thoughts_of)] = None
     refusal: str | None = None

@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from qwench.serve.protocol.field_table import Rule, rules_of
-from qwench.serve.protocol.other_forms import MAX_TOKENS, no_flag, without_limit
+from qwench.serve.protocol.other_forms import MAX_TOKENS, no_flag, unless_minus_one
 from qwench.serve.protocol.reading import with_known_fields
 
 INT64 = 1 << 63
@@ -21,7 +21,7 @@ Flag = Annotated[bool, LAX]
 
 TokenId = Annotated[int, Field(ge=0, lt=INT64)]
 Count = Annotated[int, LAX, Field(ge=1, lt=MAX_TOKENS), NUMBER]
-Limit = Annotated[int, LAX, Field(ge=1, lt=MAX_TOKENS), BeforeValidator(without_limit)]
+Limit = Annotated[Count | None, BeforeValidator(unless_minus_one)]
 TopLogprobs = Annotated[int, LAX, Field(ge=0, le=MAX_TOP_LOGPROBS), NUMBER]
 StopString = Annotated[str, Field(min_length=1, max_length=MAX_STOP_LENGTH)]
 TokenIdText = Annotated[str, Field(pattern=r"^[0-9]{1,10}$")]

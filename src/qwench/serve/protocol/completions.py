@@ -17,17 +17,13 @@ from qwench.serve.protocol.common import (
     TopLogprobs,
 )
 from qwench.serve.protocol.formats import ChatFormat, Format
-from qwench.serve.protocol.other_forms import MAX_TOKENS, without_limit
+from qwench.serve.protocol.other_forms import MAX_TOKENS, unless_empty, without_limit
 from qwench.serve.protocol.sampling import SamplingFields
 
 MAX_PROMPTS = 128
 DEFAULT_MAX_TOKENS = 16  # OpenAI's
 
 Tokens = Annotated[list[TokenId], Field(min_length=1, fail_fast=True)]
-
-
-def _none_of_empty(value: Any) -> Any:
-    return None if value == "" else value
 
 
 def _count_of_flag(value: Any) -> Any:
@@ -60,7 +56,7 @@ class CompletionRequest(SamplingFields):
     response_format: ChatFormat | None = None
     stream: Flag | None = None
     stream_options: StreamOptions | None = None
-    suffix: Annotated[str | None, BeforeValidator(_none_of_empty)] = None
+    suffix: Annotated[str | None, BeforeValidator(unless_empty)] = None
     top_logprobs: TopLogprobs | None = None
 
     @property

@@ -21,13 +21,18 @@ def no_flag(value: Any) -> Any:
 
 
 def without_limit(value: Any) -> Any:
-    """-1: as many tokens as the context has room for."""
+    """-1: as many tokens as the context has room for, where leaving it out is fewer."""
     return MAX_TOKENS - 1 if no_flag(value) in (-1, "-1") else value
 
 
 def unless_minus_one(value: Any) -> Any:
-    """-1: a random seed."""
+    """-1: none, as llama.cpp and vLLM have it: a random seed, no limit."""
     return None if no_flag(value) in (-1, "-1") else value
+
+
+def unless_empty(value: Any) -> Any:
+    """An empty text is none: forms send it."""
+    return None if value == "" else value
 
 
 def at_least_tiny(value: Any) -> Any:

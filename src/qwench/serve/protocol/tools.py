@@ -38,6 +38,8 @@ class Function(Body):
     @field_validator("parameters")
     @classmethod
     def _takes_an_object(cls, parameters: dict[str, Any] | None) -> dict[str, Any] | None:
+        if parameters and None in parameters.values():  # as servers in Go write what isn't there
+            parameters = {name: value for name, value in parameters.items() if value is not None}
         if parameters and parameters.get("type", "object") != "object":
             raise PydanticCustomError("parameters", 'parameters must be the schema of an object ("type": "object")')
         return parameters
