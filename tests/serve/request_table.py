@@ -342,6 +342,7 @@ SAME: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
             ({"guided_choice": ["yes", "no"]}, {"structured_outputs": {"choice": ["yes", "no"]}}),
             ({"guided_regex": "[a-d]{9}"}, {"structured_outputs": {"regex": "[a-d]{9}"}}),
             ({"guided_json": SCHEMA}, {"structured_outputs": {"json": SCHEMA}}),
+            ({"grammar": 'root ::= "x" word\nword ::= [a-d]+ "."'}, {"structured_outputs": {"regex": "x[a-d]+[.]"}}),
             ({"response_format": {"type": "json_schema", "schema": SCHEMA}}, {"structured_outputs": {"json": SCHEMA}}),
             ({"response_format": {"type": "json_object", "schema": SCHEMA}}, {"structured_outputs": {"json": SCHEMA}}),
             ({"format": SCHEMA}, {"structured_outputs": {"json": SCHEMA}}),
@@ -408,7 +409,9 @@ REFUSED: list[tuple[str, dict[str, Any]]] = [
                                                                            ["x" * 250] * 17],
             "logit_bias": [{"x": 1}, [[1, 2, 3]], ["x"], {"1": "x"}], "ignore_eos": ["perhaps", 2],
             "stop_token_ids": [["x"], 5], "truncate_prompt_tokens": [-2, 0, "x"],
-            "structured_outputs": [{}, {"regex": "("}, {"json": "{"}, 5], "guided_regex": ["("], "guided_choice": [[]],
+            "structured_outputs": [{}, {"regex": "("}, {"json": "{"}, 5],
+            "grammar": ["root ::= (", "root ::= " + "(" * 5000, 'x ::= "a"', "root ::= missing", "no grammar"],
+            "guided_regex": ["("], "guided_choice": [[]],
             "options": [{"top_k": "x"}], "model": [5, "another", "tiny:other"], "stream": ["yes please"],
         }.items()
         for value in values

@@ -112,7 +112,8 @@ class Service:
         try:
             limits = self.engine_info().limits
             if params.grammar is not None:
-                await self.text.try_grammar(params.grammar, format_field)
+                grammar = await self.text.try_grammar(params.grammar, format_field)
+                params = dataclasses.replace(params, grammar=grammar)
             room = params.max_tokens if (params.max_tokens or limits.max_seq_len) < limits.max_seq_len else None
             prompts = [last_of(prompt, truncate, limits.max_seq_len - (room or 1)) for prompt in await make_prompts()]
             wishes = [fitting(params, prompt, limits.max_seq_len) for prompt in prompts]

@@ -29,6 +29,8 @@ async def embed(service: Service, body: EmbeddingRequest, request: Request) -> d
     model = service.check_model(body.model)
     start_s, info = time.monotonic(), service.engine_info()
     inputs, max_len = [text or EMPTY for text in as_list(body.input)], info.limits.max_seq_len
+    if body.dimensions is not None and body.dimensions > info.hidden_size:
+        raise ApiError.bad_request(f"the model's embeddings have {info.hidden_size} dimensions", param="dimensions")
     width = min(len(inputs), info.max_num_seqs)
     release = service.admission.admit(width)
     vectors: list[str] = []
@@ -67,10 +69,8 @@ async def _vectors(generation: Generation, count: int) -> list[str]:
 
 
 def _shown(vector: str, body: EmbeddingRequest) -> list[float] | str:
-    """Of length 1 unless told otherwise, as numbers or as base64 of little-endian fp32. Raises ApiError."""
+    """Of length 1 unless told otherwise, as numbers or as base64 of little-endian fp32."""
     values = np.frombuffer(base64.b64decode(vector), "<f4")
-    if body.dimensions is not None and body.dimensions > len(values):
-        raise ApiError.bad_request(f"the model's embeddings have {len(values)} dimensions", param="dimensions")
     values = values[: body.dimensions]
     norm = np.linalg.norm(values)
     if body.normalize is not False and norm > 0:

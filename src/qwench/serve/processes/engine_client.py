@@ -78,6 +78,7 @@ class EngineInfo:
 
     limits: RequestLimits
     max_num_seqs: int
+    hidden_size: int
     defaults: SamplingParams
     chat_end_token_ids: tuple[int, ...]
     tool_tags: TagKind
@@ -85,8 +86,8 @@ class EngineInfo:
     @classmethod
     def from_message(cls, info: Message) -> EngineInfo:
         return cls(
-            RequestLimits(**info["limits"]), info["max_num_seqs"], params_from_json(info["defaults"]),
-            tuple(info["chat_end_token_ids"]), info["tool_tags"],
+            RequestLimits(**info["limits"]), info["max_num_seqs"], info["hidden_size"],
+            params_from_json(info["defaults"]), tuple(info["chat_end_token_ids"]), info["tool_tags"],
         )  # fmt: skip
 
     def with_chat_ends(self, params: SamplingParams) -> SamplingParams:

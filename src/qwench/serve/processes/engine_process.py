@@ -19,6 +19,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from qwench.config import QwenchConfig
 from qwench.errors import CapacityError, ConfigError, QwenchError, RequestError
 from qwench.llm import LLM
@@ -237,6 +239,7 @@ class EngineProcess:
         return {
             "limits": dataclasses.asdict(llm.engine.limits),
             "max_num_seqs": llm.engine.max_num_seqs,
+            "hidden_size": llm.engine.executor.embed(np.zeros(1, np.int32)).shape[1],
             "loras": llm.loras,
             "defaults": params_to_json(llm.defaults.params),
             "chat_end_token_ids": [token for token in chat_ends if token not in llm.engine.eos_token_ids],

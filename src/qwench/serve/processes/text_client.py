@@ -64,9 +64,9 @@ class TextClient(Supervised):
         """Each token's bytes."""
         return [str(piece).encode("latin-1") for piece in await self._do("pieces", ids=ids)]
 
-    async def try_grammar(self, grammar: Grammar, param: str | None) -> None:
-        """Raises ApiError, about the field `param`, for a grammar that can't be compiled."""
-        await self._do("try_grammar", param, kind=grammar.kind, text=grammar.text)
+    async def try_grammar(self, grammar: Grammar, param: str | None) -> Grammar:
+        """As the engine can compile it. Raises ApiError, about the field `param`, for one that nobody can."""
+        return Grammar(grammar.kind, await self._do("try_grammar", param, kind=grammar.kind, text=grammar.text))
 
     async def _do(self, task: str, param: str | None = None, /, **arguments: Any) -> Any:
         """Raises ApiError 400 when the task can't be done, 503 when there's no process to do it."""

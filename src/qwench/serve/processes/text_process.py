@@ -18,6 +18,7 @@ from qwench.runtime.grammar import Grammar, GrammarKind
 from qwench.runtime.matcher import GrammarCompiler
 from qwench.serve.processes.wire import Message, open_link
 from qwench.text.chat import render_chat, template_variables
+from qwench.text.gbnf import is_gbnf, to_lark
 from qwench.text.tokenizer import Tokenizer, TooLongError, check_size
 
 MAX_DATA_BYTES = 2 << 30  # of this process; a tokenizer takes 0.1 GiB
@@ -86,10 +87,13 @@ class TextProcess:
         texts = [encode(text, add_special_tokens=False, allow_special=False) for text in (prefix, suffix)]
         return [before, *texts[0], after, *texts[1], middle]
 
-    def _do_try_grammar(self, kind: GrammarKind, text: str) -> None:
+    def _do_try_grammar(self, kind: GrammarKind, text: str) -> str:
         """Compiles it for tokens of a byte each, which finds the same errors fast. A grammar that crashes the compiler
-        crashes this process and not the engine."""
+        crashes this process and not the engine. The result is its text, GBNF as Lark."""
+        if kind == "lark" and is_gbnf(text):
+            text = to_lark(text)
         self._grammars.compile(Grammar(kind, text))
+        return text
 
     def _do_decode(self, ids: list[int], skip_special_tokens: bool = False) -> str:
         return self._tokenizer.decode(ids, skip_special_tokens=skip_special_tokens)
