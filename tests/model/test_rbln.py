@@ -24,6 +24,7 @@ from transformers_parity import Ties, assert_same_tokens, left_padded, load_trut
 
 from qwench import QwenchForCausalLM
 from qwench.errors import ArtifactError, CapacityError, ConfigError, DeadlineError, RequestError
+from qwench.parallel.team_executor import TeamExecutor
 from qwench.rbln import RBLNDecoderOnlyModelForCausalLM, RBLNQwen2ForCausalLM, RBLNQwen2ForCausalLMConfig
 from qwench.runtime import loading
 from qwench.runtime.loading import memory_budget
@@ -238,8 +239,8 @@ def test_layers_that_slide_count_as_the_others(tmp_path: Path) -> None:
 # --- options and folders ------------------------------------------------------------------------------------------
 
 
-def test_the_three_ways_to_give_options(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
-    given = {"batch_size": 2, "max_seq_len": 256, "tensor_parallel_size": 4}
+def test_the_three_ways_to_give_options(folder: Path) -> None:
+    given = {"batch_size": 2, "max_seq_len": 256, "tensor_parallel_size": 2}
     config = RBLNQwen2ForCausalLMConfig(**given)
     kept = copy.deepcopy((given, config))
     keywords = {f"rbln_{name}": value for name, value in given.items()}
@@ -248,9 +249,11 @@ def test_the_three_ways_to_give_options(folder: Path, caplog: pytest.LogCaptureF
         for options in (keywords, {"rbln_config": given}, {"rbln_config": config})
     )
     assert others == [first, first] and first.batch_size == 2
-    assert "tensor_parallel_size is 4: this version computes in one process" in caplog.text
     won = RBLNQwen2ForCausalLM.from_pretrained(folder, export=True, rbln_config=config, rbln_batch_size=3)
     assert (won.rbln_config.batch_size, won.rbln_config.max_seq_len, won.engine.max_num_seqs) == (3, 256, 3)
+    assert isinstance(won.engine.executor, TeamExecutor)
+    inputs = left_padded(random_prompts(3, 300, [9, 30]))
+    assert_equal_answers(won, load_truth(folder), inputs, max_new_tokens=10, do_sample=False, num_beams=2)
     assert (given, config) == kept
 
 

@@ -5,6 +5,7 @@ A step goes to them by itself, in native code; every other call that changes the
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -27,6 +28,7 @@ class TeamExecutor:
         self.program, self._own, self._ranks, self._others = own.program, own, ranks, others
         self._parts = BlockParts.of(own.program)
         self._closed = False
+        weakref.finalize(self, ranks.close)  # for those who never call close
         ranks.watch(own.native.lose)
         self._wait()
 

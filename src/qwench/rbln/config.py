@@ -190,6 +190,7 @@ class RBLNDecoderOnlyModelForCausalLMConfig:
             device=self.device,
             activate_profiler=self.activate_profiler,
             timeout=self.timeout,
+            tensor_parallel_size=self.tensor_parallel_size,
         )
 
     @property

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -29,8 +28,6 @@ from qwench.rbln.config import RBLNDecoderOnlyModelForCausalLMConfig
 from qwench.rbln.lora import BASE
 from qwench.rbln.memory import with_cache_blocks
 
-logger = logging.getLogger(__name__)
-
 PREFIX = "rbln_"
 CONFIG_FILE = "rbln_config.json"
 ConfigLike: TypeAlias = "RBLNDecoderOnlyModelForCausalLMConfig | Mapping[str, Any] | None"
@@ -46,7 +43,6 @@ class RBLNDecoderOnlyModelForCausalLM(QwenchForCausalLM):
         workspace: TemporaryDirectory[str] | None = None,
     ) -> None:
         self.rbln_config = rbln_config
-        _say_what_tensor_parallel_does(rbln_config)
         super().__init__(
             with_cache_blocks(artifact, rbln_config) if rbln_config.create_runtimes else artifact, workspace
         )
@@ -225,12 +221,3 @@ def _with_own_adapters(
         for name in (peft_folder.CONFIG, peft_folder.WEIGHTS)
     }
     return dataclasses.replace(config, lora_config=lora.with_paths(folders)), files
-
-
-def _say_what_tensor_parallel_does(config: RBLNDecoderOnlyModelForCausalLMConfig) -> None:
-    if (config.tensor_parallel_size or 1) > 1:
-        logger.warning(
-            "tensor_parallel_size is %d: this version computes in one process, with all its threads. Tokens are those "
-            "of tensor_parallel_size 1, and this process needs the memory of the whole model",
-            config.tensor_parallel_size,
-        )
