@@ -22,7 +22,8 @@ def with_cache_blocks(artifact: Artifact, config: RBLNDecoderOnlyModelForCausalL
 
     kvcache_num_blocks of `config`, else the estimate: (memory - packed weights - working buffers) / bytes of a block
     over all layers, 2 * layers * kv_heads * block_size * head_dim * bytes per value; but no more than full sequences
-    for all rows need. Ranks share it, for they are on one machine. Logs what it found; warns when more was asked for than fits, or when less fits than full sequences for all rows need.
+    for all rows need. Ranks share it, for they are on one machine. Logs what it found; warns when more was asked for
+    than fits, or when less fits than full sequences for all rows need.
     """
     assert config.kvcache_block_size
     spec, page = artifact.program.spec, artifact.config.cache(1)
