@@ -31,6 +31,13 @@ def pieces(texts: Sequence[str], finish_reason: str = "stop") -> Iterator[Piece]
     yield Piece(0, "", [len(texts)], None, finish_reason, None, 0, None, None, None)  # type: ignore[arg-type]
 
 
+def thinking(thought: Sequence[str], texts: Sequence[str]) -> Iterator[Piece]:
+    """The same behind a thought, each of whose tokens has one of these."""
+    for i, text in enumerate(thought):
+        yield Piece(0, "", [i], None, None, None, 0, None, None, None, text)
+    yield from pieces(texts)
+
+
 def cuts(text: str) -> Iterator[list[str]]:
     yield list(text)
     for a, b in itertools.combinations(range(0, len(text) + 1, 3), 2):
@@ -142,6 +149,35 @@ def test_the_order_of_items_and_of_their_events() -> None:
     assert items[0]["content"][0]["logprobs"] and not response([NOW])[0][0].get("content")
     [message], _ = response([])
     assert message["content"][0]["text"] == ""
+
+
+@pytest.mark.parametrize("text", [f"Hm. {NOW}", "", "Hm.\n"])
+def test_thoughts_are_apart_and_hold_no_calls(text: str) -> None:
+    for thought in cuts(text):
+        whole, reply = chat_reply(), chat_reply(stream=True)
+        for piece in thinking(thought, [f"Hi.\n{HERE}"]):
+            whole.answers.add(piece)
+        message = whole.whole()["choices"][0]["message"]
+        chunks = events_of(b"".join(map(reply.piece, thinking(thought, [f"Hi.\n{HERE}"]))))
+        deltas = [chunk["choices"][0]["delta"] for chunk in chunks]
+        for name in ("reasoning_content", "reasoning"):
+            assert message.get(name, "") == text == "".join(delta.get(name, "") for delta in deltas)
+        assert message["content"] == "Hi." and len(message["tool_calls"]) == 1
+        usage = whole.whole()["usage"]["completion_tokens_details"]
+        assert usage == {"reasoning_tokens": len(thought)}
+
+
+def test_a_response_with_a_thought() -> None:
+    items = ResponseItems(lambda type, **fields: f"data: {json.dumps({'type': type, **fields})}\n\n".encode())
+    answers = Answers([1], 1, lambda: ToolCallParser(["now", "here"]))
+    data = b"".join(items.add(answers.add(piece), piece.logprobs) for piece in thinking(["Hm", "."], ["Hi.", NOW]))
+    events = events_of(data + items.end("completed"))
+    assert [item["type"] for item in items.output] == ["reasoning", "message", "function_call"]
+    assert items.output[0]["content"] == [{"type": "reasoning_text", "text": "Hm."}]
+    assert [event["type"].removeprefix("response.") for event in events[:7]] == [
+        "output_item.added", "content_part.added", "reasoning_text.delta", "reasoning_text.delta",
+        "reasoning_text.done", "content_part.done", "output_item.done",
+    ]  # fmt: skip
 
 
 def test_no_parser_means_all_is_text() -> None:

@@ -1,9 +1,8 @@
-"""One answer, streamed: from a prompt or a conversation to text on stdout, with its timings. Used by run and chat."""
+"""One answer, streamed: from a prompt or a conversation to its deltas, with its timings. Used by run and chat."""
 
 from __future__ import annotations
 
 import dataclasses
-import sys
 from collections.abc import Generator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -45,12 +44,6 @@ def _stream(llm: LLM, ids: list[int], params: SamplingParams, max_new_tokens: in
     params = dataclasses.replace(params, max_tokens=max_new_tokens)
     llm.text_engine.check(ids, params)  # `generate` takes an empty list for no prompts, here it is an empty prompt
     yield from llm.generate(ids, params, stream=True, lora=next(iter(llm.loras), None))  # `--lora` loads one at most
-
-
-def write(text: str) -> None:
-    """Text to stdout, at once."""
-    sys.stdout.write(text)
-    sys.stdout.flush()
 
 
 def timings(output: RequestOutput) -> dict[str, float | None]:

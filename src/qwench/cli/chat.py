@@ -79,10 +79,12 @@ class _Conversation:
 
     def answer(self, text: str) -> None:
         """Streams the answer; what Ctrl-C leaves of it stays in the conversation."""
-        from qwench.cli.answer import stream_chat, write
+        from qwench.cli.answer import stream_chat
+        from qwench.cli.answer_printer import AnswerPrinter, write
 
-        turn = {"role": "user", "content": text}
+        turn, printer = {"role": "user", "content": text}, AnswerPrinter()
         pieces: list[str] = []
+        thought: list[str] = []
         try:
             with (
                 _CtrlC() as ctrl_c,
@@ -90,7 +92,8 @@ class _Conversation:
             ):
                 for delta in deltas:
                     pieces.append(delta.text)
-                    write(delta.text)
+                    thought.append(delta.reasoning or "")
+                    printer.show(delta)
                     if ctrl_c.pressed:
                         write(" ...")
                         break
@@ -99,8 +102,11 @@ class _Conversation:
                 raise
             print(f"{error} (/reset forgets the conversation)", file=sys.stderr)
             return
-        write("\n")
-        self.messages += [turn, {"role": "assistant", "content": "".join(pieces)}]
+        printer.end()
+        answer = {"role": "assistant", "content": "".join(pieces)}
+        if any(thought):
+            answer["reasoning_content"] = "".join(thought)
+        self.messages += [turn, answer]
 
 
 class _CtrlC:

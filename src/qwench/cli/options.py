@@ -21,7 +21,7 @@ ROPE_SCALING_HELP = (
     "instead of the checkpoint's: TYPE:FACTOR such as yarn:4, which also makes the context so much longer, or a JSON "
     "object as in config.json"
 )
-SAMPLING = ("temperature", "top_k", "top_p", "seed", "prompt_lookup_num_tokens")
+SAMPLING = ("temperature", "top_k", "top_p", "seed", "max_thinking_tokens", "prompt_lookup_num_tokens")
 
 
 def add_model(parser: ArgumentParser) -> None:
@@ -81,6 +81,10 @@ def add_sampling(parser: ArgumentParser) -> None:
     )  # fmt: skip
     add("--top-k", type=int, metavar="K", help="sample among the K likeliest tokens; 0: all")
     add("--top-p", type=float, metavar="P", help="sample among the likeliest that together reach P; 1: all")
+    add(
+        "--max-thinking-tokens", type=int, metavar="N",
+        help="of a model that thinks before it answers, how many tokens its thought may have; 0: none",
+    )  # fmt: skip
     add("--seed", type=int, metavar="S", help="same seed, same answer")
     add(
         "--prompt-lookup", dest="prompt_lookup_num_tokens", type=int, nargs="?", const=DEFAULT_GUESSES, metavar="N",

@@ -27,7 +27,8 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def execute(args: Namespace) -> None:
     """Answer one prompt."""
-    from qwench.cli.answer import has_chat_template, speed_line, stream_chat, stream_prompt, timings, write
+    from qwench.cli.answer import has_chat_template, speed_line, stream_chat, stream_prompt, timings
+    from qwench.cli.answer_printer import AnswerPrinter
     from qwench.host import process_age_s
 
     text, grammar = _read_stdin() if args.prompt is None else args.prompt, options.grammar(args)
@@ -37,18 +38,19 @@ def execute(args: Namespace) -> None:
             deltas = stream_prompt(llm, text, params, args.max_new_tokens)
         else:
             deltas = stream_chat(llm, [{"role": "user", "content": text}], params, args.max_new_tokens)
-        ttft_s = None
+        ttft_s, printer = None, AnswerPrinter()
         for delta in deltas:
             if ttft_s is None and delta.token_ids:
                 ttft_s = process_age_s()
             if not args.json:
-                write(delta.text)
+                printer.show(delta)
         output = delta.output
         assert output is not None, "a stream ends with the whole output"
     answer = output.outputs[0]
     if args.json:
         report = {
             "text": answer.text,
+            **({"reasoning": answer.reasoning} if answer.reasoning else {}),
             "token_ids": answer.token_ids,
             "prompt_tokens": len(output.prompt_token_ids),
             "finish_reason": answer.finish_reason,
@@ -58,7 +60,7 @@ def execute(args: Namespace) -> None:
         }
         print(json.dumps(report))
     else:
-        write("\n")
+        printer.end()
         start = f"loaded in {llm.load_s:.2f} s, first token after {ttft_s:.2f} s"
         print(f"[{start}; {speed_line(output)}]", file=sys.stderr)
 

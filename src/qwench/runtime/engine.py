@@ -29,6 +29,7 @@ from qwench.runtime.request import Request
 from qwench.runtime.sampler import TokenSampler
 from qwench.runtime.sampling_params import SamplingParams
 from qwench.runtime.scheduler import MAX_EXTRA_ROWS, Scheduler
+from qwench.runtime.thoughts import Thought, Thoughts
 from qwench.targets.target import LOGIT_GROUP, Bytes, CacheConfig, Executor, Float32, Int32, StepBatch
 
 logger = logging.getLogger(__name__)
@@ -72,16 +73,19 @@ class Engine:
     def add_request(
         self, prompt_token_ids: Sequence[int] | Int32, params: SamplingParams | None = None,
         request_id: str | None = None, *, cache_salt: str = "", grammar: CompiledGrammar | None = None,
-        adapter: str | None = None,
+        adapter: str | None = None, thoughts: Thoughts | None = None,
     ) -> str:  # fmt: skip
         """Queues a request with `params.n` samples and returns its id. Raises RequestError if it can't be served.
 
         Only requests with equal `cache_salt` and the same adapter share prefixes in the KV cache. grammar:
         params.grammar, compiled for the model's vocabulary. adapter: the name of a LoRA adapter of `adapters`.
+        thoughts: where params.thinks, what there is to know of them.
         """
         params = params or SamplingParams()
-        if params.grammar is not None and grammar is None:
-            raise RequestError("the engine itself compiles no grammars; give the request to LLM or TextEngine")
+        if (params.grammar is not None and grammar is None) or (params.thinks and thoughts is None):
+            raise RequestError(
+                "the engine itself compiles no grammars and knows no thoughts; give the request to LLM or TextEngine"
+            )
         prompt, max_len = self.check_request(prompt_token_ids, params)
         loaded = self._adapter(adapter)
         request_id = self._new_id(request_id)
@@ -96,7 +100,8 @@ class Engine:
             request = self._new_request(request_id, index, prompt, params, max_len, salt, arrival_s, loaded)
             request.stop_tokens = ends
             matcher = None if grammar is None else grammar.matcher()
-            request.sampler = TokenSampler(params, prompt, index, ends, matcher)
+            thought = None if thoughts is None else Thought(thoughts, before_grammar=grammar is not None)
+            request.sampler = TokenSampler(params, prompt, index, ends, matcher, thought)
             # A prompt of less than one block has no block to share, so its samples needn't wait for the first.
             shares_blocks = self.scheduler.enable_prefix_caching and len(prompt) > self.cache.block_size
             request.leader = leader if shares_blocks or scores else None

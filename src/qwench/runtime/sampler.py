@@ -21,6 +21,7 @@ from qwench.errors import GrammarError, NumericalError
 from qwench.runtime.matcher import TokenMatcher
 from qwench.runtime.outputs import TokenLogprobs
 from qwench.runtime.sampling_params import SamplingParams
+from qwench.runtime.thoughts import Thought
 from qwench.targets.target import LOGIT_GROUP, Float32
 
 _CHUNK = 256  # weights are summed in chunks of this many, then over chunks: a tenth of the time of one long cumsum
@@ -35,9 +36,9 @@ class TokenSampler:
 
     def __init__(
         self, params: SamplingParams, prompt: npt.NDArray[np.int32], index: int,
-        end_tokens: frozenset[int], matcher: TokenMatcher | None = None,
+        end_tokens: frozenset[int], matcher: TokenMatcher | None = None, thought: Thought | None = None,
     ) -> None:  # fmt: skip
-        """matcher: of the sample's grammar, at its beginning."""
+        """matcher: of the sample's grammar, at its beginning. thought: that may come before it."""
         self.params = params
         seed = int.from_bytes(os.urandom(8), "little") if params.seed is None else int(params.seed)
         self.key = (seed & (2**64 - 1)) | (index << 64)
@@ -45,14 +46,19 @@ class TokenSampler:
         self.bias_ids = np.fromiter(params.logit_bias.keys(), np.int64)
         self.bias = np.fromiter(map(_bounded, params.logit_bias.values()), np.float32)
         self.end_tokens, self.end_ids = end_tokens, np.array(sorted(end_tokens), np.int64)
-        self.matcher = matcher
+        self.matcher, self.thought = matcher, thought
         self.history = _History(params, prompt)
         self.is_plain = not (params.logit_bias or params.min_tokens or self.history.is_used)
 
     @property
     def is_over(self) -> bool:
         """Whether the grammar allows no further token."""
-        return self.matcher is not None and self.matcher.is_over
+        return self.matcher is not None and not self._thinks and self.matcher.is_over
+
+    @property
+    def _thinks(self) -> bool:
+        """Whether the next token isn't the answer's own, for certain or perhaps."""
+        return self.thought is not None and not self.thought.is_over
 
     def sample(self, row: Float32, maxima: Float32 | None = None) -> tuple[int | None, TokenLogprobs | None]:
         """The token, None where the grammar allows none, and its log-probabilities if they are wanted.
@@ -74,8 +80,11 @@ class TokenSampler:
             maxima, best = None, int(row.argmax())
             if row[best] == -np.inf:
                 raise NumericalError("logit_bias and min_tokens leave no token that could come next")
-        token = self._choose(row, best, maxima)
-        if self.matcher is not None and not self._accepts(self.matcher, token):
+        forced = None if self.thought is None else self.thought.forced()
+        token = self._choose(row, best, maxima) if forced is None else forced
+        if self.thought is not None and self._is_of_thought(self.thought, token):
+            token = self.thought.push(token, is_end=token in self.end_tokens)
+        elif self.matcher is not None and not self._accepts(self.matcher, token):
             instead = self._choose_allowed(self.matcher, row)
             if instead is None:
                 return None, None
@@ -89,6 +98,11 @@ class TokenSampler:
         if self.params.temperature == 0:
             return best
         return self._draw(row, float(row[best]), maxima, attempt)
+
+    def _is_of_thought(self, thought: Thought, token: int) -> bool:
+        if thought.may_begin and self.matcher is not None and not thought.begins_with(token):
+            thought.begin_answer()
+        return not thought.is_over
 
     def _accepts(self, matcher: TokenMatcher, token: int) -> bool:
         """Whether the grammar allows the token; if so the matcher moves on."""

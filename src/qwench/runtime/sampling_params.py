@@ -39,6 +39,9 @@ class SamplingParams:
         answer, and verified in the same step; 0: none. Changes the speed, never the answer.
     grammar: structured output. The answer ends with an end token where the grammar allows it, or where no other token
         could follow, even before min_tokens; max_tokens and stop strings cut it anywhere.
+    thinks: a thought in <think> tags may come before the answer, or was opened by the prompt. It is given apart;
+        grammar and stop strings are for the answer behind it. With a grammar no answer ends within its thought.
+    max_thinking_tokens: of the thought, which then ends with the model's own tag; None: as many as it takes.
     skip_special_tokens: leave special tokens out of the text.
     include_stop_str_in_output: keep the stop string, or the stop token's text, at the end of the text.
 
@@ -66,6 +69,8 @@ class SamplingParams:
     min_tokens: int = 0
     prompt_lookup_num_tokens: int = 0
     grammar: Grammar | None = None
+    thinks: bool = False
+    max_thinking_tokens: int | None = None
     skip_special_tokens: bool = True
     include_stop_str_in_output: bool = False
 
@@ -106,6 +111,11 @@ class SamplingParams:
                 "None or an integer from 0",
             ),
             ("n", _int_from(self.n, 1), "an integer from 1"),
+            (
+                "max_thinking_tokens",
+                self.max_thinking_tokens is None or _int_from(self.max_thinking_tokens, 0),
+                "None or an integer from 0",
+            ),
             ("min_tokens", _int_from(self.min_tokens, 0), "an integer from 0"),
             ("prompt_lookup_num_tokens", _int_from(self.prompt_lookup_num_tokens, 0), "an integer from 0"),
         )

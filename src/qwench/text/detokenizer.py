@@ -9,22 +9,22 @@ text (the longest, if several are complete at once). Both cost the same per toke
 from __future__ import annotations
 
 import codecs
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from qwench.text.tokenizer import Tokenizer
 
 
 class Detokenizer:
-    """The text of one answer."""
+    """The text of one answer. kept: special tokens that are text all the same."""
 
-    def __init__(self, tokenizer: Tokenizer, *, skip_special_tokens: bool = True) -> None:
-        self._tokenizer, self._skip = tokenizer, skip_special_tokens
+    def __init__(self, tokenizer: Tokenizer, *, skip_special_tokens: bool = True, kept: Collection[int] = ()) -> None:
+        self._tokenizer, self._skip, self._kept = tokenizer, skip_special_tokens, kept
         # "replace" gives one U+FFFD per broken sequence, as the tokenizers library does.
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
     def push(self, token_id: int) -> str:
         """The text that this token completes; "" while a character is still open."""
-        if self._skip and self._tokenizer.is_special(token_id):
+        if self._skip and self._tokenizer.is_special(token_id) and token_id not in self._kept:
             return ""
         return self._decoder.decode(self._tokenizer.token_bytes(token_id))
 

@@ -20,8 +20,10 @@ from qwench.runtime.matcher import CompiledGrammar, GrammarCompiler
 from qwench.runtime.outputs import FinishReason, RequestTimings, TokenLogprobs, TokenOutput
 from qwench.runtime.pooling import Pooling
 from qwench.runtime.sampling_params import SamplingParams
+from qwench.runtime.thoughts import Thoughts
 from qwench.targets.target import Float32
 from qwench.text.detokenizer import Detokenizer, StopChecker
+from qwench.text.thoughts import ThoughtSplitter, has_thoughts, tag_ids, thoughts_after
 from qwench.text.tokenizer import Tokenizer, special_ids
 from qwench.text.tool_calls import tag_kind
 
@@ -34,6 +36,7 @@ class CompletionOutput:
 
     stop_reason: the stop string, or the token of stop_token_ids, that ended it; None for the model's own end.
     logprobs: one per token, and cumulative_logprob their sum, when asked for. error: why finish_reason is "error".
+    reasoning: the thought before `text`, with SamplingParams.thinks; the first num_reasoning_tokens are its tokens.
     """
 
     index: int
@@ -45,6 +48,8 @@ class CompletionOutput:
     cumulative_logprob: float | None
     timings: RequestTimings
     error: QwenchError | None = None
+    reasoning: str = ""
+    num_reasoning_tokens: int = 0
 
 
 @dataclass(frozen=True)
@@ -69,7 +74,7 @@ class Delta:
     prompt_index: place of the prompt in the caller's list. finish_reason: in the last delta of a sample; the last delta
     of the whole request carries its `output`. A request for an embedding has a single delta, with the `embedding`
     [hidden_size] fp32 or the `error`. prompt_logprobs and their prompt_token_ids: in the first delta of sample 0, if
-    asked for.
+    asked for. reasoning: what the token adds to the thought before the text, None if it isn't one of the thought's.
     """
 
     request_id: str
@@ -86,6 +91,7 @@ class Delta:
     prompt_logprobs: list[TokenLogprobs | None] | None = None
     prompt_token_ids: list[int] | None = None
     is_whole: bool = False  # the last delta of the request
+    reasoning: str | None = None
 
 
 class TextEngine:
@@ -109,6 +115,8 @@ class TextEngine:
         """Raises RequestError for a request that `add` would refuse."""
         if params.stop and self.tokenizer is None:
             raise RequestError("stop strings need a tokenizer, which this model doesn't have; use stop_token_ids")
+        if params.thinks and self.tokenizer is None:
+            raise RequestError("thoughts are known by their tags, and this model has no tokenizer that could read them")
         self.engine.check_request(prompt_token_ids, params)
         self._compile(params)
 
@@ -129,12 +137,15 @@ class TextEngine:
         Raises RequestError if it can't be served.
         """
         self.check(prompt_token_ids, params)
+        thoughts = None
+        if params.thinks and self.tokenizer is not None:
+            thoughts = thoughts_after(self.tokenizer, prompt_token_ids, params)
         request_id = self.engine.add_request(
             prompt_token_ids, params, request_id, cache_salt=cache_salt, grammar=self._compile(params),
-            adapter=adapter,
+            adapter=adapter, thoughts=thoughts,
         )  # fmt: skip
         ids = [int(token) for token in prompt_token_ids]
-        samples = [_TextSample(index, params, self.tokenizer) for index in range(params.n)]
+        samples = [_TextSample(index, params, self.tokenizer, thoughts) for index in range(params.n)]
         self._requests[request_id] = _TextRequest(request_id, prompt, prompt_index, ids, samples)
         return request_id
 
@@ -163,11 +174,11 @@ class TextEngine:
             sample = request.samples[output.index]
             if sample.finish_reason is not None:
                 continue  # ended by a stop string: further tokens of the same step are dropped
-            text = sample.push(output)
+            text, reasoning = sample.push(output)
             if sample.met_stop_string and output.finish_reason is None:
                 ended = self.engine.abort(output.request_id, output.index, "stop")
                 sample.end("stop", (ended or _last_outputs(outputs[i:], output))[0].timings)
-            deltas.append(self._delta(request, sample, text, output))
+            deltas.append(self._delta(request, sample, text, reasoning, output))
         return deltas
 
     def abort(self, request_id: str) -> list[Delta]:
@@ -180,7 +191,7 @@ class TextEngine:
         deltas = []
         for output in self.engine.abort(request_id):
             sample = request.samples[output.index]
-            deltas.append(self._delta(request, sample, sample.push(output), output))
+            deltas.append(self._delta(request, sample, *sample.push(output), output))
         return deltas
 
     def has_unfinished(self) -> bool:
@@ -193,7 +204,9 @@ class TextEngine:
             error=output.error, is_whole=True,
         )  # fmt: skip
 
-    def _delta(self, request: _TextRequest, sample: _TextSample, text: str, output: TokenOutput) -> Delta:
+    def _delta(
+        self, request: _TextRequest, sample: _TextSample, text: str, reasoning: str | None, output: TokenOutput
+    ) -> Delta:
         whole = prompt = None
         if output.prompt_logprobs is not None:
             request.prompt_logprobs, prompt = output.prompt_logprobs, request.prompt_token_ids
@@ -205,7 +218,7 @@ class TextEngine:
         return Delta(
             request.request_id, request.prompt_index, sample.index, text, tokens, output.logprobs,
             sample.finish_reason, sample.stop_reason, whole, prompt_logprobs=output.prompt_logprobs,
-            prompt_token_ids=prompt, is_whole=whole is not None,
+            prompt_token_ids=prompt, is_whole=whole is not None, reasoning=reasoning,
         )  # fmt: skip
 
 
@@ -234,13 +247,19 @@ class _TextRequest:
 
 
 class _TextSample:
-    """One answer as it grows: its tokens, its text, and what ended it."""
+    """One answer as it grows: its tokens, its thought and its text, and what ended it."""
 
-    def __init__(self, index: int, params: SamplingParams, tokenizer: Tokenizer | None) -> None:
+    def __init__(
+        self, index: int, params: SamplingParams, tokenizer: Tokenizer | None, thoughts: Thoughts | None
+    ) -> None:
         self.index, self.params = index, params
         self.detokenizer = None
         if tokenizer is not None:
-            self.detokenizer = Detokenizer(tokenizer, skip_special_tokens=params.skip_special_tokens)
+            kept = frozenset() if thoughts is None else tag_ids(tokenizer)
+            self.detokenizer = Detokenizer(tokenizer, skip_special_tokens=params.skip_special_tokens, kept=kept)
+        self.splitter = ThoughtSplitter("after" if thoughts is None else thoughts.place)
+        self.reasoning: list[str] = []
+        self.num_reasoning_tokens = 0
         self.stops = StopChecker(params.stop, include=params.include_stop_str_in_output)
         self.token_ids: list[int] = []
         self.pieces: list[str] = []
@@ -254,13 +273,16 @@ class _TextSample:
     def met_stop_string(self) -> bool:
         return self.stops.matched is not None
 
-    def push(self, output: TokenOutput) -> str:
-        """Takes one output of the engine; returns the text that it adds."""
+    def push(self, output: TokenOutput) -> tuple[str, str | None]:
+        """Takes one output of the engine; returns the text that it adds, and what it adds to the thought, None unless
+        its token is one of the thought's."""
+        is_thinking, num_pieces = self.splitter.place == "inside", len(self.reasoning)
         text = "" if output.token_id is None else self._push_token(output, output.token_id)
+        is_thinking |= self.splitter.place == "inside"
+        if is_thinking and output.token_id is not None:
+            self.num_reasoning_tokens = len(self.token_ids)
         if output.finish_reason is not None and not self.met_stop_string:
-            if self.detokenizer is not None:
-                text += self._watch(self.detokenizer.flush())
-            text += self.stops.flush()
+            text += self._flush()
             self.stop_reason = output.stop_reason
         if self.met_stop_string:
             self.stop_reason = self.stops.matched
@@ -269,7 +291,15 @@ class _TextSample:
             self.end("stop" if self.met_stop_string else output.finish_reason, output.timings)
         if text:
             self.pieces.append(text)
-        return text
+        return text, "".join(self.reasoning[num_pieces:]) if is_thinking else None
+
+    def _flush(self) -> str:
+        text = "" if self.detokenizer is None else self._watch(self.detokenizer.flush())
+        thought, answer = self.splitter.flush()
+        self.reasoning.append(thought)
+        if answer:  # the whole of it, which could have been a thought's tag
+            text += self._watch_answer(answer)
+        return text + self.stops.flush()
 
     def _push_token(self, output: TokenOutput, token: int) -> str:
         self.token_ids.append(token)
@@ -281,6 +311,13 @@ class _TextSample:
         return self._watch(self.detokenizer.push(token))
 
     def _watch(self, text: str) -> str:
+        """Keeps a thought apart from the answer that can be shown now."""
+        thought, text = self.splitter.push(text)
+        if thought:
+            self.reasoning.append(thought)
+        return self._watch_answer(text)
+
+    def _watch_answer(self, text: str) -> str:
         """Looks for stop strings, which don't count before min_tokens."""
         return self.stops.push(text) if len(self.token_ids) > self.params.min_tokens else text
 
@@ -292,7 +329,7 @@ class _TextSample:
         total = None if self.logprobs is None else sum(entry.logprob for entry in self.logprobs)
         return CompletionOutput(
             self.index, "".join(self.pieces), self.token_ids, self.finish_reason, self.stop_reason, self.logprobs,
-            total, self.timings, self.error,
+            total, self.timings, self.error, "".join(self.reasoning), self.num_reasoning_tokens,
         )  # fmt: skip
 
 
@@ -341,8 +378,10 @@ def chat_end_ids(tokenizer: Tokenizer, eos_token_ids: Collection[int]) -> list[i
 def chat_params(
     params: SamplingParams, tokenizer: Tokenizer, eos_token_ids: frozenset[int], *, has_tools: bool = False
 ) -> SamplingParams:
-    """`params` for a chat turn, which also ends at CHAT_END_TOKENS. has_tools: tags of tool calls stay in its text even
-    where they are special tokens."""
+    """`params` for a chat turn, which also ends at CHAT_END_TOKENS, and begins with a thought if the model has such.
+    has_tools: tags of tool calls stay in its text even where they are special tokens."""
+    if has_thoughts(tokenizer):
+        params = dataclasses.replace(params, thinks=True)
     if has_tools and tag_kind(tokenizer) == "special tokens":
         params = dataclasses.replace(params, skip_special_tokens=False)
     if params.ignore_eos:

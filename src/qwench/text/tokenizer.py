@@ -109,15 +109,15 @@ class Tokenizer:
         else:
             tokens = [self.token_bytes(token) for token in range(vocab_size)]
         tokens = tokens[:vocab_size] + [b""] * (vocab_size - len(tokens))
-        names = [token for token in self._added_ids() if token < vocab_size]
+        names = [token for token in self.added_ids() if token < vocab_size]
         return Vocabulary(tokens, names, functools.partial(self.encode, add_special_tokens=False))
 
     def byte_vocabulary(self) -> Vocabulary:
         """A small one to check grammars with, whose trie builds fast: 256 bytes and added tokens, under other ids."""
-        tokens = [bytes([byte]) for byte in range(256)] + [self.token_bytes(token) for token in self._added_ids()]
+        tokens = [bytes([byte]) for byte in range(256)] + [self.token_bytes(token) for token in self.added_ids()]
         return Vocabulary(tokens, range(256, len(tokens)), lambda text: list(text.encode()))
 
-    def _added_ids(self) -> list[int]:
+    def added_ids(self) -> list[int]:
         added = self.library.get_added_tokens_decoder() if self._pairs is None else self._pairs.added.values()
         return sorted({*added, *self._special_ids})
 

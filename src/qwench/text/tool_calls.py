@@ -23,6 +23,7 @@ from typing import Literal, TypeAlias
 from qwench.text.call_reader import CallArguments, CallPart, CallReader, CallRules, CallStart, NotACallError
 from qwench.text.code_marks import CodeMarks
 from qwench.text.json_object import BLANKS
+from qwench.text.thoughts import ThoughtText
 from qwench.text.tokenizer import Tokenizer, special_ids
 
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
@@ -52,7 +53,7 @@ class ToolCall:
     arguments: str
 
 
-Part: TypeAlias = "str | CallPart"
+Part: TypeAlias = "str | ThoughtText | CallPart"
 
 # What the tags are: text for Qwen2's tokenizer, tokens for Qwen2.5's; special tokens would be left out of texts by
 # default.

@@ -24,6 +24,7 @@ from qwench.serve.protocol.tools import choice_of, functions_of
 from qwench.serve.service import ANY_LENGTH, Service, new_id
 from qwench.serve.tool_use import ToolUse
 from qwench.text.call_reader import CallArguments, CallStart
+from qwench.text.thoughts import ThoughtText
 from qwench.text.tool_calls import Part
 
 
@@ -62,7 +63,7 @@ def _params(body: ChatRequest, info: EngineInfo) -> SamplingParams:
     max_tokens = body.max_completion_tokens or body.max_tokens
     params = body.sampling_params(info.defaults, max_tokens=max_tokens, logprobs=logprobs)
     params = dataclasses.replace(params, prompt_logprobs=body.prompt_logprobs)
-    return params if params.ignore_eos else info.with_chat_ends(params)
+    return info.for_chat(params)
 
 
 def _continuation(goes_on: bool, template: dict[str, Any]) -> dict[str, Any]:
@@ -88,6 +89,8 @@ class ChatReply(Reply):
     def choice(self, index: int) -> dict[str, Any]:
         answer = self.answers.choices[index]
         message: dict[str, Any] = {"role": "assistant", "content": answer.text, "refusal": None}
+        if reasoning := answer.reasoning:
+            message |= {"content": answer.text or None, **_reasoning(reasoning)}
         if calls := answer.calls:
             message["content"] = answer.text or None
             message["tool_calls"] = [_call_object(call.name, call.arguments) for call in calls]
@@ -118,7 +121,7 @@ class ChatReply(Reply):
             self.chunk(piece.choice, {"delta": delta}, logprobs if i == 0 else None) for i, delta in enumerate(deltas)
         ]
         if piece.finish_reason is not None:
-            end = self._stop_reason(piece.stop_reason)
+            end = self._stop_reason(answer.stop_reason)
             chunks.append(self.chunk(piece.choice, {"delta": {}}, None, answer.finish_reason, end))
         return b"".join(chunks)
 
@@ -131,10 +134,17 @@ def _call_object(name: str, arguments: str) -> dict[str, Any]:
     return {"id": new_id("call"), "type": "function", "function": {"name": name, "arguments": arguments}}
 
 
+def _reasoning(text: str) -> dict[str, Any]:
+    """Under the name that DeepSeek gave it, and under vLLM's."""
+    return {"reasoning_content": text, "reasoning": text}
+
+
 def _deltas(part: Part, index: int) -> list[dict[str, Any]]:
     """What a part adds to the message; index: of the call that it belongs to."""
     if isinstance(part, str):
         return [{"content": part}]
+    if isinstance(part, ThoughtText):
+        return [_reasoning(part.text)]
     if isinstance(part, CallStart):
         return [{"tool_calls": [{"index": index, **_call_object(part.name, "")}]}]
     if isinstance(part, CallArguments):

@@ -39,6 +39,7 @@ class Reply(ABC):
             "completion_tokens": num_generated,
             "total_tokens": num_prompt + num_generated,
             "prompt_tokens_details": {"cached_tokens": self.answers.num_cached},
+            "completion_tokens_details": {"reasoning_tokens": self.answers.num_reasoning},
         }
 
     async def events(self, generation: Generation) -> AsyncIterator[bytes]:

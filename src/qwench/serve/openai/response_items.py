@@ -1,16 +1,17 @@
-"""The items of a response as they come, messages and function calls, and the events that tell of them.
+"""The items of a response in their order, as the parts of an answer come, and the events that tell of them.
 
-Called by responses.py, which has the response object.
+Called by responses.py, which has the response object; what an item looks like is in output_items.py.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
 from qwench.serve.openai.logprobs import chat_logprobs
-from qwench.serve.service import new_id
-from qwench.text.call_reader import CallArguments, CallStart
+from qwench.serve.openai.output_items import CallItem, Event, MessageItem, OutputItem, ReasoningItem
+from qwench.text.call_reader import CallEnd, CallStart
+from qwench.text.thoughts import ThoughtText
 from qwench.text.tool_calls import Part
 
 
@@ -23,9 +24,8 @@ class ResponseItems:
 
     def __init__(self, make_event: MakeEvent) -> None:
         self.output: list[dict[str, Any]] = []
-        self._event = make_event
-        self._message: _Message | None = None  # the one that is being written
-        self._call: _Call | None = None  # the same
+        self._make_event = make_event
+        self._item: OutputItem | None = None  # the one that is being written
         self._logprobs: list[list[Any]] = []  # of tokens whose text isn't certain yet
 
     def add(self, parts: Sequence[Part], logprobs: list[Any] | None) -> bytes:
@@ -35,102 +35,56 @@ class ResponseItems:
         """
         if logprobs is not None:
             self._logprobs.append(logprobs)
-        return b"".join(map(self._part, parts))
+        return self._bytes(event for part in parts for event in self._part(part))
 
     def end(self, status: str) -> bytes:
         """The last events. An answer without anything is an empty message."""
-        is_text = self._message is not None or not self.output
-        last = self._text("") if is_text and self._logprobs else b""
-        begin = self._begin_message() if is_text and self._message is None else b""
-        return last + begin + self._end_message(status)
+        events: list[Event] = []
+        if isinstance(self._item, MessageItem) or not (self._item or self.output):
+            events += self._text("") if self._logprobs else self._message()[1]
+        return self._bytes([*events, *self._end(status)])
 
-    def _part(self, part: Part) -> bytes:
+    def _bytes(self, events: Iterable[Event]) -> bytes:
+        return b"".join(self._make_event(f"response.{kind}", **fields) for kind, fields in events)
+
+    def _part(self, part: Part) -> list[Event]:
         if isinstance(part, str):
             return self._text(part)
         if isinstance(part, CallStart):
-            return self._begin_call(part.name)
-        if isinstance(part, CallArguments):
-            return self._call_arguments(part.text)
-        return self._end_call("completed" if part.is_whole else "incomplete")
+            self._logprobs = []
+            return self._begin(CallItem(part.name, self._next_index))
+        if isinstance(part, CallEnd):
+            return self._end("completed" if part.is_whole else "incomplete")
+        begun = []
+        if isinstance(part, ThoughtText) and not isinstance(self._item, ReasoningItem):
+            begun = self._begin(ReasoningItem(self._next_index))
+        assert self._item is not None
+        return begun + self._item.add(part.text)
 
-    def _text(self, text: str) -> bytes:
-        begin = self._begin_message() if self._message is None else b""
-        assert self._message is not None
+    def _text(self, text: str) -> list[Event]:
+        message, begun = self._message()
         logprobs, self._logprobs = chat_logprobs(self._logprobs)["content"], []
-        self._message.texts.append(text)
-        self._message.logprobs += logprobs
-        delta = self._event("response.output_text.delta", **self._message.place, delta=text, logprobs=logprobs)
-        return begin + delta
+        return begun + message.add_with_logprobs(text, logprobs)
 
-    def _begin_call(self, name: str) -> bytes:
-        end, self._logprobs = self._end_message("completed"), []
-        self._call = call = _Call(new_id("fc"), new_id("call"), name, len(self.output))
-        return end + self._event("response.output_item.added", output_index=call.index, item=call.item("in_progress"))
+    def _message(self) -> tuple[MessageItem, list[Event]]:
+        """The one that is being written, and the events of its beginning if that is now."""
+        if isinstance(self._item, MessageItem):
+            return self._item, []
+        message = MessageItem(self._next_index)
+        return message, self._begin(message)
 
-    def _call_arguments(self, text: str) -> bytes:
-        assert self._call is not None
-        self._call.arguments.append(text)
-        return self._event("response.function_call_arguments.delta", **self._call.place, delta=text)
+    @property
+    def _next_index(self) -> int:
+        return len(self.output) + (self._item is not None)
 
-    def _end_call(self, status: str) -> bytes:
-        call, self._call = self._call, None
-        assert call is not None
-        item = call.item(status)
-        self.output.append(item)
-        whole = {"name": call.name, "arguments": item["arguments"]}
-        return b"".join((
-            self._event("response.function_call_arguments.done", **call.place, **whole),
-            self._event("response.output_item.done", output_index=call.index, item=item),
-        ))  # fmt: skip
+    def _begin(self, item: OutputItem) -> list[Event]:
+        end = self._end("completed")
+        self._item = item
+        return end + item.begin()
 
-    def _begin_message(self) -> bytes:
-        self._message = message = _Message(new_id("msg"), len(self.output))
-        item = message.item("in_progress") | {"content": []}
-        return b"".join((
-            self._event("response.output_item.added", output_index=message.index, item=item),
-            self._event("response.content_part.added", **message.place, part=message.part()),
-        ))  # fmt: skip
-
-    def _end_message(self, status: str) -> bytes:
-        message, self._message = self._message, None
-        if message is None:
-            return b""
-        part, item = message.part(), message.item(status)
-        self.output.append(item)
-        text = {"text": part["text"], "logprobs": part["logprobs"]}
-        return b"".join((
-            self._event("response.output_text.done", **message.place, **text),
-            self._event("response.content_part.done", **message.place, part=part),
-            self._event("response.output_item.done", output_index=message.index, item=item),
-        ))  # fmt: skip
-
-
-class _Message:
-    """A message item while it is written. place: what its events say of it."""
-
-    def __init__(self, item_id: str, index: int) -> None:
-        self.index, self._id = index, item_id
-        self.place = {"item_id": item_id, "output_index": index, "content_index": 0}
-        self.texts: list[str] = []
-        self.logprobs: list[dict[str, Any]] = []
-
-    def part(self) -> dict[str, Any]:
-        return {"type": "output_text", "text": "".join(self.texts), "annotations": [], "logprobs": self.logprobs}
-
-    def item(self, status: str) -> dict[str, Any]:
-        return {"id": self._id, "type": "message", "status": status, "role": "assistant", "content": [self.part()]}
-
-
-class _Call:
-    """A function_call item while it is written. place: what its events say of it."""
-
-    def __init__(self, item_id: str, call_id: str, name: str, index: int) -> None:
-        self.index, self.name, self._id, self._call_id = index, name, item_id, call_id
-        self.place = {"item_id": item_id, "output_index": index}
-        self.arguments: list[str] = []
-
-    def item(self, status: str) -> dict[str, Any]:
-        return {
-            "id": self._id, "type": "function_call", "status": status, "arguments": "".join(self.arguments),
-            "call_id": self._call_id, "name": self.name,
-        }  # fmt: skip
+    def _end(self, status: str) -> list[Event]:
+        item, self._item = self._item, None
+        if item is None:
+            return []
+        self.output.append(item.object(status))
+        return item.end(status)

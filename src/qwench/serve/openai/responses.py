@@ -32,8 +32,7 @@ async def answer_response(service: Service, body: ResponsesRequest, request: Req
     tools = ToolUse.of(functions_of(body.tools), choice_of(body.tool_choice), body.parallel_tool_calls)
     logprobs = (body.top_logprobs or 0) if body.wants_logprobs else None
     params = body.sampling_params(info.defaults, max_tokens=body.max_output_tokens, logprobs=logprobs)
-    params = params if params.ignore_eos else info.with_chat_ends(params)
-    params, format_field = tools.adapt(params, body.format_field, info.tool_tags)
+    params, format_field = tools.adapt(info.for_chat(params), body.format_field, info.tool_tags)
 
     template = template_variables(service, body.chat_template_kwargs, body.reasoning_effort, body.reasoning)
     template |= tools.template_variables()
@@ -93,7 +92,7 @@ class _ResponseReply:
             "input_tokens": answers.num_prompt,
             "input_tokens_details": {"cached_tokens": answers.num_cached, "cache_write_tokens": 0},
             "output_tokens": answers.num_generated,
-            "output_tokens_details": {"reasoning_tokens": 0},
+            "output_tokens_details": {"reasoning_tokens": answers.num_reasoning},
             "total_tokens": answers.num_prompt + answers.num_generated,
         }
 

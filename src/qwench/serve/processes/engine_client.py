@@ -46,7 +46,8 @@ class Piece(NamedTuple):
     num_cached: prompt tokens found in the KV cache,
     known with the last piece of a prompt. error: why finish_reason is "error": kind of QwenchError and message.
     embedding: base64 of the little-endian fp32 numbers, where one was asked for. prompt_logprobs: as logprobs, for each
-    token of the prompt, of the first without numbers; with the first piece of a prompt's first choice.
+    token of the prompt, of the first without numbers; with the first piece of a prompt's first choice. reasoning: what
+    the token adds to the thought before the text; None where it isn't one of the thought's, which have no logprobs.
     """
 
     choice: int
@@ -59,6 +60,7 @@ class Piece(NamedTuple):
     error: list[str] | None
     embedding: str | None
     prompt_logprobs: list[list[Any]] | None
+    reasoning: str | None = None
 
     def without_end(self) -> Piece:
         """Without the log-probability of the end-of-turn token, which isn't part of the answer."""
@@ -74,7 +76,7 @@ class Piece(NamedTuple):
 @dataclass(frozen=True)
 class EngineInfo:
     """What the engine process says about its model. chat_end_token_ids: end a chat turn beside the model's own ends.
-    tool_tags: what <tool_call> is to its tokenizer."""
+    tool_tags: what <tool_call> is to its tokenizer. has_thoughts: the model thinks before it answers."""
 
     limits: RequestLimits
     max_num_seqs: int
@@ -82,17 +84,20 @@ class EngineInfo:
     defaults: SamplingParams
     chat_end_token_ids: tuple[int, ...]
     tool_tags: TagKind
+    has_thoughts: bool
 
     @classmethod
     def from_message(cls, info: Message) -> EngineInfo:
         return cls(
             RequestLimits(**info["limits"]), info["max_num_seqs"], info["hidden_size"],
             params_from_json(info["defaults"]), tuple(info["chat_end_token_ids"]), info["tool_tags"],
+            info["has_thoughts"],
         )  # fmt: skip
 
-    def with_chat_ends(self, params: SamplingParams) -> SamplingParams:
+    def for_chat(self, params: SamplingParams) -> SamplingParams:
         """For a chat turn, as text.generation.chat_params does it."""
-        return dataclasses.replace(params, stop_token_ids=(*params.stop_token_ids, *self.chat_end_token_ids))
+        ends = () if params.ignore_eos else self.chat_end_token_ids
+        return dataclasses.replace(params, thinks=self.has_thoughts, stop_token_ids=(*params.stop_token_ids, *ends))
 
 
 class ChoiceTimes(NamedTuple):

@@ -30,6 +30,7 @@ from qwench.runtime.outputs import TokenLogprobs
 from qwench.runtime.prefix_file import SUFFIX
 from qwench.serve.processes.wire import Link, Message, open_link, params_from_json, params_to_json
 from qwench.text.generation import CHAT_END_TOKENS, Delta
+from qwench.text.thoughts import has_thoughts
 from qwench.text.tokenizer import special_ids
 from qwench.text.tool_calls import tag_kind
 
@@ -199,7 +200,7 @@ class EngineProcess:
         if delta.output is not None:
             error = delta.output.outputs[delta.index].error
             num_cached = delta.output.outputs[0].timings.num_cached_tokens
-        if delta.logprobs is not None:
+        if delta.logprobs is not None and delta.reasoning is None:
             logprobs = self._logprobs(delta.token_ids[0], delta.logprobs)
         if delta.prompt_logprobs is not None:
             entries = zip(delta.prompt_token_ids or (), delta.prompt_logprobs, strict=True)
@@ -209,7 +210,7 @@ class EngineProcess:
         return [
             delta.request_id, delta.index, delta.text, delta.token_ids, logprobs, delta.finish_reason,
             delta.stop_reason, num_cached, error and [type(error).__name__, str(error)], embedding,
-            prompt_logprobs,
+            prompt_logprobs, delta.reasoning,
         ]  # fmt: skip
 
     def _logprobs(self, token_id: int, logprobs: TokenLogprobs | None) -> list[Any]:
@@ -244,6 +245,7 @@ class EngineProcess:
             "defaults": params_to_json(llm.defaults.params),
             "chat_end_token_ids": [token for token in chat_ends if token not in llm.engine.eos_token_ids],
             "tool_tags": "text" if llm.tokenizer is None else tag_kind(llm.tokenizer),
+            "has_thoughts": llm.tokenizer is not None and has_thoughts(llm.tokenizer),
         }
 
 

@@ -39,6 +39,12 @@ class PromptTokensDetails(Reply):
     cached_tokens: int
 
 
+class CompletionTokensDetails(Reply):
+    """reasoning_tokens: of thoughts and their tags."""
+
+    reasoning_tokens: int
+
+
 class Usage(Reply):
     """Each prompt counts once, however many answers it gets; each generated token counts, the last one too."""
 
@@ -46,6 +52,7 @@ class Usage(Reply):
     completion_tokens: int
     total_tokens: int
     prompt_tokens_details: PromptTokensDetails
+    completion_tokens_details: CompletionTokensDetails
 
 
 class TokenReply(Reply):
@@ -85,16 +92,19 @@ class ToolCall(Reply):
 
 
 class ChatAnswer(Reply):
-    """The turn that the model wrote."""
+    """The turn that the model wrote. reasoning_content, and the same as reasoning: its thought, if it had one."""
 
     role: Literal["assistant"]
     content: str | None
     refusal: None
     tool_calls: list[ToolCall] | None = None
+    reasoning_content: str | None = None
+    reasoning: str | None = None
 
 
 class ChatChoice(Reply):
-    """stop_reason: the stop string, or the token of stop_token_ids, that ended the answer."""
+    """stop_reason: the stop string, or the token of stop_token_ids, that ended the answer; "thinking" where it ended,
+    by itself or for its length, before its thought did."""
 
     index: int
     message: ChatAnswer
@@ -199,6 +209,23 @@ class OutputMessage(Reply):
     content: list[OutputText]
 
 
+class ReasoningText(Reply):
+    """A part of a thought."""
+
+    type: Literal["reasoning_text"]
+    text: str
+
+
+class OutputReasoning(Reply):
+    """The thought before the answer."""
+
+    type: Literal["reasoning"]
+    id: str
+    status: Literal["completed", "incomplete"]
+    summary: Annotated[list[Any], Field(max_length=0)]
+    content: list[ReasoningText]
+
+
 class OutputFunctionCall(Reply):
     """A call that the model asks for."""
 
@@ -214,17 +241,13 @@ class InputTokensDetails(PromptTokensDetails):
     cache_write_tokens: int
 
 
-class OutputTokensDetails(Reply):
-    reasoning_tokens: int
-
-
 class ResponseUsage(Reply):
     """The same counts as `Usage` under this endpoint's names."""
 
     input_tokens: int
     input_tokens_details: InputTokensDetails
     output_tokens: int
-    output_tokens_details: OutputTokensDetails
+    output_tokens_details: CompletionTokensDetails
     total_tokens: int
 
 
@@ -240,7 +263,7 @@ class ResponseObject(Reply):
     instructions: str | None
     max_output_tokens: int | None
     model: str
-    output: list[Annotated[OutputMessage | OutputFunctionCall, Field(discriminator="type")]]
+    output: list[Annotated[OutputReasoning | OutputMessage | OutputFunctionCall, Field(discriminator="type")]]
     parallel_tool_calls: bool
     previous_response_id: None
     reasoning: dict[str, str | None]

@@ -78,6 +78,7 @@ class SamplingFields(Body):
     structured_outputs: StructuredOutputs | None = None
 
     # What qwench adds.
+    max_thinking_tokens: Annotated[int, LAX, Field(ge=0, lt=MAX_TOKENS), NUMBER] | None = None
     prompt_lookup_num_tokens: Annotated[int, LAX, Field(ge=0, le=64), NUMBER] | None = None
 
     def formats(self) -> dict[str, Format | None]:
