@@ -172,9 +172,44 @@ def test_a_document_is_no_call(http: httpx.Client) -> None:
     assert json.loads(content) == json.loads(OBJECT) and (calls, reason) == ([], "stop")
 
 
-def test_what_was_cut_off_is_text(http: httpx.Client) -> None:
-    content, calls, reason = content_and_calls(http, tools=[WEATHER], tool_choice="required", max_tokens=12)
-    assert content.startswith("<tool_call>\n{") and calls == [] and reason == "length"
+def argument_deltas(http: httpx.Client, **fields: Any) -> list[str]:
+    """As they were streamed, of one call."""
+    chunks = [line for line in post(http, stream=True, **fields).text.split("\n\n") if "tool_calls" in line]
+    calls = [json.loads(line.removeprefix("data: "))["choices"][0]["delta"].get("tool_calls") for line in chunks]
+    return [call["function"]["arguments"] for [call] in filter(None, calls)]
+
+
+@pytest.mark.parametrize(
+    "fields", [{"tool_choice": "required"}, {"structured_outputs": True}], ids=["forced", "chosen"]
+)
+def test_arguments_trickle_in(http: httpx.Client, fields: dict[str, Any]) -> None:
+    if "structured_outputs" in fields:
+        fields = written(CALL, True)
+    head, *rest = argument_deltas(http, tools=[WEATHER], parallel_tool_calls=None, max_tokens=60, **fields)
+    assert head == "" and len(rest) > 3 and json.loads("".join(rest))["city"] in ("Paris", "London")
+
+
+def test_whole_calls_where_these_are_wanted(tool_artifact: Path) -> None:
+    with running_server(tool_artifact, "--threads", "1", "--whole-calls") as server, server.client() as http:
+        for fields in (written(CALL, True), {"tool_choice": named("weather")}):
+            head, arguments = argument_deltas(http, tools=[WEATHER], **fields)
+            assert head == "" and json.loads(arguments)["city"] in ("Paris", "London")
+        content, calls, reason = content_and_calls(http, tools=[WEATHER], tool_choice="required", max_tokens=12)
+        assert content.startswith("<tool_call>\n{") and calls == [] and reason == "length"
+
+
+def test_what_was_cut_off_is_what_there_is_of_it(http: httpx.Client) -> None:
+    fields = {"tools": [WEATHER], "tool_choice": named("weather")}
+    whole = content_and_calls(http, **fields)[1][0][1]
+    seen = set()
+    for size in range(1, 80, 2):
+        content, calls, reason = content_and_calls(http, **fields, max_tokens=size)
+        assert all(name == "weather" and whole.startswith(arguments) for name, arguments in calls)
+        assert bool(content) != bool(calls) and reason in ("length", "tool_calls")
+        seen.add((bool(calls), reason))
+    assert seen == {(False, "length"), (True, "length"), (True, "tool_calls")}
+    response = post(http, "/v1/responses", tools=[FLAT], tool_choice="required", max_output_tokens=30).json()
+    assert [(item["type"], item["status"]) for item in response["output"]] == [("function_call", "incomplete")]
 
 
 def test_several_answers_and_their_log_probabilities(http: httpx.Client) -> None:

@@ -40,6 +40,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     add("--max-body-bytes", type=int, metavar="N", help="default: 262144 and 32 per token of the context")
     add("--text-limit", type=float, default=5.0, metavar="S", help="seconds for the template and the tokens of one "
         "request; default 5")  # fmt: skip
+    add("--whole-calls", action="store_true", help="stream a tool's call when it is complete, not as it is written")
     add("--strict-calls", action="store_true", help="take only what is written exactly as a call of a tool for one")
     add(
         "--drain",
@@ -66,8 +67,8 @@ def execute(args: Namespace) -> None:
         enable_prefix_caching=not args.no_prefix_cache, prefix_dir=args.prefix_dir, max_queued=args.max_queued,
         lora=_adapters(args.lora or ()), lora_dir=args.lora_dir,
         allowed_hosts=tuple(args.allowed_host or ()), max_body_bytes=args.max_body_bytes, drain_s=args.drain,
-        text_limit_s=args.text_limit, strict_calls=args.strict_calls, is_strict=args.strict,
-        cors_origins=tuple(args.cors_origin or ()),
+        text_limit_s=args.text_limit, strict_calls=args.strict_calls, whole_calls=args.whole_calls,
+        is_strict=args.strict, cors_origins=tuple(args.cors_origin or ()),
     )  # fmt: skip
 
     def say(url: str) -> None:

@@ -27,7 +27,7 @@ class ServeSettings:
     allowed_hosts: names in Host headers; empty: any, unless `host` is this machine's own loopback.
     max_body_bytes: None: by the model's context. drain_s: how long answers may go on after SIGTERM.
     text_limit_s: for rendering and tokenising one request. template_variables: that requests may set.
-    strict_calls: what isn't written exactly as a call of a tool is text.
+    strict_calls: what isn't written exactly as a call of a tool is text. whole_calls: none is given before it is whole.
     is_strict: refuse what has no effect, instead of naming it. cors_origins: whose pages may use the server from a
     browser; "*": everybody's.
     """
@@ -50,6 +50,7 @@ class ServeSettings:
     text_limit_s: float = 5.0
     template_variables: tuple[str, ...] = TEMPLATE_VARIABLES
     strict_calls: bool = False
+    whole_calls: bool = False
     is_strict: bool = False
     cors_origins: tuple[str, ...] = ()
 

@@ -80,13 +80,15 @@ class ToolUse:
         """Makes a reader of one answer's calls. params and format_field: as `adapt` gave them.
 
         Where the tools' grammar sees to it a call is what the strict rule says, and a document that was asked for is
-        none, whatever it looks like.
+        none, whatever it looks like. Calls are given as they come, but for those that only their end makes certain.
         """
         if not self.names:
             return lambda: None
         is_document = params.grammar is not None and params.grammar.kind in ("json_schema", "json_object")
-        is_strict = settings.strict_calls or format_field == "tools" or is_document
-        return lambda: ToolCallParser(self.names, is_strict=is_strict, is_whole=True)
+        is_enforced = format_field == "tools"
+        is_strict = settings.strict_calls or is_enforced or is_document
+        is_whole = settings.whole_calls or (is_strict and not is_enforced)
+        return lambda: ToolCallParser(self.names, is_strict=is_strict, is_whole=is_whole)
 
 
 def _schema(grammar: Grammar | None) -> dict[str, Any] | None:
