@@ -115,6 +115,7 @@ class LLM:
         self._artifact = artifact
         self.text_engine = TextEngine(engine, tokenizer)
         self._inbox: dict[str, deque[Delta]] = {}
+        self._told: set[str] = set()
 
     @property
     def metrics(self) -> Metrics:
@@ -229,6 +230,7 @@ class LLM:
     ) -> list[RequestOutput] | Iterator[Delta]:
         for job in jobs:
             self.text_engine.check(job.tokens, job.params)
+            self._tell_left_aside(job.params)
         deltas = self._run(jobs, is_single)
         if progress:
             deltas = _with_progress(deltas, len(jobs))
@@ -349,6 +351,13 @@ class LLM:
             for request_id in mine:
                 del self._inbox[request_id]
                 self.text_engine.abort(request_id)
+
+    def _tell_left_aside(self, params: SamplingParams) -> None:
+        """Warns once of each keyword that schemas have and grammars can't hold."""
+        for keyword in self.text_engine.left_aside(params):
+            if keyword not in self._told:
+                self._told.add(keyword)
+                logger.warning("answers may break what a schema says with %s: a grammar can't hold it", keyword)
 
     def _raise_if_failed(self, output: RequestOutput, is_single: bool) -> None:
         for completion in output.outputs:

@@ -124,7 +124,7 @@ def test_completions_are_text_as_the_model_writes_it(http: httpx.Client) -> None
 
 
 def test_budgets_that_can_not_be(http: httpx.Client) -> None:
-    for budget in (-1, "6", 1.5, 1 << 40):
+    for budget in (-1, "some", 1.5, 1 << 40):
         answer = http.post("/v1/chat/completions", json={"messages": MESSAGES, "max_thinking_tokens": budget})
         assert answer.status_code == 400 and "max_thinking_tokens" in answer.text
 

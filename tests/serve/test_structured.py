@@ -116,8 +116,8 @@ def test_plain_text_is_plain(server: ServerProcess) -> None:
 # --- refusals -----------------------------------------------------------------------------------------------------
 
 
-def in_format(schema: Any) -> dict[str, Any]:
-    return {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}}
+def in_format(schema: Any, **fields: Any) -> dict[str, Any]:
+    return {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": schema, **fields}}}
 
 
 def nested(depth: int) -> Any:
@@ -125,8 +125,8 @@ def nested(depth: int) -> Any:
 
 
 REFUSED = [
-    (in_format({"not": {}}), "response_format", '"not"'),
-    (in_format({"type": "array", "uniqueItems": True}), "response_format", "uniqueItems"),
+    (in_format({"not": {}}, strict=True), "response_format", '"not"'),
+    (in_format({"type": "array", "uniqueItems": True}, strict=True), "response_format", "uniqueItems"),
     (in_format({"$ref": "http://169.254.169.254/latest"}), "response_format", "169.254"),
     (in_format({"$ref": "#"}), "response_format", "no text"),
     (in_format(nested(80)), "response_format", "recursion"),
@@ -154,10 +154,28 @@ def test_refusals_name_the_field(server: ServerProcess, fields: dict[str, Any], 
 
 
 def test_responses_refuse_too(server: ServerProcess) -> None:
-    body = {"input": "x", "text": {"format": {"type": "json_schema", "name": "x", "schema": {"not": {}}}}}
+    form = {"type": "json_schema", "name": "x", "schema": {"not": {}}, "strict": True}
+    body = {"input": "x", "text": {"format": form}}
     with server.client() as client:
         answer = client.post("/v1/responses", json=body)
     assert answer.status_code == 400 and answer.json()["error"]["param"] == "text"
+
+
+def test_what_no_grammar_holds_is_named(server: ServerProcess) -> None:
+    schema = {"type": "array", "items": {"enum": [1, 2]}, "maxItems": 2, "uniqueItems": True}
+    form = {"type": "json_schema", "name": "x", "schema": schema}
+    bodies: list[tuple[str, dict[str, Any], str]] = [
+        ("chat/completions", {"messages": MESSAGES, **in_format(schema)}, "response_format.uniqueItems"),
+        ("chat/completions", {"messages": MESSAGES, **in_format(schema, strict=False), "stream": True},
+         "response_format.uniqueItems"),
+        ("completions", {"prompt": "x", "structured_outputs": {"json": schema}}, "structured_outputs.uniqueItems"),
+        ("responses", {"input": "x", "text": {"format": form}}, "text.uniqueItems"),
+    ]  # fmt: skip
+    with server.client() as client:
+        for path, body, name in bodies:
+            answer = client.post(f"/v1/{path}", json=body)
+            assert answer.status_code == 200 and answer.headers["x-qwench-ignored"] == name
+    assert sum("response_format.uniqueItems" in line for line in server.log) == 1
 
 
 # --- nothing stalls -----------------------------------------------------------------------------------------------
@@ -169,7 +187,7 @@ def test_a_refusal_is_quick(server: ServerProcess) -> None:
     with server.client() as client:
         for i in range(15):
             start = time.monotonic()
-            body = {"messages": MESSAGES, **in_format({"type": "object", "properties": {f"p{i}": {"not": {}}}})}
+            body = {"messages": MESSAGES, **in_format({"properties": {f"p{i}": {"not": {}}}}, strict=True)}
             assert client.post("/v1/chat/completions", json=body).status_code == 400
             times.append(time.monotonic() - start)
     assert sorted(times)[7] < 0.02, times

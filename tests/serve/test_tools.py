@@ -253,6 +253,14 @@ def test_tools_together_with_a_form_of_the_answer(http: httpx.Client) -> None:
     assert text.status_code == 200
 
 
+def test_what_no_grammar_holds_of_a_tools_schema_is_named(http: httpx.Client) -> None:
+    schema = {"type": "object", "properties": {"a": {"type": "array", "items": {"enum": [1]}, "uniqueItems": True}}}
+    tool = {"type": "function", "function": {"name": "x", "parameters": schema}}
+    answer = post(http, tools=[tool], tool_choice="required", max_tokens=8)
+    assert answer.status_code == 200 and answer.headers["x-qwench-ignored"] == "tools.uniqueItems"
+    assert "x-qwench-ignored" not in post(http, tools=[tool], max_tokens=1).headers
+
+
 FLAT = {"type": "function", **WEATHER["function"]}
 
 

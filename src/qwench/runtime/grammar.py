@@ -27,11 +27,15 @@ class Grammar:
     kind: json_schema (text is the schema, as JSON), json_object (any JSON object; no text), regex (Rust's dialect,
     over the whole answer) or lark (llguidance's, rule `start`; special tokens are written <|like_this|>, and the
     tokens that end an answer are added by the engine).
+    is_strict: a schema that asks for more than a grammar can hold is refused; else that is left aside, and
+    CompiledGrammar.left_aside names it, together with `left_aside`: what was so before the grammar was made.
     Syntax and supported features are checked when it is compiled.
     """
 
     kind: GrammarKind
     text: str = ""
+    is_strict: bool = False
+    left_aside: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(GrammarKind):
@@ -43,6 +47,7 @@ class Grammar:
         if bool(self.text) == (self.kind == "json_object"):
             what = "takes no text" if self.text else "needs a text"
             raise GrammarError(f"a grammar of kind {self.kind} {what}")
+        object.__setattr__(self, "left_aside", tuple(self.left_aside))
         longest = MAX_TEXT[self.kind]
         if len(self.text) > longest:
             raise GrammarError(f"the grammar has {len(self.text)} characters; no more than {longest} are allowed")

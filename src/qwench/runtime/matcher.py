@@ -7,7 +7,9 @@ tries a grammar before the engine gets it.
 
 from __future__ import annotations
 
+import itertools
 import json
+import re
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -19,6 +21,7 @@ import numpy.typing as npt
 
 from qwench.errors import ConfigError, GrammarError
 from qwench.runtime.grammar import Grammar
+from qwench.runtime.json_schema import holdable
 
 if TYPE_CHECKING:
     import llguidance
@@ -85,19 +88,21 @@ class GrammarCompiler:
 
 
 class CompiledGrammar:
-    """A grammar for one vocabulary; makes the matchers of answers."""
+    """A grammar for one vocabulary; makes the matchers of answers. left_aside: what its schemas ask for beyond what it
+    holds, by the names of the keywords."""
 
     def __init__(self, tokenizer: llguidance.LLTokenizer, grammar: Grammar) -> None:
         """Raises GrammarError."""
         import llguidance
 
         limits = llguidance.LLParserLimits(**LIMITS)
-        self._start = llguidance.LLMatcher(tokenizer, _for_llguidance(grammar), log_level=0, limits=limits)
+        text, left_aside = _for_llguidance(grammar)
+        self._start = llguidance.LLMatcher(tokenizer, text, log_level=0, limits=limits)
         self._vocab_size = tokenizer.vocab_size - 1
         if self._start.is_error():
             raise GrammarError(f"{_what(grammar)}: {_first_lines(self._start.get_error())}")
-        if grammar.kind == "json_schema":
-            _check_counts(json.loads(grammar.text))
+        warnings = itertools.chain.from_iterable(map(_keywords, self._start.get_grammar_warnings()))
+        self.left_aside = tuple(dict.fromkeys((*grammar.left_aside, *left_aside, *warnings)))
         first = self.matcher()
         if not first.allowed().any() and not first.is_complete:
             raise GrammarError(f"{_what(grammar)}: no text satisfies it")
@@ -184,43 +189,47 @@ class _WrappedVocabulary:
         return [self._byte_ids[bytes([byte])] for byte in text.encode()]
 
 
-def _for_llguidance(grammar: Grammar) -> str:
-    """Raises GrammarError for a schema that isn't JSON."""
+def _for_llguidance(grammar: Grammar) -> tuple[str, list[str]]:
+    """For the library, and what was left aside. Raises GrammarError for a schema that isn't JSON."""
     from llguidance import LLMatcher
 
     if grammar.kind == "regex":
-        return LLMatcher.grammar_from_regex(grammar.text)
+        return LLMatcher.grammar_from_regex(grammar.text), []
     if grammar.kind == "lark":
-        return LLMatcher.grammar_from_lark(grammar.text)
-    schema = grammar.text or '{"type": "object"}'
+        return LLMatcher.grammar_from_lark(grammar.text), []
+    text, left_aside = _schema(grammar)
     try:
         return LLMatcher.grammar_from_json_schema(
-            schema, defaults={"whitespace_pattern": WHITESPACE}, overrides={"lenient": False}
-        )
+            text, defaults={"whitespace_pattern": WHITESPACE}, overrides={"lenient": not grammar.is_strict}
+        ), left_aside
     except ValueError as error:
         raise GrammarError(f"the JSON schema is no JSON object: {error}") from None
 
 
-def _check_counts(schema: Any) -> None:
-    """llguidance counts a property that an object has twice, under a name that the schema leaves to the model, as two.
-    Raises GrammarError where that could make a document invalid."""
-    if isinstance(schema, list):
-        for each in schema:
-            _check_counts(each)
-    if not isinstance(schema, dict):
-        return
-    least = schema.get("minProperties")
-    leaves_names = schema.get("additionalProperties") is not False or "patternProperties" in schema
-    if isinstance(least, int) and leaves_names:
-        sure = len(schema.get("required", ())) + 1
-        if least > sure:
-            raise GrammarError(
-                f"the JSON schema can't be used: minProperties {least} counts names that it doesn't give; name them in "
-                f"required, or set it to {sure} or less"
-            )
-    for name, each in schema.items():
-        if name not in ("const", "enum", "default", "examples"):
-            _check_counts(each)
+def _schema(grammar: Grammar) -> tuple[str, list[str]]:
+    """Of a grammar that is one, without what no grammar holds unless that is to be refused. Raises GrammarError."""
+    if grammar.kind == "json_object":
+        return '{"type": "object"}', []
+    try:
+        schema, left_aside = holdable(json.loads(grammar.text))
+    except (ValueError, RecursionError):
+        return grammar.text, []  # the library says what is wrong
+    if grammar.is_strict and "minProperties" in left_aside:
+        raise GrammarError(
+            "the JSON schema can't be used: minProperties counts names that it doesn't give; name them in required, or "
+            "set it to one more than these"
+        )
+    return (grammar.text, []) if grammar.is_strict else (json.dumps(schema, ensure_ascii=False), left_aside)
+
+
+def _keywords(warning: str) -> list[str]:
+    """The names of the keywords that the library says it has left aside, once or "(2 times)"."""
+    warning = re.sub(r" \(\d+ times\)$", "", warning)
+    _, _, names = warning.partition("Unimplemented keys: ")
+    if names:
+        return [str(name) for name in json.loads(names)]
+    _, _, name = warning.partition("Unknown format: ")
+    return [f"format.{name}"] if name else [warning.split()[0]]
 
 
 def _what(grammar: Grammar) -> str:

@@ -18,6 +18,7 @@ from qwench.serve.failures import ApiError
 from qwench.serve.metrics import ServerMetrics
 from qwench.serve.processes.engine_client import EngineClient, EngineInfo, Generation, Piece
 from qwench.serve.processes.text_client import TextClient
+from qwench.serve.protocol.reading import ignore
 from qwench.serve.settings import ServeSettings
 
 MAX_LOGPROBS = 1 << 18  # of one request; each takes about 250 bytes while it is gathered
@@ -104,7 +105,7 @@ class Service:
         lora: str | None = None, truncate: int | None = None,
     ) -> tuple[Generation, list[list[int]]]:  # fmt: skip
         """Takes places in the queue, writes the prompts as tokens, and queues them. view: as in
-        EngineClient.submit. format_field: the field that the grammar came from, for errors. lora: of ServedModel.
+        EngineClient.submit. format_field: the field that the grammar came from. lora: of ServedModel.
         truncate: as in `last_of`.
         Raises ApiError."""
         start_s = time.monotonic()
@@ -114,6 +115,8 @@ class Service:
             if params.grammar is not None:
                 grammar = await self.text.try_grammar(params.grammar, format_field)
                 params = dataclasses.replace(params, grammar=grammar)
+                for keyword in grammar.left_aside:
+                    ignore(f"{format_field}.{keyword}")
             room = params.max_tokens if (params.max_tokens or limits.max_seq_len) < limits.max_seq_len else None
             prompts = [last_of(prompt, truncate, limits.max_seq_len - (room or 1)) for prompt in await make_prompts()]
             wishes = [fitting(params, prompt, limits.max_seq_len) for prompt in prompts]

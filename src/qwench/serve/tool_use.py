@@ -71,6 +71,7 @@ class ToolUse:
         grammar = call_grammar(
             [{"function": function.model_dump(exclude_none=True)} for function in functions], tags,
             is_required=self.is_required, is_single=self.is_single, answer_schema=_schema(params.grammar),
+            is_answer_strict=params.grammar is not None and params.grammar.is_strict,
         )  # fmt: skip
         return dataclasses.replace(params, grammar=grammar), "tools"
 

@@ -120,6 +120,11 @@ class TextEngine:
         self.engine.check_request(prompt_token_ids, params)
         self._compile(params)
 
+    def left_aside(self, params: SamplingParams) -> tuple[str, ...]:
+        """The keywords of its schemas that the grammar of a request which `check` has passed doesn't hold."""
+        compiled = self._compile(params)
+        return () if compiled is None else compiled.left_aside
+
     def _compile(self, params: SamplingParams) -> CompiledGrammar | None:
         if params.grammar is None:
             return None

@@ -8,6 +8,7 @@ restarted for the next.
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -65,8 +66,9 @@ class TextClient(Supervised):
         return [str(piece).encode("latin-1") for piece in await self._do("pieces", ids=ids)]
 
     async def try_grammar(self, grammar: Grammar, param: str | None) -> Grammar:
-        """As the engine can compile it. Raises ApiError, about the field `param`, for one that nobody can."""
-        return Grammar(grammar.kind, await self._do("try_grammar", param, kind=grammar.kind, text=grammar.text))
+        """As the engine can compile it, with what it leaves aside. Raises ApiError, about the field `param`, for one
+        that nobody can."""
+        return Grammar(**await self._do("try_grammar", param, grammar=dataclasses.asdict(grammar)))
 
     async def _do(self, task: str, param: str | None = None, /, **arguments: Any) -> Any:
         """Raises ApiError 400 when the task can't be done, 503 when there's no process to do it."""

@@ -8,13 +8,14 @@ Knows no HTTP and no engine. Started by TextClient, which documents the messages
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import resource
 import sys
 from collections.abc import Mapping
 from typing import Any
 
 from qwench.errors import ConfigError, QwenchError
-from qwench.runtime.grammar import Grammar, GrammarKind
+from qwench.runtime.grammar import Grammar
 from qwench.runtime.matcher import GrammarCompiler
 from qwench.serve.processes.wire import Message, open_link
 from qwench.text.chat import render_chat, template_variables
@@ -87,13 +88,14 @@ class TextProcess:
         texts = [encode(text, add_special_tokens=False, allow_special=False) for text in (prefix, suffix)]
         return [before, *texts[0], after, *texts[1], middle]
 
-    def _do_try_grammar(self, kind: GrammarKind, text: str) -> str:
+    def _do_try_grammar(self, grammar: Message) -> Message:
         """Compiles it for tokens of a byte each, which finds the same errors fast. A grammar that crashes the compiler
-        crashes this process and not the engine. The result is its text, GBNF as Lark."""
-        if kind == "lark" and is_gbnf(text):
-            text = to_lark(text)
-        self._grammars.compile(Grammar(kind, text))
-        return text
+        crashes this process and not the engine. The result names what it leaves aside, and has GBNF as Lark."""
+        given = Grammar(**grammar)
+        if given.kind == "lark" and is_gbnf(given.text):
+            given = dataclasses.replace(given, text=to_lark(given.text))
+        left_aside = self._grammars.compile(given).left_aside
+        return dataclasses.asdict(dataclasses.replace(given, left_aside=left_aside))
 
     def _do_decode(self, ids: list[int], skip_special_tokens: bool = False) -> str:
         return self._tokenizer.decode(ids, skip_special_tokens=skip_special_tokens)

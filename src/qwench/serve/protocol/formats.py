@@ -53,7 +53,8 @@ class JsonObjectFormat(Format):
 
 
 class NamedSchema(Body):
-    """name, description and strict are taken and of no consequence: every answer obeys its schema."""
+    """name and description are of no consequence. strict: a schema that asks for more than a grammar can hold is
+    refused; else an answer obeys what it can hold."""
 
     places = ("format",)
     path = "format."
@@ -70,7 +71,7 @@ class JsonSchemaFormat(Format):
     json_schema: NamedSchema
 
     def grammar(self) -> Grammar | None:
-        return schema_grammar(self.json_schema.json_schema)
+        return schema_grammar(self.json_schema.json_schema, is_strict=bool(self.json_schema.strict))
 
 
 class FlatSchemaFormat(Format, NamedSchema):
@@ -79,7 +80,7 @@ class FlatSchemaFormat(Format, NamedSchema):
     type: Literal["json_schema"]
 
     def grammar(self) -> Grammar | None:
-        return schema_grammar(self.json_schema)
+        return schema_grammar(self.json_schema, is_strict=bool(self.strict))
 
 
 class StructuredOutputs(Format):
@@ -143,6 +144,7 @@ ResponsesFormat = Annotated[
 ]
 
 
-def schema_grammar(schema: Schema | str) -> Grammar:
+def schema_grammar(schema: Schema | str, *, is_strict: bool = False) -> Grammar:
     """Raises GrammarError."""
-    return Grammar("json_schema", schema if isinstance(schema, str) else json.dumps(schema, ensure_ascii=False))
+    text = schema if isinstance(schema, str) else json.dumps(schema, ensure_ascii=False)
+    return Grammar("json_schema", text, is_strict=is_strict)
