@@ -45,14 +45,15 @@ def llm(artifact: Path) -> Iterator[LLM]:
 
 def chat(http: httpx.Client, **fields: Any) -> dict[str, Any]:
     """Whole and streamed: both are the same."""
-    answer = http.post("/v1/chat/completions", json={"messages": MESSAGES, **fields})
+    fields = {"messages": MESSAGES, **fields}
+    answer = http.post("/v1/chat/completions", json=fields)
     assert answer.status_code == 200, answer.text
     whole = answer.json()
     ChatCompletion.model_validate(whole)
     message, added = whole["choices"][0]["message"], {"content": "", "reasoning_content": "", "reasoning": ""}
     calls: list[dict[str, Any]] = []
     stream = {"stream": True, "stream_options": {"include_usage": True}}
-    for line in http.post("/v1/chat/completions", json={"messages": MESSAGES, **fields, **stream}).text.split("\n\n"):
+    for line in http.post("/v1/chat/completions", json={**fields, **stream}).text.split("\n\n"):
         if not line.startswith("data: {"):
             continue
         chunk = json.loads(line.removeprefix("data: "))
@@ -127,6 +128,32 @@ def test_budgets_that_can_not_be(http: httpx.Client) -> None:
     for budget in (-1, "some", 1.5, 1 << 40):
         answer = http.post("/v1/chat/completions", json={"messages": MESSAGES, "max_thinking_tokens": budget})
         assert answer.status_code == 400 and "max_thinking_tokens" in answer.text
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"thinking_budget": 3}, {"reasoning_budget": "3"}, {"thinking": {"type": "enabled", "budget_tokens": 3}},
+     {"reasoning": {"max_tokens": 3}}, {"thinking": {"budget_tokens": 9}, "max_thinking_tokens": 3}],
+)  # fmt: skip
+def test_budgets_as_other_clients_write_them(http: httpx.Client, fields: dict[str, Any]) -> None:
+    plain = {"max_tokens": 20, "temperature": 0}
+    expected = chat(http, **plain, max_thinking_tokens=3)["choices"]
+    assert chat(http, **plain, **fields)["choices"] == expected
+    body = {"input": MESSAGES, "max_output_tokens": 20, "temperature": 0, **fields}
+    output = http.post("/v1/responses", json=body).json()["output"]
+    assert output[0]["content"][0]["text"] == expected[0]["message"]["reasoning"]
+
+
+def test_earlier_thoughts_are_taken_back(http: httpx.Client) -> None:
+    """This template leaves them out, so they change nothing."""
+    [choice] = chat(http, **BUDGET)["choices"]
+    ask = {"role": "user", "content": "And in London?"}
+    plain = {"role": "assistant", "content": choice["message"]["content"]}
+    answers = [
+        chat(http, messages=[*MESSAGES, turn, ask], **BUDGET)["choices"][0]["message"]
+        for turn in (choice["message"], plain, {**plain, "thinking": "Hm."})
+    ]
+    assert answers[0] == answers[1] == answers[2]
 
 
 def test_the_official_client(server: ServerProcess) -> None:

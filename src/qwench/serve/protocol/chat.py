@@ -22,7 +22,7 @@ from qwench.serve.protocol.formats import ChatFormat, Format
 from qwench.serve.protocol.other_forms import thoughts_of, unless_empty
 from qwench.serve.protocol.reading import ignore
 from qwench.serve.protocol.sampling import SamplingFields
-from qwench.serve.protocol.template import Effort, Reasoning, TemplateVariables
+from qwench.serve.protocol.template import Effort, Reasoning, TemplateVariables, with_budget
 from qwench.serve.protocol.tools import MAX_CALLS, CallId, ChatToolChoice, ChatTools
 
 
@@ -139,6 +139,10 @@ class ChatRequest(SamplingFields):
     tools: ChatTools | None = None
     top_logprobs: TopLogprobs | None = None
     chat_template_kwargs: TemplateVariables | None = None
+
+    @classmethod
+    def plain_form(cls, data: Any) -> Any:
+        return with_budget(data)
 
     @property
     def goes_on(self) -> bool:

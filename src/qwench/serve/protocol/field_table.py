@@ -77,6 +77,8 @@ TABLE: tuple[Row, ...] = (
     Row("answers", "stop_sequences stopping_strings stop_strings", Renamed("stop")),
     Row("answers", "min_new_tokens min_completion_tokens", Renamed("min_tokens")),
     Row("answers", "ban_eos_token", Renamed("ignore_eos")),
+    Row("answers", "thinking_budget thinking_token_budget thinking_budget_tokens reasoning_budget",
+        Renamed("max_thinking_tokens")),
     Row("answers", "no_stop_trim", Renamed("include_stop_str_in_output")),
     Row("answers", "do_sample", Renamed("temperature", other_forms.temperature_of_sampling)),
     Row("answers", "guided_json json_schema", Renamed("structured_outputs.json", other_forms.unless_empty)),

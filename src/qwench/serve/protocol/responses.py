@@ -21,7 +21,7 @@ from qwench.serve.protocol.formats import Format, ResponsesFormat
 from qwench.serve.protocol.other_forms import no_flag
 from qwench.serve.protocol.reading import ignore
 from qwench.serve.protocol.sampling import SamplingFields
-from qwench.serve.protocol.template import Effort, Reasoning, TemplateVariables
+from qwench.serve.protocol.template import Effort, Reasoning, TemplateVariables, with_budget
 from qwench.serve.protocol.tools import CallId, ResponsesToolChoice, ResponsesTools
 
 MAX_ITEMS = 8192
@@ -197,6 +197,10 @@ class ResponsesRequest(SamplingFields):
     top_logprobs: TopLogprobs | None = None
     truncation: Literal["auto", "disabled"] | None = None
     user: str | None = None
+
+    @classmethod
+    def plain_form(cls, data: Any) -> Any:
+        return with_budget(data)
 
     @property
     def effort(self) -> str | None:

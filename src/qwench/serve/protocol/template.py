@@ -13,6 +13,7 @@ FLAGS = ("enable_thinking", "add_generation_prompt")  # a template would take th
 
 Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max", "default", "auto"]
 
+_BUDGETS = ("budget_tokens", "max_tokens")
 _flag: TypeAdapter[bool] = TypeAdapter(Flag)
 
 
@@ -33,6 +34,22 @@ def _with_flags(variables: Any) -> Any:
 TemplateVariables = Annotated[
     dict[str, bool | int | float | str], BeforeValidator(_with_flags), BeforeValidator(few_entries)
 ]
+
+
+def with_budget(data: Any) -> Any:
+    """A request whose bound of thoughts stands in `thinking` or `reasoning`, as Anthropic's and OpenRouter's clients
+    write it, with that as max_thinking_tokens."""
+    if not isinstance(data, dict):
+        return data
+    for name in ("thinking", "reasoning"):
+        inner = data.get(name)
+        if not isinstance(inner, dict) or inner.keys().isdisjoint(_BUDGETS):
+            continue
+        budget = next((inner[key] for key in _BUDGETS if inner.get(key) is not None), None)
+        data = {**data, name: {key: value for key, value in inner.items() if key not in _BUDGETS}}
+        if data.get("max_thinking_tokens") is None:
+            data["max_thinking_tokens"] = budget
+    return data
 
 
 class Reasoning(Body):
