@@ -252,6 +252,8 @@ OF_TOOLS = [
             )
         ),
         (tools(WEATHER, tool_choice={"type": "auto", "disable_parallel_tool_use": False}), ""),
+        (tools(WEATHER, tool_choice={"type": "auto", "disable_parallel_tool_use": True}),
+         "tool_choice.disable_parallel_tool_use"),
     )
 ]  # fmt: skip
 

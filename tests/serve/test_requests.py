@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections.abc import Iterator
@@ -9,10 +10,26 @@ from typing import Any
 
 import httpx
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
 from request_table import CHAT, COMPLETIONS, PLAIN, REFUSED, RESPONSES, SAME, TAKEN, USER, Case
 from server_process import ServerProcess, running_server
 
 from qwench import LLM
+from qwench.errors import GrammarError
+from qwench.serve.failures import ApiError
+from qwench.serve.protocol.chat import ChatRequest, to_template
+from qwench.serve.protocol.completions import CompletionRequest
+from qwench.serve.protocol.embeddings import EmbeddingRequest
+from qwench.serve.protocol.reading import reading
+from qwench.serve.protocol.responses import ResponsesRequest
+from qwench.serve.protocol.tokens import DetokenizeRequest, TokenizeRequest
+
+BODIES: dict[str, Any] = {
+    CHAT: ChatRequest, COMPLETIONS: CompletionRequest, RESPONSES: ResponsesRequest, "/v1/embeddings": EmbeddingRequest,
+    "/tokenize": TokenizeRequest, "/detokenize": DetokenizeRequest,
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +70,40 @@ def test_refused(http: httpx.Client, path: str, fields: dict[str, Any]) -> None:
     answer = post(http, path, **fields)
     assert answer.status_code == (404 if fields.get("model") and fields["model"] != 5 else 400), answer.text
     assert answer.json()["error"]["message"]
+    for name in ("functions", "function_call", "previous_response_id", "chat_template", "conversation"):
+        assert name not in fields or answer.json()["error"]["param"] == name
+
+
+NAMES = ["type", "content", "text", "function", "name", "schema", "tool_calls", "x"]
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=8)
+    | st.sampled_from(["text", "function", "tool", "auto", "json_schema", "reasoning", "message", "assistant"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(NAMES), inner, max_size=3),
+    max_leaves=6,
+)  # fmt: skip
+
+
+def changed(data: st.DataObject, value: Any) -> Any:
+    """With something within it replaced by any JSON."""
+    if isinstance(value, dict | list) and value and data.draw(st.integers(0, 3)):
+        key = data.draw(st.sampled_from(sorted(value) if isinstance(value, dict) else range(len(value))))
+        copy = value.copy()
+        copy[key] = changed(data, value[key])
+        return copy
+    return data.draw(JSON)
+
+
+@given(st.data())
+@settings(max_examples=300, deadline=None)
+def test_whatever_comes_is_read_or_refused(data: st.DataObject) -> None:
+    case = data.draw(st.sampled_from(TAKEN))
+    body = changed(data, case.body)
+    with reading(is_strict=data.draw(st.booleans())), contextlib.suppress(ValidationError, ApiError, GrammarError):
+        request = BODIES[case.path].model_validate(body)
+        if isinstance(request, ResponsesRequest):
+            request.to_messages()
+        if isinstance(request, ChatRequest):
+            to_template(request.messages)
 
 
 def test_a_strict_server_refuses_what_has_no_effect(tool_artifact: Any) -> None:

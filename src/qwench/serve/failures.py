@@ -61,11 +61,8 @@ async def answer_invalid_body(request: Request, error: Exception) -> JSONRespons
     place = [str(part) for part in first["loc"] if part != "body" and "[" not in str(part)]  # list[...]: of a union
     if first["type"] == "json_invalid":
         return ApiError.bad_request(f"the body isn't JSON: {first['ctx']['error']}").response()
-    if first["type"] == "unknown_field":
-        name = first["ctx"]["name"]
-        return ApiError.bad_request(f"unknown field {'.'.join([*place, name])}", param=name).response()
-    where = ".".join(place) or "the body"
-    return ApiError.bad_request(f"{where}: {first['msg']}", param=place[0] if place else None).response()
+    where, param = ".".join(place) or "the body", place[0] if place else first.get("ctx", {}).get("name")
+    return ApiError.bad_request(f"{where}: {first['msg']}", param=param).response()
 
 
 async def answer_http_exception(request: Request, error: Exception) -> JSONResponse:

@@ -214,6 +214,8 @@ _MODES = {"any": "required", "required": "required", "auto": "auto", "none": "no
 
 def _mode_of(value: Any) -> Any:
     """A choice that names no tool as OpenAI's word for it: Anthropic writes it as an object, and "any" for required."""
+    if isinstance(value, dict) and value.get("disable_parallel_tool_use"):
+        ignore("tool_choice.disable_parallel_tool_use")
     word = value.get("type") if isinstance(value, dict) else value
     return _MODES.get(word, value) if isinstance(word, str) else value
 
