@@ -48,7 +48,7 @@ class Loop(EngineProcess):
 
 def add(name: str, prompt: list[int], **params: Any) -> dict[str, Any]:
     params = {"temperature": 0.0, "max_tokens": 100, "ignore_eos": True, **params}
-    return {"add": name, "prompt": prompt, "params": params_to_json(SamplingParams(**params)), "salt": ""}
+    return {"add": name, "prompt": prompt, "params": params_to_json(SamplingParams(**params)), "salt": "", "lora": None}
 
 
 @pytest.fixture
