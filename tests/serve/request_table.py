@@ -138,7 +138,8 @@ OF_RESPONSES = [
         ({"text": {"verbosity": "medium"}}, ""), ({"text": {"verbosity": "low"}}, "text.verbosity"),
         ({"stream_options": {"include_obfuscation": False}}, ""), ({"stop": ["\n"]}, ""), ({"top_logprobs": "2"}, ""),
         ({"context_management": [{"type": "compaction"}]}, "context_management"),
-        ({"input": USER}, ""), ({"input": ["Hello"]}, ""), ({"input": [USER]}, ""),
+        ({"input": [{"type": "input_text", "text": "Hello"}]}, ""), ({"input": USER}, ""),
+        ({"input": ["Hello"]}, ""), ({"input": [USER]}, ""),
         ({"input": [{"role": "system", "content": None}, USER]}, ""),
         ({"input": [{"type": "item_reference", "id": "rs_1"}, USER]}, "input[].item_reference"),
         ({"input": [{"type": "web_search_call", "id": "ws", "status": "completed"}, USER]}, "input[].web_search_call"),
@@ -284,7 +285,8 @@ OF_EMBEDDINGS = [
     for fields, ignored in (
         ({"dimensions": 16}, ""), ({"dimensions": "16"}, ""), ({"input": ""}, ""), ({"input": ["", "a"]}, ""),
         ({"input": "fox " * 3000, "truncate_prompt_tokens": -1}, ""), ({"input": "fox " * 30, "truncate": True}, ""),
-        ({"truncate_prompt_tokens": 1}, ""), ({"encoding_format": None}, ""), ({"user": "x"}, ""),
+        ({"truncate_prompt_tokens": 1}, ""), ({"truncate": "NONE"}, ""), ({"truncate": False}, ""),
+        ({"input": "fox " * 3000, "truncate": "END"}, ""), ({"encoding_format": None}, ""), ({"user": "x"}, ""),
         ({"model": "Tiny"}, ""),
         ({"input_type": "query"}, "input_type"), ({"task": "retrieval"}, "task"), ({"add_special_tokens": True}, ""),
         ({"priority": 0}, ""), ({"keep_alive": -1}, ""), ({"options": {"num_ctx": 9}}, ""), ({"normalize": "true"}, ""),
@@ -358,6 +360,22 @@ SAME: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     (COMPLETIONS, {"logprobs": True, "top_logprobs": 3}, {"logprobs": 3}),
     (COMPLETIONS, {"logprobs": "2"}, {"logprobs": 2}),
     (COMPLETIONS, {"logprobs": False}, {}), (COMPLETIONS, {"echo": 1}, {"echo": True}),
+    (CHAT, {"logprobs": 3}, {"logprobs": True, "top_logprobs": 3}),
+    *(
+        (path, {"response_format": {"type": "regex", name: "[a-d]{9}"}}, {"structured_outputs": {"regex": "[a-d]{9}"}})
+        for path in (CHAT, COMPLETIONS)
+        for name in ("regex", "pattern", "value")
+    ),
+    (CHAT, {"response_format": {"type": "grammar", "grammar": 'root ::= "x"'}}, {"structured_outputs": {"regex": "x"}}),
+    *(
+        (EMBEDDINGS, {"input": list(range(5, 25)), **loose}, {"input": plain})
+        for loose, plain in (
+            ({"truncate_prompt_tokens": 4}, [21, 22, 23, 24]), ({"truncate_prompt_tokens": 40}, list(range(5, 25))),
+            ({"truncate_prompt_tokens": 4, "truncation_side": "right"}, [5, 6, 7, 8]),
+        )
+    ),
+    (EMBEDDINGS, {"input": [5] * 2047 + [6] * 9, "truncate": True}, {"input": [5] * 2047}),
+    (EMBEDDINGS, {"input": [5] * 2047 + [6] * 9, "truncate": "START"}, {"input": [5] * 2038 + [6] * 9}),
     (CHAT, {"logprobs": "true", "top_logprobs": "2"}, {"logprobs": True, "top_logprobs": 2}),
     (RESPONSES, {"max_output_tokens": None, "max_tokens": 5}, {"max_output_tokens": 5}),
     (RESPONSES, {"max_output_tokens": -1, "stop": " "}, {"max_output_tokens": None, "stop": [" "]}),
@@ -434,6 +452,7 @@ REFUSED: list[tuple[str, dict[str, Any]]] = [
             {"chat_template_kwargs": {"chat_template": "x"}}, {"chat_template_kwargs": {"messages": "x"}},
             {"chat_template_kwargs": {"enable_thinking": "perhaps"}}, {"enable_thinking": []},
             {"reasoning_effort": "tremendous"}, {"reasoning": {"effort": 5}}, {"modalities": ["audio"]},
+            {"response_format": {"type": "regex"}}, {"response_format": {"type": "regex", "pattern": "("}},
             {"response_format": {"type": "xml"}}, {"response_format": {"type": "json_schema"}}, {"format": "xml"},
             {"continue_final_message": True, "add_generation_prompt": True}, tools({"type": "web_search"}),
             tools({"name": "a b"}), tools({"name": ""}), tools({"name": "x" * 129}), tools({}), tools(None),

@@ -145,6 +145,13 @@ def last_of(prompt: list[int], truncate: int | None, room: int) -> list[int]:
     return prompt[-(room if truncate == -1 else truncate) :] if truncate else []
 
 
+def first_of(prompt: list[int], truncate: int | None, room: int) -> list[int]:
+    """The first ones in the same way."""
+    if truncate is None:
+        return prompt
+    return prompt[: room if truncate == -1 else truncate]
+
+
 def check_length(prompt: list[int], max_seq_len: int) -> None:
     """Raises ApiError with the code that clients look for when a prompt doesn't fit the context."""
     if len(prompt) >= max_seq_len:

@@ -18,7 +18,7 @@ from qwench.serve.http.streaming import abort_when_gone
 from qwench.serve.openai.completions import as_list
 from qwench.serve.processes.engine_client import Generation
 from qwench.serve.protocol.embeddings import EmbeddingRequest
-from qwench.serve.service import ANY_LENGTH, Service, check_length, last_of
+from qwench.serve.service import ANY_LENGTH, Service, check_length, first_of, last_of
 
 EMPTY = " "  # is embedded for an empty text, which has no token
 ROOM = SamplingParams(max_tokens=1)  # the engine wants room for a token behind the prompt
@@ -37,7 +37,8 @@ async def embed(service: Service, body: EmbeddingRequest, request: Request) -> d
     try:
         truncate = body.truncate_prompt_tokens
         encoded = await service.encode(inputs, max_len if truncate is None else ANY_LENGTH)
-        prompts = [last_of(prompt, truncate, max_len - 1) for prompt in encoded]
+        cut = last_of if body.truncation_side != "right" else first_of
+        prompts = [cut(prompt, truncate, max_len - 1) for prompt in encoded]
         for prompt in prompts:
             check_length(prompt, max_len)
             info.limits.check(prompt, ROOM)

@@ -18,7 +18,7 @@ from qwench.serve.protocol.conversation import (
     text_and_thoughts,
     written_arguments,
 )
-from qwench.serve.protocol.formats import ChatFormat, Format
+from qwench.serve.protocol.formats import ChatFormat, Format, without_texts
 from qwench.serve.protocol.other_forms import thoughts_of, unless_empty
 from qwench.serve.protocol.reading import ignore
 from qwench.serve.protocol.sampling import SamplingFields
@@ -142,7 +142,11 @@ class ChatRequest(SamplingFields):
 
     @classmethod
     def plain_form(cls, data: Any) -> Any:
-        return with_budget(data)
+        """`logprobs` may be a number, as completions have it."""
+        data = with_budget(without_texts(data))
+        if isinstance(data, dict) and type(count := data.get("logprobs")) is int and count > 1:
+            return {**data, "logprobs": True, "top_logprobs": data.get("top_logprobs") or count}
+        return data
 
     @property
     def goes_on(self) -> bool:

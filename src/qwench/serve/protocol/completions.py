@@ -16,7 +16,7 @@ from qwench.serve.protocol.common import (
     TokenId,
     TopLogprobs,
 )
-from qwench.serve.protocol.formats import ChatFormat, Format
+from qwench.serve.protocol.formats import ChatFormat, Format, without_texts
 from qwench.serve.protocol.other_forms import MAX_TOKENS, unless_empty, without_limit
 from qwench.serve.protocol.sampling import SamplingFields
 
@@ -58,6 +58,10 @@ class CompletionRequest(SamplingFields):
     stream_options: StreamOptions | None = None
     suffix: Annotated[str | None, BeforeValidator(unless_empty)] = None
     top_logprobs: TopLogprobs | None = None
+
+    @classmethod
+    def plain_form(cls, data: Any) -> Any:
+        return without_texts(data)
 
     @property
     def num_logprobs(self) -> int | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -11,11 +11,13 @@ from qwench.serve.protocol.completions import Tokens
 from qwench.serve.protocol.other_forms import MAX_TOKENS
 
 MAX_INPUTS = 2048  # OpenAI's
+_SIDES = {"true": "right", "end": "right", "right": "right", "start": "left", "left": "left"}  # of "truncate"
 
 
 class EmbeddingRequest(Body):
     """Texts or tokens to embed. pooling: the last token's hidden state, or the mean of all. dimensions: the first ones
-    alone. truncate_prompt_tokens: the last ones of a longer input; -1: as many as the context holds."""
+    alone. truncate_prompt_tokens: how many of a longer input are read, -1: as many as the context holds;
+    truncation_side: where the others are cut off, left by default, as vLLM has it."""
 
     places = ("request", "embeddings")
     input: (
@@ -30,4 +32,15 @@ class EmbeddingRequest(Body):
     pooling: Literal["last", "mean"] | None = None
     normalize: Flag | None = None
     truncate_prompt_tokens: Annotated[int, LAX, Field(ge=-1, lt=MAX_TOKENS), NUMBER] | None = None
+    truncation_side: Literal["left", "right"] | None = None
     cache_salt: Annotated[str, Field(max_length=256)] | None = None
+
+    @classmethod
+    def plain_form(cls, data: Any) -> Any:
+        """`truncate` is Ollama's and others' word: true, or the end that is cut off."""
+        if not isinstance(data, dict) or "truncate" not in data:
+            return data
+        rest = {name: value for name, value in data.items() if name != "truncate"}
+        wish = data["truncate"]
+        side = _SIDES.get(str(wish).lower()) if isinstance(wish, bool | str) else None
+        return {"truncate_prompt_tokens": -1, "truncation_side": side, **rest} if side else rest

@@ -128,6 +128,20 @@ def _flat(value: Any) -> Any:
     return {"type": "json_object"} if kind == "json" or (kind == "json_schema" and "name" in value) else value
 
 
+def without_texts(data: Any) -> Any:
+    """A request whose response_format is a regular expression or a grammar, with structured_outputs in place of it:
+    TGI, Together and Fireworks have these there."""
+    form = data.get("response_format") if isinstance(data, dict) else None
+    if not isinstance(form, dict):
+        return data
+    kind = form.get("type")
+    if kind not in ("regex", "grammar") or data.get("structured_outputs") is not None:
+        return data
+    text = next((form[name] for name in (kind, "pattern", "value") if name in form), None)
+    rest = {name: value for name, value in data.items() if name != "response_format"}
+    return {**rest, "structured_outputs": {kind: text}}
+
+
 def _nested(value: Any) -> Any:
     """The same as response_format has it."""
     value = _flat(value)

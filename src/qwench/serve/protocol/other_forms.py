@@ -66,11 +66,6 @@ def positive(value: Any) -> Any:
     return None if value == 0 else value
 
 
-def truncated_length(value: Any) -> Any:
-    """-1 for true, auto and START."""
-    return -1 if value is True or value in ("auto", "start", "START") else None
-
-
 def is_thinking(value: Any) -> Any:
     """`{"type": "enabled"}` and words such as low are true, `{"type": "disabled"}` and none false."""
     if isinstance(value, dict):

@@ -98,7 +98,8 @@ def _readable(items: Any) -> Any:
     for item in items:
         kind = _kind(item)
         if kind in _KINDS or not kind.endswith((*_OF_OTHERS, "_call", "_call_output")):
-            kept.append({"role": "user", "content": item} if isinstance(item, str) else item)
+            is_part = isinstance(item, str) or kind in ("text", "input_text")
+            kept.append({"role": "user", "content": [item]} if is_part else item)
         else:
             ignore(f"input[].{kind}")
     return kept
