@@ -64,8 +64,10 @@ class StopChecker:
 
 def possible_start(text: str, strings: Sequence[str]) -> int:
     """Length of the longest end of `text` that begins one of `strings`, none of which is in it."""
-    longest = max(map(len, strings), default=0)
-    for size in range(min(longest - 1, len(text)), 0, -1):
-        if any(string.startswith(text[-size:]) for string in strings):
-            return size
-    return 0
+    longest = 0
+    for string in strings:
+        for size in range(min(len(string) - 1, len(text)), longest, -1):
+            if text.endswith(string[:size]):
+                longest = size
+                break
+    return longest
