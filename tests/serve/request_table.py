@@ -105,7 +105,7 @@ OF_CHATS = [
     Case(CHAT, {"function_call": "none"}), Case(CHAT, {"reasoning_effort": "high"}, "reasoning_effort"),
     Case(CHAT, {"reasoning": {"effort": "low", "summary": "auto"}}, "reasoning_effort"),
     Case(CHAT, {"reasoning_effort": "auto"}), Case(CHAT, {"reasoning": {"exclude": True}}),
-    Case(CHAT, {"reasoning": {"max_tokens": 100}}, "reasoning.max_tokens"), Case(CHAT, {"format": ""}),
+    Case(CHAT, {"reasoning": {"max_tokens": 100}}), Case(CHAT, {"format": ""}),
     Case(CHAT, {"enable_thinking": True}, "chat_template_kwargs.enable_thinking"),
     Case(CHAT, {"thinking": {"type": "disabled"}}, "chat_template_kwargs.enable_thinking"),
     Case(CHAT, {"think": "low"}, "chat_template_kwargs.enable_thinking"),
