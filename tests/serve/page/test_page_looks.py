@@ -104,14 +104,14 @@ def test_tokens_without_a_finding(sized: Any, tmp_path: Path) -> None:
 def test_by_keyboard_alone(page: Any) -> None:
     """A question, its answer copied, asked again, edited, and another conversation, without a pointer."""
     script(page, "One answer.")
-    assert page.evaluate("document.activeElement.id") == "prompt"
+    until(page, "document.activeElement.id === 'prompt'")
     page.keyboard.type("A question")
     page.keyboard.press("Enter")
     last_answer(page)
     page.keyboard.press("Shift+Tab")  # from the field to the answer's last button
     for _ in range(2):
         page.keyboard.press("Shift+Tab")
-    assert page.evaluate("document.activeElement.ariaLabel") == "Copy"
+    until(page, "document.activeElement.ariaLabel === 'Copy'")
     assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid"
     assert page.evaluate("getComputedStyle(document.activeElement.parentElement).opacity") == "1"
     page.keyboard.press("Tab")
@@ -119,11 +119,11 @@ def test_by_keyboard_alone(page: Any) -> None:
     until(page, "document.querySelector('.version')?.textContent === '2 of 2'")
     page.focus("#prompt")
     page.keyboard.press("ArrowUp")
-    assert page.evaluate("document.activeElement.value") == "A question"
+    until(page, "document.activeElement.value === 'A question'")
     page.keyboard.press("Escape")
-    assert page.evaluate("document.activeElement.ariaLabel") == "Edit"
+    until(page, "document.activeElement.ariaLabel === 'Edit'")
     page.keyboard.press("Control+k")
-    assert page.evaluate("document.activeElement.id") == "search"
+    until(page, "document.activeElement.id === 'search'")
 
 
 def test_a_drawer_keeps_the_keyboard(open_page: Callable[..., Any]) -> None:
@@ -135,7 +135,7 @@ def test_a_drawer_keeps_the_keyboard(open_page: Callable[..., Any]) -> None:
         page.keyboard.press("Tab")
         assert page.evaluate("document.activeElement.matches('body, #settings *')")
     page.keyboard.press("Escape")
-    assert page.evaluate("document.activeElement.id") == "settings-button"
+    until(page, "document.activeElement.id === 'settings-button'")
 
 
 def test_a_panel_stays_as_the_reader_left_it(page: Any) -> None:

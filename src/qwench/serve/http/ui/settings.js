@@ -3,7 +3,7 @@
 import { field } from "./dom.js";
 import { recall, remember } from "./memory.js";
 
-const NUMBERS = ["temperature", "top_p", "top_k", "max_tokens", "seed"];
+const NUMBERS = ["temperature", "top_p", "top_k", "min_p", "seed", "max_tokens", "max_thinking_tokens"];
 const form = field("parameters");
 
 /** The tools of a request; throws an Error that says what is wrong with the text. */
