@@ -94,7 +94,7 @@ def test_a_selection_stays_while_an_answer_grows(page: Any) -> None:
 
 
 def test_thoughts_are_folded(page: Any) -> None:
-    """And told apart from the answer: not copied with it, not sent back; unfolded they grow like an answer."""
+    """And told apart from the answer: not copied with it, sent back beside it; unfolded they grow like an answer."""
     script(page, "Four.", thought="Two and two. " * 40, size=10, pause_ms=15)
     send(page, "2 + 2?")
     thought = page.locator(".thought")
@@ -108,7 +108,8 @@ def test_thoughts_are_folded(page: Any) -> None:
     assert thought.locator(".text").inner_text() == ("Two and two. " * 40).strip()
     assert copied(page, answer.get_by_label("Copy", exact=True)) == "Four."
     ask(page, "And 3 + 3?")
-    assert page.evaluate("window.sent.messages[1]") == {"role": "assistant", "content": "Four."}
+    sent_back = {"role": "assistant", "content": "Four.", "reasoning_content": "Two and two. " * 40}
+    assert page.evaluate("window.sent.messages[1]") == sent_back
 
 
 def test_an_end_while_thinking_is_said(page: Any) -> None:
@@ -167,6 +168,17 @@ def test_tools_that_are_none_are_not_sent(page: Any, text: str) -> None:
     send(page, "Hello.")
     assert page.evaluate("document.getElementById('tools').validationMessage")
     assert page.locator("#messages > li").count() == 0 and page.input_value("#prompt") == "Hello."
+
+
+def test_a_wrong_parameter_is_shown_where_it_is(open_page: Callable[..., Any]) -> None:
+    """On a telephone, where the settings are behind a button."""
+    page = open_page(viewport={"width": 390, "height": 844})
+    page.click("#settings-button")
+    page.fill("#temperature", "3")
+    page.keyboard.press("Escape")
+    send(page, "Hello.")
+    assert page.locator("#temperature").is_visible() and page.locator("#messages > li").count() == 0
+    until(page, "document.activeElement.id === 'temperature'")
 
 
 def test_tools_of_the_real_server(open_page: Callable[..., Any], tool_server: ServerProcess) -> None:

@@ -14,7 +14,7 @@ import { chosenModel, showModel, watchModels } from "./model_menu.js";
 import { paced } from "./pace.js";
 import { showSystem, watchPrompts } from "./prompts.js";
 import { following, toEnd, watchScrolling } from "./scrolling.js";
-import { requestFields, watchSettings } from "./settings.js";
+import { areSettingsValid, requestFields, watchSettings } from "./settings.js";
 import { say } from "./status.js";
 
 let current = newConversation(); // the one in the page
@@ -99,6 +99,8 @@ function send(message) {
   reply();
 }
 
+const canAsk = () => !running.has(current.id) && areSettingsValid();
+
 /** What a message's buttons do. While an answer is written, the branch in the page stays. */
 const does = {
   choose(message, picture) {
@@ -110,13 +112,13 @@ const does = {
     (picture === "left" ? buttons[0] : [...buttons].at(-1))?.focus();
   },
   edit(message, content) {
-    if (running.has(current.id)) return;
+    if (!canAsk()) return;
     const files = message.files ? { files: message.files } : {};
     append(current, { role: "user", content, ...files }, message.parent);
     reply();
   },
   redo(message) {
-    if (running.has(current.id)) return;
+    if (!canAsk()) return;
     current.leaf = message.parent;
     reply();
   },
@@ -128,6 +130,7 @@ const does = {
     field("prompt").focus();
   },
   giveResults(message, results) {
+    if (!canAsk()) return;
     message.tool_calls.forEach(({ id }, i) => append(current, { role: "tool", tool_call_id: id, content: results[i] }));
     reply();
   },

@@ -4,6 +4,7 @@ import { element, field, iconButton } from "./dom.js";
 import { fit, submitOnEnter } from "./editor.js";
 import { readText, size } from "./files.js";
 import { icon } from "./icons.js";
+import { areSettingsValid } from "./settings.js";
 import { notify, say } from "./status.js";
 
 const prompt = field("prompt");
@@ -66,7 +67,7 @@ export function watchComposer({ send, stop, editLast }) {
   const form = field("composer");
   form.addEventListener("submit", (event) => {
     event.preventDefault();
-    if (field("send").disabled || !field("parameters").reportValidity()) return;
+    if (field("send").disabled || !areSettingsValid()) return;
     const message = takeMessage();
     if (message) send(message);
   });

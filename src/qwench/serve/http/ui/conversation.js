@@ -65,10 +65,11 @@ function withFiles({ content, files = [] }) {
 }
 
 function forApi(message) {
-  const { role, content, tool_calls, tool_call_id } = message;
+  const { role, content, reasoning, tool_calls, tool_call_id } = message;
   if (role === "user") return { role, content: withFiles(message) };
   if (role === "tool") return { role, content, tool_call_id };
-  return tool_calls?.length ? { role, content, tool_calls } : { role, content };
+  const thought = reasoning ? { reasoning_content: reasoning } : {}; // the model's template knows what to do with it
+  return { role, content, ...thought, ...(tool_calls?.length ? { tool_calls } : {}) };
 }
 
 /** The branch that is shown as the API wants it, without answers that came to nothing. */

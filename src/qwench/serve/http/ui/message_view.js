@@ -57,10 +57,10 @@ class QuestionView extends MessageView {
 
   edit() {
     const done = (text) => {
+      if (text !== null) return this.does.edit(this.message, text); // shows all anew, once it can be asked
       form.replaceWith(this.text);
       this.actions.hidden = false;
-      if (text === null) this.actions.querySelector('[aria-label="Edit"]').focus();
-      else this.does.edit(this.message, text);
+      return this.actions.querySelector('[aria-label="Edit"]').focus();
     };
     const form = editor("Your message", this.message.content, "Send", done);
     this.actions.hidden = true;

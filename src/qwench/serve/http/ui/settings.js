@@ -1,6 +1,7 @@
 // The parameters of a request, as the form in the page has them; kept by the browser.
 
 import { field } from "./dom.js";
+import { openPanel } from "./drawers.js";
 import { recall, remember } from "./memory.js";
 
 const NUMBERS = ["temperature", "top_p", "top_k", "min_p", "seed", "max_tokens", "max_thinking_tokens"];
@@ -27,6 +28,14 @@ function checkTools() {
     fault = error.message;
   }
   field("tools").setCustomValidity(fault);
+}
+
+/** Whether a request can be made of the form; if not, shows what is wrong with it. */
+export function areSettingsValid() {
+  if (form.checkValidity()) return true;
+  openPanel("settings");
+  if (!field("tools").validity.valid) field("tools").closest("details").open = true;
+  return form.reportValidity();
 }
 
 function keep() {
