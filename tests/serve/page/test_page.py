@@ -130,18 +130,19 @@ def test_the_page_asks_for_the_key(artifact: Path, browser: Any, tmp_path: Path)
 
 def test_files_are_sent_as_they_are(server: ServerProcess) -> None:
     """All but licences; compressed for those who take it; once for a browser that keeps them."""
-    for path in PATHS:
-        answer = httpx.get(server.url + path, headers={"accept-encoding": "identity"})
-        file = FOLDER / (path.removeprefix("/ui/") if path != "/" else "index.html")
-        assert answer.status_code == 200 and answer.content == file.read_bytes()
-        assert "default-src 'none'" in answer.headers["content-security-policy"]
-        assert httpx.get(server.url + path).content == answer.content
-        again = httpx.get(server.url + path, headers={"if-none-match": answer.headers["etag"]})
-        assert again.status_code == 304 and not again.content
+    with server.client() as http:
+        for path in PATHS:
+            answer = http.get(path, headers={"accept-encoding": "identity"})
+            file = FOLDER / (path.removeprefix("/ui/") if path != "/" else "index.html")
+            assert answer.status_code == 200 and answer.content == file.read_bytes()
+            assert "default-src 'none'" in answer.headers["content-security-policy"]
+            assert http.get(path).content == answer.content
+            again = http.get(path, headers={"if-none-match": answer.headers["etag"]})
+            assert again.status_code == 304 and not again.content
+        for path in ("/ui/index.html", "/ui/../app.py", "/ui/%2e%2e/app.py", "/ui/none.js", "/ui/vendor/katex/LICENSE"):
+            assert http.get(path).status_code == 404
     left_out = {file.name for file in FOLDER.rglob("*") if file.is_file()} - {Path(path).name for path in PATHS}
     assert left_out == {"index.html", "LICENSE", "LICENSE.txt", "LICENSE-MIT.txt"}
-    for path in ("/ui/index.html", "/ui/../app.py", "/ui/%2e%2e/app.py", "/ui/none.js", "/ui/vendor/katex/LICENSE"):
-        assert httpx.get(server.url + path).status_code == 404
 
 
 def test_little_is_loaded_before_it_is_needed(page: Any) -> None:

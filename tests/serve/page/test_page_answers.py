@@ -222,6 +222,7 @@ def test_files_come_before_the_message(page: Any, tmp_path: Path) -> None:
     assert page.evaluate("window.sent.messages[0].content").endswith("````\n\nSum it up.")
 
 
+# bytes: a list of them, or how many.
 DROP = """([kind, name, bytes]) => {
   const transfer = new DataTransfer();
   transfer.items.add(new File([new Uint8Array(bytes)], name));
@@ -242,11 +243,11 @@ def test_files_dropped_and_pasted(page: Any) -> None:
     page.evaluate(DROP, ["paste", "more.txt", list(b"more")])
     until(page, "document.querySelectorAll('#files li').length === 2")
     for name, content, why in (
-        ("picture.png", b"\x89PNG\x00\xff", "isn't text in UTF-8"),
-        ("zeros.bin", b"a\x00b", "isn't text"),
-        ("large.txt", b"x" * (2 << 20) + b"y", "larger than 2 MiB"),
+        ("picture.png", list(b"\x89PNG\x00\xff"), "isn't text in UTF-8"),
+        ("zeros.bin", list(b"a\x00b"), "isn't text"),
+        ("large.txt", (2 << 20) + 1, "larger than 2 MiB"),
     ):
-        page.evaluate(DROP, ["drop", name, list(content)])
+        page.evaluate(DROP, ["drop", name, content])
         wait_for(lambda name=name, why=why: f"{name} {why}" in page.inner_text("#notice").replace(" is ", " "))
     assert page.locator("#files li").count() == 2
     script(page, "Read.")
@@ -259,8 +260,8 @@ def test_files_dropped_and_pasted(page: Any) -> None:
 
 def test_models_and_parameters(page: Any) -> None:
     """The menu is the server's; a conversation keeps its model, the browser the parameters."""
+    until(page, "document.getElementById('model-length').textContent.startsWith('2,048 tokens')")
     assert page.locator("#model option").all_inner_texts() == ["tiny", "alias"]
-    assert "2,048 tokens" in page.inner_text("#model-length")
     page.select_option("#model", "alias")
     page.fill("#temperature", "0.5")
     page.fill("#seed", "7")
