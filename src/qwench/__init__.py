@@ -17,6 +17,9 @@ _HOMES = {
     "RequestOutput": "qwench.text.generation",
     "QwenchConfig": "qwench.config",
     "QwenchForCausalLM": "qwench.modeling",
+    "QwenchForSequenceClassification": "qwench.modeling",
+    "QwenchForTokenClassification": "qwench.modeling",
+    "QwenchModel": "qwench.modeling",
     "compile_checkpoint": "qwench.compiler",
     "QwenchError": "qwench.errors",
 }
@@ -27,6 +30,9 @@ __all__ = [
     "QwenchConfig",
     "QwenchError",
     "QwenchForCausalLM",
+    "QwenchForSequenceClassification",
+    "QwenchForTokenClassification",
+    "QwenchModel",
     "RequestOutput",
     "SamplingParams",
     "compile_checkpoint",
@@ -37,7 +43,12 @@ if TYPE_CHECKING:
     from qwench.config import QwenchConfig
     from qwench.errors import QwenchError
     from qwench.llm import LLM
-    from qwench.modeling import QwenchForCausalLM
+    from qwench.modeling import (
+        QwenchForCausalLM,
+        QwenchForSequenceClassification,
+        QwenchForTokenClassification,
+        QwenchModel,
+    )
     from qwench.runtime.grammar import Grammar
     from qwench.runtime.sampling_params import SamplingParams
     from qwench.text.generation import RequestOutput

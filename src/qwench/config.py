@@ -13,10 +13,11 @@ from typing import Any
 
 from qwench.calibration.text import text_identity
 from qwench.checkpoint.rope import parse_rope_scaling
-from qwench.checkpoint.spec import EMBEDDING, HEAD, ModelSpec
+from qwench.checkpoint.spec import EMBEDDING, HEAD, SCORE, ModelSpec
 from qwench.errors import ConfigError
 from qwench.formats import (
     ACTIVATION_KINDS,
+    BF16,
     FLOAT_ACTIVATIONS,
     GROUP_SIZES,
     INTEGER_ACTIVATIONS,
@@ -38,6 +39,7 @@ DEVICES = ("cpu",)
 BLOCK_MULTIPLE = 16  # cache positions per vector of scores; see targets/cpu/native/attention
 PARTITION_MULTIPLE = 64  # cache positions per tile of scores, likewise
 DEFAULT_PARTITION_LEN = 512
+DEFAULT_CHUNK, DEFAULT_WHOLE_TEXT = 512, 8192
 QUANTIZATION_KEYS = ("format", "weights", "activations", "kv_caches", "group_size")
 
 LOAD_OPTIONS = ("kvcache_num_blocks", "memory")  # an artifact keeps what it was given; loading may say otherwise
@@ -82,7 +84,10 @@ class QwenchConfig:
     batch_size: sequences that generate at once. More may be asked for; they wait for their turn.
     decoder_batch_sizes: batch sizes to prepare decoding for, none above batch_size; default: batch_size alone.
         Targets of today run any number of sequences up to batch_size as it is and prepare nothing.
-    prefill_chunk_size: tokens in one step, over all sequences.
+    bidirectional: each token sees all of its text, what is behind it too, though config.json doesn't say so: for
+        embedding models whose own code does. Such a model gives embeddings and scores; a text is read in one step.
+    prefill_chunk_size: tokens in one step, over all sequences; default: 512, or where a text must be read in one step
+        the longest, up to 8192.
     use_inputs_embeds: False refuses `inputs_embeds`; default: True, tokens and embeddings both run.
     use_attention_mask: False refuses padding in an `attention_mask`; default: True, padding is never computed.
     attn_impl: flash_attn (default) computes attention partition by partition, in parallel when there are few
@@ -114,6 +119,7 @@ class QwenchConfig:
     kv_cache: str | None = None
     max_seq_len: int | None = None
     rope_scaling: Mapping[str, Any] | str | None = None
+    bidirectional: bool | None = None
     batch_size: int | None = None
     decoder_batch_sizes: tuple[int, ...] | None = None
     prefill_chunk_size: int | None = None
@@ -175,7 +181,13 @@ class QwenchConfig:
             check_positive(name, getattr(self, name))
         check_positive("kvcache_block_size", self.kvcache_block_size, BLOCK_MULTIPLE)
         check_positive("kvcache_partition_len", self.kvcache_partition_len, PARTITION_MULTIPLE)
-        for name in ("use_inputs_embeds", "use_attention_mask", "create_runtimes", "activate_profiler"):
+        for name in (
+            "bidirectional",
+            "use_inputs_embeds",
+            "use_attention_mask",
+            "create_runtimes",
+            "activate_profiler",
+        ):
             check_flag(name, getattr(self, name))
         check_seconds("timeout", self.timeout)
 
@@ -209,6 +221,8 @@ class QwenchConfig:
         attn_impl = self.attn_impl or "flash_attn"
         partition_len = None if attn_impl == "eager" else self.kvcache_partition_len or DEFAULT_PARTITION_LEN
         batch_size = self.batch_size or 32
+        max_seq_len = self.max_seq_len or self._scaled(spec).max_position_embeddings
+        is_causal = spec.is_causal and not self.bidirectional
         resolved = dataclasses.replace(
             self,
             weights=weights,
@@ -219,10 +233,12 @@ class QwenchConfig:
             calibrate=None if self.calibrate is None else text_identity(self.calibrate),
             merged_lora=None if self.merged_lora is None else adapter_identity(self.merged_lora),
             kv_cache=self.kv_cache or _default_kv_cache(weights, activations, recipe),
-            max_seq_len=self.max_seq_len or self._scaled(spec).max_position_embeddings,
+            max_seq_len=max_seq_len,
+            bidirectional=not is_causal,
             batch_size=batch_size,
             decoder_batch_sizes=self.decoder_batch_sizes or (batch_size,),
-            prefill_chunk_size=self.prefill_chunk_size or 512,
+            prefill_chunk_size=self.prefill_chunk_size
+            or (DEFAULT_CHUNK if is_causal else min(max_seq_len, DEFAULT_WHOLE_TEXT)),
             use_inputs_embeds=self.use_inputs_embeds is not False,
             use_attention_mask=self.use_attention_mask is not False,
             attn_impl=attn_impl,
@@ -286,7 +302,8 @@ class QwenchConfig:
     def model(self, spec: ModelSpec) -> ModelSpec:
         """The model that a resolved config compiles of a checkpoint's. Raises ConfigError."""
         assert self.max_seq_len is not None, "resolve() first"
-        return self._scaled(spec).for_length(self.max_seq_len)
+        spec = self._scaled(spec).for_length(self.max_seq_len)
+        return spec.bidirectional() if self.bidirectional else spec
 
     def _scaled(self, spec: ModelSpec) -> ModelSpec:
         assert not isinstance(self.rope_scaling, str)
@@ -311,6 +328,8 @@ class QwenchConfig:
         for overrides that can't be."""
         if self.overrides and self.group_size and (given := overridden(weight, self.overrides, self.group_size)):
             return given
+        if weight.name == SCORE:
+            return BF16  # a row a label, whose rounding would be the answer's
         is_head = weight.name in (EMBEDDING, HEAD)
         kind = self.head_weights if is_head else self.weights
         assert kind in WEIGHT_KINDS and self.group_size, "resolve() first"

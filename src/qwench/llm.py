@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, overload
 import numpy as np
 
 import qwench
+from qwench.checkpoint.sentence_transformers import EmbeddingSettings
 from qwench.checkpoint.tokenizer_files import has_tokenizer
 from qwench.config import QwenchConfig
 from qwench.errors import CapacityError, PrefixError, RequestError
@@ -35,12 +36,11 @@ from qwench.progress import ProgressCallback
 from qwench.runtime.engine import Engine
 from qwench.runtime.loading import load_engine
 from qwench.runtime.metrics import Metrics
-from qwench.runtime.pooling import Pooling
 from qwench.runtime.prefix_file import SavedPrefix
 from qwench.runtime.sampling_params import SamplingParams
-from qwench.targets.target import Float32
 from qwench.text.chat import Message, render_chat
 from qwench.text.generation import Delta, GenerationDefaults, RequestOutput, TextEngine, chat_params
+from qwench.text.pooled import ClassifierSettings, Lora, PooledAnswers, Prompt
 from qwench.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -48,9 +48,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-Prompt: TypeAlias = "str | Sequence[int]"
 Params: TypeAlias = "SamplingParams | Sequence[SamplingParams] | None"
-Lora: TypeAlias = "str | Sequence[str | None] | None"
 
 
 class _Job(NamedTuple):
@@ -62,7 +60,7 @@ class _Job(NamedTuple):
     lora: str | None
 
 
-class LLM:
+class LLM(PooledAnswers):
     """A loaded model. Not thread-safe. Use it in a `with`, or `close()` it, to give its memory back at once.
 
     model: an artifact, a checkpoint folder or a hub id. config or options: of QwenchConfig, as `weights="int8"`.
@@ -113,6 +111,10 @@ class LLM:
     ) -> None:  # fmt: skip
         self.engine, self.tokenizer, self.defaults = engine, tokenizer, defaults
         self._artifact = artifact
+        self.settings, self.classifier = EmbeddingSettings(), ClassifierSettings()
+        if artifact is not None:
+            self.settings = EmbeddingSettings.from_folder(artifact.path)
+            self.classifier = ClassifierSettings.from_folder(artifact.path, engine.limits.head.num_labels)
         self.text_engine = TextEngine(engine, tokenizer)
         self._inbox: dict[str, deque[Delta]] = {}
         self._told: set[str] = set()
@@ -238,35 +240,6 @@ class LLM:
             return deltas
         finished = {delta.prompt_index: delta.output for delta in deltas if delta.output is not None}
         return [finished[i] for i in range(len(jobs))]
-
-    def embed(
-        self, prompts: Prompt | Sequence[Prompt], *, pooling: Pooling = "last", normalize: bool = True,
-        lora: Lora = None,
-    ) -> Float32:  # fmt: skip
-        """Embeddings of one prompt or several (text or token ids), in their order: [num_prompts, hidden_size] fp32.
-
-        pooling: the hidden state after the model's final norm, of the last token or the mean of all. normalize: to
-        length 1, so that a product of two is their cosine. lora: as in `generate`. A prompt is read as it is, without a
-        chat template, and shares steps and cached prefixes with everything else. Raises RequestError for a prompt that
-        can't be read.
-        """
-        batch, _ = _as_batch(prompts)
-        if not batch:
-            raise RequestError("there are no prompts to embed; give at least one")
-        tokens = [self.text_engine.encode(p) if isinstance(p, str) else [int(t) for t in p] for p in batch]
-        for ids in tokens:
-            self.engine.check_request(ids, SamplingParams(max_tokens=1))
-        mine = [
-            self.text_engine.add_embedding(ids, pooling, prompt_index=i, adapter=adapter)
-            for i, (ids, adapter) in enumerate(zip(tokens, self._loras_of(lora, len(tokens)), strict=True))
-        ]
-        found: dict[int, Float32] = {}
-        for delta in self._follow(mine):
-            if delta.embedding is None:
-                raise delta.error or RequestError("the request was aborted")
-            found[delta.prompt_index] = delta.embedding
-        rows: Float32 = np.stack([found[i] for i in range(len(tokens))])
-        return rows / np.linalg.norm(rows, axis=1, keepdims=True) if normalize else rows
 
     def save_prefix(self, prompt: Prompt, path: str | Path) -> int:
         """Saves the KV cache blocks of a prompt to a file, for `load_prefix`; computes them first if necessary.

@@ -11,6 +11,7 @@ from engine_models import load_model
 from qwench.errors import NumericalError, RequestError
 from qwench.llm import LLM
 from qwench.runtime.engine import Engine
+from qwench.runtime.pooling import PoolingParams
 from qwench.runtime.sampling_params import SamplingParams
 from qwench.targets.target import StepBatch
 
@@ -62,7 +63,7 @@ def test_answers_beside_embeddings_are_the_same() -> None:
         for i, ids in enumerate(PROMPTS):
             engine.add_request(ids, params, f"a{i}")
             if engine is together:
-                engine.add_embedding(ids, "last" if i % 2 else "mean", f"e{i}")
+                engine.add_pooled(ids, PoolingParams("last" if i % 2 else "mean"), f"e{i}")
     expected, got = run(alone), run(together)
     for name, outputs in expected.items():
         assert [o.token_id for o in got[name]] == [o.token_id for o in outputs]
@@ -82,7 +83,7 @@ def test_embeddings_survive_preemption(pooling: Any) -> None:
     )
     for i in range(3):
         engine.add_request(PROMPTS[1], SamplingParams(max_tokens=50, temperature=0.0, ignore_eos=True), f"a{i}")
-    engine.add_embedding(PROMPTS[3], pooling, "e")
+    engine.add_pooled(PROMPTS[3], PoolingParams(pooling), "e")
     [output] = run(engine)["e"]
     states = states_of(PROMPTS[3])
     np.testing.assert_allclose(
@@ -103,13 +104,14 @@ def test_a_stream_goes_on_while_texts_are_embedded() -> None:
 
 def test_what_cannot_be_embedded() -> None:
     llm = LLM.from_engine(load_model(target="cpu", max_seq_len=64, prefill_chunk_size=32))
-    for bad, match in (([], "no prompts"), ([[1], []], "empty"), ([[300]], "token id"), ([[1] * 64], "max_seq_len")):
+    for bad, match in (([], "no prompts"), ([[1], []], "empty"), ([[300]], "token id"), ([[1] * 65], "max_seq_len")):
         with pytest.raises(RequestError, match=match):
             llm.embed(bad)
+    assert llm.embed([[1] * 64]).shape == (1, 64)  # no room is needed behind it
     with pytest.raises(RequestError, match="last, mean"):
         llm.embed([[1, 2]], pooling="max")  # type: ignore[arg-type]
     assert not llm.engine.has_unfinished()
-    request = llm.text_engine.add_embedding([1, 2])
+    request = llm.text_engine.add_pooled([1, 2], PoolingParams())
     [delta] = llm.text_engine.abort(request)
     assert delta.finish_reason == "abort" and delta.is_whole and delta.embedding is None
     assert not llm.text_engine.has_unfinished()

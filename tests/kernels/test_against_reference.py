@@ -106,6 +106,36 @@ def test_random_models(variant: str, fmt: Format, cache_dtype: str) -> None:
             assert np.corrcoef(got.ravel(), expected.ravel())[0, 1] > 0.999
 
 
+BOTH_WAYS = {"is_causal": False, "num_layers": 2, "sliding_windows": (None, None)}
+
+
+@pytest.mark.parametrize("cache_dtype", ["fp32", "bf16", "int8"])
+def test_attention_in_both_directions(cache_dtype: str) -> None:
+    """Sequences of several tiles and partitions, whose parts threads share: near the reference, the same bits on all
+    kernels, and for each sequence those that it has alone."""
+    for seed in range(3):
+        rng = np.random.default_rng(seed)
+        spec = random_spec(rng, model_type=MODELS[seed % len(MODELS)], **BOTH_WAYS)
+        program = model_program(spec, BF16)
+        tensors = random_tensors(program, rng, std=0.1)
+        cache, tables = CacheConfig(24, 16, cache_dtype, partition_len=64), [[*range(3, 16)], [1], [20, 19, 17, 18, 2]]
+        tokens = [rng.integers(0, spec.vocab_size, n).astype(np.int32) for n in (200, 1, 67)]
+        counts = [len(ids) for ids in tokens]
+        expected = load("reference", program, tensors, cache, tokens=300).step(batch(tokens, counts, tables)).copy()
+        first = None
+        for variant in VARIANTS:
+            executor = load(variant, program, tensors, cache, tokens=300)
+            got = executor.step(batch(tokens, counts, tables)).copy()
+            assert np.abs(got - expected).max() / expected.std() < (1e-4 if cache_dtype == "fp32" else 0.05)
+            assert np.corrcoef(got.ravel(), expected.ravel())[0, 1] > 0.999
+            alone = [executor.step(batch([t], [n], [b])).copy() for t, n, b in zip(tokens, counts, tables, strict=True)]
+            np.testing.assert_array_equal(np.concatenate(alone), got)
+            first = got if first is None else first
+            np.testing.assert_array_equal(got, first)
+        with pytest.raises(ValueError, match="sees a sequence whole, in one step"):
+            executor.step(batch([tokens[1]], [2], [[0]]))
+
+
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("cache_dtype", ["fp32", "bf16"])
 def test_models_with_bf16_activations(variant: str, cache_dtype: str) -> None:

@@ -20,7 +20,7 @@ OLDER = RELEASE < (5, 23)  # whose mistakes are other ones: what it answers wron
 TIE = 1e-5  # two logits closer than this, relative to the larger, may change places by rounding
 
 
-def write_checkpoint(folder: Path, seed: int = 0, **config: Any) -> Path:
+def write_checkpoint(folder: Path, seed: int = 0, kind: Any = AutoModelForCausalLM, **config: Any) -> Path:
     """A random model in bf16, Qwen2 or another model_type, with weights so large that every part moves the answer."""
     torch.manual_seed(seed)
     shape: dict[str, Any] = {
@@ -37,7 +37,7 @@ def write_checkpoint(folder: Path, seed: int = 0, **config: Any) -> Path:
     if IS_4 and "rope_parameters" in config:
         scaling = dict(config.pop("rope_parameters"))
         config |= {"rope_theta": scaling.pop("rope_theta"), "rope_scaling": scaling}
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**(shape | config)))
+    model = kind.from_config(AutoConfig.for_model(**(shape | config)))
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.ndim == 2:
@@ -50,9 +50,11 @@ def write_checkpoint(folder: Path, seed: int = 0, **config: Any) -> Path:
     return folder
 
 
-def load_truth(folder: Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
-    """transformers' own model of the checkpoint."""
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()
+def load_truth(
+    folder: Path, dtype: torch.dtype = torch.float32, kind: Any = AutoModelForCausalLM, **config: Any
+) -> PreTrainedModel:
+    """transformers' own model of the checkpoint. kind: the AutoModel that loads it."""
+    return kind.from_pretrained(folder, dtype=dtype, **config).eval()
 
 
 def left_padded(prompts: list[torch.Tensor], pad: int = 0) -> dict[str, torch.Tensor]:

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 from urllib.parse import urlparse
 
+from qwench.checkpoint.sentence_transformers import is_embedding_file
 from qwench.checkpoint.weights import COMPANION_FILES, INDEX, PICKLES, SINGLE, read_index
 from qwench.errors import CapacityError, CheckpointError, HubError
 from qwench.file_lock import lock_file
@@ -133,7 +134,8 @@ class _Pull:
             weights = sorted(read_index(self.folder / INDEX))
         if absent := [name for name in weights if name not in self.names]:
             raise HubError(f"{self.model_id} on the hub lacks {', '.join(absent)}, which its {INDEX} names")
-        self._fetch([name for name in COMPANION_FILES if name in self.names] + weights)
+        texts = [name for name in COMPANION_FILES if name in self.names] + sorted(filter(is_embedding_file, self.names))
+        self._fetch(texts + weights)
         return self.folder
 
     def run_gguf(self, wanted: str) -> Path:
@@ -177,6 +179,7 @@ class _Pull:
         for _ in range(2):  # a damaged resumed download is repeated once from the start
             _download_all(file, partial, advance)
             if _is_sound(partial, file):
+                path.parent.mkdir(exist_ok=True)
                 os.replace(partial, path)
                 return self._remember(file.name)
             partial.unlink()
@@ -197,7 +200,10 @@ class _Pull:
 
     def _partial(self, file: RemoteFile) -> Path:
         """Named by etag, so that a file that changed on the hub isn't continued."""
-        return self.folder / f".{file.name}.{hashlib.sha256(file.etag.encode()).hexdigest()[:12]}.partial"
+        return (
+            self.folder
+            / f".{file.name.replace('/', '-')}.{hashlib.sha256(file.etag.encode()).hexdigest()[:12]}.partial"
+        )
 
     def _is_recorded(self, name: str) -> bool:
         """Verified by an earlier pull of the same revision, and not touched since."""
@@ -218,8 +224,9 @@ class _Pull:
 
 
 def _base(name: str) -> str:
-    """The name that a file of the hub gets here, without the folders it lies in there."""
-    return name.rpartition("/")[2]
+    """The name that a file of the hub gets here: without the folders it lies in there, but for those of
+    sentence-transformers, which name their module."""
+    return name if is_embedding_file(name) else name.rpartition("/")[2]
 
 
 def _choose_gguf(names: list[str], wanted: str, where: str) -> list[str]:

@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from qwench.checkpoint.fields import LARGEST_SIZE, Fields
+from qwench.checkpoint.heads import FAMILIES, LANGUAGE_MODEL, HeadSpec, read_head
 from qwench.checkpoint.rope import RopeSpec, read_rope, rope_type_of
 from qwench.errors import CheckpointError, ConfigError
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"  # may be one matrix
+SCORE = "score.weight"  # of a classifier
 MOST_LAYERS = 4096
-ARCHITECTURES = {"qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}  # by model_type
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class ModelSpec:
 
     model_type: as in config.json; program/models.py says what is built of it. sliding_windows: per layer the window in
     tokens, or None. max_position_embeddings: as config.json says, but with YaRN at least what it extends the original
-    length to.
+    length to. is_causal: whether a token sees only those before it; else all of its sequence.
     """
 
     vocab_size: int
@@ -43,11 +44,13 @@ class ModelSpec:
     rope: RopeSpec
     sliding_windows: tuple[int | None, ...]
     model_type: str = "qwen2"
+    head: HeadSpec = LANGUAGE_MODEL
+    is_causal: bool = True
 
     def __post_init__(self) -> None:
         """Raises CheckpointError for an impossible shape: kernels rely on this, wherever the spec comes from."""
-        if self.model_type not in ARCHITECTURES:
-            raise CheckpointError(f"model_type is {self.model_type!r}; qwench compiles {', '.join(ARCHITECTURES)}")
+        if self.model_type not in FAMILIES:
+            raise CheckpointError(f"model_type is {self.model_type!r}; qwench compiles {', '.join(FAMILIES)}")
         sizes = (
             "vocab_size", "hidden_size", "intermediate_size", "num_layers", "num_heads", "num_kv_heads", "head_dim",
             "max_position_embeddings",
@@ -73,14 +76,23 @@ class ModelSpec:
     def kv_size(self) -> int:
         return self.num_kv_heads * self.head_dim
 
+    @property
+    def num_outputs(self) -> int:
+        """How many numbers the head gives for a row."""
+        return self.vocab_size if self.head.kind == "causal_lm" else self.head.num_labels
+
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> ModelSpec:
         """Inverse of `to_dict`."""
-        rope = RopeSpec.from_dict(data["rope"])
-        return cls(**{**data, "rope": rope, "sliding_windows": tuple(data["sliding_windows"])})
+        parts = {
+            "rope": RopeSpec.from_dict(data["rope"]),
+            "sliding_windows": tuple(data["sliding_windows"]),
+            "head": HeadSpec(**data.get("head", {})),
+        }
+        return cls(**{**data, **parts})
 
     def with_rope_scaling(self, scaling: Mapping[str, Any]) -> ModelSpec:
         """The model under another `rope_scaling` than its config.json has, long as its factor makes it.
@@ -100,6 +112,15 @@ class ModelSpec:
     def for_length(self, seq_len: int) -> ModelSpec:
         """The model as it is compiled for sequences of up to `seq_len` tokens."""
         return dataclasses.replace(self, rope=self.rope.for_length(seq_len))
+
+    def bidirectional(self) -> ModelSpec:
+        """The model whose tokens see all of their sequence. Raises ConfigError where windows slide."""
+        if any(self.sliding_windows):
+            raise ConfigError(
+                "bidirectional attention with sliding windows is not available; set use_sliding_window to false in "
+                "config.json if the model does without"
+            )
+        return dataclasses.replace(self, is_causal=False)
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], where: str = "config.json") -> ModelSpec:
@@ -124,13 +145,10 @@ class ModelSpec:
 def _read(config: Fields) -> ModelSpec:
     """Checks and translates one config."""
     model_type = config.get("model_type")
-    if not isinstance(model_type, str) or model_type not in ARCHITECTURES:
-        known = " and ".join(map(repr, ARCHITECTURES))
+    if not isinstance(model_type, str) or model_type not in FAMILIES:
+        known = " and ".join(map(repr, FAMILIES))
         raise config.error(f"model_type is {model_type!r}; qwench compiles model_type {known}")
-    architecture = ARCHITECTURES[model_type]
-    architectures = config.get("architectures") or [architecture]
-    if not isinstance(architectures, list) or architecture not in architectures:
-        raise config.error(f"architectures is {architectures!r}; qwench compiles {architecture!r}")
+    head = read_head(config, model_type)
     if (activation := config.get("hidden_act", "silu")) not in ("silu", "swish"):
         raise config.error(f"hidden_act is {activation!r}; {model_type} uses 'silu'")
     if model_type == "qwen3" and config.flag("attention_bias"):
@@ -146,7 +164,7 @@ def _read(config: Fields) -> ModelSpec:
     rope = _rope(config, head_dim, positions)
     if rope.rope_type == "yarn":
         positions = max(positions, int(rope.parameters["original_max_position_embeddings"] * rope.parameters["factor"]))
-    return ModelSpec(
+    spec = ModelSpec(
         vocab_size=config.positive("vocab_size"),
         hidden_size=hidden,
         intermediate_size=config.positive("intermediate_size"),
@@ -160,7 +178,10 @@ def _read(config: Fields) -> ModelSpec:
         rope=rope,
         sliding_windows=_sliding_windows(config, layers),
         model_type=model_type,
+        head=head,
     )
+    is_causal = config.flag("is_causal", True) and not config.flag("use_bidirectional_attention")
+    return spec if is_causal else spec.bidirectional()
 
 
 def _head_dim(config: Fields, model_type: str, hidden: int, heads: int) -> int:

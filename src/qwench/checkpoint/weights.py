@@ -5,6 +5,7 @@ Never unpickles, never runs code of the checkpoint. Opened by `open_checkpoint.p
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
 import json
@@ -18,8 +19,10 @@ import numpy.typing as npt
 
 from qwench.checkpoint.checkpoint import StoredTensor
 from qwench.checkpoint.fields import Fields
+from qwench.checkpoint.heads import HeadSpec
 from qwench.checkpoint.quantization.method import Method
 from qwench.checkpoint.quantization.methods import find_method
+from qwench.checkpoint.sentence_transformers import MODULES, SETTINGS, embedding_files, read_embedding_settings
 from qwench.checkpoint.spec import EMBEDDING, HEAD, ModelSpec
 from qwench.errors import CheckpointError
 from qwench.formats import BF16, FP32
@@ -39,6 +42,8 @@ UNUSED_PARTS = ("input_scale", "input_zero_point", "input_global_scale", "k_scal
 NATIVE_NAMES = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+SCORE_BIAS = "score.bias"
+BODY_PARTS = ("embed_tokens.", "layers.", "norm.")  # how names begin in a body that was saved by itself
 
 # Copied into the artifact unchanged, where the checkpoint has them.
 COMPANION_FILES = (
@@ -64,8 +69,18 @@ class SafetensorsCheckpoint:
                 self._home[name] = file
             if listed is not None and (absent := sorted(listed - set(file.entries))):
                 raise CheckpointError(f"{INDEX} says that {folder / shard} holds {absent[0]!r}, but it doesn't")
+        self.spec = dataclasses.replace(self.spec, head=self._head())
         self._method = self._find_method()
         self._shapes: dict[str, tuple[int, ...]] = {}  # what `check` was given
+
+    def _head(self) -> HeadSpec:
+        """What the tensors say of the head beside config.json: whether it has a bias, and that a body has none though
+        it goes by the name of its language model, as sentence-transformers saves it."""
+        head, ties = self.spec.head, self.spec.tie_word_embeddings
+        if head.is_classifier:
+            return dataclasses.replace(head, has_bias=SCORE_BIAS in self._home)
+        is_body = HEAD not in self._home and not ties and (self.path / MODULES).is_file()
+        return HeadSpec("none") if is_body else head
 
     def _find_method(self) -> Method | None:
         """How the matrices are quantised; None too if a merge left quantization_config behind in a float checkpoint."""
@@ -89,10 +104,12 @@ class SafetensorsCheckpoint:
     def files(self) -> list[Path]:
         shards = sorted({file.path for file in self._home.values()})
         index = [self.path / INDEX] if not (self.path / SINGLE).exists() else []
-        return [*self._companions(), *index, *shards]
+        return [*self._companions(), *embedding_files(self.path), *index, *shards]
 
     def texts(self) -> dict[str, bytes]:
-        return {path.name: path.read_bytes() for path in self._companions()}
+        texts = {path.name: path.read_bytes() for path in self._companions()}
+        settings = read_embedding_settings(self.path)
+        return texts if settings is None else texts | {SETTINGS: settings.to_json()}
 
     def check(self, wanted: Mapping[str, tuple[int, ...]]) -> None:
         """Compares names, shapes and dtypes with what the model needs; reads no tensor but a duplicate head.
@@ -228,7 +245,7 @@ class SafetensorsCheckpoint:
         if (self.path / SINGLE).is_file():
             return {SINGLE: None}
         if (self.path / INDEX).is_file():
-            return dict(read_index(self.path / INDEX))
+            return {shard: set(map(_full_name, names)) for shard, names in read_index(self.path / INDEX).items()}
         names = sorted(path.name for path in self.path.iterdir()) if self.path.is_dir() else []
         if pickles := [name for name in names if name.endswith(PICKLES)]:
             raise CheckpointError(
@@ -242,15 +259,26 @@ def _module(name: str) -> str:
     return name.removesuffix(".weight")
 
 
+def _full_name(name: str) -> str:
+    """The name that a tensor of a body has in the whole model."""
+    return f"model.{name}" if name.startswith(BODY_PARTS) else name
+
+
 def _open(path: Path) -> SafetensorsFile:
+    """A file whose tensors go by their full names."""
     try:
-        return SafetensorsFile(path)
+        file = SafetensorsFile(path)
     except FileNotFoundError:
         raise CheckpointError(f"{path} is missing, but {INDEX} names it; download the checkpoint again") from None
     except ContainerError as error:
         raise CheckpointError(f"{path} is damaged: {error}; download it again") from None
     except OSError as error:
         raise CheckpointError(f"{path} can't be read: {error.strerror}") from None
+    entries = {_full_name(name): entry for name, entry in file.entries.items()}
+    if len(entries) < len(file.entries):
+        raise CheckpointError(f"{path} holds tensors of one layer with 'model.' before their names and without")
+    file.entries = entries
+    return file
 
 
 def read_index(path: Path) -> dict[str, set[str]]:

@@ -39,6 +39,7 @@ def add_options(parser: ArgumentParser) -> None:
     add("--kv-cache", metavar="KIND", help="bf16, fp32 or int8; default: bf16; beside bf16 weights fp32")
     add("--max-seq-len", type=int, metavar="N", help="tokens of prompt and answer; default: the model's")
     add("--rope-scaling", metavar="S", help=ROPE_SCALING_HELP)
+    add("--bidirectional", action="store_true", default=None, help="each token sees all of its text: embedding models")
     add("--batch-size", type=int, metavar="N", help="sequences that generate at once; default 32")
     add("--prefill-chunk-size", type=int, metavar="N", help="tokens in one step; default 512")
     add("--attn-impl", metavar="KIND", help="flash_attn (default): in partitions; eager: each sequence as one")

@@ -11,6 +11,8 @@ from dataclasses import replace
 import numpy as np
 
 from qwench.artifact import Artifact
+from qwench.checkpoint.heads import why_silent
+from qwench.errors import ConfigError
 from qwench.evaluate.batches import chunks, num_blocks
 from qwench.program.cache_groups import cache_groups
 from qwench.runtime.loading import load_engine
@@ -19,9 +21,13 @@ from qwench.targets.target import CacheConfig, Executor, Float32, Int32
 
 
 class CompiledModel:
-    """An artifact on its target. Use it in a `with`, or `close()` it."""
+    """An artifact of a language model on its target. Use it in a `with`, or `close()` it. Raises ConfigError for one of
+    another model."""
 
     def __init__(self, artifact: Artifact, num_threads: int) -> None:
+        spec = artifact.program.spec
+        if reason := why_silent(spec.head, spec.is_causal):
+            raise ConfigError(f"{reason}, and what is judged here are the logits of a next token")
         self.artifact, self.num_threads = artifact, num_threads
         self._executor: Executor | None = None
         self._room = 0  # positions that the executor's cache holds

@@ -1,15 +1,23 @@
-"""QwenchForCausalLM: the Hugging Face face of qwench, and the only package that imports torch and transformers.
+"""The Hugging Face face of qwench, and the only package that imports torch and transformers.
 
-`model.py` is the class, `loading.py` finds or compiles its artifact, `cache.py` is its `past_key_values`, `inputs.py`
-says which tokens of a padded batch are real, `forward.py` and `steps.py` run them, `native.py` hands whole generations
-to the engine, `original.py` runs transformers' own model to compare with, and `transformers_seam.py` is all that the
-package knows of transformers' inside.
+`model.py` is QwenchForCausalLM, `heads.py` are those that don't generate, `base.py` is what they share; `loading.py`
+finds or compiles an artifact, `cache.py` is its `past_key_values`, `inputs.py` says which tokens of a padded batch are
+real, `forward.py` and `steps.py` run them, `native.py` hands whole generations to the engine, `original.py` runs
+transformers' own model to compare with, and `transformers_seam.py` is all that the package knows of transformers'
+inside.
 """
 
 from qwench.modeling.cache import QwenchCache
+from qwench.modeling.heads import QwenchForSequenceClassification, QwenchForTokenClassification, QwenchModel
 from qwench.modeling.model import QwenchForCausalLM
 from qwench.modeling.transformers_seam import warn_if_untested
 
 warn_if_untested()
 
-__all__ = ["QwenchCache", "QwenchForCausalLM"]
+__all__ = [
+    "QwenchCache",
+    "QwenchForCausalLM",
+    "QwenchForSequenceClassification",
+    "QwenchForTokenClassification",
+    "QwenchModel",
+]

@@ -1,6 +1,6 @@
 """LoRA adapters under the names that transformers has for them: load_adapter, set_adapter and their like.
 
-Inherited by QwenchForCausalLM, which asks `adapters_of` for each pass. Unlike in transformers, each row of a batch may
+Inherited by all models, which ask `adapters_of` for each pass. Unlike in transformers, each row of a batch may
 have an adapter of its own.
 """
 

@@ -16,17 +16,20 @@ from qwench.modeling.steps import Feed, run_feeds
 
 
 class ModelShape(NamedTuple):
-    """What a pass must know of the model."""
+    """What a pass must know of the model. num_outputs: of its head, for each row. is_causal: False: each row of a batch
+    is computed whole, in one step."""
 
     vocab_size: int
     hidden_size: int
     num_layers: int
     max_step_tokens: int
+    num_outputs: int
+    is_causal: bool
 
 
 class PassOutput(NamedTuple):
-    """logits: [batch, kept, vocab_size] fp32. hidden_states: num_layers + 1 of [batch, length, hidden_size] fp32, or
-    None. Zeros at padding."""
+    """logits: [batch, kept, num_outputs] fp32. hidden_states: the last `num_states`, each [batch, length, hidden_size]
+    fp32, or None. Zeros at padding."""
 
     logits: torch.Tensor
     hidden_states: tuple[torch.Tensor, ...] | None
@@ -38,18 +41,19 @@ def run_pass(
     inputs: torch.Tensor,
     real: torch.Tensor,
     logits_to_keep: int | torch.Tensor,
-    with_hidden_states: bool,
+    num_states: int,
     adapters: list[int],
 ) -> PassOutput:
-    """Feeds the real tokens and commits them to the cache.
+    """Feeds the real tokens and commits them to the cache. num_states: how many of the num_layers + 1 hidden states are
+    wanted, from the last.
 
     inputs: [batch, length] token ids, or [batch, length, hidden_size] embeddings, fp32. real: [batch, length] bool.
     adapters: number of each row's, -1 for none.
     """
     batch, length = int(inputs.shape[0]), int(inputs.shape[1])
     kept, order = _kept_columns(length, logits_to_keep)
-    logits = torch.zeros(batch, len(kept), shape.vocab_size)
-    hidden = torch.zeros(shape.num_layers + 1, batch, length, shape.hidden_size) if with_hidden_states else None
+    logits = torch.zeros(batch, len(kept), shape.num_outputs)
+    hidden = torch.zeros(num_states, batch, length, shape.hidden_size) if num_states else None
     leaders = _leaders(cache.rows, inputs, real, adapters)
     tokens, is_real = inputs.numpy(), real.numpy()
     if tokens.ndim == 2:
@@ -70,9 +74,10 @@ def run_pass(
         cache.pages.executor,
         feeds,
         shape.max_step_tokens,
-        logits.view(-1, shape.vocab_size).numpy(),
+        logits.view(batch * len(kept), shape.num_outputs).numpy(),
         None if hidden is None else hidden.view(len(hidden), -1, shape.hidden_size).numpy(),
         cache.pages.deadline.check,
+        is_causal=shape.is_causal,
     )
     _commit(cache, real, leaders)
     if leaders != list(range(batch)):

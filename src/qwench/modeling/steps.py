@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from qwench.errors import RequestError
 from qwench.targets.target import Executor, Float32, Int32, StepBatch
 
 Int64 = npt.NDArray[np.int64]
@@ -48,14 +49,15 @@ class _Piece:
 
 def run_feeds(
     executor: Executor, feeds: Sequence[Feed], max_step_tokens: int, logits: Float32, hidden: Float32 | None,
-    after_step: Callable[[], None],
+    after_step: Callable[[], None], *, is_causal: bool = True,
 ) -> None:  # fmt: skip
-    """Computes all feeds, in order; writes the wanted rows of `logits` [num_rows, vocab_size], and of `hidden`
+    """Computes all feeds, in order; writes the wanted rows of `logits` [num_rows, num_outputs], and of `hidden`
     [num_states, num_rows, hidden_size] if there is one, which takes the last `num_states` states.
 
-    after_step: called after each step; may raise.
+    after_step: called after each step; may raise. is_causal: False: no feed is cut, nor has one a past. Raises
+    RequestError for one that is too long for that.
     """
-    for pieces in _steps(feeds, max_step_tokens):
+    for pieces in _steps(feeds, max_step_tokens) if is_causal else _whole_feeds(feeds, max_step_tokens):
         _run_step(executor, pieces, logits, hidden)
         after_step()
 
@@ -76,6 +78,24 @@ def _steps(feeds: Sequence[Feed], max_step_tokens: int) -> Iterator[list[_Piece]
                 pieces, room = [], max_step_tokens
     if pieces:
         yield pieces
+
+
+def _whole_feeds(feeds: Sequence[Feed], max_step_tokens: int) -> Iterator[list[_Piece]]:
+    """As many feeds in each step as it holds."""
+    pieces: list[_Piece] = []
+    room = max_step_tokens
+    for feed in feeds:
+        if (count := len(feed.tokens)) > max_step_tokens:
+            raise RequestError(
+                f"a row has {count} tokens, and attention in both directions reads it in one step, which has at most "
+                f"{max_step_tokens}; shorten it or compile with a larger prefill_chunk_size"
+            )
+        if count > room:
+            yield pieces
+            pieces, room = [], max_step_tokens
+        pieces.append(_Piece(feed, 0, count))
+        room -= count
+    yield pieces
 
 
 def _run_step(executor: Executor, pieces: list[_Piece], logits: Float32, hidden: Float32 | None) -> None:

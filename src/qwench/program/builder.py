@@ -68,7 +68,8 @@ class Builder:
         k = self.op("rope", f"{at}.k_rope", (k,), spec.kv_size)
         self.op("cache_write", f"{at}.cache_write", (k, v), 0, layer=layer)
         window, scale = spec.sliding_windows[layer], spec.head_dim**-0.5
-        a = self.op("attention", f"{at}.attention", (q,), spec.q_size, layer=layer, window=window, scale=scale)
+        sees: dict[str, Any] = {} if spec.is_causal else {"causal": False}
+        a = self.op("attention", f"{at}.attention", (q,), spec.q_size, layer=layer, window=window, scale=scale, **sees)
         o = self.linear(f"{at}.o", a, f"model.{at}.self_attn.o_proj", spec.hidden_size)
         return self.op("add", f"{at}.attn_add", (o, x), spec.hidden_size)
 
@@ -83,10 +84,15 @@ class Builder:
 
     def finish(self, x: str) -> Program:
         """The Program that ends with the final norm and, of the rows whose logits are asked for, the head."""
+        spec, head = self.spec, self.spec.head
         h = self.take_rows("hidden_rows", x, "hidden")
         self.norm("final_hidden", h, "model.norm", rows="hidden")
-        x = self.take_rows("take_rows", x, "logits")
-        h = self.norm("final_norm", x, "model.norm", rows="logits")
-        head = "model.embed_tokens" if self.spec.tie_word_embeddings else "lm_head"
-        self.linear("lm_head", h, head, self.spec.vocab_size, rows="logits")
-        return Program(self.spec, self.buffers, self.weights, tuple(self.ops))
+        if head.kind != "none":
+            x = self.take_rows("take_rows", x, "logits")
+            h = self.norm("final_norm", x, "model.norm", rows="logits")
+        if head.kind == "causal_lm":
+            source = "model.embed_tokens" if spec.tie_word_embeddings else "lm_head"
+            self.linear("lm_head", h, source, spec.vocab_size, rows="logits")
+        elif head.is_classifier:
+            self.linear("score", h, "score", head.num_labels, bias=head.has_bias, rows="logits")
+        return Program(spec, self.buffers, self.weights, tuple(self.ops))

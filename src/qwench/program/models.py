@@ -24,5 +24,7 @@ def source_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
 
 def adaptable_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
     """Matrix -> shape, by the names that adapters give them: a head has its own where it is the embedding's, too."""
-    shapes = {name: shape for name, shape in source_shapes(spec).items() if len(shape) == 2}
-    return {**shapes, HEAD: (spec.vocab_size, spec.hidden_size)}
+    shapes: dict[str, tuple[int, ...]] = {n: shape for n, shape in source_shapes(spec).items() if len(shape) == 2}
+    if spec.head.kind == "causal_lm":
+        shapes[HEAD] = (spec.vocab_size, spec.hidden_size)
+    return shapes

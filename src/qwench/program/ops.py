@@ -10,7 +10,8 @@ Kinds as the builder writes them:
     head_norm      rms_norm of each head by itself
     rope           rotary position embedding of each head
     cache_write    keys and values of this step into the paged cache
-    attention      causal attention of q over the cache, within `window` if given; ordered likewise by its weight
+    attention      attention of q over the cache, within `window` if given, to all of a sequence if attrs["causal"] is
+                   false; ordered likewise by its weight
     silu_mul       silu(gate) * up
     add            elementwise sum
     take_rows      the rows whose logits, or whose hidden states, were asked for: attrs["rows"]
@@ -93,7 +94,7 @@ class Op:
 class Program:
     """Ops in execution order. Tokens and embeddings come from outside, results go there.
 
-    Results are the buffers that no op reads: the hidden states, in order, and the logits, which are the last op's.
+    Results are the buffers that no op reads: the hidden states, in order, and the logits, the head's output.
     """
 
     spec: ModelSpec
@@ -109,6 +110,11 @@ class Program:
     def hidden_states(self) -> tuple[str, ...]:
         """The residual stream before each layer, and after the last one's final norm: num_layers + 1 results."""
         return tuple(name for name in self.results if self.buffers[name].rows == "hidden")
+
+    @cached_property
+    def logits(self) -> str | None:
+        """The output of the head; None without one."""
+        return next((name for name in self.results if self.buffers[name].rows == "logits"), None)
 
     @cached_property
     def results(self) -> tuple[str, ...]:

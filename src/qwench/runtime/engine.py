@@ -15,6 +15,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+from qwench.checkpoint.heads import LANGUAGE_MODEL, HeadSpec
 from qwench.errors import CapacityError, DeadlineError, GrammarError, NumericalError, QwenchError, RequestError
 from qwench.runtime.adapters import Adapters, LoadedAdapter
 from qwench.runtime.block_pool import BlockPool, extend_hashes
@@ -22,7 +23,7 @@ from qwench.runtime.limits import RequestLimits
 from qwench.runtime.matcher import CompiledGrammar
 from qwench.runtime.metrics import Metrics
 from qwench.runtime.outputs import FinishReason, TokenLogprobs, TokenOutput
-from qwench.runtime.pooling import Pooler, Pooling
+from qwench.runtime.pooling import Pooler, PoolingParams
 from qwench.runtime.profiler import Profiler
 from qwench.runtime.prompt_scorer import PromptScorer
 from qwench.runtime.request import Request
@@ -41,34 +42,46 @@ class Engine:
     max_seq_len: tokens of a sequence, prompt and answer. max_num_seqs: sequences that generate at once.
     max_step_tokens: tokens that the executor computes in one step. eos_token_ids: the model's own ends of text.
     timeout_s: after which a request fails with DeadlineError, at the end of a step. profiler: counts the time of ops.
-    windows: the sliding window of each cache group of the model (program/cache_groups.py).
+    windows: the sliding window of each cache group of the model (program/cache_groups.py). head, is_causal: as the
+    model's spec has them; without causal attention prompts are computed whole and share no prefixes.
     """
 
     def __init__(
         self, executor: Executor, vocab_size: int, cache: CacheConfig, *, max_seq_len: int, max_num_seqs: int,
         max_step_tokens: int, eos_token_ids: Iterable[int] = (), enable_prefix_caching: bool = True,
         timeout_s: float | None = None, profiler: Profiler | None = None, windows: Sequence[int | None] = (None,),
+        head: HeadSpec = LANGUAGE_MODEL, is_causal: bool = True,
     ) -> None:  # fmt: skip
         self.timeout_s, self.profiler = timeout_s, profiler
         self.executor, self.vocab_size, self.cache = executor, vocab_size, cache
         self.max_seq_len, self.max_num_seqs = max_seq_len, max_num_seqs
         self.limits = RequestLimits(
-            vocab_size, max_seq_len, cache.block_size, cache.num_blocks, max_step_tokens, tuple(windows)
+            vocab_size,
+            max_seq_len,
+            cache.block_size,
+            cache.num_blocks,
+            max_step_tokens,
+            tuple(windows),
+            head,
+            is_causal,
         )
         self.eos_token_ids = frozenset(eos_token_ids)
         self.metrics = Metrics(blocks_total=cache.num_blocks)
         self.adapters = Adapters(executor)
         self.scheduler = Scheduler(
-            BlockPool(cache.num_blocks), cache.block_size, max_num_seqs, max_step_tokens, enable_prefix_caching,
-            self.metrics, windows,
+            BlockPool(cache.num_blocks), cache.block_size, max_num_seqs, max_step_tokens,
+            enable_prefix_caching and is_causal, self.metrics, windows, whole_prompts=not is_causal,
         )  # fmt: skip
         self.requests: dict[str, dict[int, Request]] = {}
         self._arrivals, self._names = itertools.count(), itertools.count()
-        self._batch = _BatchArrays(max_step_tokens, max_num_seqs, len(windows), -(-max_seq_len // cache.block_size))
-        num_rows = max_num_seqs + MAX_EXTRA_ROWS
-        self._logits: Float32 = np.empty((num_rows, vocab_size), np.float32)
+        num_rows = max_step_tokens if head.is_classifier else max_num_seqs + MAX_EXTRA_ROWS
+        self._batch = _BatchArrays(
+            max_step_tokens, max_num_seqs, len(windows), -(-max_seq_len // cache.block_size), num_rows
+        )
+        num_outputs = vocab_size if head.kind == "causal_lm" else head.num_labels
+        self._logits: Float32 = np.empty((num_rows, num_outputs), np.float32)
         self._hidden: Float32 | None = None  # [1, max_step_tokens, hidden_size], from the first embedding on
-        self._maxima: Float32 = np.empty((num_rows, -(-vocab_size // LOGIT_GROUP)), np.float32)
+        self._maxima: Float32 = np.empty((num_rows, -(-num_outputs // LOGIT_GROUP)), np.float32)
 
     def add_request(
         self, prompt_token_ids: Sequence[int] | Int32, params: SamplingParams | None = None,
@@ -113,24 +126,21 @@ class Engine:
         self.metrics.requests += params.n
         return request_id
 
-    def add_embedding(
-        self, prompt_token_ids: Sequence[int] | Int32, pooling: Pooling = "last", request_id: str | None = None, *,
+    def add_pooled(
+        self, prompt_token_ids: Sequence[int] | Int32, pooling: PoolingParams, request_id: str | None = None, *,
         cache_salt: str = "", adapter: str | None = None,
     ) -> str:  # fmt: skip
-        """Queues a prompt that gets an embedding instead of an answer, and returns its id.
-
-        pooling: the hidden state after the final norm of the last token, or the mean of all tokens'. Raises
-        RequestError if it can't be served; the prompt must leave room for a token.
-        """
-        params = SamplingParams(max_tokens=1)
-        prompt, max_len = self.check_request(prompt_token_ids, params)
-        pooler, loaded = Pooler(pooling, len(prompt)), self._adapter(adapter)
+        """Queues a prompt that gets an embedding or scores instead of an answer, and returns its id. Raises
+        RequestError if it can't be served."""
+        prompt = self.limits.check_pooled(prompt_token_ids, pooling.source)
+        loaded = self._adapter(adapter)
         request_id = self._new_id(request_id)
-        # A mean needs the hidden states of all tokens, so it reads no cached prefix but its own, after a preemption.
-        salt = _salt(cache_salt, loaded) if pooling == "last" else os.urandom(16) + b"mean"
-        request = self._new_request(request_id, 0, prompt, params, max_len, salt, time.monotonic(), loaded)
-        request.pooler = pooler
-        if self._hidden is None:
+        # What needs the rows of all tokens reads no cached prefix but its own, after a preemption.
+        salt = os.urandom(16) + b"rows" if pooling.pooling != "last" else _salt(cache_salt, loaded)
+        params, now = SamplingParams(max_tokens=1), time.monotonic()
+        request = self._new_request(request_id, 0, prompt, params, len(prompt), salt, now, loaded)
+        request.pooler = Pooler(pooling, len(prompt))
+        if self._hidden is None and pooling.source == "hidden":
             width = self.executor.embed(np.zeros(1, np.int32)).shape[1]
             self._hidden = np.empty((1, self.scheduler.max_step_tokens, width), np.float32)
         self.requests[request_id] = {0: request}
@@ -188,7 +198,7 @@ class Engine:
         batch, with_logits, pooled = self._batch.fill(plan, with_adapters=self.adapters.are_any)
         start = time.monotonic()
         try:
-            self.executor.step(batch, self._logits, self._hidden if pooled else None, self._maxima)
+            self.executor.step(batch, self._logits, None if batch.hidden_rows is None else self._hidden, self._maxima)
         except Exception as error:
             is_known = isinstance(error, QwenchError)
             logger.error(
@@ -216,12 +226,14 @@ class Engine:
         return outputs
 
     def _pool(self, pooled: list[tuple[Request, int]]) -> list[TokenOutput]:
-        """Gives each request for an embedding its rows of hidden states, and finishes those that are computed."""
-        outputs, first = [], 0
+        """Gives each request for an embedding or for scores its rows, and finishes those that are computed."""
+        outputs, first = [], {"hidden": 0, "scores": 0}
         for request, num_rows in pooled:
-            assert self._hidden is not None and request.pooler is not None
-            request.pooler.add(self._hidden[0, first : first + num_rows])
-            first += num_rows
+            assert request.pooler is not None
+            source = request.pooler.params.source
+            rows = self._logits if source == "scores" else self._hidden_rows
+            request.pooler.add(rows[first[source] : first[source] + num_rows])
+            first[source] += num_rows
             if request.num_computed < request.num_tokens:
                 continue
             try:
@@ -230,6 +242,12 @@ class Engine:
                 self.scheduler.forget_content(request)
                 outputs.append(self._finish(request, None, "error", error=error))
         return outputs
+
+    @property
+    def _hidden_rows(self) -> Float32:
+        assert self._hidden is not None
+        rows: Float32 = self._hidden[0]
+        return rows
 
     def _take_logits(self, request: Request, scored: range, sampled: range, now: float) -> list[TokenOutput]:
         """For one request. scored: rows of logits for prompt_logprobs; sampled: those after its last token and after
@@ -385,12 +403,14 @@ def _salt(cache_salt: str, adapter: LoadedAdapter | None) -> bytes:
 class _BatchArrays:
     """The arrays of a StepBatch, made once; `fill` returns views of them, valid until the next call."""
 
-    def __init__(self, max_step_tokens: int, max_num_seqs: int, num_groups: int, max_blocks: int) -> None:
+    def __init__(
+        self, max_step_tokens: int, max_num_seqs: int, num_groups: int, max_blocks: int, max_rows: int
+    ) -> None:
         self.token_ids = np.empty(max_step_tokens, np.int32)
         self.query_start = np.zeros(max_num_seqs + 1, np.int32)
         self.seq_lens = np.empty(max_num_seqs, np.int32)
         self.block_tables = np.zeros((max_num_seqs, num_groups, max_blocks), np.int32)
-        self.logit_rows = np.empty(max_num_seqs + MAX_EXTRA_ROWS, np.int32)
+        self.logit_rows = np.empty(max_rows, np.int32)
         self.hidden_rows = np.empty(max_step_tokens, np.int32)
         self.adapters = np.empty(max_num_seqs, np.int32)
 
@@ -399,7 +419,7 @@ class _BatchArrays:
     ) -> tuple[StepBatch, list[tuple[Request, int, int]], list[tuple[Request, int]]]:
         """The batch, and which request gets which rows of its outputs, in order: (request, rows of logits for
         prompt_logprobs, rows of logits to sample from: 0 during prefill, else 1 and one per draft token), and for
-        embeddings (request, rows of hidden states)."""
+        embeddings and scores (request, rows of hidden states or of logits)."""
         with_logits: list[tuple[Request, int, int]] = []
         pooled: list[tuple[Request, int]] = []
         end = num_logits = num_hidden = 0
@@ -414,12 +434,14 @@ class _BatchArrays:
             first = end - count - done  # the batch's row for position 0 of the request, which may be negative
             if request.pooler is not None:
                 wanted = request.pooler.wanted(done, done + count)
-                if wanted:
-                    self.hidden_rows[num_hidden : num_hidden + len(wanted)] = range(
-                        first + wanted.start, first + wanted.stop
-                    )
-                    num_hidden += len(wanted)
-                    pooled.append((request, len(wanted)))
+                pooled.append((request, len(wanted)))
+                rows = range(first + wanted.start, first + wanted.stop)
+                if request.pooler.params.source == "hidden":
+                    self.hidden_rows[num_hidden : num_hidden + len(rows)] = rows
+                    num_hidden += len(rows)
+                else:
+                    self.logit_rows[num_logits : num_logits + len(rows)] = rows
+                    num_logits += len(rows)
                 continue
             scored = range(0) if request.scorer is None else request.scorer.wanted(done, done + count)
             num_sampled = 1 + request.num_drafts if done + count >= request.num_tokens else 0
@@ -431,7 +453,7 @@ class _BatchArrays:
         n = len(plan)
         batch = StepBatch(
             self.token_ids[:end], self.query_start[: n + 1], self.seq_lens[:n], self.block_tables[:n].reshape(n, -1),
-            self.logit_rows[:num_logits], None, self.hidden_rows[:num_hidden] if pooled else None,
+            self.logit_rows[:num_logits], None, self.hidden_rows[:num_hidden] if num_hidden else None,
             self.adapters[:n] if with_adapters else None,
         )  # fmt: skip
         return batch, with_logits, pooled

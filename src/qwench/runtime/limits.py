@@ -6,13 +6,16 @@ in a long step.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
+from qwench.checkpoint.heads import LANGUAGE_MODEL, HeadSpec, why_silent
 from qwench.errors import RequestError
 from qwench.program.cache_groups import most_blocks
+from qwench.runtime.pooling import Source
 from qwench.runtime.sampling_params import SamplingParams
 from qwench.targets.target import Int32
 
@@ -21,7 +24,8 @@ from qwench.targets.target import Int32
 class RequestLimits:
     """max_seq_len: tokens of a sequence, prompt and answer; its cache: num_blocks blocks of block_size positions.
 
-    max_step_tokens: computed in one step at most. windows: of each cache group.
+    max_step_tokens: computed in one step at most. windows: of each cache group. head: what the model ends with.
+    is_causal: False: a prompt is computed in one step, because each token sees those behind it.
     """
 
     vocab_size: int
@@ -30,16 +34,21 @@ class RequestLimits:
     num_blocks: int
     max_step_tokens: int
     windows: tuple[int | None, ...] = (None,)
+    head: HeadSpec = LANGUAGE_MODEL
+    is_causal: bool = True
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> RequestLimits:
+        """Inverse of `dataclasses.asdict`, by way of JSON too."""
+        return cls(**{**data, "windows": tuple(data["windows"]), "head": HeadSpec(**data["head"])})
 
     def check(self, prompt_token_ids: Sequence[int] | Int32, params: SamplingParams) -> tuple[Int32, int]:
         """The prompt as [n] int32, and the most tokens its sequence may have. Raises RequestError."""
+        if reason := why_silent(self.head, self.is_causal):
+            raise RequestError(reason)
         if len(prompt_token_ids) >= self.max_seq_len:  # before a long list becomes an array
             raise self._too_long(len(prompt_token_ids), params)
-        ids = np.asarray(prompt_token_ids)
-        if ids.ndim != 1 or len(ids) == 0:
-            raise RequestError("the prompt is empty; give at least one token")
-        if ids.dtype.kind not in "iu" or int(ids.min()) < 0 or int(ids.max()) >= self.vocab_size:
-            raise RequestError(f"the prompt holds something that isn't a token id from 0 to {self.vocab_size - 1}")
+        ids = self._token_ids(prompt_token_ids)
         for name, tokens in (("logit_bias", params.logit_bias), ("stop_token_ids", params.stop_token_ids)):
             if any(token >= self.vocab_size for token in tokens):
                 raise RequestError(f"{name} names tokens beyond the vocabulary of {self.vocab_size}")
@@ -54,7 +63,40 @@ class RequestLimits:
                 f"up to {max_len} tokens need {needed} cache blocks and there are {self.num_blocks}; lower "
                 "max_tokens, shorten the prompt or raise kvcache_num_blocks"
             )
-        return ids.astype(np.int32), max_len
+        return ids, max_len
+
+    def check_pooled(self, prompt_token_ids: Sequence[int] | Int32, source: Source) -> Int32:
+        """The prompt of a request for an embedding or for scores as [n] int32. Raises RequestError."""
+        if source == "scores" and not self.head.is_classifier:
+            raise RequestError(
+                "this model has no classification head, so it gives no scores of its own; it gives embeddings"
+            )
+        length = len(prompt_token_ids)
+        if length > self.max_seq_len:
+            raise RequestError(
+                f"the input has {length} tokens, more than the {self.max_seq_len} the model was compiled for; shorten "
+                "it or compile with a larger max_seq_len"
+            )
+        if not self.is_causal and length > self.max_step_tokens:
+            raise RequestError(
+                f"the input has {length} tokens, and bidirectional attention reads all of an input in one step, which "
+                f"has at most {self.max_step_tokens}; shorten it or compile with a larger prefill_chunk_size"
+            )
+        needed = most_blocks(self.windows, length, self.block_size, self.max_step_tokens)
+        if needed > self.num_blocks:
+            raise RequestError(
+                f"{length} tokens need {needed} cache blocks and there are {self.num_blocks}; shorten the input or "
+                "raise kvcache_num_blocks"
+            )
+        return self._token_ids(prompt_token_ids)
+
+    def _token_ids(self, given: Sequence[int] | Int32) -> Int32:
+        ids = np.asarray(given)
+        if ids.ndim != 1 or len(ids) == 0:
+            raise RequestError("the prompt is empty; give at least one token")
+        if ids.dtype.kind not in "iu" or int(ids.min()) < 0 or int(ids.max()) >= self.vocab_size:
+            raise RequestError(f"the prompt holds something that isn't a token id from 0 to {self.vocab_size - 1}")
+        return ids.astype(np.int32)
 
     def _too_long(self, length: int, params: SamplingParams) -> RequestError:
         answer = "the first new one" if params.max_tokens is None else f"max_tokens {params.max_tokens}"

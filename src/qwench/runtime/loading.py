@@ -86,7 +86,7 @@ def load_engine(
         executor, model.program.spec.vocab_size, cache, max_seq_len=config.max_seq_len,
         max_num_seqs=config.batch_size, max_step_tokens=model.plan.max_step_tokens, eos_token_ids=eos_token_ids,
         enable_prefix_caching=enable_prefix_caching, timeout_s=config.timeout, profiler=profiler,
-        windows=windows_of(model.program.spec),
+        windows=windows_of(model.program.spec), head=model.program.spec.head, is_causal=model.program.spec.is_causal,
     )  # fmt: skip
 
 
@@ -120,8 +120,9 @@ def memory_budget(model: CompiledModel, memory: int | None = None) -> MemoryBudg
 def working_bytes(program: Program, plan: MemoryPlan, config: QwenchConfig) -> int:
     """Activations, the logits of a step, and the RoPE table of max_seq_len positions; of a resolved config."""
     assert config.batch_size and config.max_seq_len, "resolve() first"
-    num_logits, spec = config.batch_size + MAX_EXTRA_ROWS, program.spec
-    floats = num_logits * spec.vocab_size + config.max_seq_len * spec.head_dim
+    spec = program.spec
+    num_logits = plan.max_step_tokens if spec.head.is_classifier else config.batch_size + MAX_EXTRA_ROWS
+    floats = num_logits * spec.num_outputs + config.max_seq_len * spec.head_dim
     return plan.num_bytes + 4 * floats
 
 

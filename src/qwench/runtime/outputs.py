@@ -39,8 +39,8 @@ class TokenOutput:
     token_id: None when the request ended without a token: "abort", "error" with its `error`, or "stop" where the
         grammar allows no further token.
     stop_reason: the token of `stop_token_ids` that ended it; None for an end token of the model.
-    timings: in the last output. embedding: [hidden_size] fp32, in the only output of a request for an embedding, whose
-        finish_reason is "stop".
+    timings: in the last output. embedding: fp32, as `Pooler.result` gives it, in the only output of a request for an
+        embedding or for scores, whose finish_reason is "stop".
     prompt_logprobs: of each prompt token, None for the first; in the first output of sample 0, if asked for.
     """
 

@@ -35,11 +35,12 @@ class Scheduler:
     def __init__(
         self, pool: BlockPool, block_size: int, max_num_seqs: int, max_step_tokens: int,
         enable_prefix_caching: bool, metrics: Metrics, windows: Sequence[int | None] = (None,),
+        whole_prompts: bool = False,
     ) -> None:  # fmt: skip
-        """windows: the sliding window of each cache group."""
+        """windows: the sliding window of each cache group. whole_prompts: none is cut into several steps."""
         self.pool, self.block_size, self.windows = pool, block_size, tuple(windows)
         self.max_num_seqs, self.max_step_tokens = max_num_seqs, max_step_tokens
-        self.enable_prefix_caching = enable_prefix_caching
+        self.enable_prefix_caching, self.whole_prompts = enable_prefix_caching, whole_prompts
         self.waiting: deque[Request] = deque()
         self.running: list[Request] = []
         self.metrics = metrics
@@ -103,6 +104,8 @@ class Scheduler:
                 followers.append(self.waiting.popleft())
                 continue
             if request.scorer is not None and self._rows_left == 0:
+                break
+            if self.whole_prompts and request.num_tokens > budget:
                 break
             length, shared = self._cached_prefix(request)
             held = [block for blocks in shared for block in blocks]

@@ -18,7 +18,7 @@ from qwench.errors import CheckpointError, GrammarError, QwenchError, RequestErr
 from qwench.runtime.engine import Engine
 from qwench.runtime.matcher import CompiledGrammar, GrammarCompiler
 from qwench.runtime.outputs import FinishReason, RequestTimings, TokenLogprobs, TokenOutput
-from qwench.runtime.pooling import Pooling
+from qwench.runtime.pooling import PoolingParams
 from qwench.runtime.sampling_params import SamplingParams
 from qwench.runtime.thoughts import Thoughts
 from qwench.targets.target import Float32
@@ -72,9 +72,10 @@ class Delta:
     shown now. A step returns several for a sample when draft tokens were accepted.
 
     prompt_index: place of the prompt in the caller's list. finish_reason: in the last delta of a sample; the last delta
-    of the whole request carries its `output`. A request for an embedding has a single delta, with the `embedding`
-    [hidden_size] fp32 or the `error`. prompt_logprobs and their prompt_token_ids: in the first delta of sample 0, if
-    asked for. reasoning: what the token adds to the thought before the text, None if it isn't one of the thought's.
+    of the whole request carries its `output`. A request for an embedding or for scores has a single delta, with the
+    `embedding` fp32, as `Pooler.result` gives it, or the `error`. prompt_logprobs and their prompt_token_ids: in the
+    first delta of sample 0, if asked for. reasoning: what the token adds to the thought before the text, None if it
+    isn't one of the thought's.
     """
 
     request_id: str
@@ -103,7 +104,7 @@ class TextEngine:
         if tokenizer is not None:
             self.grammars = GrammarCompiler(functools.partial(tokenizer.vocabulary, engine.vocab_size))
         self._requests: dict[str, _TextRequest] = {}
-        self._embeddings: dict[str, int] = {}  # request_id -> prompt_index
+        self._pooled: dict[str, int] = {}  # request_id -> prompt_index
 
     def encode(self, prompt: str) -> list[int]:
         """The prompt's tokens. Raises RequestError when the model came without a tokenizer."""
@@ -154,15 +155,15 @@ class TextEngine:
         self._requests[request_id] = _TextRequest(request_id, prompt, prompt_index, ids, samples)
         return request_id
 
-    def add_embedding(
-        self, prompt_token_ids: Sequence[int], pooling: Pooling = "last", *, prompt_index: int = 0,
+    def add_pooled(
+        self, prompt_token_ids: Sequence[int], pooling: PoolingParams, *, prompt_index: int = 0,
         request_id: str | None = None, cache_salt: str = "", adapter: str | None = None,
     ) -> str:  # fmt: skip
-        """As `add`, for a prompt that gets an embedding instead of an answer; see Engine.add_embedding."""
-        request_id = self.engine.add_embedding(
+        """As `add`, for a prompt that gets an embedding or scores instead of an answer."""
+        request_id = self.engine.add_pooled(
             prompt_token_ids, pooling, request_id, cache_salt=cache_salt, adapter=adapter
         )
-        self._embeddings[request_id] = prompt_index
+        self._pooled[request_id] = prompt_index
         return request_id
 
     def step(self) -> list[Delta]:
@@ -170,8 +171,8 @@ class TextEngine:
         deltas = []
         outputs = self.engine.step()
         for i, output in enumerate(outputs):
-            if output.request_id in self._embeddings:
-                deltas.append(self._embedding_delta(output))
+            if output.request_id in self._pooled:
+                deltas.append(self._pooled_delta(output))
                 continue
             request = self._requests.get(output.request_id)
             if request is None:
@@ -188,8 +189,8 @@ class TextEngine:
 
     def abort(self, request_id: str) -> list[Delta]:
         """Ends a request at once. Returns the last delta of each unfinished sample; none for an unknown id."""
-        if request_id in self._embeddings:
-            return [self._embedding_delta(output) for output in self.engine.abort(request_id)]
+        if request_id in self._pooled:
+            return [self._pooled_delta(output) for output in self.engine.abort(request_id)]
         request = self._requests.get(request_id)
         if request is None:
             return []
@@ -200,10 +201,10 @@ class TextEngine:
         return deltas
 
     def has_unfinished(self) -> bool:
-        return bool(self._requests or self._embeddings)
+        return bool(self._requests or self._pooled)
 
-    def _embedding_delta(self, output: TokenOutput) -> Delta:
-        index = self._embeddings.pop(output.request_id)
+    def _pooled_delta(self, output: TokenOutput) -> Delta:
+        index = self._pooled.pop(output.request_id)
         return Delta(
             output.request_id, index, 0, "", (), finish_reason=output.finish_reason, embedding=output.embedding,
             error=output.error, is_whole=True,

@@ -78,6 +78,12 @@ class Tokenizer:
                 ids = list(self.library.encode(text, add_special_tokens=add_special_tokens).ids)
         return ids
 
+    def encode_pair(self, first: str, second: str) -> list[int]:
+        """Token ids of two texts, as the checkpoint puts two together: one behind the other for Qwen2."""
+        if self._pairs is not None:  # which is there where nothing is put around a text
+            return self.encode(first) + self.encode(second)
+        return list(self.library.encode(first, second).ids)
+
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """Text of `ids`; bytes that aren't UTF-8 become U+FFFD, ids beyond the vocabulary nothing."""
         shown = [token for token in ids if not (skip_special_tokens and self.is_special(token))]

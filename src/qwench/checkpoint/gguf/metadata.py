@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from qwench.checkpoint.spec import ARCHITECTURES
+from qwench.checkpoint.heads import FAMILIES
 from qwench.checkpoint.tokenizer_files import PRETOKENIZER
 from qwench.errors import CheckpointError
 
@@ -29,8 +29,8 @@ class Metadata:
     def __init__(self, values: Mapping[str, Any], path: Path) -> None:
         self._values, self._path = values, path
         self.architecture: str = self.get("general.architecture", str)
-        if self.architecture not in ARCHITECTURES:  # which llama.cpp calls as transformers does
-            known = " and ".join(map(repr, ARCHITECTURES))
+        if self.architecture not in FAMILIES:  # which llama.cpp calls as transformers does
+            known = " and ".join(map(repr, FAMILIES))
             raise self.error(f"its architecture is {self.architecture!r}; qwench compiles {known}")
 
     def error(self, message: str) -> CheckpointError:
@@ -52,7 +52,7 @@ class Metadata:
         """config.json, in transformers' words."""
         heads, hidden = self.number("attention.head_count"), self.number("embedding_length")
         config = {
-            "architectures": [ARCHITECTURES[self.architecture]],
+            "architectures": [FAMILIES[self.architecture] + "ForCausalLM"],
             "model_type": self.architecture,
             "hidden_act": "silu",
             "vocab_size": vocab_size,

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from fastapi import Request
 
+from qwench.runtime.pooling import PoolingParams
 from qwench.runtime.sampling_params import SamplingParams
 from qwench.serve.failures import ApiError
 from qwench.serve.http.streaming import abort_when_gone
@@ -44,8 +45,9 @@ async def embed(service: Service, body: EmbeddingRequest, request: Request) -> d
             info.limits.check(prompt, ROOM)
         for first in range(0, len(prompts), width):
             some = prompts[first : first + width]
-            generation = service.engine.embed(
-                some, body.pooling or "last", start_s, lambda: None, salt=body.cache_salt or "", lora=model.lora
+            pooling = PoolingParams(body.pooling or "last")
+            generation = service.engine.pool(
+                some, pooling, start_s, lambda: None, salt=body.cache_salt or "", lora=model.lora
             )
             async with abort_when_gone(request.receive, generation):
                 found = await _vectors(generation, len(some))

@@ -2,7 +2,7 @@
 
 Messages to the process:
     {"add": name, "prompt": token ids, "params": ..., "salt": ..., "lora": name or null}
-    the same with "pooling" in place of "params", for an embedding
+    the same with "pooling" in place of "params", for an embedding or scores
     {"abort": name}
     {"load_lora": name, "folder": path, "replace": bool} and {"unload_lora": name}
 From it:
@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 from qwench.errors import DeadlineError, GrammarError
 from qwench.runtime.limits import RequestLimits
 from qwench.runtime.outputs import FinishReason
-from qwench.runtime.pooling import Pooling
+from qwench.runtime.pooling import PoolingParams
 from qwench.runtime.sampling_params import SamplingParams
 from qwench.serve.failures import ApiError
 from qwench.serve.processes.children import Child
@@ -89,7 +89,7 @@ class EngineInfo:
     @classmethod
     def from_message(cls, info: Message) -> EngineInfo:
         return cls(
-            RequestLimits(**info["limits"]), info["max_num_seqs"], info["hidden_size"],
+            RequestLimits.from_dict(info["limits"]), info["max_num_seqs"], info["hidden_size"],
             params_from_json(info["defaults"]), tuple(info["chat_end_token_ids"]), info["tool_tags"],
             info["has_thoughts"],
         )  # fmt: skip
@@ -227,13 +227,14 @@ class EngineClient(Supervised):
         self._queue(generation, prompts, n, wishes)
         return generation
 
-    def embed(
-        self, prompts: Sequence[list[int]], pooling: Pooling, start_s: float, on_end: Callable[[], None],
+    def pool(
+        self, prompts: Sequence[list[int]], pooling: PoolingParams, start_s: float, on_end: Callable[[], None],
         *, salt: str = "", lora: str | None = None,
     ) -> Generation:  # fmt: skip
-        """As `submit`, for embeddings: each prompt gets a single piece."""
+        """As `submit`, for embeddings and scores: each prompt gets a single piece."""
         generation = Generation(self, len(prompts), start_s, on_end)
-        self._queue(generation, prompts, 1, [{"pooling": pooling, "salt": salt, "lora": lora}] * len(prompts))
+        wish = {"pooling": dataclasses.asdict(pooling), "salt": salt, "lora": lora}
+        self._queue(generation, prompts, 1, [wish] * len(prompts))
         return generation
 
     def _queue(self, generation: Generation, prompts: Sequence[list[int]], n: int, wishes: list[Message]) -> None:

@@ -27,6 +27,7 @@ from qwench.llm import LLM
 from qwench.parallel.team_executor import TeamExecutor
 from qwench.runtime.grammar import Grammar
 from qwench.runtime.outputs import TokenLogprobs
+from qwench.runtime.pooling import PoolingParams
 from qwench.runtime.prefix_file import SUFFIX
 from qwench.serve.processes.wire import Link, Message, open_link, params_from_json, params_to_json
 from qwench.text.generation import CHAT_END_TOKENS, Delta
@@ -164,7 +165,7 @@ class EngineProcess:
         wish = {"request_id": name, "cache_salt": message["salt"], "adapter": message["lora"]}
         try:
             if "pooling" in message:
-                engine.add_embedding(prompt, message["pooling"], **wish)
+                engine.add_pooled(prompt, PoolingParams(**message["pooling"]), **wish)
             else:
                 engine.add(prompt, params_from_json(message["params"]), **wish)
         except RequestError as error:

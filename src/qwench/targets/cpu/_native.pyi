@@ -42,6 +42,7 @@ class Executor:
         max_tokens: int,
         num_heads: int,
         vocab_size: int,
+        num_outputs: int,
         arena_bytes: int,
         scratch_width: int,
         max_blocks: int,
@@ -78,8 +79,9 @@ class Executor:
         head_norms: tuple[_Floats, _Floats, float] | None, layer: int, q: _Buffer, /,
     ) -> None: ...  # fmt: skip
     def add_attention(
-        self, q: _Buffer, layer: int, window: int, scale: float, out: _Buffer, order: _Floats | None, /
-    ) -> None: ...
+        self, q: _Buffer, layer: int, window: int, is_causal: bool, scale: float, out: _Buffer,
+        order: _Floats | None, /,
+    ) -> None: ...  # fmt: skip
     def add_take_rows(self, input: _Buffer, out: _Buffer, /) -> None: ...
     def num_products(self) -> int: ...
     def set_lora(

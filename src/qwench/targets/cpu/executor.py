@@ -55,6 +55,7 @@ class CpuExecutor:
             max_tokens=plan.max_step_tokens,
             num_heads=spec.num_heads,
             vocab_size=spec.vocab_size,
+            num_outputs=spec.num_outputs,
             arena_bytes=plan.arena_bytes,
             scratch_width=work_width(program),
             max_blocks=cache.num_blocks,
@@ -85,7 +86,7 @@ class CpuExecutor:
             self._phases_until[op.name] = len(self.native.phase_seconds())
         self._inv_freq, self._rope_factor = inverse_frequencies(spec.rope, spec.head_dim)
         self._rope_table = np.empty((0, spec.head_dim), np.float32)
-        self._logits = np.empty((0, spec.vocab_size), np.float32)
+        self._logits = np.empty((0, spec.num_outputs), np.float32)
 
     def step(
         self, batch: StepBatch, logits: Float32 | None = None, hidden: Float32 | None = None,
@@ -94,7 +95,7 @@ class CpuExecutor:
         num_logits = len(batch.logit_rows)
         if logits is None:
             if len(self._logits) < num_logits:
-                self._logits = np.empty((num_logits, self.program.spec.vocab_size), np.float32)
+                self._logits = np.empty((num_logits, self.program.spec.num_outputs), np.float32)
             logits = self._logits
         self.grow_rope_table(int(batch.seq_lens.max()))
         self.native.step(
@@ -272,6 +273,7 @@ class CpuExecutor:
             self._buffer(op.inputs[0]),
             op.attrs["layer"],
             op.attrs["window"] or 0,
+            op.attrs.get("causal", True),
             op.attrs["scale"],
             self._buffer(op.output),
             self._vector(op.weights[0]) if op.weights else None,

@@ -152,7 +152,7 @@ def attention(s: StepState, attrs: dict[str, Any], q: Float32, order: Float32 | 
         queries = round_to_bf16(heads[rows]) if s.rounds_queries else heads[rows]
         scores = queries.transpose(1, 0, 2) @ k.transpose(0, 2, 1) * np.float32(attrs["scale"])
         distance = s.positions[rows][:, None] - at[None, :]
-        visible = (distance >= 0) & (distance < (window or len(slots) + 1))
+        visible = (distance >= 0) & (distance < (window or len(slots) + 1)) | (not attrs.get("causal", True))
         scores = np.where(visible, scores, np.float32(-np.inf))
         weights = np.exp(scores - scores.max(axis=2, keepdims=True))
         total = weights.sum(axis=2, keepdims=True)

@@ -154,12 +154,12 @@ class ReferenceExecutor:
         self, batch: StepBatch, logits: Float32 | None = None, hidden: Float32 | None = None,
         maxima: Float32 | None = None,
     ) -> Float32:  # fmt: skip
-        output = self.program.ops[-1].output
-        buffers = self.step_buffers(batch, {output, *self.program.hidden_states})
+        output = self.program.logits
+        buffers = self.step_buffers(batch, {*filter(None, [output]), *self.program.hidden_states})
         if hidden is not None and batch.hidden_rows is not None:
             for out, name in zip(hidden, self.program.hidden_states[-len(hidden) :], strict=True):
                 out[: len(batch.hidden_rows)] = buffers[name]
-        result = buffers[output]
+        result = np.empty((0, 0), np.float32) if output is None else buffers[output]
         if maxima is not None:
             maxima[: len(result)] = _group_maxima(result)
         if logits is None:

@@ -274,7 +274,7 @@ NB_MODULE(_native, m) {
       .def(
           "__init__",
           [](qwench::Executor* self, const std::string& variant, int num_threads, int max_tokens, int num_heads,
-             int vocab_size, size_t arena_bytes, int scratch_width, int max_blocks, int embedding_width,
+             int vocab_size, int num_outputs, size_t arena_bytes, int scratch_width, int max_blocks, int embedding_width,
              const std::vector<std::pair<int, int>>& cache_places, int num_places, int num_blocks, int block_size,
              int num_kv_heads, int head_dim, const std::string& cache_dtype, bool rounds_queries, int partition_len,
              std::pair<int, int> heads, const std::optional<TeamTuple>& team) {
@@ -306,6 +306,7 @@ NB_MODULE(_native, m) {
                                   num_heads,
                                   num_kv_heads,
                                   vocab_size,
+                                  num_outputs,
                                   {first_head, last_head},
                                   arena_bytes,
                                   max_blocks,
@@ -317,8 +318,8 @@ NB_MODULE(_native, m) {
                                   places},
                                  {num_places, num_blocks, block_size, kv_heads, head_dim, kind}, std::move(ranks));
           },
-          "variant"_a, "num_threads"_a, "max_tokens"_a, "num_heads"_a, "vocab_size"_a, "arena_bytes"_a,
-          "scratch_width"_a, "max_blocks"_a, "embedding_width"_a, "cache_places"_a, "num_places"_a, "num_blocks"_a,
+          "variant"_a, "num_threads"_a, "max_tokens"_a, "num_heads"_a, "vocab_size"_a, "num_outputs"_a,
+          "arena_bytes"_a, "scratch_width"_a, "max_blocks"_a, "embedding_width"_a, "cache_places"_a, "num_places"_a, "num_blocks"_a,
           "block_size"_a, "num_kv_heads"_a, "head_dim"_a, "cache_dtype"_a, "rounds_queries"_a, "partition_len"_a,
           "heads"_a, "team"_a.none())
       // Arrays are never converted: the executor keeps their addresses, or writes to them.
@@ -367,11 +368,12 @@ NB_MODULE(_native, m) {
           "head_norms"_a.noconvert().none(), "layer"_a, "q"_a)
       .def(
           "add_attention",
-          [](qwench::Executor& e, BufferTuple q, int layer, int window, float scale, BufferTuple out,
+          [](qwench::Executor& e, BufferTuple q, int layer, int window, bool is_causal, float scale, BufferTuple out,
              std::optional<Floats> order) {
-            e.add_attention(buffer(q), layer, window, scale, buffer(out), vector_of(order, std::get<1>(out)));
+            e.add_attention(buffer(q), layer, window, is_causal, scale, buffer(out),
+                            vector_of(order, std::get<1>(out)));
           },
-          "q"_a, "layer"_a, "window"_a, "scale"_a, "out"_a, "order"_a.noconvert().none())
+          "q"_a, "layer"_a, "window"_a, "is_causal"_a, "scale"_a, "out"_a, "order"_a.noconvert().none())
       .def("add_take_rows",
            [](qwench::Executor& e, BufferTuple in, BufferTuple out) { e.add_take_rows(buffer(in), buffer(out)); })
       .def("num_products", &qwench::Executor::num_products)
@@ -406,7 +408,7 @@ NB_MODULE(_native, m) {
             const int num_groups = e.num_cache_groups();
             require(int(block_tables.shape(0)) == num_seqs && block_tables.shape(1) % num_groups == 0,
                     "one block table per sequence and cache group");
-            require(logits.shape(0) >= logit_rows.size() && int(logits.shape(1)) == e.vocab_size(),
+            require(logits.shape(0) >= logit_rows.size() && int(logits.shape(1)) == e.num_outputs(),
                     "logits have the wrong shape");
             require(!adapters || int(adapters->size()) == num_seqs, "one adapter per sequence");
             const size_t width = e.hidden_width();
@@ -426,7 +428,7 @@ NB_MODULE(_native, m) {
                                       hidden_rows.data(),
                                       adapters ? adapters->data() : nullptr,
                                       embeddings.data()};
-            const size_t num_maxima = (e.vocab_size() + qwench::kPanelColumns - 1) / qwench::kPanelColumns;
+            const size_t num_maxima = (e.num_outputs() + qwench::kPanelColumns - 1) / qwench::kPanelColumns;
             require(!maxima || (maxima->shape(0) >= logit_rows.size() && maxima->shape(1) == num_maxima),
                     "maxima have the wrong shape");
             qwench::Results results{logits.data(), maxima ? maxima->data() : nullptr, hidden.data(),

@@ -63,10 +63,10 @@ Executor::Executor(const ExecutorConfig& config, const KVCache::Shape& cache, st
   own_scratch_.reset(static_cast<float*>(allocate(work_bytes)));
   own_work_ = work_ = own_scratch_.get();
   if (team_) {
-    const size_t panels = (config.vocab_size + kPanelColumns - 1) / kPanelColumns, rows = config.max_tokens;
+    const size_t panels = (config.num_outputs + kPanelColumns - 1) / kPanelColumns, rows = config.max_tokens;
     arena_ = team_->take(config.arena_bytes);
     work_ = reinterpret_cast<float*>(team_->take(work_bytes));
-    team_logits_ = reinterpret_cast<float*>(team_->take(rows * config.vocab_size * sizeof(float)));
+    team_logits_ = reinterpret_cast<float*>(team_->take(rows * config.num_outputs * sizeof(float)));
     team_maxima_ = reinterpret_cast<float*>(team_->take(rows * panels * sizeof(float)));
   } else {
     own_arena_.reset(static_cast<uint8_t*>(allocate(config.arena_bytes)));
@@ -146,6 +146,7 @@ void Executor::check(const Batch& b) const {
   for (int s = 0; s < b.num_seqs; ++s) {
     const int count = b.query_start[s + 1] - b.query_start[s], length = b.seq_lens[s];
     require(count >= 1 && length >= count, "a sequence is shorter than its tokens");
+    require(is_causal_ || length == count, "bidirectional attention sees a sequence whole, in one step");
     require(length <= rope_positions_, "a position is beyond the RoPE table");
     const int blocks = (length + shape.block_size - 1) / shape.block_size;
     require(blocks <= b.max_blocks, "a block table is too short");
@@ -173,9 +174,10 @@ void Executor::plan(const Batch& b) {
     for (int i = (count - 1) / tokens_per_item * tokens_per_item; i >= 0; i -= tokens_per_item)
       for (int head = config_.heads.first; head < config_.heads.last;) {
         const int of_kv_head = std::min((head / share + 1) * share, config_.heads.last) - head;
-        const int num_heads = std::min(heads_per_item, of_kv_head);
-        AttentionItem item{head, num_heads, first + i, start + i, std::min(tokens_per_item, count - i), 0, 0, nullptr};
-        item.last_partition = (start + i + item.num_tokens + config_.partition_len - 1) / config_.partition_len;
+        const int num_heads = std::min(heads_per_item, of_kv_head), num_tokens = std::min(tokens_per_item, count - i);
+        const int end = is_causal_ ? start + i + num_tokens : b.seq_lens[s];
+        AttentionItem item{head, num_heads, first + i, start + i, num_tokens, end, 0, 0, nullptr};
+        item.last_partition = (end + config_.partition_len - 1) / config_.partition_len;
         step_.attention.push_back({s, item, -1});
         head += num_heads;
       }
@@ -382,13 +384,13 @@ int Executor::serve() {
 // What ranks other than 0 computed of the logits lies in the team's memory.
 void Executor::take_logits_of_others(const Results& results) const {
   const Span mine = logit_panels_;
-  const int panels = (config_.vocab_size + kPanelColumns - 1) / kPanelColumns;
+  const int panels = (config_.num_outputs + kPanelColumns - 1) / kPanelColumns;
   auto take = [&](const float* from, float* to, int width, int first, int last) {
     for (int row = 0; first < last && row < step_.batch.num_logits; ++row)
       std::memcpy(to + size_t(row) * width + first, from + size_t(row) * width + first, (last - first) * sizeof(float));
   };
-  take(team_logits_, results.logits, config_.vocab_size, 0, mine.first * kPanelColumns);
-  take(team_logits_, results.logits, config_.vocab_size, mine.last * kPanelColumns, config_.vocab_size);
+  take(team_logits_, results.logits, config_.num_outputs, 0, mine.first * kPanelColumns);
+  take(team_logits_, results.logits, config_.num_outputs, mine.last * kPanelColumns, config_.num_outputs);
   if (!results.maxima) return;
   take(team_maxima_, results.maxima, panels, 0, mine.first);
   take(team_maxima_, results.maxima, panels, mine.last, panels);

@@ -58,11 +58,11 @@ struct Span {
   bool contains(int i) const { return i >= first && i < last; }
 };
 
-// Where the caller wants a step's results: logits [num_logits, vocab_size], and the last `num_states` hidden states,
+// Where the caller wants a step's results: logits [num_logits, num_outputs], and the last `num_states` hidden states,
 // each [num_hidden, width] and `state_stride` floats after the one before.
 struct Results {
   float* logits;
-  float* maxima;  // [num_logits, ceil(vocab_size / 64)], the largest of every 64 neighbouring logits; null: not wanted
+  float* maxima;  // [num_logits, ceil(num_outputs / 64)], the largest of every 64 neighbouring logits; null: not wanted
   float* states;
   int num_states;
   size_t state_stride;
@@ -137,7 +137,7 @@ class Phase {
 
 struct ExecutorConfig {
   std::string variant;
-  int num_threads, max_tokens, num_heads, num_kv_heads, vocab_size;
+  int num_threads, max_tokens, num_heads, num_kv_heads, vocab_size, num_outputs;
   Span heads;  // those of attention that this executor computes: all but in a team
   size_t arena_bytes;
   // Of a team: the entries of a row of block tables, the floats of a token's embedding, and the bytes of a message that
@@ -162,7 +162,7 @@ class Executor {
   void add_linear(Buffer in, PackedMatrix weight, const float* bias, Epilogue epilogue, Buffer residual, Buffer out,
                   Span panels);
   void add_qkv_rope_write(Buffer in, PackedMatrix weight, const float* bias, HeadNorms norms, int layer, Buffer q);
-  void add_attention(Buffer q, int layer, int window, float scale, Buffer out, const float* order);
+  void add_attention(Buffer q, int layer, int window, bool is_causal, float scale, Buffer out, const float* order);
   void add_take_rows(Buffer in, Buffer out);
 
   // How many products the ops have so far; they are numbered in order.
@@ -213,8 +213,9 @@ class Executor {
   int num_row_threads() const { return team_ ? team_->num_threads() : num_threads(); }
   bool is_first_rank() const { return !team_ || team_->rank() == 0; }
   int partition_len() const { return config_.partition_len; }
+  bool is_causal() const { return is_causal_; }  // of all layers
   bool rounds_queries() const { return config_.rounds_queries; }
-  int vocab_size() const { return config_.vocab_size; }
+  int num_outputs() const { return config_.num_outputs; }
   int hidden_width() const { return hidden_width_; }
   int num_states() const { return num_states_; }
   int num_cache_groups() const { return num_cache_groups_; }
@@ -293,6 +294,7 @@ class Executor {
   PackedMatrix embedding_{};
   int hidden_width_ = 0, num_states_ = 0;
   int num_cache_groups_ = 1;
+  bool is_causal_ = true;
   const float* rope_table_ = nullptr;
   int rope_positions_ = 0;
   std::vector<float> far_rope_;

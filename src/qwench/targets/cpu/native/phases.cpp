@@ -308,6 +308,7 @@ struct Attention final : Phase {
     args.head_dim = shape.head_dim;
     args.padded_dim = shape.padded_dim();
     args.window = window;
+    args.is_causal = e.is_causal();
     args.partition_len = e.partition_len();
     args.scale = scale;
     args.scratch = e.thread_scratch(thread);
@@ -418,8 +419,10 @@ void Executor::add_qkv_rope_write(Buffer in, PackedMatrix weight, const float* b
   add(std::move(rope));
 }
 
-void Executor::add_attention(Buffer q, int layer, int window, float scale, Buffer out, const float* order) {
-  if (window < 0) throw std::invalid_argument("a window must not be negative");
+void Executor::add_attention(Buffer q, int layer, int window, bool is_causal, float scale, Buffer out,
+                             const float* order) {
+  if (window < 0 || (window && !is_causal)) throw std::invalid_argument("a window looks back, and is not negative");
+  is_causal_ = is_causal;
   auto phase = std::make_unique<Attention>();
   phase->q = q;
   phase->out = out;

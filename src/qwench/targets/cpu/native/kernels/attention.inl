@@ -117,7 +117,8 @@ inline float mask_row(const AttentionArgs& a, const AttentionItem& item, int til
   const int position = item.first_position + r / item.num_heads;
   const int low = a.window ? clamp(position + 1 - a.window - tile, 0, kScoreTile) : 0;
   for (int i = 0; i < low; ++i) scores[i] = kMasked;
-  for (int i = clamp(position + 1 - tile, 0, kScoreTile); i < kScoreTile; ++i) scores[i] = kMasked;
+  const int high = a.is_causal ? position + 1 : item.end;
+  for (int i = clamp(high - tile, 0, kScoreTile); i < kScoreTile; ++i) scores[i] = kMasked;
   Float best = load(scores);
   for (int i = kLanes; i < kScoreTile; i += kLanes) best = max(best, load(scores + i));
   return reduce_max(best) * a.scale;
@@ -195,8 +196,8 @@ template <bool kPairs>
 inline void attend_tile(const AttentionArgs& a, const AttentionItem& item, const AttentionScratch& s, int tile,
                         const Gathered& state) {
   constexpr Values kValues = kPairs ? Values::kPairs : Values::kFp32;
-  const int kv_head = kv_head_of(a, item), end = item.first_position + item.num_tokens;
-  const int count = end - tile < kScoreTile ? end - tile : kScoreTile;
+  const int kv_head = kv_head_of(a, item);
+  const int count = item.end - tile < kScoreTile ? item.end - tile : kScoreTile;
   auto *keys = reinterpret_cast<uint8_t*>(s.keys), *values = reinterpret_cast<uint8_t*>(s.values);
   if constexpr (kPairs)
     lay_out_key_pairs(a, kv_head, tile, count, keys);
@@ -255,13 +256,13 @@ void attention(const AttentionArgs& a, const AttentionItem& item) {
   if (num_panels * kPanelColumns > a.padded_dim)  // columns that lay_out_values leaves alone
     for (int i = 0; i < num_panels * kScoreTile * kPanelColumns; i += kLanes) store(s.values + i, set(0.0f));
 
-  const int end = item.first_position + item.num_tokens;
   const int begin = a.window && item.first_position + 1 > a.window ? item.first_position + 1 - a.window : 0;
   const Gathered running(s.running, num_rows, num_panels),
       part(item.partial ? item.partial : s.part, num_rows, num_panels);
   running.clear();
   for (int p = item.first_partition; p < item.last_partition; ++p) {
-    const int first = p * a.partition_len, last = first + a.partition_len < end ? first + a.partition_len : end;
+    const int first = p * a.partition_len,
+              last = first + a.partition_len < item.end ? first + a.partition_len : item.end;
     if (begin >= last && !item.partial) continue;
     part.clear();
     for (int tile = (begin > first ? begin : first) / kScoreTile * kScoreTile; tile < last; tile += kScoreTile)

@@ -182,8 +182,8 @@ inline void attend_codes(const AttentionArgs& a, const AttentionItem& item, cons
       for (float& v : values) v = 1.0f;
     }
   } kOnes;
-  const int kv_head = kv_head_of(a, item), end = item.first_position + item.num_tokens;
-  const int count = end - tile < kScoreTile ? end - tile : kScoreTile, num_rows = state.num_rows;
+  const int kv_head = kv_head_of(a, item);
+  const int count = item.end - tile < kScoreTile ? item.end - tile : kScoreTile, num_rows = state.num_rows;
   // The next tile's halves: with few rows, memory is what the products wait for.
   const int near = tile + kScoreTile, far = near + kScoreTile / 2;
   const size_t next_bytes = num_rows <= 2 * kByteRows && far < last ? 2 * code_group_bytes(a.padded_dim) : 0;

@@ -189,6 +189,7 @@ struct AttentionArgs {
   int block_size, num_heads, num_kv_heads, head_dim, padded_dim;
   int first_kv_head;  // in the cache and the bias, which may have some of them alone
   int window;         // positions seen, 0 for all
+  bool is_causal;     // a token sees none behind it; else all up to the item's end
   int partition_len;  // positions that may be computed apart, a multiple of kScoreTile
   float scale;
   float* scratch;  // this thread's, attention_scratch_floats
@@ -215,10 +216,11 @@ QWENCH_INLINE size_t attention_scratch_floats(int head_dim, int padded_dim) {
 }
 
 // Heads [first_head, first_head + num_heads), which share a kv head, of `num_tokens` tokens: rows first_row... of the
-// step, at cache positions first_position... At most kMaxAttentionRows heads times tokens. Over the positions of
-// partitions [first_partition, last_partition), all there are unless `partial` takes the state of a single one.
+// step, at cache positions first_position... At most kMaxAttentionRows heads times tokens. Over the positions below
+// `end` of partitions [first_partition, last_partition), all there are unless `partial` takes the state of a single
+// one.
 struct AttentionItem {
-  int first_head, num_heads, first_row, first_position, num_tokens;
+  int first_head, num_heads, first_row, first_position, num_tokens, end;
   int first_partition, last_partition;
   float* partial;
 };

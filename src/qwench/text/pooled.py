@@ -1,0 +1,257 @@
+"""What a model says of a prompt that it doesn't continue: embeddings, classes, scores and rewards.
+
+`PooledAnswers` is that part of `LLM`; the server shares its functions. Knows texts, prompts and activations; which rows
+of a step are pooled is `runtime/pooling.py`'s.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from qwench.checkpoint.sentence_transformers import EmbeddingSettings
+from qwench.checkpoint.tokenizer_files import read_json
+from qwench.errors import RequestError
+from qwench.runtime.engine import Engine
+from qwench.runtime.pooling import Pooling, PoolingParams
+from qwench.targets.target import Float32
+from qwench.text.chat import Message, render_chat
+from qwench.text.generation import Delta, TextEngine
+from qwench.text.tokenizer import Tokenizer
+
+Prompt: TypeAlias = "str | Sequence[int]"
+Lora: TypeAlias = "str | Sequence[str | None] | None"
+QUERY, DOCUMENTS = "query", ("document", "passage")  # what prompts for the two sides of a search are called
+
+
+@dataclass(frozen=True)
+class ClassifierSettings:
+    """labels: what the outputs of the head are called. pad_token_id: as config.json has it."""
+
+    labels: tuple[str, ...] = ()
+    pad_token_id: int | None = None
+
+    @classmethod
+    def from_folder(cls, folder: Path, num_labels: int) -> ClassifierSettings:
+        """Of a compiled model; labels without a name are called as transformers calls them."""
+        config = read_json(folder / "config.json")
+        names, pad = config.get("id2label") or {}, config.get("pad_token_id")
+        labels = tuple(str(names.get(str(i), f"LABEL_{i}")) for i in range(num_labels))
+        return cls(labels, pad if type(pad) is int else None)
+
+    def scored(self, ids: list[int]) -> list[int]:
+        """Up to the token whose scores count: transformers takes the last one that isn't padding, and what is behind
+        it changes nothing where attention is causal."""
+        end = len(ids)
+        while end > 1 and ids[end - 1] == self.pad_token_id:
+            end -= 1
+        return ids[:end]
+
+
+class PooledAnswers(ABC):
+    """settings: of the model's embeddings. classifier: of its classification head."""
+
+    engine: Engine
+    text_engine: TextEngine
+    tokenizer: Tokenizer | None
+    settings: EmbeddingSettings
+    classifier: ClassifierSettings
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        return self.classifier.labels
+
+    @abstractmethod
+    def _follow(self, mine: list[str]) -> Iterator[Delta]: ...
+
+    @abstractmethod
+    def _loras_of(self, lora: Lora, count: int) -> list[str | None]: ...
+
+    def embed(
+        self, prompts: Prompt | Sequence[Prompt], *, pooling: Pooling | None = None, normalize: bool | None = None,
+        dimensions: int | None = None, prompt_name: str | None = None, lora: Lora = None,
+    ) -> Float32:  # fmt: skip
+        """Embeddings of one prompt or several (text or token ids), in their order: [num_prompts, dimensions] fp32.
+
+        pooling: the hidden state after the model's final norm, of the last token or the first, or the mean of all.
+        normalize: to length 1, so that a product of two is their cosine. Both are by default as the checkpoint's
+        sentence-transformers files say, else the last token's, normalised. dimensions: the first so many numbers alone,
+        for models that were trained so (Matryoshka). prompt_name: which of the checkpoint's prompts goes before a
+        text; "": none. lora: the adapter of all prompts, or one for each, here and below. A text is read without a chat
+        template, unless those files say otherwise. Raises RequestError for what can't be read.
+        """
+        pooling = self.settings.pooling if pooling is None else pooling
+        if pooling == "all":
+            raise RequestError("pooling 'all' is no embedding of a prompt; there are last, mean and first")
+        before = prompt_text(self.settings, prompt_name)
+        given = as_prompts(prompts)
+        if prompt_name and not all(isinstance(prompt, str) for prompt in given):
+            raise RequestError("a prompt by name goes before texts; put its tokens before token ids yourself")
+        tokens = [
+            embedding_tokens(self._need_tokenizer(), self.settings, before, prompt)
+            if isinstance(prompt, str)
+            else self._encode(prompt)
+            for prompt in given
+        ]
+        rows = np.stack(self._pool(tokens, PoolingParams(pooling), lora))
+        return finish_embeddings(rows, self.settings.normalize if normalize is None else normalize, dimensions)
+
+    def classify(self, prompts: Prompt | Sequence[Prompt], *, activation: bool = True, lora: Lora = None) -> Float32:
+        """Probabilities of `labels` for one prompt or several: [num_prompts, num_labels] fp32. activation: False gives
+        what the head says, before softmax (of a single label: sigmoid)."""
+        self._check_head("sequence_classification", "classify", "classify_tokens")
+        return activated(self._scores([self._encode(prompt) for prompt in as_prompts(prompts)], lora), activation)
+
+    def classify_tokens(
+        self, prompts: Prompt | Sequence[Prompt], *, activation: bool = True, lora: Lora = None
+    ) -> list[Float32]:
+        """As `classify` of every token: for each prompt [num_tokens, num_labels] fp32."""
+        self._check_head("token_classification", "classify_tokens", "classify")
+        tokens = [self._encode(prompt) for prompt in as_prompts(prompts)]
+        return [activated(rows, activation) for rows in self._pool(tokens, PoolingParams("all", "scores"), lora)]
+
+    def score(
+        self, query: str, documents: str | Sequence[str], *, activation: bool = True, lora: str | None = None
+    ) -> Float32:
+        """How well each document answers the query: [num_documents] fp32.
+
+        A classifier of one label reads query and document together and says it, through a sigmoid if `activation`.
+        Without a head it is the cosine of their embeddings, with the checkpoint's prompts for either if it has them.
+        """
+        texts = [documents] if isinstance(documents, str) else list(documents)
+        check_texts([query, *texts])
+        if self.engine.limits.head.kind != "sequence_classification":
+            return self._cosines(query, texts, lora)
+        if len(self.labels) != 1:
+            raise RequestError(f"a model with {len(self.labels)} labels gives no score of two texts; classify them")
+        tokenizer = self._need_tokenizer()
+        pairs = [tokenizer.encode_pair(query, text) for text in texts]
+        return activated(self._scores(pairs, lora), activation)[:, 0]
+
+    def reward(self, messages: Sequence[Message] | Sequence[Sequence[Message]], *, lora: Lora = None) -> Float32:
+        """What a reward model gives for one conversation or several, through its chat template, as the head says it:
+        [num_conversations, num_labels] fp32."""
+        self._check_head("sequence_classification", "reward", "classify_tokens")
+        tokenizer = self._need_tokenizer()
+        conversations: Any = [messages] if not messages or isinstance(messages[0], Mapping) else messages
+        texts = [render_chat(tokenizer, conversation, add_generation_prompt=False) for conversation in conversations]
+        return self._scores([tokenizer.encode(text, add_special_tokens=False) for text in texts], lora)
+
+    def _scores(self, tokens: list[list[int]], lora: Lora) -> Float32:
+        """[num_prompts, num_labels], as the head says them."""
+        if self.engine.limits.is_causal:
+            tokens = [self.classifier.scored(ids) for ids in tokens]
+        return np.stack(self._pool(tokens, PoolingParams(source="scores"), lora))
+
+    def _cosines(self, query: str, documents: list[str], lora: str | None) -> Float32:
+        names = self.settings.prompts
+        document = next((name for name in DOCUMENTS if name in names), None)
+        one = self.embed(query, normalize=True, prompt_name=QUERY if QUERY in names else None, lora=lora)
+        cosines: Float32 = self.embed(documents, normalize=True, prompt_name=document, lora=lora) @ one[0]
+        return cosines
+
+    def _check_head(self, wanted: str, name: str, other: str) -> None:
+        kind = self.engine.limits.head.kind
+        if kind != wanted:
+            hint = "embed gives embeddings" if kind in ("causal_lm", "none") else f"{other} does what it can"
+            raise RequestError(f"{name} needs a head for {wanted}, and this model's is {kind!r}; {hint}")
+
+    def _need_tokenizer(self) -> Tokenizer:
+        if self.tokenizer is None:
+            raise RequestError("this model has no tokenizer files, so it reads token ids alone")
+        return self.tokenizer
+
+    def _encode(self, prompt: Prompt) -> list[int]:
+        return self.text_engine.encode(prompt) if isinstance(prompt, str) else [int(token) for token in prompt]
+
+    def _pool(self, tokens: list[list[int]], params: PoolingParams, lora: Lora) -> list[Float32]:
+        """One result a prompt, in their order. All are checked before the first step."""
+        for ids in tokens:
+            self.engine.limits.check_pooled(ids, params.source)
+        mine = [
+            self.text_engine.add_pooled(ids, params, prompt_index=i, adapter=adapter)
+            for i, (ids, adapter) in enumerate(zip(tokens, self._loras_of(lora, len(tokens)), strict=True))
+        ]
+        found: dict[int, Float32] = {}
+        for delta in self._follow(mine):
+            if delta.embedding is None:
+                raise delta.error or RequestError("the request was aborted")
+            found[delta.prompt_index] = delta.embedding
+        return [found[i] for i in range(len(tokens))]
+
+
+def as_prompts(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
+    """The prompts as a list, which may be a single one. Raises RequestError for none."""
+    if isinstance(prompts, str):
+        return [prompts]
+    items: list[Any] = list(prompts)
+    if not items:
+        raise RequestError("there are no prompts; give at least one")
+    if all(hasattr(item, "__index__") for item in items):
+        return [items]
+    for item in items:
+        if not isinstance(item, (str, Sequence)) and not hasattr(item, "__array__"):
+            raise RequestError(f"a prompt is {item!r}; it must be text or a list of token ids")
+    return items
+
+
+def check_texts(texts: Sequence[Any]) -> None:
+    """Raises RequestError unless there is a query and a document, all of them texts."""
+    if len(texts) < 2:
+        raise RequestError("there are no documents; give at least one")
+    if wrong := [text for text in texts if not isinstance(text, str)]:
+        raise RequestError(f"a query and its documents are texts, but one is a {type(wrong[0]).__name__}")
+
+
+def prompt_text(settings: EmbeddingSettings, name: str | None) -> str:
+    """What goes before a text: the prompt of that name, None: the checkpoint's default. Raises RequestError."""
+    name = settings.default_prompt if name is None else name
+    if not name:
+        return ""
+    if name not in settings.prompts:
+        known = ", ".join(map(repr, settings.prompts)) or "none"
+        raise RequestError(f"there is no prompt {name!r}; the checkpoint names: {known}")
+    return settings.prompts[name]
+
+
+def embedding_tokens(tokenizer: Tokenizer, settings: EmbeddingSettings, before: str, text: str) -> list[int]:
+    """The tokens of a text behind a prompt's, as the checkpoint reads texts to be embedded."""
+    if not settings.through_chat:
+        return tokenizer.encode(before + text)
+    rendered = render_chat(tokenizer, embedding_messages(before, text), add_generation_prompt=False)
+    return tokenizer.encode(rendered, add_special_tokens=False)
+
+
+def embedding_messages(before: str, text: str) -> list[Message]:
+    user = {"role": "user", "content": text}
+    return [{"role": "system", "content": before}, user] if before else [user]
+
+
+def finish_embeddings(rows: Float32, normalize: bool, dimensions: int | None) -> Float32:
+    """rows: [n, hidden_size] -> [n, dimensions]. Raises RequestError for dimensions that there aren't."""
+    if dimensions is not None:
+        if isinstance(dimensions, bool) or not isinstance(dimensions, int) or not 1 <= dimensions <= rows.shape[1]:
+            raise RequestError(f"dimensions is {dimensions!r}; it must be from 1 to {rows.shape[1]}")
+        rows = rows[:, :dimensions]
+    if not normalize:
+        return rows
+    norms: Float32 = np.linalg.norm(rows, axis=1, keepdims=True).astype(np.float32)
+    norms[norms == 0] = 1
+    return rows / norms
+
+
+def activated(scores: Float32, activation: bool = True) -> Float32:
+    """[n, num_labels] of a classification head as probabilities: softmax, or sigmoid of a single label."""
+    if not activation:
+        return scores
+    if scores.shape[1] == 1:
+        probabilities: Float32 = (1 / (1 + np.exp(-scores.astype(np.float64)))).astype(np.float32)
+        return probabilities
+    shifted: Float32 = np.exp(scores - scores.max(axis=1, keepdims=True))
+    shares: Float32 = shifted / shifted.sum(axis=1, keepdims=True)
+    return shares
