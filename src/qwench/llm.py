@@ -40,7 +40,8 @@ from qwench.runtime.prefix_file import SavedPrefix
 from qwench.runtime.sampling_params import SamplingParams
 from qwench.text.chat import Message, render_chat
 from qwench.text.generation import Delta, GenerationDefaults, RequestOutput, TextEngine, chat_params
-from qwench.text.pooled import ClassifierSettings, Lora, PooledAnswers, Prompt
+from qwench.text.pooled import Lora, PooledAnswers, Prompt, read_classifier
+from qwench.text.scoring import ClassifierSettings
 from qwench.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -114,7 +115,7 @@ class LLM(PooledAnswers):
         self.settings, self.classifier = EmbeddingSettings(), ClassifierSettings()
         if artifact is not None:
             self.settings = EmbeddingSettings.from_folder(artifact.path)
-            self.classifier = ClassifierSettings.from_folder(artifact.path, engine.limits.head.num_labels)
+            self.classifier = read_classifier(artifact.path, engine.limits.head.num_labels)
         self.text_engine = TextEngine(engine, tokenizer)
         self._inbox: dict[str, deque[Delta]] = {}
         self._told: set[str] = set()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -278,3 +279,20 @@ def test_commands_that_need_a_language_model(command: str, tmp_path: Path, capsy
     assert main(["compile", str(folder), "-o", str(tmp_path / "out")]) == 0
     assert main([command, str(tmp_path / "out"), *more]) == 2
     assert "no language model's head" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="ranks need Linux")
+def test_ranks_give_the_same_bits(tmp_path: Path) -> None:
+    ids = [prompt.tolist() for prompt in random_prompts(5, 300, [60, 5, 100])]
+    scores, states = [], []
+    for head, is_causal in (("sequence", True), ("body", False)):
+        auto, _ = HEADS[head]
+        config = CONFIGS[1] | {"num_labels": 70, "is_causal": is_causal}
+        folder = write_checkpoint(tmp_path / head, kind=auto, **config)
+        for size in (1, 2):
+            with LLM(folder, tensor_parallel_size=size, num_threads=size) as llm:
+                if head == "sequence":
+                    scores.append(llm.classify(ids))
+                states.append(llm.embed(ids, pooling="mean"))
+    assert (scores[0] == scores[1]).all()
+    assert (states[0] == states[1]).all() and (states[2] == states[3]).all()

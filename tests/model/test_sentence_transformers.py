@@ -200,6 +200,7 @@ def test_files_of_older_releases(tmp_path: Path) -> None:
         ([MODULES[0] | {"type": "custom_st.Transformer"}], {}, None, "isn't one of sentence-transformers' own"),
         ({"a": 1}, {}, None, "isn't a list of modules"),
         ([MODULES[0], MODULES[1] | {"path": "9_Pooling"}], {}, None, "config.json is missing, but modules.json"),
+        ([MODULES[0], MODULES[1] | {"path": "../1_Pooling"}], {}, None, "no name like '1_Pooling'"),
         (MODULES, {}, {"prompts": ["a"]}, "prompts must map names to texts"),
         (MODULES, {}, {"prompts": {}, "default_prompt_name": "query"}, "default_prompt_name is 'query'"),
     ],

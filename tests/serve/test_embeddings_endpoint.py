@@ -44,6 +44,13 @@ def test_tokens_and_length(client: Any, llm: LLM) -> None:
     np.testing.assert_allclose(np.array([row.embedding for row in rows]), expected, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize("dimensions", [1, 32, 100])
+def test_fewer_dimensions(client: Any, llm: LLM, dimensions: int) -> None:
+    rows = client.embeddings.create(model="tiny", input=TEXTS, dimensions=dimensions).data
+    expected = llm.embed(TEXTS, dimensions=dimensions)
+    np.testing.assert_allclose(np.array([row.embedding for row in rows]), expected, rtol=0, atol=1e-6)
+
+
 def test_more_inputs_than_run_at_once_beside_answers(client: Any, server: ServerProcess, llm: LLM) -> None:
     texts = [f"{i} foxes in the old house" for i in range(50)]
     story = {"prompt": "Once upon a time", "max_tokens": 60, "stream": True, "ignore_eos": True}
@@ -67,7 +74,7 @@ def test_langchain(server: ServerProcess, llm: LLM) -> None:
     [
         {}, {"input": []}, {"input": [[]]}, {"input": [3000]}, {"input": ["a"] * 2049},
         {"input": "a", "encoding_format": "int8"}, {"input": "a", "dimensions": 6400}, {"input": "a", "pooling": "max"},
-        {"input": "fox " * 3000}, {"input": "fox " * 50_000}, {"input": [5] * 2048}, {"input": 5},
+        {"input": "fox " * 3000}, {"input": "fox " * 50_000}, {"input": [5] * 2049}, {"input": 5},
     ],
     ids=lambda body: str(body)[:30],
 )  # fmt: skip

@@ -64,6 +64,21 @@ def assert_same(folder: Path, files: dict[str, bytes]) -> None:
         assert (folder / name).read_bytes() == files[name], name
 
 
+def test_files_of_sentence_transformers_stay_in_their_folders(hub: Hub, tmp_path: Path) -> None:
+    """A pooling's config.json is not the model's."""
+    texts = {"modules.json": b"[]", "1_Pooling/config.json": b'{"pooling_mode": "mean"}', "2_Dense/config.json": b"{}",
+             "config_sentence_transformers.json": b"{}"}  # fmt: skip
+    hub.files[ID] |= texts
+    folder = pull(ID, tmp_path / "out")
+    found = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file() and not p.name.startswith(".")}
+    assert found >= texts.keys() - {"2_Dense/config.json"} and "2_Dense/config.json" not in found
+    assert (folder / "1_Pooling" / "config.json").read_bytes() == texts["1_Pooling/config.json"]
+    assert (folder / "config.json").read_bytes() == hub.files[ID]["config.json"]
+    hub.log.clear()
+    pull(ID, folder)
+    assert hub.log == [f"GET /api/models/{ID}/revision/main"]
+
+
 @pytest.mark.parametrize("model", [ID, SHARDED])
 def test_pulls_what_compiling_needs(hub: Hub, tmp_path: Path, model: str) -> None:
     seen: list[Progress] = []

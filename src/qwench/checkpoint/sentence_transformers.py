@@ -77,7 +77,9 @@ def read_embedding_settings(folder: Path) -> EmbeddingSettings | None:
         raise CheckpointError(
             f"{path} lists {', '.join(kinds) or 'nothing'}; qwench reads Transformer, Pooling and perhaps Normalize"
         )
-    pooling = _read_pooling(folder / str(modules[1].get("path", "")) / "config.json")
+    if POOLING_CONFIG.fullmatch(config := f"{modules[1].get('path')}/config.json") is None:
+        raise CheckpointError(f"{path} has its pooling in {modules[1].get('path')!r}; that is no name like '1_Pooling'")
+    pooling = _read_pooling(folder / config)
     return dataclasses.replace(
         _read_prompts(folder / PROMPTS), pooling=pooling, normalize=len(kinds) == 3,
         through_chat=_reads_through_chat(folder / READING),

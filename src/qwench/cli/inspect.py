@@ -107,7 +107,8 @@ def _print(report: dict[str, Any]) -> None:
     print(f"{report['artifact']}: {report['source']['name']}, compiled {report['created']}")
     print(
         f"model    {spec['num_layers']} layers, hidden {spec['hidden_size']}, {spec['num_heads']} heads "
-        f"({spec['num_kv_heads']} for keys and values) of {spec['head_dim']}, vocabulary {spec['vocab_size']}"
+        f"({spec['num_kv_heads']} for keys and values) of {spec['head_dim']}, vocabulary {spec['vocab_size']}, "
+        f"{spec['model_type']} with head {spec['head']['kind']}{'' if spec['is_causal'] else ', in both directions'}"
     )
     print("options  " + ", ".join(f"{key} {value}" for key, value in report["config"].items() if value is not None))
     activations = format_size(memory["arena_bytes"] + memory["work_bytes"])

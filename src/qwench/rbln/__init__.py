@@ -4,15 +4,29 @@
 are, `model.py` the classes.
 """
 
-from qwench.rbln.config import RBLNDecoderOnlyModelForCausalLMConfig, RBLNQwen2ForCausalLMConfig
+from qwench.rbln.config import (
+    RBLNDecoderOnlyModelConfig,
+    RBLNDecoderOnlyModelForCausalLMConfig,
+    RBLNQwen2ForCausalLMConfig,
+    RBLNQwen2ModelConfig,
+)
 from qwench.rbln.lora import RBLNLoRAAdapterConfig, RBLNLoRAConfig
-from qwench.rbln.model import RBLNDecoderOnlyModelForCausalLM, RBLNQwen2ForCausalLM
+from qwench.rbln.model import (
+    RBLNDecoderOnlyModel,
+    RBLNDecoderOnlyModelForCausalLM,
+    RBLNQwen2ForCausalLM,
+    RBLNQwen2Model,
+)
 
 __all__ = [
+    "RBLNDecoderOnlyModel",
+    "RBLNDecoderOnlyModelConfig",
     "RBLNDecoderOnlyModelForCausalLM",
     "RBLNDecoderOnlyModelForCausalLMConfig",
     "RBLNLoRAAdapterConfig",
     "RBLNLoRAConfig",
     "RBLNQwen2ForCausalLM",
     "RBLNQwen2ForCausalLMConfig",
+    "RBLNQwen2Model",
+    "RBLNQwen2ModelConfig",
 ]

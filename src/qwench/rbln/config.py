@@ -238,6 +238,8 @@ class RBLNDecoderOnlyModelForCausalLMConfig:
 
 
 RBLNQwen2ForCausalLMConfig = RBLNDecoderOnlyModelForCausalLMConfig
+# Of RBLNQwen2Model, for which the options mean the same.
+RBLNDecoderOnlyModelConfig = RBLNQwen2ModelConfig = RBLNDecoderOnlyModelForCausalLMConfig
 
 
 def _check_flash(partition_len: int, block_size: int | None, length: int | None) -> None:

@@ -1,6 +1,7 @@
-"""RBLNQwen2ForCausalLM: QwenchForCausalLM under Optimum RBLN's names, signatures and rules.
+"""RBLNQwen2ForCausalLM and RBLNQwen2Model: Qwench's classes under Optimum RBLN's names, signatures and rules.
 
-Adds no way of computing: options are translated, folders get an rbln_config.json, everything else is QwenchForCausalLM.
+Adds no way of computing: options are translated, folders get an rbln_config.json, everything else is what
+QwenchForCausalLM and QwenchModel do.
 """
 
 from __future__ import annotations
@@ -11,10 +12,10 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 import torch
-from transformers import Qwen2ForCausalLM
+from transformers import AutoModel, AutoModelForCausalLM
 
 from qwench.artifact import Artifact, is_artifact
 from qwench.checkpoint.hub import find_checkpoint
@@ -22,19 +23,25 @@ from qwench.compiler import compile_checkpoint
 from qwench.errors import ArtifactError, ConfigError
 from qwench.load import resolve_model
 from qwench.lora import peft_folder
-from qwench.modeling import QwenchForCausalLM, loading
+from qwench.modeling import QwenchForCausalLM, QwenchModel, loading
+from qwench.modeling.base import QwenchPreTrained
 from qwench.program.models import adaptable_shapes
 from qwench.rbln.config import RBLNDecoderOnlyModelForCausalLMConfig
 from qwench.rbln.lora import BASE
 from qwench.rbln.memory import with_cache_blocks
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 PREFIX = "rbln_"
 CONFIG_FILE = "rbln_config.json"
 ConfigLike: TypeAlias = "RBLNDecoderOnlyModelForCausalLMConfig | Mapping[str, Any] | None"
 
 
-class RBLNDecoderOnlyModelForCausalLM(QwenchForCausalLM):
-    """Made by `from_pretrained` or `from_model`. `rbln_config`: its options, complete."""
+class RBLNPreTrained(QwenchPreTrained):
+    """Made by `from_pretrained` or `from_model`. rbln_config: its options, complete. original: transformers' class."""
+
+    original: ClassVar[Any]
 
     def __init__(
         self,
@@ -65,7 +72,7 @@ class RBLNDecoderOnlyModelForCausalLM(QwenchForCausalLM):
     @classmethod
     def from_pretrained(  # type: ignore[override]
         cls, model_id: str | Path, export: bool = False, rbln_config: ConfigLike = None, **kwargs: Any
-    ) -> RBLNDecoderOnlyModelForCausalLM:
+    ) -> Self:
         """export: True compiles a checkpoint (hub id or folder); False loads a folder that `save_pretrained` wrote.
 
         `rbln_*` keywords are options and win over `rbln_config`. Others go to transformers' from_pretrained, which then
@@ -86,13 +93,13 @@ class RBLNDecoderOnlyModelForCausalLM(QwenchForCausalLM):
     @classmethod
     def _export(
         cls, model_id: str | Path, options: RBLNDecoderOnlyModelForCausalLMConfig, keywords: dict[str, Any]
-    ) -> RBLNDecoderOnlyModelForCausalLM:
+    ) -> Self:
         if is_artifact(Path(model_id)):
             raise ArtifactError(f"{model_id} is compiled already; leave export=True out to load it")
         if any(
             name not in loading.TOLERATED or value not in loading.TOLERATED[name] for name, value in keywords.items()
         ):
-            return cls._compile_live(Qwen2ForCausalLM.from_pretrained(model_id, **keywords), options)
+            return cls._compile_live(cls.original.from_pretrained(model_id, **keywords), options)
         folder, name = find_checkpoint(model_id, None)
         config = options.resolve(_model_config(folder))
         workspace = loading.make_workspace()
@@ -102,16 +109,14 @@ class RBLNDecoderOnlyModelForCausalLM(QwenchForCausalLM):
     @classmethod
     def from_model(  # type: ignore[override]
         cls, model: Any, rbln_config: ConfigLike = None, **kwargs: Any
-    ) -> RBLNDecoderOnlyModelForCausalLM:
-        """Compiles a live transformers Qwen2ForCausalLM. Options as for `from_pretrained`."""
+    ) -> Self:
+        """Compiles a live model of transformers. Options as for `from_pretrained`."""
         options = _take_options(rbln_config, kwargs)
         loading.check_other_keywords(kwargs, PREFIX)
         return cls._compile_live(model, options)
 
     @classmethod
-    def _compile_live(
-        cls, model: Any, options: RBLNDecoderOnlyModelForCausalLMConfig
-    ) -> RBLNDecoderOnlyModelForCausalLM:
+    def _compile_live(cls, model: Any, options: RBLNDecoderOnlyModelForCausalLMConfig) -> Self:
         config = options.resolve(model.config.to_dict())
         workspace = loading.make_workspace()
         return cls(loading.compile_model(model, config.to_qwench(), workspace.name), config, workspace)
@@ -124,7 +129,7 @@ class RBLNDecoderOnlyModelForCausalLM(QwenchForCausalLM):
         loading.copy_artifact(self.artifact, Path(save_directory), {CONFIG_FILE: text, **adapters})
 
     def set_adapter(self, adapter_name: str | Sequence[str]) -> None:
-        """As QwenchForCausalLM's; "base" is the model itself. Raises ConfigError for an unknown name."""
+        """As Qwench's; "base" is the model itself. Raises ConfigError for an unknown name."""
         names = [adapter_name] if isinstance(adapter_name, str) else list(adapter_name)
         self._activate([None if name == BASE else name for name in names])
 
@@ -148,9 +153,15 @@ class RBLNDecoderOnlyModelForCausalLM(QwenchForCausalLM):
             self._active, self._are_disabled = before
 
     def forward(self, *args: Any, lora_int_ids: torch.Tensor | Sequence[int] | None = None, **kwargs: Any) -> Any:
-        """As QwenchForCausalLM.forward. lora_int_ids: [batch], as in `set_lora_int_ids`, for this call."""
+        """As Qwench's. lora_int_ids: [batch], as in `set_lora_int_ids`, for this call."""
         with self._with_ids(lora_int_ids):
             return super().forward(*args, **kwargs)
+
+
+class RBLNDecoderOnlyModelForCausalLM(RBLNPreTrained, QwenchForCausalLM):
+    """A language model."""
+
+    original = AutoModelForCausalLM
 
     def generate(
         self,
@@ -171,6 +182,16 @@ class RBLNDecoderOnlyModelForCausalLM(QwenchForCausalLM):
 
 class RBLNQwen2ForCausalLM(RBLNDecoderOnlyModelForCausalLM):
     """The class of Optimum RBLN's Qwen2 page."""
+
+
+class RBLNDecoderOnlyModel(RBLNPreTrained, QwenchModel):
+    """A model's hidden states, for embeddings: `forward` gives last_hidden_state."""
+
+    original = AutoModel
+
+
+class RBLNQwen2Model(RBLNDecoderOnlyModel):
+    """The other class of that page."""
 
 
 def _take_options(given: ConfigLike, keywords: dict[str, Any]) -> RBLNDecoderOnlyModelForCausalLMConfig:

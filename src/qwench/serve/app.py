@@ -1,4 +1,4 @@
-"""The app: the routes of each API (openai/), of the server's state (state.py) and of the page.
+"""The app: the routes of each API (openai/, pooling/), of the server's state (state.py) and of the page.
 
 Called by server.py, which puts guard.py around it.
 """
@@ -17,7 +17,8 @@ from qwench.serve.http.document import DocumentedApp
 from qwench.serve.http.guard import OPEN_PATHS
 from qwench.serve.http.json_body import route_class
 from qwench.serve.http.page import page_file
-from qwench.serve.openai.routes import add_routes
+from qwench.serve.openai import routes as openai_routes
+from qwench.serve.pooling import routes as pooling_routes
 from qwench.serve.service import Service
 from qwench.serve.state import add_state
 
@@ -33,7 +34,8 @@ def make_app(service: Service) -> FastAPI:
     app.add_exception_handler(RequestError, failures.answer_user_error)
     app.add_exception_handler(Exception, failures.answer_fault)
     add_state(app, service)
-    add_routes(app, service)
+    openai_routes.add_routes(app, service)
+    pooling_routes.add_routes(app, service)
     _add_page(app)
     return app
 

@@ -23,6 +23,7 @@ from qwench.serve.http.http_protocol import LimitedProtocol
 from qwench.serve.http.keys import ApiKeys
 from qwench.serve.http.paths import RightPaths
 from qwench.serve.openai.routes import ANSWER_PATHS, BODY_PATHS
+from qwench.serve.pooling.routes import ANSWER_PATHS as POOLING_PATHS
 from qwench.serve.processes.children import Children
 from qwench.serve.processes.engine_client import EngineClient
 from qwench.serve.processes.text_client import TextClient
@@ -58,8 +59,9 @@ async def _serve(
     service = Service(settings, engine, text)
     routes = make_app(service)
     app: ASGIApp = Guard(
-        routes, keys=keys, hosts=settings.accepted_hosts, body_paths=BODY_PATHS,
-        answer_paths=ANSWER_PATHS, check_room=service.check_room, max_body_bytes=service.max_body_bytes,
+        routes, keys=keys, hosts=settings.accepted_hosts, body_paths=BODY_PATHS | POOLING_PATHS,
+        answer_paths=ANSWER_PATHS | POOLING_PATHS, check_room=service.check_room,
+        max_body_bytes=service.max_body_bytes,
     )  # fmt: skip
     app = RightPaths(app, [route.path for route in routes.routes if isinstance(route, Route)])
     if settings.cors_origins:

@@ -51,7 +51,8 @@ def adapted_products(program: Program, adapter: LoraAdapter, tensors: Mapping[st
 
 
 def _sources(program: Program, op: Op) -> tuple[str, ...]:
-    return (HEAD,) if op.output == program.ops[-1].output else program.weights[op.weights[0]].sources
+    is_head = op.output == program.logits and program.spec.head.kind == "causal_lm"
+    return (HEAD,) if is_head else program.weights[op.weights[0]].sources
 
 
 def _order(buffer: str, width: int, tensors: Mapping[str, Array]) -> Int32:

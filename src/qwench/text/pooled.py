@@ -1,14 +1,13 @@
 """What a model says of a prompt that it doesn't continue: embeddings, classes, scores and rewards.
 
-`PooledAnswers` is that part of `LLM`; the server shares its functions. Knows texts, prompts and activations; which rows
-of a step are pooled is `runtime/pooling.py`'s.
+`PooledAnswers` is that part of `LLM`. What the numbers mean is
+`scoring.py`'s, which rows of a step are pooled `runtime/pooling.py`'s.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -22,35 +21,18 @@ from qwench.runtime.pooling import Pooling, PoolingParams
 from qwench.targets.target import Float32
 from qwench.text.chat import Message, render_chat
 from qwench.text.generation import Delta, TextEngine
+from qwench.text.scoring import (
+    ClassifierSettings,
+    activated,
+    embedding_messages,
+    finish_embeddings,
+    prompt_text,
+    prompts_of_search,
+)
 from qwench.text.tokenizer import Tokenizer
 
 Prompt: TypeAlias = "str | Sequence[int]"
 Lora: TypeAlias = "str | Sequence[str | None] | None"
-QUERY, DOCUMENTS = "query", ("document", "passage")  # what prompts for the two sides of a search are called
-
-
-@dataclass(frozen=True)
-class ClassifierSettings:
-    """labels: what the outputs of the head are called. pad_token_id: as config.json has it."""
-
-    labels: tuple[str, ...] = ()
-    pad_token_id: int | None = None
-
-    @classmethod
-    def from_folder(cls, folder: Path, num_labels: int) -> ClassifierSettings:
-        """Of a compiled model; labels without a name are called as transformers calls them."""
-        config = read_json(folder / "config.json")
-        names, pad = config.get("id2label") or {}, config.get("pad_token_id")
-        labels = tuple(str(names.get(str(i), f"LABEL_{i}")) for i in range(num_labels))
-        return cls(labels, pad if type(pad) is int else None)
-
-    def scored(self, ids: list[int]) -> list[int]:
-        """Up to the token whose scores count: transformers takes the last one that isn't padding, and what is behind
-        it changes nothing where attention is causal."""
-        end = len(ids)
-        while end > 1 and ids[end - 1] == self.pad_token_id:
-            end -= 1
-        return ids[:end]
 
 
 class PooledAnswers(ABC):
@@ -149,10 +131,9 @@ class PooledAnswers(ABC):
         return np.stack(self._pool(tokens, PoolingParams(source="scores"), lora))
 
     def _cosines(self, query: str, documents: list[str], lora: str | None) -> Float32:
-        names = self.settings.prompts
-        document = next((name for name in DOCUMENTS if name in names), None)
-        one = self.embed(query, normalize=True, prompt_name=QUERY if QUERY in names else None, lora=lora)
-        cosines: Float32 = self.embed(documents, normalize=True, prompt_name=document, lora=lora) @ one[0]
+        for_query, for_document = prompts_of_search(self.settings)
+        one = self.embed(query, normalize=True, prompt_name=for_query, lora=lora)
+        cosines: Float32 = self.embed(documents, normalize=True, prompt_name=for_document, lora=lora) @ one[0]
         return cosines
 
     def _check_head(self, wanted: str, name: str, other: str) -> None:
@@ -208,17 +189,6 @@ def check_texts(texts: Sequence[Any]) -> None:
         raise RequestError(f"a query and its documents are texts, but one is a {type(wrong[0]).__name__}")
 
 
-def prompt_text(settings: EmbeddingSettings, name: str | None) -> str:
-    """What goes before a text: the prompt of that name, None: the checkpoint's default. Raises RequestError."""
-    name = settings.default_prompt if name is None else name
-    if not name:
-        return ""
-    if name not in settings.prompts:
-        known = ", ".join(map(repr, settings.prompts)) or "none"
-        raise RequestError(f"there is no prompt {name!r}; the checkpoint names: {known}")
-    return settings.prompts[name]
-
-
 def embedding_tokens(tokenizer: Tokenizer, settings: EmbeddingSettings, before: str, text: str) -> list[int]:
     """The tokens of a text behind a prompt's, as the checkpoint reads texts to be embedded."""
     if not settings.through_chat:
@@ -227,31 +197,9 @@ def embedding_tokens(tokenizer: Tokenizer, settings: EmbeddingSettings, before: 
     return tokenizer.encode(rendered, add_special_tokens=False)
 
 
-def embedding_messages(before: str, text: str) -> list[Message]:
-    user = {"role": "user", "content": text}
-    return [{"role": "system", "content": before}, user] if before else [user]
-
-
-def finish_embeddings(rows: Float32, normalize: bool, dimensions: int | None) -> Float32:
-    """rows: [n, hidden_size] -> [n, dimensions]. Raises RequestError for dimensions that there aren't."""
-    if dimensions is not None:
-        if isinstance(dimensions, bool) or not isinstance(dimensions, int) or not 1 <= dimensions <= rows.shape[1]:
-            raise RequestError(f"dimensions is {dimensions!r}; it must be from 1 to {rows.shape[1]}")
-        rows = rows[:, :dimensions]
-    if not normalize:
-        return rows
-    norms: Float32 = np.linalg.norm(rows, axis=1, keepdims=True).astype(np.float32)
-    norms[norms == 0] = 1
-    return rows / norms
-
-
-def activated(scores: Float32, activation: bool = True) -> Float32:
-    """[n, num_labels] of a classification head as probabilities: softmax, or sigmoid of a single label."""
-    if not activation:
-        return scores
-    if scores.shape[1] == 1:
-        probabilities: Float32 = (1 / (1 + np.exp(-scores.astype(np.float64)))).astype(np.float32)
-        return probabilities
-    shifted: Float32 = np.exp(scores - scores.max(axis=1, keepdims=True))
-    shares: Float32 = shifted / shifted.sum(axis=1, keepdims=True)
-    return shares
+def read_classifier(folder: Path, num_labels: int) -> ClassifierSettings:
+    """Of a compiled model; labels without a name are called as transformers calls them."""
+    config = read_json(folder / "config.json")
+    names, pad = config.get("id2label") or {}, config.get("pad_token_id")
+    labels = tuple(str(names.get(str(i), f"LABEL_{i}")) for i in range(num_labels))
+    return ClassifierSettings(labels, pad if type(pad) is int else None)

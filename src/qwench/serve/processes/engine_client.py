@@ -24,6 +24,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from qwench.checkpoint.sentence_transformers import EmbeddingSettings
 from qwench.errors import DeadlineError, GrammarError
 from qwench.runtime.limits import RequestLimits
 from qwench.runtime.outputs import FinishReason
@@ -33,6 +34,7 @@ from qwench.serve.failures import ApiError
 from qwench.serve.processes.children import Child
 from qwench.serve.processes.supervisor import Supervised
 from qwench.serve.processes.wire import Message, params_from_json, params_to_json
+from qwench.text.scoring import ClassifierSettings
 from qwench.text.tool_calls import TagKind
 
 logger = logging.getLogger(__name__)
@@ -76,7 +78,8 @@ class Piece(NamedTuple):
 @dataclass(frozen=True)
 class EngineInfo:
     """What the engine process says about its model. chat_end_token_ids: end a chat turn beside the model's own ends.
-    tool_tags: what <tool_call> is to its tokenizer. has_thoughts: the model thinks before it answers."""
+    tool_tags: what <tool_call> is to its tokenizer. has_thoughts: the model thinks before it answers. embedding,
+    classifier: as of LLM."""
 
     limits: RequestLimits
     max_num_seqs: int
@@ -85,6 +88,8 @@ class EngineInfo:
     chat_end_token_ids: tuple[int, ...]
     tool_tags: TagKind
     has_thoughts: bool
+    embedding: EmbeddingSettings
+    classifier: ClassifierSettings
 
     @classmethod
     def from_message(cls, info: Message) -> EngineInfo:
@@ -92,6 +97,8 @@ class EngineInfo:
             RequestLimits.from_dict(info["limits"]), info["max_num_seqs"], info["hidden_size"],
             params_from_json(info["defaults"]), tuple(info["chat_end_token_ids"]), info["tool_tags"],
             info["has_thoughts"],
+            EmbeddingSettings(**info["embedding"]),
+            ClassifierSettings(tuple(info["classifier"]["labels"]), info["classifier"]["pad_token_id"]),
         )  # fmt: skip
 
     def for_chat(self, params: SamplingParams) -> SamplingParams:

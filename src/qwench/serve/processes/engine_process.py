@@ -247,6 +247,8 @@ class EngineProcess:
             "chat_end_token_ids": [token for token in chat_ends if token not in llm.engine.eos_token_ids],
             "tool_tags": "text" if llm.tokenizer is None else tag_kind(llm.tokenizer),
             "has_thoughts": llm.tokenizer is not None and has_thoughts(llm.tokenizer),
+            "embedding": dataclasses.asdict(llm.settings),
+            "classifier": dataclasses.asdict(llm.classifier),
         }
 
 

@@ -53,6 +53,11 @@ class TextClient(Supervised):
         )
         return result
 
+    async def encode_pairs(self, pairs: Sequence[tuple[str, str]], max_tokens: int) -> list[list[int]]:
+        """Each two texts as one prompt, as the checkpoint's tokenizer puts them together."""
+        result: list[list[int]] = await self._do("encode_pairs", pairs=pairs, max_tokens=max_tokens)
+        return result
+
     async def fill(self, prefix: str, suffix: str, max_tokens: int) -> list[int]:
         """A prompt that asks for what goes between prefix and suffix."""
         result: list[int] = await self._do("fill", prefix=prefix, suffix=suffix, max_tokens=max_tokens)

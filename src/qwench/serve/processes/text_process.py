@@ -71,6 +71,11 @@ class TextProcess:
             check_size(self._tokenizer, text, max_tokens)
         return [self._tokenizer.encode(text, add_special_tokens=add_special_tokens) for text in texts]
 
+    def _do_encode_pairs(self, pairs: list[tuple[str, str]], max_tokens: int) -> list[list[int]]:
+        for text in {text for pair in pairs for text in pair}:
+            check_size(self._tokenizer, text, max_tokens)
+        return [self._tokenizer.encode_pair(*pair) for pair in pairs]
+
     def _do_chat(self, messages: list[Mapping[str, Any]], template: dict[str, Any], max_tokens: int) -> list[int]:
         """As LLM.chat does it."""
         text = render_chat(self._tokenizer, messages, **template)

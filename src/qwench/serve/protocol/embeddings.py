@@ -15,9 +15,10 @@ _SIDES = {"true": "right", "end": "right", "right": "right", "start": "left", "l
 
 
 class EmbeddingRequest(Body):
-    """Texts or tokens to embed. pooling: the last token's hidden state, or the mean of all. dimensions: the first ones
-    alone. truncate_prompt_tokens: how many of a longer input are read, -1: as many as the context holds;
-    truncation_side: where the others are cut off, left by default, as vLLM has it."""
+    """Texts or tokens to embed. dimensions: the first ones alone. pooling: the last token's hidden state, the first's,
+    or the mean of all; it and normalize: by default as the checkpoint says. prompt_name: which of its prompts goes
+    before a text; "": none. truncate_prompt_tokens: how many of a longer input are read, -1: as many as the context
+    holds; truncation_side: where the others are cut off, left by default, as vLLM has it."""
 
     places = ("request", "embeddings")
     input: (
@@ -29,8 +30,9 @@ class EmbeddingRequest(Body):
     model: str | None = None
     dimensions: Count | None = None
     encoding_format: Literal["float", "base64"] | None = None
-    pooling: Literal["last", "mean"] | None = None
+    pooling: Literal["last", "mean", "first"] | None = None
     normalize: Flag | None = None
+    prompt_name: Annotated[str, Field(max_length=256)] | None = None
     truncate_prompt_tokens: Annotated[int, LAX, Field(ge=-1, lt=MAX_TOKENS), NUMBER] | None = None
     truncation_side: Literal["left", "right"] | None = None
     cache_salt: Annotated[str, Field(max_length=256)] | None = None

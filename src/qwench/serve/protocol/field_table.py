@@ -160,7 +160,7 @@ TABLE: tuple[Row, ...] = (
     Row("embeddings", "embed_dtype", Neutral(("float32",))),
     Row("embeddings", "endianness", Neutral(("native", "little"))),
     Row("embeddings", "embd_normalize", Neutral((2,))),
-    Row("embeddings", "input_type task prompt_name instruction", EMPTY),
+    Row("embeddings", "input_type task instruction", EMPTY),
     Row("embeddings", "options", NOTHING),
     Row("tokens", "parse_special", ON),
     Row("message", "attachments files", EMPTY),

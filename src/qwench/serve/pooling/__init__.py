@@ -1,0 +1,1 @@
+"""The routes that embed, classify and rank, as vLLM, Jina and Cohere have them."""
