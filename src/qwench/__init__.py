@@ -12,6 +12,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "LLM": "qwench.llm",
+    "AsyncLLM": "qwench.async_llm",
     "Grammar": "qwench.runtime.grammar",
     "SamplingParams": "qwench.runtime.sampling_params",
     "RequestOutput": "qwench.text.generation",
@@ -26,6 +27,7 @@ _HOMES = {
 
 __all__ = [
     "LLM",
+    "AsyncLLM",
     "Grammar",
     "QwenchConfig",
     "QwenchError",
@@ -39,6 +41,7 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
+    from qwench.async_llm import AsyncLLM
     from qwench.compiler import compile_checkpoint
     from qwench.config import QwenchConfig
     from qwench.errors import QwenchError

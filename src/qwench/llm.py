@@ -17,8 +17,7 @@ import hashlib
 import json
 import logging
 import time
-from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, overload
@@ -42,6 +41,7 @@ from qwench.text.chat import Message, render_chat
 from qwench.text.generation import Delta, GenerationDefaults, RequestOutput, TextEngine, chat_params
 from qwench.text.pooled import Lora, PooledAnswers, Prompt, read_classifier
 from qwench.text.scoring import ClassifierSettings
+from qwench.text.shared_engine import SharedTextEngine
 from qwench.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ logger = logging.getLogger(__name__)
 Params: TypeAlias = "SamplingParams | Sequence[SamplingParams] | None"
 
 
-class _Job(NamedTuple):
+class Job(NamedTuple):
     """A prompt to be answered. lora: the name of its adapter."""
 
     text: str | None
@@ -62,7 +62,8 @@ class _Job(NamedTuple):
 
 
 class LLM(PooledAnswers):
-    """A loaded model. Not thread-safe. Use it in a `with`, or `close()` it, to give its memory back at once.
+    """A loaded model, for any number of threads: their requests share steps. Use it in a `with`, or `close()` it, to
+    give its memory back at once. For asyncio there is `AsyncLLM`.
 
     model: an artifact, a checkpoint folder or a hub id. config or options: of QwenchConfig, as `weights="int8"`.
     num_threads: default: the processors this process may use. on_progress: told how far downloading or compiling is.
@@ -117,7 +118,7 @@ class LLM(PooledAnswers):
             self.settings = EmbeddingSettings.from_folder(artifact.path)
             self.classifier = read_classifier(artifact.path, engine.limits.head.num_labels)
         self.text_engine = TextEngine(engine, tokenizer)
-        self._inbox: dict[str, deque[Delta]] = {}
+        self.shared = SharedTextEngine(self.text_engine)
         self._told: set[str] = set()
 
     @property
@@ -139,11 +140,13 @@ class LLM(PooledAnswers):
         if self._artifact is None:
             raise RequestError("an LLM over an engine doesn't know its model, so it can't tell whose adapter that is")
         adapter = read_adapter(folder, adaptable_shapes(self._artifact.program.spec))
-        self.engine.adapters.load(name, adapter, replace=replace)
+        with self.shared.turn():
+            self.engine.adapters.load(name, adapter, replace=replace)
 
     def unload_lora(self, name: str) -> None:
         """Takes the name away; answers that run with it are finished first. Raises RequestError for an unknown one."""
-        self.engine.adapters.unload(name)
+        with self.shared.turn():
+            self.engine.adapters.unload(name)
 
     @overload
     def generate(
@@ -169,11 +172,7 @@ class LLM(PooledAnswers):
         progress: show a bar. Raises RequestError before the first step if any of the requests is impossible; a single
         prompt's failure while it runs is raised, one of several is in its output as finish_reason "error".
         """
-        batch, is_single = _as_batch(prompts)
-        tokens = [self.text_engine.encode(p) if isinstance(p, str) else [int(t) for t in p] for p in batch]
-        texts = [p if isinstance(p, str) else None for p in batch]
-        jobs = self._jobs(texts, tokens, self._params_of(params, len(batch)), lora)
-        return self._answer(jobs, is_single, stream, progress)
+        return self._answer(*self.prompt_jobs(prompts, params, lora), stream, progress)
 
     @overload
     def chat(
@@ -194,6 +193,20 @@ class LLM(PooledAnswers):
         template: `tools`, `chat_template`, `add_generation_prompt` and whatever the template itself understands. With
         tools `qwench.text.tool_calls.parse` finds the calls in an answer's text.
         """
+        return self._answer(*self.chat_jobs(messages, params, lora, template), stream, progress)
+
+    def prompt_jobs(self, prompts: Prompt | Sequence[Prompt], params: Params, lora: Lora) -> tuple[list[Job], bool]:
+        """What `generate` has to do, checked, and whether it is for a single prompt. Raises RequestError."""
+        batch, is_single = _as_batch(prompts)
+        tokens = [self.text_engine.encode(p) if isinstance(p, str) else [int(t) for t in p] for p in batch]
+        texts = [p if isinstance(p, str) else None for p in batch]
+        return self._jobs(texts, tokens, self._params_of(params, len(batch)), lora), is_single
+
+    def chat_jobs(
+        self, messages: Sequence[Message] | Sequence[Sequence[Message]], params: Params, lora: Lora,
+        template: Mapping[str, Any],
+    ) -> tuple[list[Job], bool]:  # fmt: skip
+        """The same for `chat`."""
         if self.tokenizer is None:
             raise RequestError("this model has no tokenizer files, so no chat template; use generate with token ids")
         is_single = not messages or isinstance(messages[0], Mapping)
@@ -204,7 +217,7 @@ class LLM(PooledAnswers):
             chat_params(p, self.tokenizer, self.engine.eos_token_ids, has_tools=bool(template.get("tools")))
             for p in self._params_of(params, len(texts))
         ]
-        return self._answer(self._jobs(texts, tokens, each, lora), is_single, stream, progress)
+        return self._jobs(texts, tokens, each, lora), is_single
 
     def _params_of(self, params: Params, count: int) -> list[SamplingParams]:
         if params is None or isinstance(params, SamplingParams):
@@ -225,15 +238,16 @@ class LLM(PooledAnswers):
 
     def _jobs(
         self, texts: Sequence[str | None], tokens: list[list[int]], params: list[SamplingParams], lora: Lora
-    ) -> list[_Job]:
-        return list(map(_Job, texts, tokens, params, self._loras_of(lora, len(tokens))))
-
-    def _answer(
-        self, jobs: list[_Job], is_single: bool, stream: bool, progress: bool
-    ) -> list[RequestOutput] | Iterator[Delta]:
+    ) -> list[Job]:
+        jobs = list(map(Job, texts, tokens, params, self._loras_of(lora, len(tokens))))
         for job in jobs:
             self.text_engine.check(job.tokens, job.params)
             self._tell_left_aside(job.params)
+        return jobs
+
+    def _answer(
+        self, jobs: list[Job], is_single: bool, stream: bool, progress: bool
+    ) -> list[RequestOutput] | Iterator[Delta]:
         deltas = self._run(jobs, is_single)
         if progress:
             deltas = _with_progress(deltas, len(jobs))
@@ -259,7 +273,8 @@ class LLM(PooledAnswers):
                 f"the prompt has {len(ids)} tokens; nothing can be kept of fewer than fill a block of the cache, {size}"
             )
         self.generate(ids[:count].tolist(), SamplingParams(max_tokens=1, temperature=0.0))
-        found = self.engine.copy_prefix(ids[:count])
+        with self.shared.turn():
+            found = self.engine.copy_prefix(ids[:count])
         if found is None:
             raise CapacityError("the cache is too full to keep the prompt; try again with fewer requests beside it")
         SavedPrefix(model, ids[:count].tolist(), *found).write(Path(path))
@@ -279,7 +294,8 @@ class LLM(PooledAnswers):
             )
         if not self.engine.scheduler.enable_prefix_caching:
             raise PrefixError("without prefix caching no prefix can be used")
-        self.engine.restore_prefix(np.array(saved.token_ids, np.int32), saved.firsts, saved.blocks)
+        with self.shared.turn():
+            self.engine.restore_prefix(np.array(saved.token_ids, np.int32), saved.firsts, saved.blocks)
         return len(saved.token_ids)
 
     def _fingerprint(self) -> str:
@@ -295,36 +311,20 @@ class LLM(PooledAnswers):
         )  # fmt: skip
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
-    def _run(self, jobs: list[_Job], is_single: bool) -> Iterator[Delta]:
-        mine = [
-            self.text_engine.add(job.tokens, job.params, prompt=job.text, prompt_index=i, adapter=job.lora)
-            for i, job in enumerate(jobs)
-        ]
-        for delta in self._follow(mine):
-            if delta.output is not None:
-                self._raise_if_failed(delta.output, is_single)
+    def _run(self, jobs: list[Job], is_single: bool) -> Iterator[Delta]:
+        for delta in self._follow(lambda engine: self.add_jobs(engine, jobs)):
+            self.raise_if_failed(delta, is_single)
             yield delta
 
-    def _follow(self, mine: list[str]) -> Iterator[Delta]:
-        """Steps until these requests are finished, and aborts them if the generator is closed before. Deltas of other
-        streams go to their inboxes."""
-        inbox: deque[Delta] = deque()
-        self._inbox |= dict.fromkeys(mine, inbox)
-        open_requests = set(mine)
-        try:
-            while open_requests:
-                for delta in self.text_engine.step() if not inbox else ():
-                    if delta.request_id in self._inbox:
-                        self._inbox[delta.request_id].append(delta)
-                while inbox:
-                    delta = inbox.popleft()
-                    if delta.is_whole:
-                        open_requests.discard(delta.request_id)
-                    yield delta
-        finally:
-            for request_id in mine:
-                del self._inbox[request_id]
-                self.text_engine.abort(request_id)
+    def add_jobs(self, engine: TextEngine, jobs: list[Job]) -> list[str]:
+        """Queues what `prompt_jobs` or `chat_jobs` gave, in a turn; returns the requests' ids."""
+        return [
+            engine.add(job.tokens, job.params, prompt=job.text, prompt_index=i, adapter=job.lora)
+            for i, job in enumerate(jobs)
+        ]
+
+    def _follow(self, add: Callable[[TextEngine], list[str]]) -> Iterator[Delta]:
+        return self.shared.follow(add)
 
     def _tell_left_aside(self, params: SamplingParams) -> None:
         """Warns once of each keyword that schemas have and grammars can't hold."""
@@ -333,16 +333,17 @@ class LLM(PooledAnswers):
                 self._told.add(keyword)
                 logger.warning("answers may break what a schema says with %s: a grammar can't hold it", keyword)
 
-    def _raise_if_failed(self, output: RequestOutput, is_single: bool) -> None:
-        for completion in output.outputs:
+    def raise_if_failed(self, delta: Delta, is_single: bool) -> None:
+        """Raises what made a single prompt fail; of several it is logged, and in the output."""
+        for completion in delta.output.outputs if delta.output is not None else ():
             if completion.error is not None:
                 if is_single:
                     raise completion.error
-                logger.error("request %s failed: %s", output.request_id, completion.error)
+                logger.error("request %s failed: %s", delta.request_id, completion.error)
 
     def close(self) -> None:
         """Ends what is unfinished and frees cache and threads. Idempotent."""
-        self.engine.close()
+        self.shared.close()
 
     def __enter__(self) -> LLM:
         return self

@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -49,7 +49,7 @@ class PooledAnswers(ABC):
         return self.classifier.labels
 
     @abstractmethod
-    def _follow(self, mine: list[str]) -> Iterator[Delta]: ...
+    def _follow(self, add: Callable[[TextEngine], list[str]]) -> Iterator[Delta]: ...
 
     @abstractmethod
     def _loras_of(self, lora: Lora, count: int) -> list[str | None]: ...
@@ -154,12 +154,16 @@ class PooledAnswers(ABC):
         """One result a prompt, in their order. All are checked before the first step."""
         for ids in tokens:
             self.engine.limits.check_pooled(ids, params.source)
-        mine = [
-            self.text_engine.add_pooled(ids, params, prompt_index=i, adapter=adapter)
-            for i, (ids, adapter) in enumerate(zip(tokens, self._loras_of(lora, len(tokens)), strict=True))
-        ]
+        adapters = self._loras_of(lora, len(tokens))
+
+        def add(engine: TextEngine) -> list[str]:
+            return [
+                engine.add_pooled(ids, params, prompt_index=i, adapter=adapter)
+                for i, (ids, adapter) in enumerate(zip(tokens, adapters, strict=True))
+            ]
+
         found: dict[int, Float32] = {}
-        for delta in self._follow(mine):
+        for delta in self._follow(add):
             if delta.embedding is None:
                 raise delta.error or RequestError("the request was aborted")
             found[delta.prompt_index] = delta.embedding
