@@ -274,10 +274,10 @@ NB_MODULE(_native, m) {
       .def(
           "__init__",
           [](qwench::Executor* self, const std::string& variant, int num_threads, int max_tokens, int num_heads,
-             int vocab_size, int num_outputs, size_t arena_bytes, int scratch_width, int max_blocks, int embedding_width,
-             const std::vector<std::pair<int, int>>& cache_places, int num_places, int num_blocks, int block_size,
-             int num_kv_heads, int head_dim, const std::string& cache_dtype, bool rounds_queries, int partition_len,
-             std::pair<int, int> heads, const std::optional<TeamTuple>& team) {
+             int vocab_size, int num_outputs, size_t arena_bytes, int scratch_width, int max_blocks,
+             int embedding_width, const std::vector<std::pair<int, int>>& cache_places, int num_places, int num_blocks,
+             int block_size, int num_kv_heads, int head_dim, const std::string& cache_dtype, bool rounds_queries,
+             int partition_len, std::pair<int, int> heads, const std::optional<TeamTuple>& team) {
             require(num_threads >= 1 && max_tokens >= 1 && num_blocks >= 1 && num_places >= 1,
                     "threads, tokens, blocks and places must be positive");
             require(block_size > 0 && block_size % qwench::kKeyGroup == 0, "block_size must be a multiple of 16");
@@ -318,8 +318,8 @@ NB_MODULE(_native, m) {
                                   places},
                                  {num_places, num_blocks, block_size, kv_heads, head_dim, kind}, std::move(ranks));
           },
-          "variant"_a, "num_threads"_a, "max_tokens"_a, "num_heads"_a, "vocab_size"_a, "num_outputs"_a,
-          "arena_bytes"_a, "scratch_width"_a, "max_blocks"_a, "embedding_width"_a, "cache_places"_a, "num_places"_a, "num_blocks"_a,
+          "variant"_a, "num_threads"_a, "max_tokens"_a, "num_heads"_a, "vocab_size"_a, "num_outputs"_a, "arena_bytes"_a,
+          "scratch_width"_a, "max_blocks"_a, "embedding_width"_a, "cache_places"_a, "num_places"_a, "num_blocks"_a,
           "block_size"_a, "num_kv_heads"_a, "head_dim"_a, "cache_dtype"_a, "rounds_queries"_a, "partition_len"_a,
           "heads"_a, "team"_a.none())
       // Arrays are never converted: the executor keeps their addresses, or writes to them.
