@@ -86,7 +86,7 @@ def test_defaults_are_filled_into_a_new_object() -> None:
     unset = {name for name, value in resolved.to_dict().items() if value is None}
     assert unset == {
         "recipe", "overrides", "calibrate", "requantize", "merged_lora", "rope_scaling", "kvcache_num_blocks", "memory",
-        "timeout",
+        "timeout", "tensor_parallel_size", "shares",
     }  # fmt: skip
     assert (resolved.attn_impl, resolved.kvcache_partition_len, resolved.partition_len) == ("flash_attn", 512, 128)
     assert (resolved.max_seq_len, resolved.batch_size, resolved.decoder_batch_sizes) == (128, 32, (32,))
