@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from quantized_folders import DEFAULT_MODEL, Parts, awq_parts, codes_of, dequantized, gptq_config, gptq_parts, write
+from safetensors.torch import load_file
 
 from qwench.checkpoint.weights import SafetensorsCheckpoint
 from qwench.compiler import compile_checkpoint
@@ -19,27 +20,8 @@ from qwench.errors import CheckpointError
 from qwench.program.models import source_shapes
 from qwench.quantized_matrix import QuantizedMatrix
 
-DEFAULT_MODEL = Path(__file__).parents[2] / "models" / "qwench-tiny"
 MODULE = "model.layers.1.mlp.down_proj"
 K, N = 768, 256
-Parts = dict[str, torch.Tensor]
-
-
-def write(folder: Path, config: dict[str, Any], quantize: Callable[[torch.Tensor], Parts], only: str = ".") -> Path:
-    """The default model with its linear modules quantised: `quantize` gives the parts of a weight [N, K]."""
-    folder.mkdir(exist_ok=True)
-    tensors: Parts = {}
-    for name, tensor in load_file(DEFAULT_MODEL / "model.safetensors").items():
-        module = name.removesuffix(".weight")
-        if name.endswith("_proj.weight") and only in name:
-            tensors |= {f"{module}.{part}": value.contiguous() for part, value in quantize(tensor.float()).items()}
-        else:
-            tensors[name] = tensor
-    save_file(tensors, folder / "model.safetensors")
-    described = json.loads((DEFAULT_MODEL / "config.json").read_text()) | {"quantization_config": config}
-    (folder / "config.json").write_text(json.dumps(described))
-    (folder / "tokenizer.json").write_bytes((DEFAULT_MODEL / "tokenizer.json").read_bytes())
-    return folder
 
 
 def opened(folder: Path) -> SafetensorsCheckpoint:
@@ -51,88 +33,6 @@ def opened(folder: Path) -> SafetensorsCheckpoint:
 def values(checkpoint: SafetensorsCheckpoint, module: str = MODULE) -> np.ndarray[Any, Any]:
     read = checkpoint.read(f"{module}.weight")
     return read.dequantize() if isinstance(read, QuantizedMatrix) else read.astype(np.float32)
-
-
-def codes_of(weight: torch.Tensor, bits: int, group: int, sym: bool) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Codes [N, K] from 0, scales and zero points [N, groups], of plain rounding."""
-    n, k = weight.shape
-    size = k if group == -1 else group
-    groups = torch.nn.functional.pad(weight, (0, -k % size)).reshape(n, -1, size)
-    top = 2**bits - 1
-    if sym:
-        scales = (groups.abs().amax(2) * 2 / top).clamp_min(1e-6)
-        zeros = torch.full_like(scales, 2 ** (bits - 1))
-    else:
-        low, high = groups.amin(2).clamp_max(0), groups.amax(2).clamp_min(0)
-        scales = ((high - low) / top).clamp_min(1e-6)
-        zeros = (-low / scales).round().clamp(0, top)
-    scales = scales.half()
-    codes = (groups / scales.float()[..., None] + zeros[..., None]).round().clamp(0, top)
-    return codes.reshape(n, -1)[:, :k].int(), scales, zeros.int()
-
-
-def dequantized(
-    codes: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor, groups: torch.Tensor
-) -> np.ndarray[Any, Any]:
-    return ((codes - zeros[:, groups]).float() * scales.float()[:, groups]).numpy()
-
-
-def packed_rows(values: torch.Tensor, bits: int) -> torch.Tensor:
-    """AutoGPTQ's QuantLinear.pack, of the rows of [rows, columns]: 32 bits a word, for 3 bits 32 values in 3 words."""
-    source = values.numpy().astype(np.uint32)
-    out = np.zeros((source.shape[0] * bits // 32, source.shape[1]), np.uint32)
-    i = row = 0
-    while row < len(out):
-        if bits in (2, 4, 8):
-            for j in range(i, i + 32 // bits):
-                out[row] |= source[j] << np.uint32(bits * (j - i))
-            i += 32 // bits
-            row += 1
-            continue
-        for j in range(i, i + 10):
-            out[row] |= source[j] << np.uint32(3 * (j - i))
-        i += 10
-        out[row] |= source[i] << np.uint32(30)
-        row += 1
-        out[row] |= (source[i] >> np.uint32(2)) & np.uint32(1)
-        i += 1
-        for j in range(i, i + 10):
-            out[row] |= source[j] << np.uint32(3 * (j - i) + 1)
-        i += 10
-        out[row] |= source[i] << np.uint32(31)
-        row += 1
-        out[row] |= (source[i] >> np.uint32(1)) & np.uint32(0x3)
-        i += 1
-        for j in range(i, i + 10):
-            out[row] |= source[j] << np.uint32(3 * (j - i) + 2)
-        i += 10
-        row += 1
-    return torch.from_numpy(out.view(np.int32))
-
-
-def gptq_parts(
-    weight: torch.Tensor, bits: int, group: int, sym: bool, version: int, order: torch.Tensor | None
-) -> Parts:
-    k = weight.shape[1]
-    groups = torch.arange(k) // (k if group == -1 else group)
-    if order is not None:  # groups of the inputs in the order of their importance
-        groups = groups[order]
-    by_group = torch.argsort(groups, stable=True)
-    codes, scales, zeros = codes_of(weight[:, by_group], bits, group, sym)
-    unordered = torch.empty_like(codes)
-    unordered[:, by_group] = codes
-    stored = (zeros - 1) % 2**bits if version == 1 else zeros
-    return {
-        "qweight": packed_rows(unordered.T, bits),
-        "qzeros": packed_rows(stored, bits).T,
-        "scales": scales.T,
-        "g_idx": groups.int(),
-    }
-
-
-def gptq_config(bits: int, group: int, sym: bool, version: int = 1, **more: Any) -> dict[str, Any]:
-    layout = "gptq" if version == 1 else "gptq_v2"
-    return {"quant_method": "gptq", "bits": bits, "group_size": group, "sym": sym, "checkpoint_format": layout, **more}
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
@@ -155,6 +55,22 @@ def test_gptq(tmp_path: Path, bits: int, group: int, sym: bool, version: int) ->
     assert stored.format.offsets == ("" if sym else "zero")
 
 
+@pytest.mark.parametrize(
+    ("packing", "version"),
+    [("auto_round:auto_gptq", 1), ("auto_round:gptq:exllamav2", 1), ("auto_round", 2), ("auto_round:gptqmodel", 2)],
+)
+def test_auto_round_in_the_layouts_of_gptq(tmp_path: Path, packing: str, version: int) -> None:
+    seen: list[Any] = []
+
+    def quantize(weight: torch.Tensor) -> Parts:
+        seen.append(codes_of(weight, 4, 128, sym=False))
+        return gptq_parts(weight, 4, 128, False, version, None)
+
+    config = {"quant_method": "auto-round", "packing_format": packing, "bits": 4, "group_size": 128, "sym": False}
+    checkpoint = opened(write(tmp_path, config, quantize, MODULE))
+    np.testing.assert_array_equal(values(checkpoint), dequantized(*seen[0], torch.arange(K) // 128))
+
+
 @pytest.mark.parametrize("bits", [4, 8])
 @pytest.mark.parametrize("sym", [True, False])
 def test_gptq_in_the_order_of_importance(tmp_path: Path, bits: int, sym: bool) -> None:
@@ -174,28 +90,6 @@ def test_gptq_in_the_order_of_importance(tmp_path: Path, bits: int, sym: bool) -
     expected = np.empty((N, K), np.float32)
     expected[:, by_group] = dequantized(codes, scales, zeros, torch.arange(K) // 128)
     np.testing.assert_array_equal(values(checkpoint), expected)
-
-
-def awq_parts(weight: torch.Tensor, group: int, version: str) -> Parts:
-    """As AutoAWQ's WQLinear_GEMM and WQLinear_GEMV pack."""
-    codes, scales, zeros = codes_of(weight, 4, group, sym=False)
-
-    def pack(rows: torch.Tensor, order: list[int]) -> torch.Tensor:  # along the last dimension
-        out = np.zeros((rows.shape[0], rows.shape[1] // 8), np.uint32)
-        for column in range(out.shape[1]):
-            for i in range(8):
-                out[:, column] |= rows[:, column * 8 + order[i]].numpy().astype(np.uint32) << np.uint32(4 * i)
-        return torch.from_numpy(out.view(np.int32))
-
-    if version == "gemm":
-        order = [0, 2, 4, 6, 1, 3, 5, 7]
-        return {"qweight": pack(codes.T, order), "qzeros": pack(zeros.T, order), "scales": scales.T}
-    multiple = 4 if group == 32 else 1
-    words = (zeros.shape[1] + 7) // 8
-    width = (words + multiple - 1) // multiple * multiple
-    padded = torch.nn.functional.pad(zeros, (0, width * 8 - zeros.shape[1]))
-    wide = torch.nn.functional.pad(scales, (0, width * 8 - scales.shape[1]))
-    return {"qweight": pack(codes, list(range(8))), "qzeros": pack(padded, list(range(8))), "scales": wide}
 
 
 @pytest.mark.parametrize("version", ["gemm", "gemv"])
@@ -363,6 +257,12 @@ def change(name: str, value: Any) -> Callable[[Parts], None]:
             "sparsity_config",
         ),
         ({"quant_method": "fp8", "weight_block_size": [0, 1]}, None, "must be two positive integers"),
+        (
+            {"quant_method": "auto-round", "packing_format": "auto_round:fp8"},
+            None,
+            "packing_format is 'auto_round:fp8'",
+        ),
+        ({"quant_method": "auto-round", "packing_format": 4}, None, "packing_format is 4"),
         ({"quant_method": "bitsandbytes"}, None, "quantised with 'bitsandbytes'; read are gptq, awq"),
         ({"bits": 5}, None, "bits is 5; of GPTQ 2, 3, 4, 8 are read"),
         ({"checkpoint_format": "marlin"}, None, "checkpoint_format is 'marlin'"),

@@ -16,16 +16,30 @@ METHODS: Mapping[str, type[Gptq] | type[Awq] | type[CompressedTensors] | type[Fp
     "gptq": Gptq, "awq": Awq, "compressed-tensors": CompressedTensors, "fp8": Fp8, "fbgemm_fp8": Fp8,
 }  # fmt: skip
 AUTO_ROUND = ("auto-round", "intel/auto-round")  # saves in the layouts of others
+# packing_format -> method and checkpoint_format. Only what is called (auto_)gptq stores zero points less 1:
+# auto_round/inference/backend.py of github.com/intel/auto-round.
+PACKINGS: Mapping[str, tuple[str, str]] = {
+    "auto_round:auto_gptq": ("gptq", "gptq"), "auto_round:gptq": ("gptq", "gptq"), "auto_round": ("gptq", "gptq_v2"),
+    "auto_round:gptqmodel": ("gptq", "gptq_v2"), "auto_round:auto_awq": ("awq", ""), "auto_round:awq": ("awq", ""),
+}  # fmt: skip
 
 
 def find_method(config: Fields, entries: Mapping[str, TensorEntry], read: Read) -> Method:
     """Raises the error of `config`, which names what is read, for a method or a variety that isn't."""
     name = config.get("quant_method")
     if name in AUTO_ROUND:
-        packing = str(config.get("packing_format", ""))
-        name = next((layout for layout in ("gptq", "awq") if layout in packing), f"{name} with {packing!r}")
+        name, config = _as_its_layout(config)
     if not isinstance(name, str) or name not in METHODS:
         raise config.error(
             f"it is quantised with {name!r}; read are {', '.join(METHODS)}, and auto-round in their layouts"
         )
     return METHODS[name](config, entries, read)
+
+
+def _as_its_layout(config: Fields) -> tuple[str, Fields]:
+    """The method whose layout auto-round used, and the config as that method would write it."""
+    packing = config.get("packing_format", "auto_round:auto_gptq")
+    found = PACKINGS.get(":".join(packing.split(":")[:2])) if isinstance(packing, str) else None  # without its kernel
+    if found is None:
+        raise config.error(f"packing_format is {packing!r}; of auto-round {', '.join(PACKINGS)} are read")
+    return found[0], Fields({**config.values, "checkpoint_format": found[1]}, config.where)
