@@ -15,7 +15,7 @@ DIST := dist
 MODEL ?= $(DEMO)
 
 .DEFAULT_GOAL := help
-.PHONY: help install dev demo wheel test test-slow test-newest test-oldest fuzz lint sanitize lock vendor chromium bench bench-peers clean
+.PHONY: help install dev demo wheel test test-slow test-newest test-oldest fuzz lint sanitize lock vendor chromium bench bench-peers tools clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -76,6 +76,16 @@ bench-peers: install $(PEERS)/.stamp ## Compare with llama.cpp, OpenVINO and tra
 	$(BIN)/python -m benchmarks $(CHECKPOINT) --peer-python $(PEERS)/bin/python --json $(REPORT).json \
 		--plot $(REPORT).png $(BENCH_OPTIONS)
 
+# The tools that quantise checkpoints, each with its own versions of everything; their slow tests skip those that fail.
+TOOLS := build/tools
+tools: tests/slow/tools.txt ## Install what quantises checkpoints for people, for the slow tests of what it makes
+	@grep -v '^#' $< | while read -r tool packages; do \
+		echo "==> $$tool in $(TOOLS)/$$tool"; \
+		$(PYTHON) -m venv $(TOOLS)/$$tool && \
+		$(TOOLS)/$$tool/bin/python -m pip --disable-pip-version-check -qq install torch==2.13.0 setuptools wheel && \
+		$(TOOLS)/$$tool/bin/python -m pip --disable-pip-version-check -qq install --no-build-isolation $$packages || \
+			{ echo "not installed, and so skipped: $$tool" >&2; rm -rf $(TOOLS)/$$tool; }; done
+
 # The tests of the page drive a real browser. Without one they skip, and where CI=true the run fails for it.
 chromium:
 	@{ command -v chromium || command -v chromium-browser || command -v google-chrome; } >/dev/null || { \
@@ -114,6 +124,7 @@ build/oldest.txt: pyproject.toml
 
 fuzz: dev ## The tests that draw their cases, with new ones
 	$(BIN)/python -m pytest -m "hypothesis and not slow" --hypothesis-profile anew
+	$(BIN)/python -m pytest -m slow tests/unit/test_checkpoint_fuzz.py --hypothesis-profile anew
 
 lint: dev ## ruff, mypy --strict, clang-format
 	$(BIN)/ruff check .

@@ -237,6 +237,13 @@ def test_a_config_that_a_merge_left_behind(tmp_path: Path) -> None:
     assert artifact.config.weights == "int8"
 
 
+def test_gptq_that_leaves_modules_as_they_were(tmp_path: Path) -> None:
+    config = gptq_config(4, 128, True, dynamic={"-:.*(?<!down_proj)$": {}})
+    checkpoint = opened(write(tmp_path, config, lambda weight: gptq_parts(weight, 4, 128, True, 1, None), "down_proj"))
+    assert checkpoint.stored(f"{MODULE}.weight").is_exact
+    assert checkpoint.stored("model.layers.1.mlp.up_proj.weight").kind == "BF16"
+
+
 def change(name: str, value: Any) -> Callable[[Parts], None]:
     def apply(parts: Parts) -> None:
         if value is None:
@@ -266,6 +273,9 @@ def change(name: str, value: Any) -> Callable[[Parts], None]:
         ({"quant_method": "bitsandbytes"}, None, "quantised with 'bitsandbytes'; read are gptq, awq"),
         ({"bits": 5}, None, "bits is 5; of GPTQ 2, 3, 4, 8 are read"),
         ({"checkpoint_format": "marlin"}, None, "checkpoint_format is 'marlin'"),
+        ({"rotation": "hadamard"}, None, "rotation has the model compute more than products"),
+        ({"transform_config": {"config_groups": {"R3": {}}}}, None, "transform_config has the model compute more"),
+        ({"dynamic": ["-:.*"]}, None, "dynamic gives modules bits of their own"),
         ({"dynamic": {"+:.*": {"bits": 8}}}, None, "dynamic gives modules bits of their own"),
         ({"group_size": 64}, None, "qzeros' is I32"),
         ({"group_size": -7}, None, "group_size must be a positive integer"),

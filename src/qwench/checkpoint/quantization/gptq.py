@@ -50,7 +50,8 @@ class Gptq:
         version = config.get("checkpoint_format", "gptq")
         if version not in FORMATS:
             raise config.error(f"checkpoint_format is {version!r}; read are {', '.join(FORMATS)}")
-        if config.get("dynamic"):
+        rules = config.get("dynamic") or {}  # those with a minus leave modules as they were
+        if not isinstance(rules, dict) or not all(rule.startswith("-") for rule in rules):
             raise config.error("dynamic gives modules bits of their own, which isn't read")
         self._bias = 1 if version == "gptq" else 0  # of stored zero points
 

@@ -22,6 +22,8 @@ PACKINGS: Mapping[str, tuple[str, str]] = {
     "auto_round:auto_gptq": ("gptq", "gptq"), "auto_round:gptq": ("gptq", "gptq"), "auto_round": ("gptq", "gptq_v2"),
     "auto_round:gptqmodel": ("gptq", "gptq_v2"), "auto_round:auto_awq": ("awq", ""), "auto_round:awq": ("awq", ""),
 }  # fmt: skip
+# What has the model do more than multiply by the matrices: rotate their inputs, add an adapter's part.
+MORE_THAN_MATRICES = ("transform_config", "rotation", "rotation_config", "adapter")
 
 
 def find_method(config: Fields, entries: Mapping[str, TensorEntry], read: Read) -> Method:
@@ -33,6 +35,9 @@ def find_method(config: Fields, entries: Mapping[str, TensorEntry], read: Read) 
         raise config.error(
             f"it is quantised with {name!r}; read are {', '.join(METHODS)}, and auto-round in their layouts"
         )
+    for key in MORE_THAN_MATRICES:
+        if config.get(key):
+            raise config.error(f"{key} has the model compute more than products with its matrices, which isn't read")
     return METHODS[name](config, entries, read)
 
 

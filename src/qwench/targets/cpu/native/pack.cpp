@@ -69,7 +69,7 @@ uint16_t half(float f) {
   float absolute;
   std::memcpy(&absolute, &magnitude, 4);
   const float units = absolute * 16777216.0f;  // of 2^-24, the smallest half
-  if (units >= 1024.0f || units != float(uint32_t(units))) throw std::invalid_argument("a scale isn't an fp16");
+  if (!(units < 1024.0f) || units != float(uint32_t(units))) throw std::invalid_argument("a scale isn't an fp16");
   return uint16_t(sign | uint32_t(units));
 }
 
