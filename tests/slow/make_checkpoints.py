@@ -47,17 +47,7 @@ AUTO_ROUND: Kinds = {
     "own-gptqmodel-4-asym": {"bits": 4, "sym": False, "format": "auto_round:gptqmodel"},
     "own-gptqmodel-2-asym": {"bits": 2, "sym": False, "format": "auto_round:gptqmodel"},
 }
-GPTQMODEL: Kinds = {
-    "2": {"bits": 2, "group_size": 32},
-    "3": {"bits": 3, "group_size": 64},
-    "4": {"bits": 4, "group_size": 128},
-    "4-desc_act": {"bits": 4, "group_size": 128, "desc_act": True},
-    "4-rows": {"bits": 4, "group_size": -1},
-    "4-asym": {"bits": 4, "group_size": 64, "sym": False},
-    "4-v2": {"bits": 4, "group_size": 64, "sym": False, "format": "gptq_v2"},
-    "8": {"bits": 8, "group_size": 32},
-    "8-desc_act": {"bits": 8, "group_size": 64, "desc_act": True},
-}
+GPTQMODEL: Kinds = {"4-desc_act": {"bits": 4, "group_size": 128, "desc_act": True}}
 AUTOAWQ: Kinds = {
     "gemm": {"version": "GEMM"},
     "gemv": {"version": "GEMV"},
@@ -102,8 +92,8 @@ def products_with_ones(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tens
             continue
         with torch.no_grad():
             ones = torch.eye(inputs, dtype=torch.float16)  # what these tools multiply on a CPU
-            bias = getattr(module, "bias", None)
-            yield name, module(ones).T.float() - (0 if bias is None else bias.float()[:, None])
+            module.bias = None  # a sum with it would be rounded to 16 bits
+            yield name, module(ones).T.float()
 
 
 def llm_compressor(kind: dict[str, Any], out: Path) -> dict[str, torch.Tensor]:
@@ -161,7 +151,8 @@ def gptqmodel(kind: dict[str, Any], out: Path) -> dict[str, torch.Tensor]:
     model.quantize([{"input_ids": ids[None], "attention_mask": torch.ones_like(ids[None])} for ids in samples()])
     model.save(str(out / "made"))
     read = GPTQModel.load(str(out / "made"), backend=BACKEND.TORCH, device="cpu", dtype=torch.float16)
-    return dict(products_with_ones(read.model))
+    modules = {name: module for name, module in read.model.named_modules() if hasattr(module, "dequantize_weight")}
+    return {name: module.dequantize_weight().T for name, module in modules.items()}
 
 
 def autoawq(kind: dict[str, Any], out: Path) -> dict[str, torch.Tensor]:

@@ -21,7 +21,7 @@ from qwench.checkpoint.weights import SafetensorsCheckpoint
 from qwench.compiler import compile_checkpoint
 from qwench.config import QwenchConfig
 from qwench.modeling import QwenchForCausalLM
-from qwench.program.qwen2 import source_shapes
+from qwench.program.models import source_shapes
 
 TOOLS_FOLDER = ROOT / "build" / "tools"
 NEW_TOKENS = 24
@@ -39,7 +39,7 @@ def made(tool: str, kind: str) -> Path:
         shutil.rmtree(folder / kind, ignore_errors=True)
         command = [str(python), str(Path(__file__).with_name("make_checkpoints.py")), tool, str(folder), kind]
         environment = {**os.environ, "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": "", "GPTQMODEL_CPU_WORKERS": "2"}
-        done = subprocess.run(command, capture_output=True, text=True, env=environment)
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=TOOLS_FOLDER)
         assert done.returncode == 0, done.stderr[-3000:]
     if (reason := folder / kind / "failed.txt").exists():
         pytest.fail(f"{tool} made nothing:\n{reason.read_text()}")
@@ -68,7 +68,7 @@ def test_what_a_tool_made(tmp_path: Path, tool: str, kind: str) -> None:
         expected = truth(prompts["input_ids"][2:]).logits[0].numpy()
     got = ours(prompts["input_ids"][2:]).logits[0].numpy()
     cosine = (expected * got).sum(1) / np.linalg.norm(expected, axis=1) / np.linalg.norm(got, axis=1)
-    assert 1 - cosine.min() < (2e-6 if is_same else 1e-4)
+    assert 1 - cosine.min() < (2e-6 if is_same else 3e-4)
     if is_same:
         options = {"max_new_tokens": NEW_TOKENS, "do_sample": False, "eos_token_id": None}
         answers = (model.generate(**prompts, **options) for model in (ours, truth))

@@ -28,7 +28,7 @@ from qwench.checkpoint.checkpoint import as_floats
 from qwench.checkpoint.open_checkpoint import open_checkpoint
 from qwench.errors import QwenchError
 from qwench.lora.peft_folder import read_adapter
-from qwench.program.qwen2 import source_shapes
+from qwench.program.models import source_shapes
 
 pytestmark = pytest.mark.hypothesis  # so that `make fuzz` draws anew
 SHORT, LONG = 60, 1500  # of each kind; the long ones are 10,500 in all
