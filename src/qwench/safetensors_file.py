@@ -116,7 +116,7 @@ def _entry(name: str, value: Any, data_start: int) -> TensorEntry:
     if not isinstance(value, dict) or set(value) != {"dtype", "shape", "data_offsets"}:
         raise ContainerError(f"the header's entry for tensor {name!r} is malformed")
     dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
-    if dtype not in DTYPE_BYTES:
+    if not isinstance(dtype, str) or dtype not in DTYPE_BYTES:
         raise ContainerError(f"tensor {name!r} has the unknown dtype {dtype!r}")
     if not _is_counts(shape) or not _is_counts(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
         raise ContainerError(f"tensor {name!r} has an impossible shape or offsets: {shape!r}, {offsets!r}")
