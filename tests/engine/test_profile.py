@@ -60,6 +60,9 @@ class SetClock:
     def embed(self, token_ids: object) -> Float32:
         raise AssertionError
 
+    def set_adapter(self, number: int, adapter: object) -> None:
+        raise AssertionError
+
     def read_block(self, block: int) -> Any:
         raise AssertionError
 
@@ -174,7 +177,7 @@ def test_the_cpu_target_times_every_op(weights: str) -> None:
     result = measure_profile(engine, costs_of(engine), MACHINE, WORKLOAD)
     clock = executor.op_seconds()
     assert list(clock) == [op.name for op in executor.program.ops]  # type: ignore[attr-defined]
-    native = executor._native.phase_seconds()  # type: ignore[attr-defined]
+    native = executor.native.phase_seconds()  # type: ignore[attr-defined]
     assert sum(sum(phases.values()) for phases in clock.values()) == pytest.approx(sum(s for _, s in native))
     assert {phase for phases in clock.values() for phase in phases} == {phase for phase, _ in native}
     for step in (result.prefill, result.decode):
