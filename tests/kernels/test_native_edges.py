@@ -217,11 +217,11 @@ def test_two_threads_in_one_executor_take_turns_or_get_an_error(executor) -> Non
 
 
 def test_seconds_are_counted_per_phase(executor) -> None:  # type: ignore[no-untyped-def]
-    before = executor._native.phase_seconds()
+    before = executor.native.phase_seconds()
     everything = dataclasses.replace(GOOD, hidden_rows=np.array([2], np.int32))
     spec = executor.program.spec
     executor.step(everything, hidden=np.empty((spec.num_layers + 1, 1, spec.hidden_size), np.float32))
-    after = executor._native.phase_seconds()
+    after = executor.native.phase_seconds()
     assert [kind for kind, _ in after] == [kind for kind, _ in before]
     assert {"embed", "norm", "linear", "rope_write", "attention", "take_rows"} <= {kind for kind, _ in after}
     assert all(now > then for (_, now), (_, then) in zip(after, before, strict=True))

@@ -173,7 +173,7 @@ def test_pickles_are_refused_unopened(tmp_path: Path, name: str) -> None:
 
 def test_other_folders(tmp_path: Path) -> None:
     save_file({"a": np.ones(1)}, tmp_path / "adapter_model.safetensors")
-    with pytest.raises(CheckpointError, match="merge it"):
+    with pytest.raises(CheckpointError, match="give its base model"):
         open_checkpoint(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps(CONFIG))
     with pytest.raises(CheckpointError, match="neither"):

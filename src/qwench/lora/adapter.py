@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
@@ -59,12 +58,3 @@ class LoraAdapter:
     def num_bytes(self) -> int:
         """What it takes beside a running model, in bf16."""
         return sum(2 * (pair.a.size + pair.b.size) for pair in self.pairs.values())
-
-    def rounded(self) -> LoraAdapter:
-        """The same in bf16, as every target computes with it."""
-        return LoraAdapter(
-            {
-                name: LoraPair(pair.a.astype(ml_dtypes.bfloat16), pair.b.astype(ml_dtypes.bfloat16), pair.scale)
-                for name, pair in self.pairs.items()
-            }
-        )

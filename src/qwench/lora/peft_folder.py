@@ -14,7 +14,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
@@ -27,7 +26,7 @@ from qwench.safetensors_file import ContainerError, SafetensorsFile
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 MAX_RANK = 256
 MAX_CONFIG_BYTES = 1 << 20
-DTYPES: dict[str, npt.DTypeLike] = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
+DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 HONOURED = {"peft_type", "r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "init_lora_weights"}
 # About training, or told by the tensors themselves.
@@ -180,6 +179,8 @@ def _read(file: SafetensorsFile, name: str) -> npt.NDArray[Any]:
             f"{file.path}: {name!r} is {entry.dtype} of shape {list(entry.shape)}; matrices of {', '.join(DTYPES)} are "
             "read"
         )
+    import ml_dtypes  # noqa: F401  # gives NumPy bfloat16; whoever has no adapter needn't wait for it
+
     raw, dtype = file.raw(name), np.dtype(DTYPES[entry.dtype])
     values = (raw.copy() if entry.start % dtype.itemsize else raw).view(dtype).reshape(entry.shape)
     if not np.isfinite(values.astype(np.float32)).all():

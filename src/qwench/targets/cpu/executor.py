@@ -18,7 +18,6 @@ from qwench.program.ops import PRODUCTS, Op, Program
 from qwench.program.rope import cos_sin, inverse_frequencies
 from qwench.targets.adapted_products import adapted_products
 from qwench.targets.cpu import _native
-from qwench.targets.cpu.lora import pack_lora
 from qwench.targets.cpu.pack import FormatTuple, format_tuple
 from qwench.targets.target import Array, Bytes, CacheConfig, Float32, Int32, StepBatch, Team
 
@@ -134,6 +133,8 @@ class CpuExecutor:
         self.native.drop_lora(number)
         if adapter is None:
             return
+        from qwench.targets.cpu.lora import pack_lora  # which needs what nothing else here does
+
         products = list(adapted_products(self.program, adapter, self._tensors))  # all are checked before one is set
         for product in products:
             packed = pack_lora(product)
