@@ -13,8 +13,9 @@ from server_process import ServerProcess
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
+    """Not longer: while it is open, Playwright's event loop runs in the thread in which other tests want one."""
     playwright = pytest.importorskip("playwright.sync_api", reason="the page's tests need pip install playwright")
     if CHROMIUM is None:
         pytest.skip("the page's tests need Chromium: apt install chromium")
