@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from qwench.config import ATTN_IMPLS, PARTITION_MULTIPLE, RUNTIME_OPTIONS, QwenchConfig
+from qwench.config import ATTN_IMPLS, PARTITION_MULTIPLE, QwenchConfig
 from qwench.errors import ConfigError
 from qwench.option_checks import batch_sizes, check_choice, check_flag, check_known, check_positive, check_seconds
 from qwench.rbln.lora import RBLNLoRAConfig
@@ -20,6 +20,7 @@ DEFAULT_PARTITION_LEN = 16384
 SHORTEST_PARTITION, LONGEST_PARTITION = 4096, 32768
 LONGEST_EAGER, SHORTEST_FLASH = 32768, 8192
 CHUNK_MULTIPLE = 64
+OF_A_RUN = ("create_runtimes", "device", "timeout", "activate_profiler")  # never kept
 # Options of other pages and later versions of Optimum RBLN, and what to do about them.
 ELSEWHERE = {
     "npu": "no NPU is compiled for; the machine is qwench's target, which is this one's best",
@@ -203,7 +204,7 @@ class RBLNDecoderOnlyModelForCausalLMConfig:
 
     def to_saved(self) -> dict[str, Any]:
         """As `to_dict`, without the options of a run: what rbln_config.json holds."""
-        return {name: value for name, value in self.to_dict().items() if name not in RUNTIME_OPTIONS}
+        return {name: value for name, value in self.to_dict().items() if name not in OF_A_RUN}
 
     @classmethod
     def merged(
