@@ -374,8 +374,8 @@ SAME: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
             ({"truncate_prompt_tokens": 4, "truncation_side": "right"}, [5, 6, 7, 8]),
         )
     ),
-    (EMBEDDINGS, {"input": [5] * 2047 + [6] * 9, "truncate": True}, {"input": [5] * 2047}),
-    (EMBEDDINGS, {"input": [5] * 2047 + [6] * 9, "truncate": "START"}, {"input": [5] * 2038 + [6] * 9}),
+    (EMBEDDINGS, {"input": [5] * 2047 + [6] * 9, "truncate": True}, {"input": [5] * 2047 + [6]}),
+    (EMBEDDINGS, {"input": [5] * 2047 + [6] * 9, "truncate": "START"}, {"input": [5] * 2039 + [6] * 9}),
     (CHAT, {"logprobs": "true", "top_logprobs": "2"}, {"logprobs": True, "top_logprobs": 2}),
     (RESPONSES, {"max_output_tokens": None, "max_tokens": 5}, {"max_output_tokens": 5}),
     (RESPONSES, {"max_output_tokens": -1, "stop": " "}, {"max_output_tokens": None, "stop": [" "]}),
