@@ -4,7 +4,6 @@
 // its activations stay in the first-level cache, a panel of weights in the second. Between chunks the sums rest in fp32
 // in memory, which changes nothing: neither tile nor block nor chunk shows in the bits.
 
-constexpr int kBlockRows = 48;
 constexpr int kUnpackRows = 12;  // from this many rows on, unpacking a chunk once beats doing it per tile
 constexpr int kScratchBytes = kPanelColumns * 256;  // a group of up to 256 bytes a column, or 32 fp32 values
 

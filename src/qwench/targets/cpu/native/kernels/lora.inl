@@ -1,6 +1,7 @@
 // What low-rank adapters add to a product: x is shrunk to an adapter's ranks, which are expanded into the sums of each
 // panel before its epilogue. Included inside a simd namespace.
 
+constexpr int kBlockRows = 48;  // of a product, at a time: linear.inl
 constexpr int kLoraWide = kLoraBlock / kLanes;
 constexpr int kLoraRows = kLanes == 16 ? 4 : 1;  // of a tile: what 16 registers, or 32, have room for
 constexpr int kLoraChunk = 256;                  // values of K at a time, whole groups of any activation
@@ -78,38 +79,47 @@ void lora_shrink(const LoraMatrix& lora, const Activation& x, int group_size, co
   for (; num_rows > 0; --num_rows, ++rows) shrink_rows<1>(lora, x, group_size, rows, first_rank, shrunk, stride);
 }
 
-// Onto R rows of sums [R][64], from R rows of shrunk values.
+// Onto R rows of a block's sums, which need not be neighbours: those of the block's rows at rows[0] to rows[R - 1].
 template <int R>
-inline void expand_tile(const LoraMatrix& lora, const float* shrunk, size_t stride, int panel, float* sums) {
+inline void expand_tile(const LoraMatrix& lora, const float* shrunk, size_t stride, int panel, const int* rows,
+                        float* sums) {
   constexpr int kVectors = kPanelColumns / kLanes;
   const int32_t* first_rank = lora.first_rank + panel * (kPanelColumns / kLoraBlock);
   const uint16_t* b = lora.b + size_t(panel) * lora.depth * kPanelColumns;
   Float acc[R * kVectors];
-  for (int i = 0; i < R * kVectors; ++i) acc[i] = load(sums + i * kLanes);
+  const float* values[R];
+  for (int r = 0; r < R; ++r) {
+    values[r] = shrunk + rows[r] * stride;
+    for (int v = 0; v < kVectors; ++v) acc[r * kVectors + v] = load(sums + rows[r] * kPanelColumns + v * kLanes);
+  }
   for (int rank = 0; rank < lora.depth; ++rank, b += kPanelColumns)
 #pragma GCC unroll 16
     for (int v = 0; v < kVectors; ++v) {
       const Float column = load_bf16(b + v * kLanes);
-      const float* value = shrunk + first_rank[v * kLanes / kLoraBlock] + rank;
+      const int at = first_rank[v * kLanes / kLoraBlock] + rank;
 #pragma GCC unroll 4
-      for (int r = 0; r < R; ++r) fma_to(acc[r * kVectors + v], set(value[r * stride]), column);
+      for (int r = 0; r < R; ++r) fma_to(acc[r * kVectors + v], set(values[r][at]), column);
     }
-  for (int i = 0; i < R * kVectors; ++i) store(sums + i * kLanes, acc[i]);
+  for (int r = 0; r < R; ++r)
+    for (int v = 0; v < kVectors; ++v) store(sums + rows[r] * kPanelColumns + v * kLanes, acc[r * kVectors + v]);
 }
 
-// The adapters' part of a block's sums [num_rows, 64], its first row being `row` of the step.
+// The adapters' part of a block's sums [num_rows, 64], its first row being `row` of the step. Rows with one adapter go
+// together, wherever they are, so that its B is widened once for several of them.
 inline void lora_expand(const LinearLora& lora, int panel, int row, int num_rows, float* sums) {
   lora.wait(lora);
-  for (int r = 0; r < num_rows;) {
-    const int index = lora.of_row[row + r], first = r;
-    while (r < num_rows && lora.of_row[row + r] == index) ++r;
-    if (index < 0 || lora.matrices[index].num_ranks == 0) continue;
-    const LoraMatrix& matrix = lora.matrices[index];
-    int done = first;
-    for (; done + kLoraRows <= r; done += kLoraRows)
-      expand_tile<kLoraRows>(matrix, lora.shrunk + (row + done) * lora.stride, lora.stride, panel,
-                             sums + done * kPanelColumns);
-    for (; done < r; ++done)
-      expand_tile<1>(matrix, lora.shrunk + (row + done) * lora.stride, lora.stride, panel, sums + done * kPanelColumns);
+  const int32_t* of_row = lora.of_row + row;
+  const float* shrunk = lora.shrunk + row * lora.stride;
+  bool is_done[kBlockRows] = {};
+  for (int first = 0; first < num_rows; ++first) {
+    if (is_done[first] || of_row[first] < 0 || lora.matrices[of_row[first]].num_ranks == 0) continue;
+    const LoraMatrix& matrix = lora.matrices[of_row[first]];
+    int rows[kBlockRows], count = 0;
+    for (int r = first; r < num_rows; ++r)
+      if (of_row[r] == of_row[first]) is_done[r] = true, rows[count++] = r;
+    int done = 0;
+    for (; done + kLoraRows <= count; done += kLoraRows)
+      expand_tile<kLoraRows>(matrix, shrunk, lora.stride, panel, rows + done, sums);
+    for (; done < count; ++done) expand_tile<1>(matrix, shrunk, lora.stride, panel, rows + done, sums);
   }
 }
