@@ -181,7 +181,8 @@ def test_keyword_over_config_over_default_and_nothing_is_mutated() -> None:
 def test_what_qwench_makes_of_it() -> None:
     config = resolve(LONG, kvcache_partition_len=8192, batch_size=2, quantization={"weights": "int4", "group_size": 64})
     assert config.to_qwench() == QwenchConfig(
-        batch_size=2, max_seq_len=131072, use_inputs_embeds=False, use_attention_mask=True, attn_impl="flash_attn", tensor_parallel_size=1,
+        batch_size=2, max_seq_len=131072, use_inputs_embeds=False, use_attention_mask=True, attn_impl="flash_attn",
+        tensor_parallel_size=1,
         kvcache_partition_len=8192, weights="int4", group_size=64, prefill_chunk_size=128, decoder_batch_sizes=(2,),
         create_runtimes=True, device="cpu", activate_profiler=False,
     )  # fmt: skip
