@@ -190,6 +190,8 @@ class QwenchConfig:
         ):
             check_flag(name, getattr(self, name))
         check_seconds("timeout", self.timeout)
+        if self.shares is not None and not (isinstance(self.shares, str) and self.tensor_parallel_size):
+            raise ConfigError(f"shares is {self.shares!r}; it goes with tensor_parallel_size, as '2,1,1' with 3")
 
     def for_checkpoint(self, is_quantized: bool) -> QwenchConfig:
         """The same for a checkpoint that is quantised already, or isn't. Raises ConfigError for options that

@@ -155,6 +155,8 @@ def test_a_rank_that_can_t_start_says_why(artifact: Path, tmp_path: Path, monkey
 @pytest.mark.parametrize(
     ("options", "message"),
     [({"tensor_parallel_size": 0}, "tensor_parallel_size"), ({"tensor_parallel_size": 5}, "4 heads, too few"),
+     ({"shares": "2,1"}, "goes with tensor_parallel_size"),
+     ({"tensor_parallel_size": 2, "shares": (2, 1)}, "goes with tensor_parallel_size"),
      ({"tensor_parallel_size": 2, "shares": "1"}, "2 numbers from 1 on"),
      ({"tensor_parallel_size": 2, "shares": "1,x"}, "2 numbers from 1 on"),
      ({"tensor_parallel_size": 2, "shares": "1,0"}, "2 numbers from 1 on"),

@@ -60,11 +60,6 @@ def adapter_identity(folder: str) -> str:
     return f"{path.absolute().name} sha256:{digest.hexdigest()}"
 
 
-def is_adapter(folder: Path) -> bool:
-    """Whether the folder holds an adapter, and no model."""
-    return (folder / CONFIG).is_file() and not (folder / "config.json").exists()
-
-
 def read_adapter(
     folder: str | Path, shapes: Mapping[str, tuple[int, ...]], instead: Mapping[str, Any] | None = None
 ) -> LoraAdapter:

@@ -28,9 +28,10 @@ class AdapterMethods:
     _active: tuple[str | None, ...] = ()
     _are_disabled = False
 
-    @property
-    def engine(self) -> Engine:
-        raise NotImplementedError
+    if TYPE_CHECKING:
+
+        @property
+        def engine(self) -> Engine: ...
 
     def load_adapter(self, peft_model_id: str | Path, adapter_name: str | None = None, **kwargs: Any) -> None:
         """Loads a folder as PEFT saves it, beside the weights, and makes it the active adapter.
