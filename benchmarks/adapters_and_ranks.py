@@ -2,8 +2,8 @@
 
     python -m benchmarks.adapters_and_ranks ARTIFACT [--rounds N]
 
-Adapters are random, of rank 16 for the seven matrices of each layer; ranks are two of one thread each beside one process
-with two. Prints the speed without, and how many times it is with.
+Adapters are random, of rank 16 for the seven matrices of each layer; ranks are two of one thread each beside one
+process with two. Prints the speed without, and how many times it is with.
 """
 
 from __future__ import annotations
