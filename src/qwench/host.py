@@ -27,6 +27,19 @@ def forced_kernels() -> str | None:
     return os.environ.get("QWENCH_KERNELS") or None
 
 
+def mpi_place() -> tuple[int, int]:
+    """Which of the processes this one is that `mpiexec` or `srun` started, and how many they are; (0, 1) for one that
+    was started alone. Open MPI, MPICH and its relatives, and Slurm with PMIx tell it so."""
+    for place, size in (
+        ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"),
+        ("PMI_RANK", "PMI_SIZE"),
+        ("PMIX_RANK", "SLURM_STEP_NUM_TASKS"),
+    ):
+        if os.environ.get(place, "").isdigit() and os.environ.get(size, "").isdigit():
+            return int(os.environ[place]), int(os.environ[size])
+    return 0, 1
+
+
 def cpu_name() -> str:
     """The processor's model name."""
     import platform  # slow to import, and rarely needed

@@ -13,7 +13,9 @@ from qwench.artifact import Artifact, is_artifact, open_artifact
 from qwench.calibration.text import text_identity
 from qwench.config import LOAD_OPTIONS, RUNTIME_OPTIONS, QwenchConfig
 from qwench.errors import ConfigError
+from qwench.host import mpi_place
 from qwench.lora.peft_folder import adapter_identity
+from qwench.parallel.host_process import serve_as_host
 from qwench.progress import ProgressCallback
 from qwench.targets.registry import get_target
 
@@ -27,8 +29,10 @@ def resolve_model(
 
     The artifact's config has the options of loading and running of `config`. Raises ConfigError when `config`
     contradicts the artifact, CheckpointError or HubError when there's no such model, and what compiling and opening
-    raise.
+    raise. A process that `mpiexec` started beside the first one doesn't return: it serves as one of its hosts.
     """
+    if mpi_place()[0] > 0:
+        serve_as_host()
     config = config or QwenchConfig()
     path = Path(model).expanduser()
     if path.is_dir() and is_artifact(path):

@@ -18,7 +18,7 @@ ROOT = Path(qwench.__file__).parent
 ORDER = [
     "errors", "host", "file_lock", "progress", "log_lines", "safetensors_file", "option_checks", "formats",
     "quantized_matrix", "checkpoint", "lora", "program", "kept_weights", "targets", "calibration", "config", "artifact",
-    "artifact_folder", "compiler", "compile_cache", "load", "parallel",
+    "artifact_folder", "compiler", "compile_cache", "parallel", "load",
     "runtime", "text", "llm", "async_llm", "modeling", "rbln", "evaluate", "serve", "cli",
 ]  # fmt: skip
 NATIVE = "qwench.targets.cpu._native"  # machine code that imports nothing: the whole house may use it

@@ -17,7 +17,7 @@ import qwench
 from qwench.cli.failure import INTERRUPTED, OUR_FAULT, USER_ERROR, UsageError, explain
 from qwench.cli.streams import discard, open_closed_streams, say, unwritable_stdout
 from qwench.errors import QwenchError
-from qwench.host import wants_traceback
+from qwench.host import mpi_place, wants_traceback
 from qwench.log_lines import log_in_one_line_each
 
 GC_THRESHOLD = 100_000  # objects between collections; with Python's 700 they took 5 % of the start, for no garbage
@@ -36,6 +36,7 @@ COMMANDS = (
     "plan",
     "pull",
 )  # each a module of this package
+WITH_RANKS = ("run", "chat", "serve", "prefix", "demo", "bench", "verify", "eval")  # on several hosts, too
 
 
 class _Parser(ArgumentParser):
@@ -74,6 +75,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     open_closed_streams()
     log_in_one_line_each()
     try:
+        if mpi_place()[0] > 0:
+            return _follow(arguments[0])
         return _execute(arguments)
     except KeyboardInterrupt:
         say("")
@@ -87,6 +90,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         stdout_fault = unwritable_stdout() if isinstance(error, OSError) else None
         say(f"qwench: error: {stdout_fault or explain(error)}")
         return USER_ERROR if isinstance(error, (QwenchError, OSError, MemoryError)) else OUR_FAULT
+
+
+def _follow(command: str) -> int:
+    """In a process that `mpiexec` started beside the first, which runs the command."""
+    if command in WITH_RANKS:
+        from qwench.parallel.host_process import serve_as_host
+
+        serve_as_host()
+    return 0
 
 
 def _execute(arguments: list[str]) -> int:

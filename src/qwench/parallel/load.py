@@ -1,4 +1,4 @@
-"""A compiled model -> an executor of several ranks on this machine. Called by `runtime/loading.py`."""
+"""A compiled model -> an executor of several ranks, here and perhaps on other hosts. Called by `runtime/loading.py`."""
 
 from __future__ import annotations
 
@@ -10,55 +10,68 @@ from typing import Any
 import numpy as np
 
 from qwench.config import QwenchConfig
-from qwench.errors import TargetError
-from qwench.parallel.block_parts import BlockParts
+from qwench.host import num_cpus
+from qwench.parallel.hosts import Hosts
+from qwench.parallel.layout import Layout
 from qwench.parallel.ranks import Ranks
 from qwench.parallel.team_executor import TeamExecutor
 from qwench.program.memory import MemoryPlan
 from qwench.program.ops import Program
-from qwench.program.shard import Shares, shard
-from qwench.targets.cpu.executor import CpuExecutor
-from qwench.targets.registry import get_target
-from qwench.targets.target import CacheConfig, Team
+from qwench.program.shard import Shares
+from qwench.targets.target import CacheConfig
 
 ROOM_BYTES = 16 << 30  # address space beside activations and logits: the mailbox
 
 
 def load_team(
     path: Path, program: Program, plan: MemoryPlan, tensors: Any, config: QwenchConfig, cache: CacheConfig,
-    num_threads: int,
+    num_threads: int | None, hosts: Hosts | None,
 ) -> TeamExecutor:  # fmt: skip
     """Rank 0 of `config.tensor_parallel_size`, with the others running. path: of the artifact, which they open.
 
-    num_threads: of all ranks together, at least one each. Raises ConfigError, CapacityError, TargetError.
+    num_threads: of all ranks together, at least one each; None: what each host has. hosts: those that `mpiexec` has
+    started, if they are several. Raises ConfigError, CapacityError, TargetError.
     """
-    assert config.tensor_parallel_size and config.target
-    size = config.tensor_parallel_size
-    shares = Shares.parse(size, config.shares, program.spec)
-    threads = _threads(shares, size, num_threads)
-    common = {
-        "artifact": str(path), "target": config.target, "shares": shares.parts, "threads": threads,
-        "cache": dataclasses.asdict(cache),
-    }  # fmt: skip
-    cores = _cores(threads)
-    ranks = Ranks(
-        _memory_bytes(program, plan), [{**common, "rank": rank, "cores": cores[rank]} for rank in range(1, size)]
-    )
+    assert config.target
+    num_hosts = 1 if hosts is None else hosts.size
+    size = config.tensor_parallel_size or num_hosts
+    shares = Shares.parse(size, config.shares, program.spec, num_hosts)
+    threads = share_threads(shares, num_threads, [num_cpus()] if hosts is None else hosts.num_cpus())
+    layout = Layout(str(path.resolve()), config.target, shares.parts, shares.hosts, threads, dataclasses.asdict(cache))
+    ranks = start_ranks(layout, 0, program, plan)
     try:
-        own = get_target(config.target).load(
-            shard(program, shares, 0), plan, tensors, cache, threads[0], Team(ranks.memory, 0, tuple(threads))
-        )
-        if not isinstance(own, CpuExecutor):
-            raise TargetError(f"target {config.target!r} computes in one process; leave tensor_parallel_size out")
-        return TeamExecutor(own, ranks, [BlockParts.of(shard(program, shares, rank)) for rank in range(1, size)])
+        if hosts is not None:
+            hosts.load(layout)
+        link = None if hosts is None else hosts.link
+        own = layout.load(0, program, plan, tensors, ranks.memory, link)
+        return TeamExecutor(own, ranks, [layout.parts_of(program, rank) for rank in range(1, size)], hosts)
     except BaseException:
         ranks.close()
         raise
 
 
-def _threads(shares: Shares, size: int, num_threads: int) -> list[int]:
-    spans = [shares.range(num_threads, rank) for rank in range(size)]
-    return [max(last - first, 1) for first, last in spans]
+def start_ranks(layout: Layout, host: int, program: Program, plan: MemoryPlan) -> Ranks:
+    """Processes of a host's ranks but the first."""
+    own = layout.ranks_of(host)
+    common = dataclasses.asdict(layout)
+    cores = _cores([layout.threads[rank] for rank in own])
+    options = [{"layout": common, "rank": rank, "cores": cores[rank - own[0]]} for rank in own[1:]]
+    return Ranks(_memory_bytes(program, plan), options, own[0] + 1)
+
+
+def share_threads(shares: Shares, num_threads: int | None, cpus: list[int]) -> tuple[int, ...]:
+    """Threads of each rank, at least one: of `num_threads` as the work is, or of what its host has, `cpus`."""
+    size = len(shares.parts)
+    if num_threads is not None:
+        spans = [shares.span(num_threads, rank) for rank in range(size)]
+        return tuple(max(last - first, 1) for first, last in spans)
+    threads: list[int] = []
+    for host, count in enumerate(cpus):
+        ranks = shares.ranks(host)
+        parts = shares.parts[ranks[0] : ranks[-1] + 1]
+        ends = np.round(np.cumsum([0, *parts]) * (count / sum(parts))).astype(int)
+        threads += [max(int(n), 1) for n in np.diff(ends)]
+    return tuple(threads)
 
 
 def _cores(threads: list[int]) -> list[list[int]]:

@@ -16,12 +16,14 @@ _HEAD_BYTES = 8
 _RESULTS_AT, _RESULT_BYTES = 1 << 31, 1 << 28  # where in the mailbox the results of a call lie, rank after rank
 
 
-def write(mail: Bytes, method: str, arguments: tuple[Any, ...]) -> None:
-    """Raises CapacityError for arguments that are too large."""
+def write(mail: Bytes, method: str, arguments: tuple[Any, ...]) -> int:
+    """Returns the number of bytes. Raises CapacityError for arguments that are too large."""
     data = pickle.dumps((method, arguments), protocol=5)
-    if _HEAD_BYTES + len(data) > _RESULTS_AT:
+    num_bytes = _HEAD_BYTES + len(data)
+    if num_bytes > _RESULTS_AT:
         raise CapacityError(f"{method} needs {len(data)} bytes, more than ranks can be told at once")
-    mail[: _HEAD_BYTES + len(data)] = memoryview(len(data).to_bytes(_HEAD_BYTES, "little") + data)
+    mail[:num_bytes] = memoryview(len(data).to_bytes(_HEAD_BYTES, "little") + data)
+    return num_bytes
 
 
 def read(mail: Bytes) -> tuple[str, tuple[Any, ...]]:
@@ -31,7 +33,7 @@ def read(mail: Bytes) -> tuple[str, tuple[Any, ...]]:
 
 
 def result(mail: Bytes, rank: int, num_bytes: int) -> Bytes:
-    """Where a rank writes what a call gave, and rank 0 finds it."""
+    """Where a rank of this host, of which it is the `rank`th, writes what a call gave, and the first one finds it."""
     assert num_bytes <= _RESULT_BYTES
     start = _RESULTS_AT + (rank - 1) * _RESULT_BYTES
     return mail[start : start + num_bytes]

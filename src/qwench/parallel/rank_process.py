@@ -1,7 +1,7 @@
-"""The process of a rank other than 0: opens the artifact, then computes what rank 0 has it compute.
+"""The process of a rank other than a host's first: opens the artifact, then computes what rank 0 has it compute.
 
-Started by `ranks.py`. Its standard input is a line to rank 0 that breaks when rank 0 ends; its standard output says why
-it couldn't go on.
+Started by `ranks.py`. Its standard input is a line to the first rank that breaks when that one ends; its standard
+output says why it couldn't go on.
 """
 
 from __future__ import annotations
@@ -20,66 +20,64 @@ from qwench.artifact import open_artifact
 from qwench.errors import QwenchError
 from qwench.parallel import messages
 from qwench.parallel.block_parts import BlockParts
-from qwench.program.shard import Shares, shard
+from qwench.parallel.layout import Layout
 from qwench.targets.cpu.executor import CpuExecutor
-from qwench.targets.registry import get_target
-from qwench.targets.target import CacheConfig, Team
+from qwench.targets.target import Bytes
 
 
 def main() -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # rank 0 decides
-    threading.Thread(target=_end_with_rank_0, daemon=True).start()
+    threading.Thread(target=_end_with_the_first_rank, daemon=True).start()
     options = json.loads(sys.argv[1])
     if options["cores"]:
         os.sched_setaffinity(0, options["cores"])
     try:
-        executor = _open(options)
+        executor, rank = _open(options)
     except (QwenchError, OSError, MemoryError) as error:
         print(error or type(error).__name__, flush=True)
         return 2
-    return RankProcess(executor, options["rank"]).run()
+    process = RankProcess(executor, rank)
+    process.answer("", None)  # ready
+    return 0 if process.run() else 1
 
 
-def _end_with_rank_0() -> None:
+def _end_with_the_first_rank() -> None:
     sys.stdin.buffer.read()
     os._exit(0)
 
 
-def _open(options: dict[str, Any]) -> CpuExecutor:
+def _open(options: dict[str, Any]) -> tuple[CpuExecutor, int]:
+    """And which of its host's ranks it is."""
     memory = np.frombuffer(mmap.mmap(options["descriptor"], options["num_bytes"]), np.uint8)
-    artifact = open_artifact(options["artifact"], verify="rank")
-    program = shard(artifact.program, Shares(tuple(options["shares"])), options["rank"])
-    team = Team(memory, options["rank"], tuple(options["threads"]))
-    executor = get_target(options["target"]).load(
-        program,
-        artifact.plan,
-        artifact.tensors,
-        CacheConfig(**options["cache"]),
-        options["threads"][options["rank"]],
-        team,
-    )
-    assert isinstance(executor, CpuExecutor)
-    return executor
+    layout, rank = Layout(**options["layout"]), options["rank"]
+    artifact = open_artifact(layout.artifact, verify="rank")
+    executor = layout.load(rank, artifact.program, artifact.plan, artifact.tensors, memory)
+    return executor, rank - next(ranks[0] for ranks in map(layout.ranks_of, range(len(layout.hosts))) if rank in ranks)
 
 
 class RankProcess:
-    """Serves until rank 0 closes, or is lost."""
+    """Serves until rank 0 closes, or a rank is lost. rank: among those of its host."""
 
     def __init__(self, executor: CpuExecutor, rank: int) -> None:
         self._executor, self._rank, self._native = executor, rank, executor.native
         self._parts = BlockParts.of(executor.program)
 
     def run(self) -> int:
-        self._native.acknowledge("")  # ready
+        """CLOSE, or 0 once a rank or a host was lost."""
         while (kind := self._native.serve()) == messages.CALL:
-            error = ""
+            error, result = "", None
             try:
                 method, arguments = messages.read(self._native.mail())
-                getattr(self, method)(*arguments)
+                result = getattr(self, method)(*arguments)
             except (QwenchError, MemoryError) as refusal:
                 error = str(refusal) or type(refusal).__name__
-            self._native.acknowledge(error)
-        return 0 if kind == messages.CLOSE else 1
+            self.answer(error, result)
+        return kind
+
+    def answer(self, error: str, result: Bytes | None) -> None:
+        if result is not None:
+            messages.result(self._native.mail(), self._rank, len(result))[:] = result
+        self._native.acknowledge(error)
 
     def grow_rope_table(self, positions: int) -> None:
         self._executor.grow_rope_table(positions)
@@ -90,9 +88,8 @@ class RankProcess:
     def copy_blocks(self, *arguments: Any) -> None:
         self._executor.copy_blocks(*arguments)
 
-    def read_block(self, block: int) -> None:
-        part = self._executor.read_block(block)
-        messages.result(self._native.mail(), self._rank, len(part))[:] = part
+    def read_block(self, block: int) -> Bytes:
+        return self._executor.read_block(block)
 
     def write_block(self, block: int, whole: Any) -> None:
         self._executor.write_block(block, self._parts.take(whole))

@@ -1,6 +1,6 @@
-"""The processes of ranks 1, 2, ... on this machine: started, watched and ended by rank 0, which is the caller's own.
+"""The processes of a host's ranks but the first, which is the caller's own: it starts, watches and ends them.
 
-They share a file in memory that has no name, and end when rank 0 does, in whatever way. Knows nothing of what they
+They share a file in memory that has no name, and end when the first does, in whatever way. Knows nothing of what they
 compute.
 """
 
@@ -26,9 +26,10 @@ END_S = 5.0  # that ranks have to end by themselves
 class Ranks:
     """reason: why a rank was lost; None while all are there. on_loss: called once that is known."""
 
-    def __init__(self, num_bytes: int, options: Sequence[Mapping[str, Any]]) -> None:
+    def __init__(self, num_bytes: int, options: Sequence[Mapping[str, Any]], first: int) -> None:
         """Starts a process for each of `options`, what `rank_process.py` needs. num_bytes: of shared memory, which is
-        used as far as it is written. Raises TargetError."""
+        used as far as it is written. first: the number of the first one's rank. Raises TargetError."""
+        self._first = first
         self.reason: str | None = None
         self.on_loss: Callable[[], None] = lambda: None
         self._is_closing = False
@@ -51,7 +52,7 @@ class Ranks:
         )
 
     def watch(self, lose: Callable[[int], None]) -> None:
-        """From now on `lose` is called, in a thread of its own, with a rank that has ended."""
+        """From now on `lose` is called, in a thread of its own, with a rank of this host that has ended."""
         for rank, process in enumerate(self._processes, 1):
             threading.Thread(target=self._wait_for, args=(rank, process, lose), daemon=True).start()
 
@@ -62,7 +63,9 @@ class Ranks:
         if self._is_closing:
             return
         how = f"was ended by signal {-status}" if status < 0 else f"ended with status {status}"
-        self.reason = self.reason or f"rank {rank} (process {process.pid}) {how}{f': {said}' if said else ''}"
+        self.reason = (
+            self.reason or f"rank {self._first + rank - 1} (process {process.pid}) {how}{f': {said}' if said else ''}"
+        )
         lose(rank)
         self.on_loss()
 

@@ -15,26 +15,32 @@ from qwench.errors import QwenchError, TargetError
 from qwench.lora.adapter import LoraAdapter
 from qwench.parallel import messages
 from qwench.parallel.block_parts import BlockParts
+from qwench.parallel.hosts import Hosts
 from qwench.parallel.ranks import Ranks
 from qwench.targets.cpu.executor import CpuExecutor
 from qwench.targets.target import Bytes, Float32, Int32, StepBatch
 
 
 class TeamExecutor:
-    """own: of this rank. others: their parts of a block, in the order of ranks. Once a rank was lost, every call raises
-    TargetError, which says which one and why."""
+    """own: of this rank. ranks: of this host. others: their parts of a block, in the order of ranks. hosts: if there
+    are several. Once a rank or a host was lost, every call raises TargetError, which says which one and why."""
 
-    def __init__(self, own: CpuExecutor, ranks: Ranks, others: Sequence[BlockParts]) -> None:
+    def __init__(
+        self, own: CpuExecutor, ranks: Ranks, others: Sequence[BlockParts], hosts: Hosts | None = None
+    ) -> None:
         self.program, self._own, self._ranks, self._others = own.program, own, ranks, others
+        self._hosts = hosts
         self._parts = BlockParts.of(own.program)
         self._closed = False
         weakref.finalize(self, ranks.close)  # for those who never call close
         ranks.watch(own.native.lose)
-        self._wait()
+        self._wait_for_own_host()
 
     @property
     def lost(self) -> str | None:
         """Why no call can be served any more."""
+        if self._hosts is not None and (host := self._own.native.lost_host()) >= 0:
+            return f"{self._hosts.name(host)} has not answered"
         return self._ranks.reason
 
     def tell_of_loss(self, tell: Callable[[], None]) -> None:
@@ -54,6 +60,10 @@ class TeamExecutor:
                 raise
             raise self._failure() from None
 
+    def waited_seconds(self) -> float:
+        """So far, for other ranks and hosts, of rank 0's first thread."""
+        return self._own.native.waited_seconds()
+
     def embed(self, token_ids: Int32) -> Float32:
         return self._own.embed(token_ids)
 
@@ -68,10 +78,14 @@ class TeamExecutor:
     def read_block(self, block: int) -> Bytes:
         part = self._own.read_block(block)
         whole = np.empty(self._parts.whole_bytes(part), np.uint8)
-        self._call("read_block", int(block))
+        of_hosts = self._call("read_block", int(block))
         self._parts.put(part, whole)
-        for rank, parts in enumerate(self._others, 1):
-            parts.put(messages.result(self._own.native.mail(), rank, parts.part_bytes(len(whole))), whole)
+        mail, num_here = self._own.native.mail(), len(self._others) - sum(map(len, of_hosts))
+        for rank, parts in enumerate(self._others[:num_here], 1):
+            parts.put(messages.result(mail, rank, parts.part_bytes(len(whole))), whole)
+        elsewhere = [part for parts in of_hosts for part in parts]
+        for parts, data in zip(self._others[num_here:], elsewhere, strict=True):
+            parts.put(np.frombuffer(data, np.uint8), whole)
         return whole
 
     def write_block(self, block: int, data: Bytes) -> None:
@@ -90,17 +104,19 @@ class TeamExecutor:
             return
         self._closed = True
         if self._own.native.lost_rank() < 0:
-            self._own.native.send(messages.CLOSE)
+            self._own.native.send(messages.CLOSE, 0)
         self._ranks.close()
         self._own.close()
 
-    def _call(self, method: str, *arguments: Any) -> None:
-        """Has all other ranks do it, and waits. Raises TargetError, also for what one of them couldn't do."""
-        messages.write(self._own.native.mail(), method, arguments)
-        self._own.native.send(messages.CALL)
-        self._wait()
+    def _call(self, method: str, *arguments: Any) -> list[list[bytes]]:
+        """Has all other ranks do it, waits, and returns what those of other hosts gave, if anything. Raises
+        TargetError, also for what one of them couldn't do."""
+        num_bytes = messages.write(self._own.native.mail(), method, arguments)
+        self._own.native.send(messages.CALL, num_bytes)
+        self._wait_for_own_host()
+        return [] if self._hosts is None else self._hosts.results()
 
-    def _wait(self) -> None:
+    def _wait_for_own_host(self) -> None:
         try:
             error = self._own.native.wait_for_others()
         except RuntimeError:

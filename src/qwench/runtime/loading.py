@@ -14,6 +14,7 @@ from typing import Protocol
 from qwench.config import QwenchConfig
 from qwench.errors import CapacityError, ConfigError, TargetError
 from qwench.host import available_memory_bytes, format_bytes, num_cpus
+from qwench.parallel.hosts import join_hosts
 from qwench.parallel.load import load_team
 from qwench.program.cache_groups import windows_of
 from qwench.program.memory import MemoryPlan
@@ -68,14 +69,17 @@ def load_engine(
             "decoder_batch_sizes %s: this target runs any number of sequences up to %d as it is and prepares nothing",
             config.decoder_batch_sizes, config.batch_size,
         )  # fmt: skip
-    threads = num_cpus() if num_threads is None else num_threads
-    if not 1 <= threads <= MAX_THREADS:
+    if not 1 <= (1 if num_threads is None else num_threads) <= MAX_THREADS:
         raise ConfigError(f"num_threads is {num_threads}; it must be from 1 to {MAX_THREADS}")
     blocks = choose_num_blocks(model, num_blocks or config.kvcache_num_blocks, memory or config.memory)
     cache = config.cache(blocks)
-    if (config.tensor_parallel_size or 1) > 1:
-        executor: Executor = load_team(model.path, model.program, model.plan, model.tensors, config, cache, threads)
+    hosts = join_hosts()
+    if hosts is not None or (config.tensor_parallel_size or 1) > 1:
+        executor: Executor = load_team(
+            model.path, model.program, model.plan, model.tensors, config, cache, num_threads, hosts
+        )
     else:
+        threads = num_cpus() if num_threads is None else num_threads
         executor = get_target(config.target).load(model.program, model.plan, model.tensors, cache, threads)
     profiler = None
     if config.activate_profiler:

@@ -94,14 +94,26 @@ class CacheConfig:
 
 @dataclass(frozen=True)
 class Team:
-    """The ranks of one machine that run each step together; program/shard.py says who computes what.
+    """The ranks of one host that run each step together; program/shard.py says who computes what.
 
-    memory: [num_bytes] uint8, zeros at first, mapped by all of them. threads: of each rank.
+    memory: [num_bytes] uint8, zeros at first, mapped by all of them. rank: among them. threads: of each rank. link: to
+    the other hosts, if there are any, of the first rank.
     """
 
     memory: Bytes
     rank: int
     threads: tuple[int, ...]
+    link: Link | None = None
+
+
+@dataclass(frozen=True)
+class Link:
+    """This host among those that compute each step together. mpi: addresses of MPI_Isend, MPI_Irecv and MPI_Test, and
+    the handles of the communicator and of MPI_BYTE."""
+
+    mpi: tuple[int, int, int, int, int]
+    host: int
+    num_hosts: int
 
 
 class Executor(Protocol):

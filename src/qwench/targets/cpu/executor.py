@@ -6,7 +6,9 @@ requests; the native side knows nothing of Programs.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -16,6 +18,7 @@ from qwench.program.cache_groups import cache_groups
 from qwench.program.memory import MemoryPlan, work_width
 from qwench.program.ops import PRODUCTS, Op, Program
 from qwench.program.rope import cos_sin, inverse_frequencies
+from qwench.program.shard import Span
 from qwench.targets.adapted_products import adapted_products
 from qwench.targets.cpu import _native
 from qwench.targets.cpu.pack import FormatTuple, format_tuple
@@ -48,6 +51,8 @@ class CpuExecutor:
         self._kernels: dict[str, str] = {}
         spec, groups = program.spec, cache_groups(program.spec)
         places = {layer: (g, i) for g, group in enumerate(groups) for i, layer in enumerate(group.layers)}
+        heads: Mapping[str, Any] = next((op.attrs for op in program.ops if "heads" in op.attrs), {})
+        all_heads = (0, spec.num_heads)
         self.native = _native.Executor(
             variant=variant,
             num_threads=num_threads,
@@ -68,8 +73,10 @@ class CpuExecutor:
             cache_dtype=cache.dtype,
             rounds_queries=cache.rounds_queries,
             partition_len=cache.partition_len,
-            heads=next((op.attrs["heads"] for op in program.ops if "heads" in op.attrs), (0, spec.num_heads)),
+            heads=heads.get("heads", all_heads),
+            host_heads=heads.get("host_heads", [all_heads]),
             team=None if team is None else (team.memory.ctypes.data, team.memory.nbytes, team.rank, list(team.threads)),
+            link=None if team is None or team.link is None else dataclasses.astuple(team.link),
         )
         self._team = team
         self._attention_name = f"paged_attention.{'bf16' if cache.rounds_queries else 'fp32'}_x_{cache.dtype}"
@@ -195,11 +202,10 @@ class CpuExecutor:
             rows = -(-rows // 64) * 64  # halves of 32 gate and 32 up columns, each padded
         return format_tuple(weight.format), rows, k, self._tensors[name]
 
-    def _panels(self, op: Op) -> tuple[int, int]:
-        """Those that this rank computes of a product."""
-        rows = self._matrix(op.weights[0])[1]
-        first, last = op.attrs.get("panels", (0, -(-rows // 64)))
-        return first, last
+    def _panels(self, op: Op) -> tuple[Span, list[Span]]:
+        """Those that this rank computes of a product, and those of each host."""
+        everything = (0, -(-self._matrix(op.weights[0])[1] // 64))
+        return op.attrs.get("panels", everything), op.attrs.get("host_panels", [everything])
 
     def _matmul_name(self, op: Op) -> str:
         weight, activation = self.program.weights[op.weights[0]].format, self.program.buffers[op.inputs[0]].format
@@ -229,7 +235,7 @@ class CpuExecutor:
             "store",
             _NO_BUFFER,
             self._buffer(op.output),
-            self._panels(op),
+            *self._panels(op),
         )
         return self._matmul_name(op)
 
@@ -241,7 +247,7 @@ class CpuExecutor:
             "add",
             self._buffer(op.inputs[1]),
             self._buffer(op.output),
-            self._panels(op),
+            *self._panels(op),
         )
         return self._matmul_name(op)
 
@@ -253,7 +259,7 @@ class CpuExecutor:
             "silu_mul",
             _NO_BUFFER,
             self._buffer(op.output),
-            self._panels(op),
+            *self._panels(op),
         )
         return self._matmul_name(op)
 

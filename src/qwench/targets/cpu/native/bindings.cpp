@@ -110,6 +110,18 @@ qwench::ActivationKind activation_kind(const std::string& name) {
 using TeamTuple = std::tuple<uintptr_t, size_t, int, std::vector<int>>;
 constexpr size_t kMessageBytes = size_t(4) << 30;  // address space; memory as far as it is used
 
+// Addresses of MPI's functions and its handles, this host and how many there are.
+using LinkTuple = std::tuple<std::tuple<uintptr_t, uintptr_t, uintptr_t, uintptr_t, uintptr_t>, int, int>;
+
+std::vector<qwench::Span> spans(const std::vector<std::pair<int, int>>& pairs, int limit) {
+  std::vector<qwench::Span> result;
+  for (const auto& [first, last] : pairs) {
+    require(0 <= first && first <= last && last <= limit, "a host's share is outside the model");
+    result.push_back({first, last});
+  }
+  return result;
+}
+
 using BufferTuple = std::tuple<size_t, int, std::string, int, std::string, bool>;
 Buffer buffer(const BufferTuple& t) {
   const auto& [offset, width, kind_name, group_size, rows, is_result] = t;
@@ -277,7 +289,8 @@ NB_MODULE(_native, m) {
              int vocab_size, int num_outputs, size_t arena_bytes, int scratch_width, int max_blocks,
              int embedding_width, const std::vector<std::pair<int, int>>& cache_places, int num_places, int num_blocks,
              int block_size, int num_kv_heads, int head_dim, const std::string& cache_dtype, bool rounds_queries,
-             int partition_len, std::pair<int, int> heads, const std::optional<TeamTuple>& team) {
+             int partition_len, std::pair<int, int> heads, const std::vector<std::pair<int, int>>& host_heads,
+             const std::optional<TeamTuple>& team, const std::optional<LinkTuple>& link) {
             require(num_threads >= 1 && max_tokens >= 1 && num_blocks >= 1 && num_places >= 1,
                     "threads, tokens, blocks and places must be positive");
             require(block_size > 0 && block_size % qwench::kKeyGroup == 0, "block_size must be a multiple of 16");
@@ -299,6 +312,13 @@ NB_MODULE(_native, m) {
               const auto& [address, num_bytes, rank, threads] = *team;
               ranks = std::make_unique<qwench::Team>(reinterpret_cast<uint8_t*>(address), num_bytes, rank, threads);
             }
+            std::unique_ptr<qwench::Link> hosts;
+            if (link) {
+              const auto& [mpi, host, num_hosts] = *link;
+              hosts = std::apply(
+                  [&](auto... part) { return std::make_unique<qwench::Link>(qwench::Mpi{part...}, host, num_hosts); },
+                  mpi);
+            }
             new (self)
                 qwench::Executor({variant,
                                   num_threads,
@@ -308,6 +328,7 @@ NB_MODULE(_native, m) {
                                   vocab_size,
                                   num_outputs,
                                   {first_head, last_head},
+                                  spans(host_heads, num_heads),
                                   arena_bytes,
                                   max_blocks,
                                   embedding_width,
@@ -316,12 +337,13 @@ NB_MODULE(_native, m) {
                                   rounds_queries,
                                   partition_len,
                                   places},
-                                 {num_places, num_blocks, block_size, kv_heads, head_dim, kind}, std::move(ranks));
+                                 {num_places, num_blocks, block_size, kv_heads, head_dim, kind}, std::move(ranks),
+                                 std::move(hosts));
           },
           "variant"_a, "num_threads"_a, "max_tokens"_a, "num_heads"_a, "vocab_size"_a, "num_outputs"_a, "arena_bytes"_a,
           "scratch_width"_a, "max_blocks"_a, "embedding_width"_a, "cache_places"_a, "num_places"_a, "num_blocks"_a,
           "block_size"_a, "num_kv_heads"_a, "head_dim"_a, "cache_dtype"_a, "rounds_queries"_a, "partition_len"_a,
-          "heads"_a, "team"_a.none())
+          "heads"_a, "host_heads"_a, "team"_a.none(), "link"_a.none())
       // Arrays are never converted: the executor keeps their addresses, or writes to them.
       .def(
           "add_embed",
@@ -341,15 +363,16 @@ NB_MODULE(_native, m) {
           "add_linear",
           [](qwench::Executor& e, BufferTuple in, const FormatTuple& format, int n, int k, const Bytes& w,
              std::optional<Floats> bias, const std::string& epilogue, BufferTuple residual, BufferTuple out,
-             std::pair<int, int> panels) {
+             std::pair<int, int> panels, const std::vector<std::pair<int, int>>& host_panels) {
             const auto mode = epilogue == "add"        ? qwench::Epilogue::kAdd
                               : epilogue == "silu_mul" ? qwench::Epilogue::kSiluMul
                                                        : qwench::Epilogue::kStore;
-            e.add_linear(buffer(in), checked_matrix(format, n, k, w), vector_of(bias, n), mode, buffer(residual),
-                         buffer(out), {panels.first, panels.second});
+            const PackedMatrix matrix = checked_matrix(format, n, k, w);
+            e.add_linear(buffer(in), matrix, vector_of(bias, n), mode, buffer(residual), buffer(out),
+                         {panels.first, panels.second}, spans(host_panels, matrix.num_panels()));
           },
           "input"_a, "format"_a, "n"_a, "k"_a, "weight"_a.noconvert(), "bias"_a.noconvert().none(), "epilogue"_a,
-          "residual"_a, "out"_a, "panels"_a)
+          "residual"_a, "out"_a, "panels"_a, "host_panels"_a)
       .def(
           "add_qkv_rope_write",
           [](qwench::Executor& e, BufferTuple in, const FormatTuple& format, int n, int k, const Bytes& w,
@@ -474,18 +497,21 @@ NB_MODULE(_native, m) {
           nb::rv_policy::reference, "The mailbox, of which `send` makes a message.")
       .def(
           "send",
-          [](qwench::Executor& e, int kind) {
+          [](qwench::Executor& e, int kind, size_t num_bytes) {
             require(kind > 1, "kind 1 is a step");
-            e.team()->send(kind, [](uint8_t*) {});
+            require(num_bytes <= e.team()->mail_bytes(), "the mailbox is smaller");
+            e.send(kind, num_bytes);
           },
-          "kind"_a)
+          "kind"_a, "num_bytes"_a, nb::call_guard<nb::gil_scoped_release>())
       .def("acknowledge", [](qwench::Executor& e, const std::string& error) { e.team()->acknowledge(error); })
       .def(
           "wait_for_others", [](qwench::Executor& e) { return e.team()->wait_for_others(); },
           nb::call_guard<nb::gil_scoped_release>())
       .def("lose", [](qwench::Executor& e, int rank) { e.team()->lose(rank); })
       .def("lost_rank", [](const qwench::Executor& e) { return e.team()->lost_rank(); })
+      .def("lost_host", &qwench::Executor::lost_host)
       .def("phase_seconds", &qwench::Executor::phase_seconds)
+      .def("waited_seconds", &qwench::Executor::waited_seconds)
       .def("block_bytes", [](const qwench::Executor& e) { return e.cache().block_bytes(); })
       .def("copy_block", &qwench::Executor::copy_block)
       .def(

@@ -53,12 +53,16 @@ void for_arrays(Batch& b, bool has_adapters, int hidden_width, Visit visit) {
 
 void Executor::Free::operator()(void* p) const { std::free(p); }
 
-Executor::Executor(const ExecutorConfig& config, const KVCache::Shape& cache, std::unique_ptr<Team> team)
+Executor::Executor(const ExecutorConfig& config, const KVCache::Shape& cache, std::unique_ptr<Team> team,
+                   std::unique_ptr<Link> link)
     : config_(config),
       kernels_(kernels_for(config.variant)),
       cache_(cache),
       pool_(config.num_threads),
-      team_(std::move(team)) {
+      team_(std::move(team)),
+      link_(std::move(link)),
+      has_results_(!team_ || (team_->rank() == 0 && (!link_ || link_->host() == 0))) {
+  if (num_hosts() > 1 && !team_) throw std::invalid_argument("hosts are of a team, if it is one of one rank");
   const size_t work_bytes = size_t(config.scratch_width) * config.max_tokens * sizeof(float);
   own_scratch_.reset(static_cast<float*>(allocate(work_bytes)));
   own_work_ = work_ = own_scratch_.get();
@@ -83,6 +87,7 @@ Executor::Executor(const ExecutorConfig& config, const KVCache::Shape& cache, st
   near_rope_panel_.reset(static_cast<float*>(allocate(near_bytes)));
   if (team_) team_->set_mailbox(team_->take(mail_bytes()), mail_bytes());
   key_bias_.resize(config.cache_places.size());
+  exchanged_bytes_.resize(num_hosts());
   step_.positions.resize(config.max_tokens);
   step_.sequence.resize(config.max_tokens);
 }
@@ -302,7 +307,7 @@ void Executor::step(const Batch& batch, const Results& results) {
     ~Release() { flag.clear(std::memory_order_release); }
   } release{busy_};
   check(batch);
-  if (team_) send(batch, results);
+  if (team_) send_step(batch, results);
   run(batch, results);
   if (team_) take_logits_of_others(results);
 }
@@ -316,9 +321,12 @@ void Executor::run(const Batch& batch, const Results& results) {
       if (phase->is_idle(*this, step_)) continue;
       const auto start = std::chrono::steady_clock::now();
       phase->run(*this, step_, thread);
-      if (!barrier()) return;
-      if (thread == 0)
-        phase->seconds += std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+      const auto own_end = std::chrono::steady_clock::now();
+      if (!barrier() || !gather(*phase, thread)) return;
+      if (thread > 0) continue;
+      const auto end = std::chrono::steady_clock::now();
+      phase->seconds += std::chrono::duration<double>(end - start).count();
+      waited_seconds_ += std::chrono::duration<double>(end - own_end).count();
     }
   });
   if (team_ && team_->lost_rank() >= 0)
@@ -331,6 +339,38 @@ bool Executor::barrier() {
   return true;
 }
 
+// What other hosts computed of an op's output, and they what this one did, once all ranks here are through with it.
+bool Executor::gather(const Phase& phase, int thread) {
+  const Gathered mode = num_hosts() > 1 ? phase.gathered(*this) : Gathered::kNever;
+  if (mode == Gathered::kNever) return true;
+  if (thread == 0 && link_ && !exchange(phase, mode == Gathered::kByAll ? Link::To::kAll : Link::To::kHost0))
+    team_->lose(team_->rank());
+  return barrier();
+}
+
+bool Executor::exchange(const Phase& phase, Link::To to) {
+  std::vector<size_t>& sizes = exchanged_bytes_;
+  for (int host = 0; host < num_hosts(); ++host) {
+    sizes[host] = 0;
+    phase.for_pieces(*this, step_, host, [&](void*, size_t num_bytes) { sizes[host] += num_bytes; });
+  }
+  uint8_t* out = link_->outgoing(sizes[link_->host()]);
+  phase.for_pieces(*this, step_, link_->host(), [&](void* piece, size_t num_bytes) {
+    std::memcpy(out, piece, num_bytes);
+    out += num_bytes;
+  });
+  if (!link_->exchange(sizes, to)) return false;
+  for (int host = 0; host < num_hosts(); ++host) {
+    if (host == link_->host() || (to == Link::To::kHost0 && link_->host() > 0)) continue;
+    const uint8_t* in = link_->incoming(host, sizes[host]);
+    phase.for_pieces(*this, step_, host, [&](void* piece, size_t num_bytes) {
+      std::memcpy(piece, in, num_bytes);
+      in += num_bytes;
+    });
+  }
+  return true;
+}
+
 // What the largest step needs: a table of blocks for every token, and their embeddings. It is memory that is used as
 // far as it is written.
 size_t Executor::mail_bytes() const {
@@ -339,18 +379,30 @@ size_t Executor::mail_bytes() const {
                           config_.message_bytes);
 }
 
-void Executor::send(const Batch& batch, const Results& results) {
+void Executor::send_step(const Batch& batch, const Results& results) {
   if (batch.max_blocks > config_.max_blocks) throw std::invalid_argument("batch: a block table is too long for ranks");
-  team_->send(kStep, [&](uint8_t* mail) {
-    const StepMail head{batch, results.num_states, batch.adapters != nullptr, results.maxima != nullptr};
-    std::memcpy(mail, &head, sizeof head);
-    uint8_t* to = mail + sizeof head;
-    Batch from = batch;
-    for_arrays(from, head.has_adapters, hidden_width_, [&](const auto*& array, size_t count) {
-      if (count) std::memcpy(to, array, count * sizeof *array);
-      to += count * sizeof *array;
-    });
+  const StepMail head{batch, results.num_states, batch.adapters != nullptr, results.maxima != nullptr};
+  std::memcpy(team_->mail(), &head, sizeof head);
+  uint8_t* to = team_->mail() + sizeof head;
+  Batch from = batch;
+  for_arrays(from, head.has_adapters, hidden_width_, [&](const auto*& array, size_t count) {
+    if (count) std::memcpy(to, array, count * sizeof *array);
+    to += count * sizeof *array;
   });
+  send(kStep, to - team_->mail());
+}
+
+void Executor::send(int kind, size_t num_bytes) {
+  if (link_ && !link_->send(kind, team_->mail(), num_bytes)) team_->lose(team_->rank());
+  team_->send(kind);
+}
+
+// On the first rank of another host: a message of host 0, passed on to the ranks here.
+int Executor::receive_message() {
+  if (!link_) return team_->receive();
+  const int kind = link_->receive(team_->mail(), [&] { return team_->lost_rank() >= 0; });
+  if (kind) team_->send(kind);
+  return kind;
 }
 
 void Executor::receive(Batch& batch, Results& results) const {
@@ -368,7 +420,7 @@ void Executor::receive(Batch& batch, Results& results) const {
 
 int Executor::serve() {
   while (true) {
-    const int kind = team_->receive();
+    const int kind = receive_message();
     if (kind != kStep) return kind;
     Batch batch;
     Results results;
@@ -376,24 +428,25 @@ int Executor::serve() {
     try {
       run(batch, results);
     } catch (const std::runtime_error&) {
-      return 0;  // a rank was lost
+      return 0;  // a rank or a host was lost
     }
   }
 }
 
-// What ranks other than 0 computed of the logits lies in the team's memory.
+// What other ranks of this host computed of the logits lies in the team's memory.
 void Executor::take_logits_of_others(const Results& results) const {
-  const Span mine = logit_panels_;
+  const Span mine = logit_panels_, host = host_logit_panels_;
   const int panels = (config_.num_outputs + kPanelColumns - 1) / kPanelColumns;
   auto take = [&](const float* from, float* to, int width, int first, int last) {
     for (int row = 0; first < last && row < step_.batch.num_logits; ++row)
       std::memcpy(to + size_t(row) * width + first, from + size_t(row) * width + first, (last - first) * sizeof(float));
   };
-  take(team_logits_, results.logits, config_.num_outputs, 0, mine.first * kPanelColumns);
-  take(team_logits_, results.logits, config_.num_outputs, mine.last * kPanelColumns, config_.num_outputs);
+  const int end = std::min(host.last * kPanelColumns, config_.num_outputs);
+  take(team_logits_, results.logits, config_.num_outputs, host.first * kPanelColumns, mine.first * kPanelColumns);
+  take(team_logits_, results.logits, config_.num_outputs, mine.last * kPanelColumns, end);
   if (!results.maxima) return;
-  take(team_maxima_, results.maxima, panels, 0, mine.first);
-  take(team_maxima_, results.maxima, panels, mine.last, panels);
+  take(team_maxima_, results.maxima, panels, host.first, mine.first);
+  take(team_maxima_, results.maxima, panels, mine.last, host.last);
 }
 
 std::vector<std::pair<std::string, double>> Executor::phase_seconds() const {

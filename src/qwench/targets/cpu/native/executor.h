@@ -3,12 +3,14 @@
 // add_*.
 #pragma once
 #include <atomic>
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
 
 #include "kernels/kernel_table.h"
 #include "kv_cache.h"
+#include "link.h"
 #include "team.h"
 #include "thread_pool.h"
 
@@ -123,6 +125,9 @@ struct LoraWeights {
   }
 };
 
+using PieceVisitor = std::function<void(void* piece, size_t num_bytes)>;
+enum class Gathered { kNever, kByAll, kByHost0 };  // what hosts computed, behind an op
+
 // One lowered op; the kinds are in phases.cpp. `run` is called by every thread; a barrier follows.
 class Phase {
  public:
@@ -131,14 +136,18 @@ class Phase {
   virtual bool is_idle(const Executor&, const StepContext&) const { return false; }  // nobody asked for its rows
   virtual const char* kind() const = 0;
   virtual void prepare(const StepContext&) { next_item.store(0, std::memory_order_relaxed); }  // for the next step
+  // The memory that a host's ranks wrote and other hosts read, piece by piece in one order on all hosts.
+  virtual void for_pieces(const Executor&, const StepContext&, int /*host*/, const PieceVisitor&) const {}
+  virtual Gathered gathered(const Executor&) const { return Gathered::kNever; }
   std::atomic<int> next_item{0};  // for phases whose items are handed out one by one
-  double seconds = 0;             // spent so far, the barrier included, as thread 0 sees it
+  double seconds = 0;             // spent so far, waiting included, as thread 0 sees it
 };
 
 struct ExecutorConfig {
   std::string variant;
   int num_threads, max_tokens, num_heads, num_kv_heads, vocab_size, num_outputs;
-  Span heads;  // those of attention that this executor computes: all but in a team
+  Span heads;                    // those of attention that this executor computes: all but in a team
+  std::vector<Span> host_heads;  // that the ranks of each host compute
   size_t arena_bytes;
   // Of a team: the entries of a row of block tables, the floats of a token's embedding, and the bytes of a message that
   // isn't a step, at most.
@@ -152,15 +161,18 @@ struct ExecutorConfig {
 
 class Executor {
  public:
-  // team: the ranks that compute together, this one among them; null: it computes alone. All ranks' configurations must
-  // be alike but for heads, threads and panels; `cache` has the kv heads of `heads`.
-  Executor(const ExecutorConfig& config, const KVCache::Shape& cache, std::unique_ptr<Team> team = nullptr);
+  // team: the ranks of this host that compute together, this one among them; null: it computes alone. link: of the
+  // first of them, to the other hosts; null: there are none. All ranks' configurations must be alike but for heads,
+  // threads and panels; `cache` has the kv heads of `heads`.
+  Executor(const ExecutorConfig& config, const KVCache::Shape& cache, std::unique_ptr<Team> team = nullptr,
+           std::unique_ptr<Link> link = nullptr);
 
   void add_embed(PackedMatrix weight, Buffer out);
   void add_norm(Buffer in, const float* gain, float eps, Buffer out, const float* order);
-  // Into `out`, int8 for kSiluMul alone. `residual` for kAdd. panels: that this rank computes.
+  // Into `out`, int8 for kSiluMul alone. `residual` for kAdd. panels: that this rank computes. host_panels: that the
+  // ranks of each host do.
   void add_linear(Buffer in, PackedMatrix weight, const float* bias, Epilogue epilogue, Buffer residual, Buffer out,
-                  Span panels);
+                  Span panels, std::vector<Span> host_panels);
   void add_qkv_rope_write(Buffer in, PackedMatrix weight, const float* bias, HeadNorms norms, int layer, Buffer q);
   void add_attention(Buffer q, int layer, int window, bool is_causal, float scale, Buffer out, const float* order);
   void add_take_rows(Buffer in, Buffer out);
@@ -178,10 +190,15 @@ class Executor {
   // Computes one step. Throws std::invalid_argument for a batch out of bounds, and std::runtime_error when another
   // thread is in a step.
   void step(const Batch& batch, const Results& results);
-  // Ranks above 0: runs steps until rank 0 sends a message that isn't one, whose kind it returns; 0 when a rank was
-  // lost.
+  // Ranks above 0: runs steps until rank 0 sends a message that isn't one, whose kind it returns; 0 when a rank or a
+  // host was lost.
   int serve();
+  // Rank 0: a message of that kind, above 1, to all others: the first `num_bytes` of the mailbox.
+  void send(int kind, size_t num_bytes);
   Team* team() const { return team_.get(); }
+  int lost_host() const { return link_ ? link_->lost_host() : -1; }
+  // Seconds so far that thread 0 waited for other threads, ranks and hosts.
+  double waited_seconds() const { return waited_seconds_; }
   // Rows of the embedding matrix, [num_tokens, hidden_width()]. Throws std::invalid_argument for an unknown token.
   void embed(const int32_t* token_ids, int num_tokens, float* rows) const;
   // Blocks of the cache, each cache().block_bytes(). Throw std::invalid_argument for one outside it.
@@ -211,7 +228,9 @@ class Executor {
   // A thread's place among those that share the rows of a step, and how many they are: all ranks' where buffers are.
   int row_thread(int thread) const { return team_ ? team_->first_thread() + thread : thread; }
   int num_row_threads() const { return team_ ? team_->num_threads() : num_threads(); }
-  bool is_first_rank() const { return !team_ || team_->rank() == 0; }
+  bool has_results() const { return has_results_; }  // the caller's: of rank 0 of host 0
+  int num_hosts() const { return int(config_.host_heads.size()); }
+  Span host_heads(int host) const { return config_.host_heads[host]; }
   int partition_len() const { return config_.partition_len; }
   bool is_causal() const { return is_causal_; }  // of all layers
   bool rounds_queries() const { return config_.rounds_queries; }
@@ -256,9 +275,12 @@ class Executor {
   void check(const Batch& batch) const;
   void run(const Batch& batch, const Results& results);
   bool barrier();
+  bool gather(const Phase& phase, int thread);
+  bool exchange(const Phase& phase, Link::To to);
   // A step by way of the mailbox: the batch as rank 0 writes it and the others read it.
-  void send(const Batch& batch, const Results& results);
+  void send_step(const Batch& batch, const Results& results);
   void receive(Batch& batch, Results& results) const;
+  int receive_message();
   void take_logits_of_others(const Results& results) const;
   CachePlace cache_place(int layer) const;
   std::vector<Span> panels_of_heads(int q_width) const;
@@ -279,13 +301,17 @@ class Executor {
   KVCache cache_;
   ThreadPool pool_;
   std::unique_ptr<Team> team_;
+  std::unique_ptr<Link> link_;
+  const bool has_results_;
+  double waited_seconds_ = 0;
+  std::vector<size_t> exchanged_bytes_;  // by host, of the op at hand
   // Of a team, the arena, the work and what ranks other than 0 find of results lie in its memory.
   Memory<uint8_t> own_arena_;
   Memory<float> own_scratch_;
   uint8_t* arena_;
   float *work_, *own_work_;
   float *team_logits_ = nullptr, *team_maxima_ = nullptr;
-  Span logit_panels_{0, 0};  // that this rank computes
+  Span logit_panels_{0, 0}, host_logit_panels_{0, 0};  // that this rank computes, and all of host 0
   Memory<float> thread_scratch_;
   size_t thread_scratch_floats_ = 0;
   Memory<float> shrunk_;

@@ -29,7 +29,7 @@ void for_output_rows(Executor& e, const StepContext& step, const Buffer& out, in
   const int num_rows = e.num_rows(step, out);
   if (!out.is_result)
     for_rows(e, num_rows, thread, work);
-  else if (e.is_first_rank())
+  else if (e.has_results())
     for_own_rows(e, num_rows, thread, work);
 }
 
@@ -61,6 +61,32 @@ const float* ordered(const float* x, const Order& order, float* scratch) {
   if (order.empty()) return x;
   for (size_t i = 0; i < order.size(); ++i) scratch[i] = x[order[i]];
   return scratch;
+}
+
+// Columns of rows [width] as pieces of memory, for Phase::for_pieces.
+void for_floats(float* rows, int width, Span columns, int num_rows, const PieceVisitor& visit) {
+  for (int row = 0; row < num_rows; ++row)
+    visit(rows + size_t(row) * width + columns.first, size_t(columns.last - columns.first) * sizeof(float));
+}
+
+// The same of rows of bf16; columns begin at a pair.
+void for_rounded(const Executor& e, const Buffer& b, Span columns, int num_rows, const PieceVisitor& visit) {
+  const bool in_pairs = e.kernels().bf16_pairs;
+  const size_t first = bf16_row_bytes(in_pairs, columns.first);
+  for (int row = 0; row < num_rows; ++row)
+    visit(e.bf16_row(b, row) + first, bf16_row_bytes(in_pairs, columns.last) - first);
+}
+
+// The same of codes, with scales and sums; columns begin at a group.
+void for_codes(const QuantizedRows& rows, Span columns, int num_rows, const PieceVisitor& visit) {
+  const QuantizedRow& first = rows.first;
+  const int size = rows.group_size, begin = columns.first / size, end = (columns.last + size - 1) / size;
+  for (int row = 0; row < num_rows * first.parts; ++row)
+    visit(first.codes + size_t(row) * first.padded_k + begin * size, size_t(end - begin) * size);
+  for (int group = begin; group < end; ++group) {
+    visit(first.scales + group * first.group_stride, num_rows * first.parts * sizeof(float));
+    visit(first.starts + group * first.group_stride, num_rows * first.parts * sizeof(int32_t));
+  }
 }
 
 struct Embed final : Phase {
@@ -112,7 +138,8 @@ struct Linear final : Phase {
   Epilogue epilogue;
   const float* bias;
   Buffer residual, out;
-  std::vector<Span> panels;  // that this rank computes
+  std::vector<Span> panels;       // that this rank computes
+  std::vector<Span> host_panels;  // that each host does
   enum class Destination { kBuffer, kRounded, kCodes, kWork } destination;
   void run(Executor& e, const StepContext& step, int thread) override {
     LinearArgs args;
@@ -164,6 +191,22 @@ struct Linear final : Phase {
     return {0, 0};
   }
   bool is_idle(const Executor& e, const StepContext& step) const override { return e.num_rows(step, in) == 0; }
+
+  Gathered gathered(const Executor&) const override {
+    if (destination == Destination::kWork) return Gathered::kNever;
+    return out.is_result ? Gathered::kByHost0 : Gathered::kByAll;
+  }
+  void for_pieces(const Executor& e, const StepContext& step, int host, const PieceVisitor& visit) const override {
+    const int per_panel = epilogue == Epilogue::kSiluMul ? kPanelColumns / 2 : kPanelColumns;
+    const Span span = host_panels[host];
+    const Span columns{span.first * per_panel, std::min(span.last * per_panel, width)};
+    const int num_rows = e.num_rows(step, in);
+    if (destination == Destination::kCodes) return for_codes(e.quantized_rows(out), columns, num_rows, visit);
+    if (destination == Destination::kRounded) return for_rounded(e, out, columns, num_rows, visit);
+    for_floats(e.output(step, out), width, columns, num_rows, visit);
+    if (!out.is_result || out.rows != Rows::kLogits || !step.results.maxima) return;
+    for_floats(step.results.maxima, (width + kPanelColumns - 1) / kPanelColumns, span, num_rows, visit);
+  }
 
   // Rows with adapters are shrunk before the first panel, and expanded where a panel ends: whoever comes there early
   // waits for the others, so that no barrier is needed between the two.
@@ -289,12 +332,19 @@ struct Attention final : Phase {
   CachePlace cached;
   float scale;
   bool is_encoded;  // afterwards, from the working space
+  float* output(const Executor& e) const { return is_encoded ? e.work() : e.values(out); }
+  Gathered gathered(const Executor&) const override { return Gathered::kByAll; }
+  void for_pieces(const Executor& e, const StepContext& step, int host, const PieceVisitor& visit) const override {
+    const int dim = e.cache().shape().head_dim;
+    const Span heads = e.host_heads(host);
+    for_floats(output(e), out.width, {heads.first * dim, heads.last * dim}, step.batch.num_tokens, visit);
+  }
   void run(Executor& e, const StepContext& step, int thread) override {
     const KVCache& cache = e.cache();
     const KVCache::Shape& shape = cache.shape();
     AttentionArgs args;
     args.q = e.values(q);
-    args.out = is_encoded ? e.work() : e.values(out);
+    args.out = output(e);
     args.keys = cache.keys(cached.place);
     args.values = cache.values(cached.place);
     args.block_stride = cache.block_stride();
@@ -366,7 +416,8 @@ void Executor::add_norm(Buffer in, const float* gain, float eps, Buffer out, con
 }
 
 void Executor::add_linear(Buffer in, PackedMatrix weight, const float* bias, Epilogue epilogue, Buffer residual,
-                          Buffer out, Span panels) {
+                          Buffer out, Span panels, std::vector<Span> host_panels) {
+  if (int(host_panels.size()) != num_hosts()) throw std::invalid_argument("panels of every host, or of none");
   if (panels.first < 0 || panels.first > panels.last || panels.last > weight.num_panels())
     throw std::invalid_argument("a rank's panels are outside the matrix");
   auto phase = std::make_unique<Linear>();
@@ -379,7 +430,11 @@ void Executor::add_linear(Buffer in, PackedMatrix weight, const float* bias, Epi
   phase->residual = residual;
   phase->out = out;
   phase->panels = {panels};
-  if (out.is_result && out.rows == Rows::kLogits) logit_panels_ = panels;
+  phase->host_panels = std::move(host_panels);
+  if (out.is_result && out.rows == Rows::kLogits) {
+    logit_panels_ = panels;
+    host_logit_panels_ = phase->host_panels[0];
+  }
   if (!is_plain(out) && epilogue != Epilogue::kSiluMul) throw std::invalid_argument("only silu_mul encodes its output");
   if (out.group_size && out.group_size < kPanelColumns / 2)
     throw std::invalid_argument("a panel's outputs share a group");

@@ -85,8 +85,9 @@ void Team::lose(int rank) {
 
 int Team::lost_rank() const { return int(header_->lost.load(std::memory_order_acquire)) - 1; }
 
-void Team::publish() {
+void Team::send(int kind) {
   Header& h = *header_;
+  h.mail.kind = kind;
   h.done.store(0, std::memory_order_relaxed);
   h.messages.fetch_add(1, std::memory_order_seq_cst);
   if (h.sleepers.load(std::memory_order_seq_cst)) wake_all(h.messages);

@@ -29,14 +29,8 @@ class Team {
   void lose(int rank);
   int lost_rank() const;  // -1: none
 
-  // Rank 0: `write` fills the mailbox, then the others get the message. kind: above 0.
-  template <class Write>
-  void send(int kind, Write write) {
-    Mail& mail = header_->mail;
-    mail.kind = kind;
-    write(mail_);
-    publish();
-  }
+  // Rank 0: what lies in the mailbox becomes a message to the others. kind: above 0.
+  void send(int kind);
   // Others: waits for the next message; 0 when a rank was lost. Valid until the next barrier or `acknowledge`.
   int receive();
   const uint8_t* mail() const { return mail_; }
@@ -65,8 +59,6 @@ class Team {
     char error[1024];
     std::atomic<uint32_t> has_error;
   };
-
-  void publish();
 
   Header* header_;
   uint8_t *next_, *end_, *mail_ = nullptr;

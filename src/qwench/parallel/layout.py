@@ -1,0 +1,56 @@
+"""What all ranks know of each other, and the executor of one of them. Every process of every host makes its own so."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from qwench.errors import TargetError
+from qwench.parallel.block_parts import BlockParts
+from qwench.program.memory import MemoryPlan
+from qwench.program.ops import Program
+from qwench.program.shard import Shares, shard
+from qwench.targets.cpu.executor import CpuExecutor
+from qwench.targets.registry import get_target
+from qwench.targets.target import Bytes, CacheConfig, Link, Team
+
+
+@dataclass(frozen=True)
+class Layout:
+    """artifact: the folder's path. shares, threads: of each rank. hosts: ranks of each host. Plain values, as JSON and
+    pickle carry them."""
+
+    artifact: str
+    target: str
+    shares: tuple[int, ...]
+    hosts: tuple[int, ...]
+    threads: tuple[int, ...]
+    cache: Mapping[str, Any]
+
+    def ranks_of(self, host: int) -> range:
+        return self._shares.ranks(host)
+
+    def parts_of(self, program: Program, rank: int) -> BlockParts:
+        """program: the whole one."""
+        return BlockParts.of(shard(program, self._shares, rank))
+
+    def load(
+        self, rank: int, program: Program, plan: MemoryPlan, tensors: Mapping[str, Any], memory: Bytes,
+        link: Link | None = None,
+    ) -> CpuExecutor:  # fmt: skip
+        """memory: that the ranks of this host share. link: the first of them has, if hosts are several. Raises
+        CapacityError, TargetError."""
+        host = next(h for h in range(len(self.hosts)) if rank in self.ranks_of(h))
+        ranks = self.ranks_of(host)
+        team = Team(memory, rank - ranks[0], self.threads[ranks[0] : ranks[-1] + 1], link)
+        program = shard(program, self._shares, rank)
+        threads = self.threads[rank]
+        own = get_target(self.target).load(program, plan, tensors, CacheConfig(**self.cache), threads, team)
+        if not isinstance(own, CpuExecutor):
+            raise TargetError(f"target {self.target!r} computes in one process; leave tensor_parallel_size out")
+        return own
+
+    @property
+    def _shares(self) -> Shares:
+        return Shares(tuple(self.shares), tuple(self.hosts))
