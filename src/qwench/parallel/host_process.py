@@ -29,14 +29,18 @@ def serve_as_host() -> NoReturn:
         if request[0] == DESCRIBE:
             mpi.reply(("", describe()))
             continue
-        try:
-            host = HostProcess(mpi, request[1])
-        except (QwenchError, OSError, MemoryError) as error:
-            mpi.reply((str(error) or type(error).__name__, None))
-            continue
-        mpi.reply(("", None))
-        host.run()
+        _serve(mpi, request[1])
     sys.exit(0)
+
+
+def _serve(mpi: Mpi, layout: Layout) -> None:
+    try:
+        host = HostProcess(mpi, layout)
+    except (QwenchError, OSError, MemoryError) as error:
+        mpi.reply((str(error) or type(error).__name__, None))
+        return
+    mpi.reply(("", None))
+    host.run()
 
 
 class HostProcess(RankProcess):

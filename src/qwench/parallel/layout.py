@@ -43,7 +43,7 @@ class Layout:
         CapacityError, TargetError."""
         host = next(h for h in range(len(self.hosts)) if rank in self.ranks_of(h))
         ranks = self.ranks_of(host)
-        team = Team(memory, rank - ranks[0], self.threads[ranks[0] : ranks[-1] + 1], link)
+        team = Team(memory, rank - ranks[0], tuple(self.threads[ranks[0] : ranks[-1] + 1]), host, link)
         program = shard(program, self._shares, rank)
         threads = self.threads[rank]
         own = get_target(self.target).load(program, plan, tensors, CacheConfig(**self.cache), threads, team)

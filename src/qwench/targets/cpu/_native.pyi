@@ -58,6 +58,7 @@ class Executor:
         partition_len: int,
         heads: tuple[int, int],
         host_heads: Sequence[tuple[int, int]],
+        host: int,
         team: tuple[int, int, int, list[int]] | None,
         link: tuple[tuple[int, int, int, int, int], int, int] | None,
     ) -> None: ...

@@ -75,6 +75,7 @@ class CpuExecutor:
             partition_len=cache.partition_len,
             heads=heads.get("heads", all_heads),
             host_heads=heads.get("host_heads", [all_heads]),
+            host=0 if team is None else team.host,
             team=None if team is None else (team.memory.ctypes.data, team.memory.nbytes, team.rank, list(team.threads)),
             link=None if team is None or team.link is None else dataclasses.astuple(team.link),
         )

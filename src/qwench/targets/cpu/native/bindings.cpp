@@ -290,7 +290,7 @@ NB_MODULE(_native, m) {
              int embedding_width, const std::vector<std::pair<int, int>>& cache_places, int num_places, int num_blocks,
              int block_size, int num_kv_heads, int head_dim, const std::string& cache_dtype, bool rounds_queries,
              int partition_len, std::pair<int, int> heads, const std::vector<std::pair<int, int>>& host_heads,
-             const std::optional<TeamTuple>& team, const std::optional<LinkTuple>& link) {
+             int host, const std::optional<TeamTuple>& team, const std::optional<LinkTuple>& link) {
             require(num_threads >= 1 && max_tokens >= 1 && num_blocks >= 1 && num_places >= 1,
                     "threads, tokens, blocks and places must be positive");
             require(block_size > 0 && block_size % qwench::kKeyGroup == 0, "block_size must be a multiple of 16");
@@ -303,6 +303,7 @@ NB_MODULE(_native, m) {
             require(!rounds_queries || kind == qwench::CacheKind::kBf16, "queries are rounded for a bf16 cache alone");
             const auto [first_head, last_head] = heads;
             require(0 <= first_head && first_head < last_head && last_head <= num_heads, "heads are outside the model");
+            require(host >= 0 && host < int(host_heads.size()), "there is no such host");
             const int share = num_heads / num_kv_heads;
             const int kv_heads = (last_head - 1) / share - first_head / share + 1;  // those of this rank
             std::vector<qwench::CachePlace> places;
@@ -329,6 +330,7 @@ NB_MODULE(_native, m) {
                                   num_outputs,
                                   {first_head, last_head},
                                   spans(host_heads, num_heads),
+                                  host,
                                   arena_bytes,
                                   max_blocks,
                                   embedding_width,
@@ -343,7 +345,7 @@ NB_MODULE(_native, m) {
           "variant"_a, "num_threads"_a, "max_tokens"_a, "num_heads"_a, "vocab_size"_a, "num_outputs"_a, "arena_bytes"_a,
           "scratch_width"_a, "max_blocks"_a, "embedding_width"_a, "cache_places"_a, "num_places"_a, "num_blocks"_a,
           "block_size"_a, "num_kv_heads"_a, "head_dim"_a, "cache_dtype"_a, "rounds_queries"_a, "partition_len"_a,
-          "heads"_a, "host_heads"_a, "team"_a.none(), "link"_a.none())
+          "heads"_a, "host_heads"_a, "host"_a, "team"_a.none(), "link"_a.none())
       // Arrays are never converted: the executor keeps their addresses, or writes to them.
       .def(
           "add_embed",

@@ -148,6 +148,7 @@ struct ExecutorConfig {
   int num_threads, max_tokens, num_heads, num_kv_heads, vocab_size, num_outputs;
   Span heads;                    // those of attention that this executor computes: all but in a team
   std::vector<Span> host_heads;  // that the ranks of each host compute
+  int host;                      // this one
   size_t arena_bytes;
   // Of a team: the entries of a row of block tables, the floats of a token's embedding, and the bytes of a message that
   // isn't a step, at most.
@@ -229,6 +230,7 @@ class Executor {
   int row_thread(int thread) const { return team_ ? team_->first_thread() + thread : thread; }
   int num_row_threads() const { return team_ ? team_->num_threads() : num_threads(); }
   bool has_results() const { return has_results_; }  // the caller's: of rank 0 of host 0
+  int host() const { return config_.host; }
   int num_hosts() const { return int(config_.host_heads.size()); }
   Span host_heads(int host) const { return config_.host_heads[host]; }
   int partition_len() const { return config_.partition_len; }

@@ -36,11 +36,18 @@ void for_output_rows(Executor& e, const StepContext& step, const Buffer& out, in
 // What a product reads: fp32 as it is, or a row encoded as bf16 or integers.
 bool is_plain(const Buffer& operand) { return operand.kind == ActivationKind::kFp32; }
 
-void encode(const Executor& e, const float* x, const Buffer& operand, int row) {
-  if (operand.kind == ActivationKind::kBf16)
-    e.kernels().round_to_bf16(x, operand.width, e.bf16_row(operand, row));
-  else
-    e.kernels().quantize(x, operand.width, operand.group_size, e.quantized_rows(operand).row(row));
+// Columns that begin at a group or a pair, of x [width].
+void encode(const Executor& e, const float* x, const Buffer& operand, int row, Span columns) {
+  const int first = columns.first, count = columns.last - first;
+  if (operand.kind == ActivationKind::kBf16) {
+    const size_t at = bf16_row_bytes(e.kernels().bf16_pairs, first);
+    e.kernels().round_to_bf16(x + first, count, e.bf16_row(operand, row) + at);
+    return;
+  }
+  QuantizedRow to = e.quantized_rows(operand).row(row);
+  const size_t at = first / operand.group_size * to.group_stride;
+  to.codes += first, to.scales += at, to.starts += at;
+  e.kernels().quantize(x + first, count, operand.group_size, to);
 }
 
 // The places that a row's values are taken from to be in another order; none: they stay. See set_orders in passes.py.
@@ -118,7 +125,7 @@ struct Norm final : Phase {
       float* normed = y && order.empty() ? y : e.thread_scratch(thread);
       e.kernels().rms_norm(x, gain, eps, in.width, normed);
       if (!y)
-        encode(e, ordered(normed, order, normed + in.width), out, row);
+        encode(e, ordered(normed, order, normed + in.width), out, row, {0, in.width});
       else if (!order.empty())
         ordered(normed, order, y);
     });
@@ -253,19 +260,46 @@ struct Linear final : Phase {
   }
 };
 
+// Columns of the heads that a host computes attention of.
+Span head_columns(const Executor& e, int host) {
+  const int dim = e.cache().shape().head_dim;
+  return {e.host_heads(host).first * dim, e.host_heads(host).last * dim};
+}
+
+// Whether hosts can encode what they computed of attention before they send it, a quarter of the bytes: no group of
+// another host's columns is needed for it.
+bool is_encoded_apart(const Executor& e, const Buffer& out, const Order& order) {
+  if (is_plain(out) || !order.empty()) return false;
+  const int unit = std::max(out.group_size, 2);
+  for (int host = 0; host < e.num_hosts(); ++host)
+    if (head_columns(e, host).first % unit) return false;
+  return true;
+}
+
 // From the working space, fp32, to what a product reads in the arena, in its order.
 struct Encode final : Phase {
   const char* kind() const override { return "quantize"; }
   Buffer out;
   Order order;
   void run(Executor& e, const StepContext& step, int thread) override {
+    const Span columns = is_encoded_apart(e, out, order) ? head_columns(e, e.host()) : Span{0, out.width};
     for_rows(e, e.num_rows(step, out), thread, [&](int row) {
       const float* x = e.work() + size_t(row) * out.width;
       if (is_plain(out))
         ordered(x, order, e.values(out) + size_t(row) * out.width);
       else
-        encode(e, ordered(x, order, e.thread_scratch(thread)), out, row);
+        encode(e, ordered(x, order, e.thread_scratch(thread)), out, row, columns);
     });
+  }
+  Gathered gathered(const Executor& e) const override {
+    return is_encoded_apart(e, out, order) ? Gathered::kByAll : Gathered::kNever;
+  }
+  void for_pieces(const Executor& e, const StepContext& step, int host, const PieceVisitor& visit) const override {
+    const int num_rows = e.num_rows(step, out);
+    if (out.kind == ActivationKind::kBf16)
+      for_rounded(e, out, head_columns(e, host), num_rows, visit);
+    else
+      for_codes(e.quantized_rows(out), head_columns(e, host), num_rows, visit);
   }
 };
 
@@ -332,12 +366,11 @@ struct Attention final : Phase {
   CachePlace cached;
   float scale;
   bool is_encoded;  // afterwards, from the working space
+  bool is_sent_encoded = false;
   float* output(const Executor& e) const { return is_encoded ? e.work() : e.values(out); }
-  Gathered gathered(const Executor&) const override { return Gathered::kByAll; }
+  Gathered gathered(const Executor&) const override { return is_sent_encoded ? Gathered::kNever : Gathered::kByAll; }
   void for_pieces(const Executor& e, const StepContext& step, int host, const PieceVisitor& visit) const override {
-    const int dim = e.cache().shape().head_dim;
-    const Span heads = e.host_heads(host);
-    for_floats(output(e), out.width, {heads.first * dim, heads.last * dim}, step.batch.num_tokens, visit);
+    for_floats(output(e), out.width, head_columns(e, host), step.batch.num_tokens, visit);
   }
   void run(Executor& e, const StepContext& step, int thread) override {
     const KVCache& cache = e.cache();
@@ -486,12 +519,13 @@ void Executor::add_attention(Buffer q, int layer, int window, bool is_causal, fl
   phase->window = window;
   phase->scale = scale;
   phase->is_encoded = !is_plain(out) || order;
-  const bool is_encoded = phase->is_encoded;
-  add(std::move(phase));
-  if (!is_encoded) return;
   auto encode = std::make_unique<Encode>();
   encode->out = out;
   encode->order = order_of(order, out.width);
+  phase->is_sent_encoded = is_encoded_apart(*this, out, encode->order);
+  const bool is_encoded = phase->is_encoded;
+  add(std::move(phase));
+  if (!is_encoded) return;
   reserve_thread_scratch(out.width);
   add(std::move(encode));
 }
