@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
@@ -9,11 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 from qwench.cli.compile import add_options
 from qwench.cli.options import config_of
+from qwench.errors import ConfigError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from qwench.config import QwenchConfig
     from qwench.formats import Format
-    from qwench.program.ops import Weight
+    from qwench.program.ops import Program, Weight
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -21,20 +25,32 @@ def add_arguments(parser: ArgumentParser) -> None:
         "source", type=Path, metavar="SRC", help="folder with a config.json, or a .gguf file; weights aren't read"
     )
     add_options(parser)
+    add = parser.add_argument
+    add("--tensor-parallel-size", type=int, metavar="N", help="also show what each of N ranks takes")
+    add("--shares", metavar="A,B,...", help="how much each rank takes, as 2,1,1; default: alike")
+    add("--link", metavar="RATE,LATENCY", help="each rank is a machine, and they are joined so, as 10Gbit,50us: "
+        "also predict the time of a token")  # fmt: skip
+    add("--read-speed", type=float, metavar="GB/S", help="of each machine's memory, for --link; default: this one's, "
+        "measured")  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
 
 
 def execute(args: Namespace) -> None:
     """Show the memory that a model will take, and how many sequences fit, before it is compiled or fetched."""
-    report = describe(args.source, config_of(args))
+    if args.link and not args.tensor_parallel_size:
+        raise ConfigError("--link joins ranks; give their number, --tensor-parallel-size")
+    report = describe(args.source, config_of(args), args.link, args.read_speed)
     if args.json:
         print(json.dumps(report))
     else:
         _print(report)
 
 
-def describe(source: Path, options: QwenchConfig) -> dict[str, Any]:
-    """Bytes of each part; num_sequences: of max_seq_len that fit `memory`, None without it."""
+def describe(
+    source: Path, options: QwenchConfig, link: str | None = None, read_gbps: float | None = None
+) -> dict[str, Any]:
+    """Bytes of each part; num_sequences: of max_seq_len that fit `memory`, None without it. "ranks" and "forecast" only
+    where options ask for ranks, and for their link."""
     from qwench.artifact import derive_program
     from qwench.checkpoint.open_checkpoint import open_checkpoint
     from qwench.checkpoint.spec import ModelSpec
@@ -60,10 +76,12 @@ def describe(source: Path, options: QwenchConfig) -> dict[str, Any]:
 
     program = derive_program(config.model(checkpoint), format_of, str(config.activations))
     plan, target = plan_memory(program, config.prefill_chunk_size), get_target(config.target)
-    weights = sum(t.num_bytes for weight in program.weights.values() for t in target.packed_tensors(weight))
+    weight_bytes = {w.name: sum(t.num_bytes for t in target.packed_tensors(w)) for w in program.weights.values()}
+    weights = sum(weight_bytes.values())
     working = working_bytes(program, plan, config)
     sequence = config.blocks_of_one_sequence(program.spec) * config.cache(1).block_bytes(program)
     left = None if config.memory is None else config.memory - weights - working
+    ranks = _describe_ranks(program, weight_bytes, config, link, read_gbps) if config.tensor_parallel_size else {}
     return {
         "source": str(source),
         "config": config.to_dict(),
@@ -72,7 +90,59 @@ def describe(source: Path, options: QwenchConfig) -> dict[str, Any]:
         "cache_bytes_per_sequence": sequence,
         "total_bytes": weights + working + sequence,
         "num_sequences": None if left is None else max(0, left // sequence),
+        **ranks,
     }
+
+
+def _describe_ranks(
+    program: Program, weight_bytes: Mapping[str, int], config: QwenchConfig, link: str | None, read_gbps: float | None
+) -> dict[str, Any]:
+    """ranks: of each, bytes of weights and its part of the cache. forecast: see parallel/forecast.py."""
+    from qwench.parallel.forecast import Network, forecast
+    from qwench.parallel.memory import share_of_ranks
+    from qwench.program.shard import Shares
+
+    assert config.tensor_parallel_size and config.target
+    size = config.tensor_parallel_size
+    shares = Shares.parse(size, config.shares, program.spec, 1 if link is None else size)
+    each = [share_of_ranks(program, weight_bytes, shares, [rank]) for rank in range(size)]
+    report: dict[str, Any] = {"ranks": [dataclasses.asdict(share) for share in each]}
+    if link is not None:
+        speed = _measure_gbps(config.target) if read_gbps is None else read_gbps
+        if speed <= 0:
+            raise ConfigError(f"--read-speed is {read_gbps}; give the GB/s of a machine's memory, such as 40")
+        found = forecast(program, weight_bytes, shares, Network.parse(link), speed * 1e9)
+        report["forecast"] = {**dataclasses.asdict(found), "link": link, "read_gbps": speed}
+    return report
+
+
+def _measure_gbps(target: str) -> float:
+    from qwench.evaluate.machine import this_machine
+    from qwench.host import num_cpus
+
+    return this_machine(target, num_cpus()).read_gbps(512)
+
+
+def _rank_rows(report: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    from qwench.cli.sizes import format_size
+
+    rows: list[tuple[str, ...]] = []
+    for rank, share in enumerate(report["ranks"]):
+        cache = share["cache_part"] * report["cache_bytes_per_sequence"]
+        together = share["weight_bytes"] + cache + report["working_bytes"]
+        rows.append((str(rank), format_size(share["weight_bytes"]), format_size(cache), format_size(together)))
+    return rows
+
+
+def _print_forecast(found: Mapping[str, Any]) -> None:
+    compute_s, link_s = found["compute_s"], found["link_s"]
+    seconds = compute_s + link_s
+    print(
+        f"\na token of one user, predicted: {1e3 * seconds:.2f} ms, {1 / seconds:.1f} tokens/s"
+        f"\n  {1e3 * compute_s:.2f} ms to read the weights at {found['read_gbps']:.1f} GB/s a machine"
+        f"\n  {1e3 * link_s:.2f} ms for {found['num_exchanges']} exchanges over {found['link']}, "
+        f"{found['sent_bytes'] / 1e3:.1f} kB sent by the busiest"
+    )
 
 
 def _is_quantized(folder: Path) -> bool:
@@ -97,5 +167,10 @@ def _print(report: dict[str, Any]) -> None:
         ("together", format_size(report["total_bytes"]), ""),
     ]
     print_table(("memory", "size", "of"), rows, right=("size",))
+    if "ranks" in report:
+        print()
+        print_table(("rank", "weights", "KV cache of a sequence", "together with working"), _rank_rows(report))
+    if "forecast" in report:
+        _print_forecast(report["forecast"])
     if report["num_sequences"] is not None:
         print(f"\n{format_size(config['memory'])} hold {report['num_sequences']} such sequences at once")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import atexit
 import functools
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,6 +50,10 @@ class Hosts:
     def num_cpus(self) -> list[int]:
         return [each.num_cpus for each in self.descriptions]
 
+    def least_available_bytes(self) -> int:
+        """On the host that has the least."""
+        return min(each.available_bytes for each in self.descriptions)
+
     def name(self, host: int) -> str:
         return f"host {host} ({self.descriptions[host].name})"
 
@@ -88,7 +91,3 @@ def describe() -> Description:
     from qwench.host import available_memory_bytes, num_cpus
 
     return Description(platform.node(), __version__, num_cpus(), available_memory_bytes())
-
-
-def least_available(descriptions: Sequence[Description]) -> int:
-    return min(each.available_bytes for each in descriptions)

@@ -9,10 +9,12 @@ from typing import Any
 
 import numpy as np
 
+from qwench.checkpoint.spec import ModelSpec
 from qwench.config import QwenchConfig
 from qwench.host import num_cpus
 from qwench.parallel.hosts import Hosts
 from qwench.parallel.layout import Layout
+from qwench.parallel.memory import release_pages
 from qwench.parallel.ranks import Ranks
 from qwench.parallel.team_executor import TeamExecutor
 from qwench.program.memory import MemoryPlan
@@ -33,11 +35,11 @@ def load_team(
     started, if they are several. Raises ConfigError, CapacityError, TargetError.
     """
     assert config.target
-    num_hosts = 1 if hosts is None else hosts.size
-    size = config.tensor_parallel_size or num_hosts
-    shares = Shares.parse(size, config.shares, program.spec, num_hosts)
+    shares = shares_of(config, program.spec, hosts)
+    size = len(shares.parts)
     threads = share_threads(shares, num_threads, [num_cpus()] if hosts is None else hosts.num_cpus())
     layout = Layout(str(path.resolve()), config.target, shares.parts, shares.hosts, threads, dataclasses.asdict(cache))
+    release_pages(tensors)
     ranks = start_ranks(layout, 0, program, plan)
     try:
         if hosts is not None:
@@ -48,6 +50,12 @@ def load_team(
     except BaseException:
         ranks.close()
         raise
+
+
+def shares_of(config: QwenchConfig, spec: ModelSpec, hosts: Hosts | None) -> Shares:
+    """Raises ConfigError for what the model, or the hosts, can't be split into."""
+    num_hosts = 1 if hosts is None else hosts.size
+    return Shares.parse(config.tensor_parallel_size or num_hosts, config.shares, spec, num_hosts)
 
 
 def start_ranks(layout: Layout, host: int, program: Program, plan: MemoryPlan) -> Ranks:

@@ -64,6 +64,10 @@ class TeamExecutor:
         """So far, for other ranks and hosts, of rank 0's first thread."""
         return self._own.native.waited_seconds()
 
+    def exchanged(self) -> tuple[int, int]:
+        """Exchanges between hosts so far, and bytes that this one sent in them."""
+        return self._own.native.exchanged()
+
     def embed(self, token_ids: Int32) -> Float32:
         return self._own.embed(token_ids)
 

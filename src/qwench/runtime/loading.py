@@ -14,8 +14,9 @@ from typing import Protocol
 from qwench.config import QwenchConfig
 from qwench.errors import CapacityError, ConfigError, TargetError
 from qwench.host import available_memory_bytes, format_bytes, num_cpus
-from qwench.parallel.hosts import join_hosts
-from qwench.parallel.load import load_team
+from qwench.parallel.hosts import Hosts, join_hosts
+from qwench.parallel.load import load_team, shares_of
+from qwench.parallel.memory import MemoryShare, share_of_ranks
 from qwench.program.cache_groups import windows_of
 from qwench.program.memory import MemoryPlan
 from qwench.program.ops import Program
@@ -71,9 +72,9 @@ def load_engine(
         )  # fmt: skip
     if not 1 <= (1 if num_threads is None else num_threads) <= MAX_THREADS:
         raise ConfigError(f"num_threads is {num_threads}; it must be from 1 to {MAX_THREADS}")
-    blocks = choose_num_blocks(model, num_blocks or config.kvcache_num_blocks, memory or config.memory)
-    cache = config.cache(blocks)
     hosts = join_hosts()
+    blocks = choose_num_blocks(model, num_blocks or config.kvcache_num_blocks, memory or config.memory, hosts)
+    cache = config.cache(blocks)
     if hosts is not None or (config.tensor_parallel_size or 1) > 1:
         executor: Executor = load_team(
             model.path, model.program, model.plan, model.tensors, config, cache, num_threads, hosts
@@ -112,13 +113,24 @@ class MemoryBudget:
         return self.available - self.used
 
 
-def memory_budget(model: CompiledModel, memory: int | None = None) -> MemoryBudget:
-    """What the model takes of `memory` bytes, by default of what is free."""
+def memory_budget(model: CompiledModel, memory: int | None = None, hosts: Hosts | None = None) -> MemoryBudget:
+    """What the model takes of `memory` bytes, by default of what is free; of several hosts, on the one that has the
+    least."""
+    weights = sum(tensor.nbytes for tensor in model.tensors.values())
+    available = available_memory_bytes() if hosts is None else hosts.least_available_bytes()
     return MemoryBudget(
-        available_memory_bytes() if memory is None else memory,
-        sum(tensor.nbytes for tensor in model.tensors.values()),
+        available if memory is None else memory,
+        weights if hosts is None else largest_share(model, hosts).weight_bytes,
         working_bytes(model.program, model.plan, model.config),
     )
+
+
+def largest_share(model: CompiledModel, hosts: Hosts) -> MemoryShare:
+    """Of weights and cache, that of the host with the most."""
+    shares = shares_of(model.config, model.program.spec, hosts)
+    weights = {name: tensor.nbytes for name, tensor in model.tensors.items()}
+    each = [share_of_ranks(model.program, weights, shares, shares.ranks(host)) for host in range(hosts.size)]
+    return MemoryShare(max(share.weight_bytes for share in each), max(share.cache_part for share in each))
 
 
 def working_bytes(program: Program, plan: MemoryPlan, config: QwenchConfig) -> int:
@@ -130,17 +142,22 @@ def working_bytes(program: Program, plan: MemoryPlan, config: QwenchConfig) -> i
     return plan.num_bytes + 4 * floats
 
 
-def choose_num_blocks(model: CompiledModel, wanted: int | None = None, memory: int | None = None) -> int:
+def choose_num_blocks(
+    model: CompiledModel, wanted: int | None = None, memory: int | None = None, hosts: Hosts | None = None
+) -> int:
     """Blocks of the KV cache: `wanted` if given; else as many as the budget holds, up to batch_size full sequences.
 
     The budget is `memory` less what the model itself takes. Without `memory` it is half of what is free beside
-    the model, at most 4 GiB, but one full sequence if that needs more and is there. Raises CapacityError.
+    the model, at most 4 GiB, but one full sequence if that needs more and is there. Of several hosts each must hold its
+    share, of as much memory. Raises CapacityError.
     """
     config = model.config
     assert config.max_seq_len and config.batch_size and config.kvcache_block_size
     block_bytes = config.cache(1).block_bytes(model.program)
+    if hosts is not None:
+        block_bytes = round(block_bytes * largest_share(model, hosts).cache_part)
     windows, one_sequence = windows_of(model.program.spec), config.blocks_of_one_sequence(model.program.spec)
-    fit = memory_budget(model, memory)
+    fit = memory_budget(model, memory, hosts)
     rest = fit.rest
     least = wanted or one_sequence
     if wanted is not None and wanted < one_sequence:

@@ -514,6 +514,7 @@ NB_MODULE(_native, m) {
       .def("lost_host", &qwench::Executor::lost_host)
       .def("phase_seconds", &qwench::Executor::phase_seconds)
       .def("waited_seconds", &qwench::Executor::waited_seconds)
+      .def("exchanged", &qwench::Executor::exchanged)
       .def("block_bytes", [](const qwench::Executor& e) { return e.cache().block_bytes(); })
       .def("copy_block", &qwench::Executor::copy_block)
       .def(

@@ -350,20 +350,23 @@ bool Executor::gather(const Phase& phase, int thread) {
 
 bool Executor::exchange(const Phase& phase, Link::To to) {
   std::vector<size_t>& sizes = exchanged_bytes_;
-  for (int host = 0; host < num_hosts(); ++host) {
-    sizes[host] = 0;
-    phase.for_pieces(*this, step_, host, [&](void*, size_t num_bytes) { sizes[host] += num_bytes; });
+  for (int from = 0; from < num_hosts(); ++from) {
+    sizes[from] = 0;
+    phase.for_pieces(*this, step_, from, [&](void*, size_t num_bytes) { sizes[from] += num_bytes; });
   }
-  uint8_t* out = link_->outgoing(sizes[link_->host()]);
-  phase.for_pieces(*this, step_, link_->host(), [&](void* piece, size_t num_bytes) {
+  uint8_t* out = link_->outgoing(sizes[host()]);
+  phase.for_pieces(*this, step_, host(), [&](void* piece, size_t num_bytes) {
     std::memcpy(out, piece, num_bytes);
     out += num_bytes;
   });
+  const int num_targets = to == Link::To::kAll ? num_hosts() - 1 : host() > 0;
+  ++num_exchanges_;
+  sent_bytes_ += sizes[host()] * num_targets;
   if (!link_->exchange(sizes, to)) return false;
-  for (int host = 0; host < num_hosts(); ++host) {
-    if (host == link_->host() || (to == Link::To::kHost0 && link_->host() > 0)) continue;
-    const uint8_t* in = link_->incoming(host, sizes[host]);
-    phase.for_pieces(*this, step_, host, [&](void* piece, size_t num_bytes) {
+  for (int from = 0; from < num_hosts(); ++from) {
+    if (from == host() || (to == Link::To::kHost0 && host() > 0)) continue;
+    const uint8_t* in = link_->incoming(from, sizes[from]);
+    phase.for_pieces(*this, step_, from, [&](void* piece, size_t num_bytes) {
       std::memcpy(piece, in, num_bytes);
       in += num_bytes;
     });

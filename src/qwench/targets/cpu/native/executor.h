@@ -200,6 +200,8 @@ class Executor {
   int lost_host() const { return link_ ? link_->lost_host() : -1; }
   // Seconds so far that thread 0 waited for other threads, ranks and hosts.
   double waited_seconds() const { return waited_seconds_; }
+  // Exchanges with other hosts so far, and bytes that this one sent in them.
+  std::pair<uint64_t, uint64_t> exchanged() const { return {num_exchanges_, sent_bytes_}; }
   // Rows of the embedding matrix, [num_tokens, hidden_width()]. Throws std::invalid_argument for an unknown token.
   void embed(const int32_t* token_ids, int num_tokens, float* rows) const;
   // Blocks of the cache, each cache().block_bytes(). Throw std::invalid_argument for one outside it.
@@ -306,6 +308,7 @@ class Executor {
   std::unique_ptr<Link> link_;
   const bool has_results_;
   double waited_seconds_ = 0;
+  uint64_t num_exchanges_ = 0, sent_bytes_ = 0;
   std::vector<size_t> exchanged_bytes_;  // by host, of the op at hand
   // Of a team, the arena, the work and what ranks other than 0 find of results lie in its memory.
   Memory<uint8_t> own_arena_;
