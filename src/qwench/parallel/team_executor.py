@@ -61,7 +61,6 @@ class TeamExecutor:
             raise self._failure() from None
 
     def waited_seconds(self) -> float:
-        """So far, for other ranks and hosts, of rank 0's first thread."""
         return self._own.native.waited_seconds()
 
     def exchanged(self) -> tuple[int, int]:

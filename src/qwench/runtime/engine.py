@@ -31,7 +31,7 @@ from qwench.runtime.sampler import TokenSampler
 from qwench.runtime.sampling_params import SamplingParams
 from qwench.runtime.scheduler import MAX_EXTRA_ROWS, Scheduler
 from qwench.runtime.thoughts import Thought, Thoughts
-from qwench.targets.target import LOGIT_GROUP, Bytes, CacheConfig, Executor, Float32, Int32, StepBatch
+from qwench.targets.target import LOGIT_GROUP, Bytes, CacheConfig, Executor, Float32, Int32, SharedExecutor, StepBatch
 
 logger = logging.getLogger(__name__)
 
@@ -67,6 +67,7 @@ class Engine:
         )
         self.eos_token_ids = frozenset(eos_token_ids)
         self.metrics = Metrics(blocks_total=cache.num_blocks)
+        self._waited_seconds = executor.waited_seconds if isinstance(executor, SharedExecutor) else None
         self.adapters = Adapters(executor)
         self.scheduler = Scheduler(
             BlockPool(cache.num_blocks), cache.block_size, max_num_seqs, max_step_tokens,
@@ -211,6 +212,8 @@ class Engine:
         metrics.steps += 1
         metrics.step_tokens += len(batch.token_ids)
         metrics.execute_s += now - start
+        if self._waited_seconds is not None:
+            metrics.waited_s = self._waited_seconds()
         for request, count in plan.items():
             self.scheduler.advance(request, count - request.num_drafts)
         outputs = self._pool(pooled)

@@ -41,6 +41,7 @@ class Metrics:
     drafted_tokens: int = 0
     accepted_tokens: int = 0
     execute_s: float = 0.0
+    waited_s: float = 0.0
     queue_s: float = 0.0
     first_tokens: int = 0
     ttft_s: float = 0.0

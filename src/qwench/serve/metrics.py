@@ -32,6 +32,11 @@ COUNTERS = (
     ("steps", "steps", "Steps of the engine"),
     ("step_tokens", "step_tokens", "Tokens computed in them"),
     ("execute_seconds", "execute_s", "Time spent in them"),
+    (
+        "waited_seconds",
+        "waited_s",
+        "Of it, rank 0 waiting for others: for a slow one, or for the network",
+    ),
 )
 
 

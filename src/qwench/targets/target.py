@@ -181,6 +181,15 @@ class TimedExecutor(Executor, Protocol):
         ...
 
 
+@runtime_checkable
+class SharedExecutor(Executor, Protocol):
+    """An Executor whose steps several processes compute together."""
+
+    def waited_seconds(self) -> float:
+        """So far, for the others, of the first thread of the first."""
+        ...
+
+
 class Target(Protocol):
     """A kind of machine."""
 

@@ -322,11 +322,14 @@ void Executor::run(const Batch& batch, const Results& results) {
       const auto start = std::chrono::steady_clock::now();
       phase->run(*this, step_, thread);
       const auto own_end = std::chrono::steady_clock::now();
-      if (!barrier() || !gather(*phase, thread)) return;
-      if (thread > 0) continue;
+      if (!barrier()) return;
       const auto end = std::chrono::steady_clock::now();
-      phase->seconds += std::chrono::duration<double>(end - start).count();
-      waited_seconds_ += std::chrono::duration<double>(end - own_end).count();
+      if (!gather(*phase, thread)) return;
+      if (thread > 0) continue;
+      const std::chrono::duration<double> own = end - start, gathered = std::chrono::steady_clock::now() - end;
+      phase->seconds += own.count();
+      phase->gather_seconds += gathered.count();
+      waited_seconds_ += std::chrono::duration<double>(end - own_end).count() + gathered.count();
     }
   });
   if (team_ && team_->lost_rank() >= 0)
@@ -341,11 +344,14 @@ bool Executor::barrier() {
 
 // What other hosts computed of an op's output, and they what this one did, once all ranks here are through with it.
 bool Executor::gather(const Phase& phase, int thread) {
-  const Gathered mode = num_hosts() > 1 ? phase.gathered(*this) : Gathered::kNever;
-  if (mode == Gathered::kNever) return true;
-  if (thread == 0 && link_ && !exchange(phase, mode == Gathered::kByAll ? Link::To::kAll : Link::To::kHost0))
-    team_->lose(team_->rank());
+  if (!is_gathered(phase)) return true;
+  const Link::To to = phase.gathered(*this) == Gathered::kByAll ? Link::To::kAll : Link::To::kHost0;
+  if (thread == 0 && link_ && !exchange(phase, to)) team_->lose(team_->rank());
   return barrier();
+}
+
+bool Executor::is_gathered(const Phase& phase) const {
+  return num_hosts() > 1 && phase.gathered(*this) != Gathered::kNever;
 }
 
 bool Executor::exchange(const Phase& phase, Link::To to) {
@@ -454,7 +460,10 @@ void Executor::take_logits_of_others(const Results& results) const {
 
 std::vector<std::pair<std::string, double>> Executor::phase_seconds() const {
   std::vector<std::pair<std::string, double>> result;
-  for (const auto& phase : phases_) result.emplace_back(phase->kind(), phase->seconds);
+  for (const auto& phase : phases_) {
+    result.emplace_back(phase->kind(), phase->seconds);
+    if (is_gathered(*phase)) result.emplace_back("gather", phase->gather_seconds);
+  }
   return result;
 }
 

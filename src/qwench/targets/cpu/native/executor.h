@@ -140,7 +140,8 @@ class Phase {
   virtual void for_pieces(const Executor&, const StepContext&, int /*host*/, const PieceVisitor&) const {}
   virtual Gathered gathered(const Executor&) const { return Gathered::kNever; }
   std::atomic<int> next_item{0};  // for phases whose items are handed out one by one
-  double seconds = 0;             // spent so far, waiting included, as thread 0 sees it
+  // Spent so far as thread 0 sees it: waiting for other threads and ranks included; and gathering from hosts, apart.
+  double seconds = 0, gather_seconds = 0;
 };
 
 struct ExecutorConfig {
@@ -208,7 +209,8 @@ class Executor {
   void copy_block(int source, int destination);
   void read_block(int block, uint8_t* bytes) const;
   void write_block(int block, const uint8_t* bytes);
-  // Kind and seconds of every phase since the executor was made, in order.
+  // Kind and seconds of every phase since the executor was made, in order; behind one whose output hosts gather the
+  // seconds of that.
   std::vector<std::pair<std::string, double>> phase_seconds() const;
 
   // For phases.
@@ -280,6 +282,7 @@ class Executor {
   void run(const Batch& batch, const Results& results);
   bool barrier();
   bool gather(const Phase& phase, int thread);
+  bool is_gathered(const Phase& phase) const;
   bool exchange(const Phase& phase, Link::To to);
   // A step by way of the mailbox: the batch as rank 0 writes it and the others read it.
   void send_step(const Batch& batch, const Results& results);
