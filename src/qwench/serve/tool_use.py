@@ -76,9 +76,10 @@ class ToolUse:
         return dataclasses.replace(params, grammar=grammar), "tools"
 
     def parser_maker(
-        self, settings: ServeSettings, params: SamplingParams, format_field: str | None
+        self, settings: ServeSettings, params: SamplingParams, format_field: str | None, *, is_whole: bool = False
     ) -> Callable[[], ToolCallParser | None]:
-        """Makes a reader of one answer's calls. params and format_field: as `adapt` gave them.
+        """Makes a reader of one answer's calls. params and format_field: as `adapt` gave them. is_whole: a call is
+        given when it is complete.
 
         Where the tools' grammar sees to it a call is what the strict rule says, and a document that was asked for is
         none, whatever it looks like. Calls are given as they come, but for those that only their end makes certain.
@@ -88,7 +89,7 @@ class ToolUse:
         is_document = params.grammar is not None and params.grammar.kind in ("json_schema", "json_object")
         is_enforced = format_field == "tools"
         is_strict = settings.strict_calls or is_enforced or is_document
-        is_whole = settings.whole_calls or (is_strict and not is_enforced)
+        is_whole = is_whole or settings.whole_calls or (is_strict and not is_enforced)
         return lambda: ToolCallParser(self.names, is_strict=is_strict, is_whole=is_whole)
 
 

@@ -13,15 +13,16 @@ from fastapi.responses import JSONResponse, Response
 
 from qwench.runtime.sampling_params import SamplingParams
 from qwench.serve.answers import Answers
+from qwench.serve.chats import Conversation, begin_chat
 from qwench.serve.failures import ApiError
 from qwench.serve.http.streaming import EventStream, abort_when_gone
 from qwench.serve.openai.logprobs import chat_logprobs, check_prompt_logprobs, prompt_logprobs
 from qwench.serve.openai.reply import Reply
-from qwench.serve.openai.template import template_variables
 from qwench.serve.processes.engine_client import EngineInfo, Piece
 from qwench.serve.protocol.chat import ChatRequest, to_template
 from qwench.serve.protocol.tools import choice_of, functions_of
-from qwench.serve.service import ANY_LENGTH, Service, new_id
+from qwench.serve.service import Service, new_id
+from qwench.serve.template import template_variables
 from qwench.serve.tool_use import ToolUse
 from qwench.text.call_reader import CallArguments, CallStart
 from qwench.text.thoughts import ThoughtText
@@ -33,20 +34,11 @@ async def answer_chat(service: Service, body: ChatRequest, request: Request) -> 
     model = service.check_model(body.model)
     info = service.engine_info()
     tools = ToolUse.of(functions_of(body.tools), choice_of(body.tool_choice), body.parallel_tool_calls)
-    params, format_field = tools.adapt(_params(body, info), body.format_field, info.tool_tags)
     template = template_variables(service, body.chat_template_kwargs, body.reasoning_effort, body.reasoning)
-    template |= tools.template_variables() | _continuation(body.goes_on, template)
-    messages, truncate = to_template(body.messages), body.truncate_prompt_tokens
-
-    async def make_prompts() -> list[list[int]]:
-        max_tokens = info.limits.max_seq_len if truncate is None else ANY_LENGTH
-        return [await service.text.chat(messages, template, max_tokens)]
-
-    generation, prompts = await service.submit(
-        make_prompts, 1, params, body.cache_salt, format_field=format_field, lora=model.lora, truncate=truncate
-    )
-    make_parser = tools.parser_maker(service.settings, params, format_field)
-    answers = Answers([len(prompt) for prompt in prompts], params.n, make_parser)
+    template |= _continuation(body.goes_on, template)
+    conversation = Conversation(to_template(body.messages), template, body.cache_salt, body.truncate_prompt_tokens)
+    params = _params(body, info)
+    generation, answers = await begin_chat(service, model, conversation, tools, params, body.format_field)
     reply = ChatReply(model.name, body, answers)
     if body.stream:
         return EventStream(reply.events(generation), generation)
@@ -62,8 +54,7 @@ def _params(body: ChatRequest, info: EngineInfo) -> SamplingParams:
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
     max_tokens = body.max_completion_tokens or body.max_tokens
     params = body.sampling_params(info.defaults, max_tokens=max_tokens, logprobs=logprobs)
-    params = dataclasses.replace(params, prompt_logprobs=body.prompt_logprobs)
-    return info.for_chat(params)
+    return dataclasses.replace(params, prompt_logprobs=body.prompt_logprobs)
 
 
 def _continuation(goes_on: bool, template: dict[str, Any]) -> dict[str, Any]:

@@ -13,15 +13,15 @@ from fastapi import Request
 from fastapi.responses import JSONResponse, Response
 
 from qwench.serve.answers import Answers
+from qwench.serve.chats import Conversation, begin_chat
 from qwench.serve.failures import ApiError
 from qwench.serve.http.streaming import EventStream, abort_when_gone, event
 from qwench.serve.openai.response_items import ResponseItems
-from qwench.serve.openai.template import template_variables
-from qwench.serve.openai.truncation import latest_turns
 from qwench.serve.processes.engine_client import Generation
 from qwench.serve.protocol.responses import ResponsesRequest
 from qwench.serve.protocol.tools import choice_of, functions_of
-from qwench.serve.service import ANY_LENGTH, Service, new_id
+from qwench.serve.service import Service, new_id
+from qwench.serve.template import template_variables
 from qwench.serve.tool_use import ToolUse
 
 
@@ -32,24 +32,13 @@ async def answer_response(service: Service, body: ResponsesRequest, request: Req
     tools = ToolUse.of(functions_of(body.tools), choice_of(body.tool_choice), body.parallel_tool_calls)
     logprobs = (body.top_logprobs or 0) if body.wants_logprobs else None
     params = body.sampling_params(info.defaults, max_tokens=body.max_output_tokens, logprobs=logprobs)
-    params, format_field = tools.adapt(info.for_chat(params), body.format_field, info.tool_tags)
-
     template = template_variables(service, body.chat_template_kwargs, body.reasoning_effort, body.reasoning)
-    template |= tools.template_variables()
-    truncate = body.truncate_prompt_tokens
-
-    async def make_prompts() -> list[list[int]]:
-        messages, max_len = body.to_messages(), info.limits.max_seq_len
-        if body.truncation == "auto":
-            room = max_len - min(body.max_output_tokens or 1, max_len // 2)
-            return [await latest_turns(service, messages, template, room)]
-        return [await service.text.chat(messages, template, max_len if truncate is None else ANY_LENGTH)]
-
-    generation, prompts = await service.submit(
-        make_prompts, 1, params, body.cache_salt, format_field=format_field, lora=model.lora, truncate=truncate
-    )
-    make_parser = tools.parser_maker(service.settings, params, format_field)
-    reply = _ResponseReply(model.name, body, Answers([len(prompts[0])], 1, make_parser))
+    conversation = Conversation(
+        body.to_messages(), template, body.cache_salt, body.truncate_prompt_tokens,
+        room=(body.max_output_tokens or 1) if body.truncation == "auto" else None,
+    )  # fmt: skip
+    generation, answers = await begin_chat(service, model, conversation, tools, params, body.format_field)
+    reply = _ResponseReply(model.name, body, answers)
     if body.stream:
         return EventStream(reply.events(generation), generation)
     async with abort_when_gone(request.receive, generation):

@@ -45,3 +45,19 @@ def _thinking(effort: str | None, reasoning: Reasoning | None) -> dict[str, Any]
     if effort not in (None, "auto", "default"):
         return {"reasoning_effort": effort}
     return {"enable_thinking": True} if reasoning and reasoning.enabled else {}
+
+
+def switched_thinking(
+    service: Service, is_wanted: bool | None, budget: int | None, field: str
+) -> tuple[dict[str, Any], int | None]:
+    """What a switch for thinking does, as Anthropic and Ollama have one: variables of the template, and the
+    max_thinking_tokens. A model whose template has no switch is held to a thought of no tokens. field: what to name
+    where the model never thinks."""
+    if is_wanted is None:
+        return {}, budget
+    if "enable_thinking" in service.text.template_variables:
+        return {"enable_thinking": is_wanted}, budget
+    has_thoughts = service.engine_info().has_thoughts
+    if is_wanted and not has_thoughts:
+        ignore(field)
+    return {}, 0 if has_thoughts and not is_wanted else budget

@@ -1,6 +1,6 @@
-"""`truncation: "auto"` of /v1/responses: a conversation that is too long loses its oldest turns.
+"""A conversation that is too long loses its oldest turns: `truncation: "auto"` of /v1/responses, and Ollama's chats.
 
-Called by responses.py.
+Called by chats.py.
 """
 
 from __future__ import annotations
@@ -20,17 +20,21 @@ async def latest_turns(
     num_system = next((i for i, message in enumerate(messages) if message["role"] != "system"), len(messages))
     system, turns = messages[:num_system], messages[num_system:]
 
-    async def fits(left_out: int) -> bool:
+    async def fitting(left_out: int) -> list[int] | None:
         try:
-            return len(await service.text.chat([*system, *turns[left_out:]], template, room)) <= room
+            tokens = await service.text.chat([*system, *turns[left_out:]], template, room)
         except ApiError as error:
             if error.code != "context_length_exceeded":
                 raise
-            return False
+            return None
+        return tokens if len(tokens) <= room else None
 
-    low, high = 0, max(len(turns) - 1, 0)
+    low, high, found = 0, max(len(turns) - 1, 0), None
     middle = low  # mostly all of them fit
     while low < high:
-        low, high = (low, middle) if await fits(middle) else (middle + 1, high)
+        tokens = await fitting(middle)
+        low, high, found = (middle + 1, high, found) if tokens is None else (low, middle, tokens)
         middle = (low + high) // 2
-    return await service.text.chat([*system, *turns[low:]], template, room)
+    if found is None:
+        return await service.text.chat([*system, *turns[low:]], template, room)
+    return found
