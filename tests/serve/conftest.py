@@ -12,7 +12,7 @@ pytest.importorskip("fastapi", reason='the server needs pip install "qwench[serv
 pytest.importorskip("httpx", reason="the tests of the server need httpx")
 
 from server_process import ServerProcess, running_server, tiny_model
-from tool_checkpoint import tool_model
+from tool_checkpoint import thinking_model, tool_model
 
 from qwench import LLM
 
@@ -52,4 +52,16 @@ def tool_artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tool_server(tool_artifact: Path) -> Iterator[ServerProcess]:
     with running_server(tool_artifact, "--name", "tiny", "--threads", "1") as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def thinking_artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As QwQ's: the template opens a thought."""
+    return thinking_model(tmp_path_factory.mktemp("thinking"))
+
+
+@pytest.fixture(scope="session")
+def thinking_server(thinking_artifact: Path) -> Iterator[ServerProcess]:
+    with running_server(thinking_artifact, "--name", "tiny", "--threads", "1") as server:
         yield server

@@ -10,6 +10,7 @@ PLACES = {
     "request": "all bodies", "answers": "chats, completions, responses", "conversation": "chats, responses, /tokenize",
     "chat": "chats", "tokens": "/tokenize", "message": "messages", "part": "parts of a content",
     "call": "calls of a message", "tool": "tools", "function": "functions of tools", "item": "items of responses",
+    "messages": "/v1/messages", "turn": "turns of /v1/messages", "messages tool": "tools of /v1/messages",
     "format": "forms of an answer", "verbosity": "`text` of responses", "reasoning": "`reasoning`",
     "stream_options": "`stream_options`",
 }  # fmt: skip

@@ -16,6 +16,7 @@ from field_document import table
 from qwench.serve.protocol.chat import ChatRequest
 from qwench.serve.protocol.completions import CompletionRequest
 from qwench.serve.protocol.embeddings import EmbeddingRequest
+from qwench.serve.protocol.messages import MessagesRequest
 from qwench.serve.protocol.responses import ResponsesRequest
 from qwench.serve.protocol.tokens import TokenizeRequest
 
@@ -23,6 +24,7 @@ ROOT = Path(__file__).parents[2]
 TEXT, README = (ROOT / "docs" / "serving.md").read_text(), (ROOT / "README.md").read_text()
 CURL = re.compile(r"^    (curl (?:.|\n(?=    ))+)", re.MULTILINE)
 CURLS = CURL.findall(TEXT) + CURL.findall(README)
+BODIES = (ChatRequest, CompletionRequest, ResponsesRequest, EmbeddingRequest, TokenizeRequest, MessagesRequest)
 PYTHON = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
 
 
@@ -43,7 +45,7 @@ def test_curl(at: Callable[[str], str], command: str) -> None:
     run = subprocess.run(["sh", "-c", at(f"{command} -sS --fail")], capture_output=True, text=True, timeout=60)
     assert run.returncode == 0, run.stderr
     if '"stream": true' in command:
-        assert run.stdout.endswith("data: [DONE]\n\n")
+        assert run.stdout.endswith(("data: [DONE]\n\n", 'data: {"type":"message_stop"}\n\n'))
     elif "/metrics" in command:
         assert "qwench_requests_running" in run.stdout
     else:
@@ -63,9 +65,9 @@ def test_the_table_of_fields_is_the_one_that_is_gone_by() -> None:
 
 def test_every_field_of_answers_is_listed() -> None:
     """Those that are honoured, by their names."""
-    for body in (ChatRequest, CompletionRequest, ResponsesRequest, EmbeddingRequest, TokenizeRequest):
-        for name in body.model_fields:
-            assert re.search(rf"`{name}\b", TEXT), f"{body.__name__}.{name}"
+    for body in BODIES:
+        for name, field in body.model_fields.items():
+            assert re.search(rf"`{field.alias or name}\b", TEXT), f"{body.__name__}.{name}"
 
 
 def test_there_are_examples() -> None:

@@ -16,9 +16,10 @@ from schemathesis_run import run_schemathesis
 from server_process import ServerProcess, running_server, short_model
 from tool_checkpoint import NOW, WEATHER
 
+from qwench.serve.anthropic.routes import ANSWER_PATHS as MESSAGE_PATHS
 from qwench.serve.openai.routes import ANSWER_PATHS
 from qwench.serve.pooling.routes import ANSWER_PATHS as POOLING_PATHS
-from qwench.serve.protocol import replies
+from qwench.serve.protocol import messages_replies, replies
 
 MESSAGES = [{"role": "user", "content": "Tell me a story about a fox."}]
 GOOD: list[tuple[str, dict[str, Any], type[BaseModel]]] = [
@@ -35,6 +36,8 @@ GOOD: list[tuple[str, dict[str, Any], type[BaseModel]]] = [
     ("/tokenize", {"prompt": "a fox"}, replies.Tokens),
     ("/tokenize", {"prompt": "a fox", "return_token_strs": True}, replies.Tokens),
     ("/detokenize", {"tokens": [5, 6]}, replies.Text),
+    ("/v1/messages", {"messages": MESSAGES, "max_tokens": 5}, messages_replies.Message),
+    ("/v1/messages/count_tokens", {"messages": MESSAGES}, messages_replies.TokenCount),
 ]  # fmt: skip
 
 
@@ -78,7 +81,7 @@ def test_every_status_that_is_documented_has_a_reason(document: dict[str, Any]) 
             statuses = set(operation["responses"])
             assert statuses >= {"200", "421", "500"} and "422" not in statuses
             assert ("401" in statuses) == (path not in ("/health", "/ready"))
-            assert ("429" in statuses) == (path in ANSWER_PATHS | POOLING_PATHS)
+            assert ("429" in statuses) == (path in ANSWER_PATHS | POOLING_PATHS | MESSAGE_PATHS)
 
 
 @pytest.fixture(scope="module")

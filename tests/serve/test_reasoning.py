@@ -11,8 +11,8 @@ from typing import Any
 
 import httpx
 import pytest
-from server_process import ServerProcess, running_server
-from tool_checkpoint import MESSAGES, NOW, WEATHER, thinking_model
+from server_process import ServerProcess
+from tool_checkpoint import MESSAGES, NOW, WEATHER
 
 from qwench import LLM, SamplingParams
 from qwench.serve.protocol.replies import ChatCompletion, ResponseObject
@@ -21,14 +21,13 @@ BUDGET = {"max_thinking_tokens": 6, "max_tokens": 24, "temperature": 0}
 
 
 @pytest.fixture(scope="module")
-def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return thinking_model(tmp_path_factory.mktemp("thinking"))
+def artifact(thinking_artifact: Path) -> Path:
+    return thinking_artifact
 
 
 @pytest.fixture(scope="module")
-def server(artifact: Path) -> Iterator[ServerProcess]:
-    with running_server(artifact, "--name", "tiny", "--threads", "1") as server:
-        yield server
+def server(thinking_server: ServerProcess) -> ServerProcess:
+    return thinking_server
 
 
 @pytest.fixture(scope="module")

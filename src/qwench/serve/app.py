@@ -1,4 +1,4 @@
-"""The app: the routes of each API (openai/, pooling/), of the server's state (state.py) and of the page.
+"""The app: the routes of each API (openai/, pooling/, anthropic/), of the server's state (state.py) and of the page.
 
 Called by server.py, which puts guard.py around it.
 """
@@ -13,6 +13,7 @@ from starlette.exceptions import HTTPException
 import qwench
 from qwench.errors import RequestError
 from qwench.serve import failures
+from qwench.serve.anthropic import routes as anthropic_routes
 from qwench.serve.http.document import DocumentedApp
 from qwench.serve.http.guard import OPEN_PATHS
 from qwench.serve.http.json_body import route_class
@@ -36,6 +37,7 @@ def make_app(service: Service) -> FastAPI:
     add_state(app, service)
     openai_routes.add_routes(app, service)
     pooling_routes.add_routes(app, service)
+    anthropic_routes.add_routes(app, service)
     _add_page(app)
     return app
 

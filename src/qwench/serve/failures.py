@@ -1,19 +1,24 @@
-"""Errors as OpenAI's error JSON: {"error": {"message", "type", "param", "code"}}.
+"""Errors: raised everywhere in the HTTP process, made into responses by the handlers that app.py installs.
 
-Raised everywhere in the HTTP process; made into responses by the handlers that app.py installs.
+How they look is the API's matter: by default they are OpenAI's {"error": {"message", "type", "param", "code"}}.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 from fastapi import Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.types import Scope
 
 from qwench.errors import QwenchError
+
+FORM_KEY = "qwench.error_form"  # in a request's scope
 
 
 class ApiError(HTTPException):
@@ -39,19 +44,36 @@ class ApiError(HTTPException):
         return cls(503, message, "server_error", code="unavailable", headers={"retry-after": str(retry_after_s)})
 
     def to_dict(self) -> dict[str, Any]:
+        """As OpenAI has it."""
         return {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
 
     def body(self) -> bytes:
         return json.dumps(self.to_dict()).encode()
 
-    def response(self) -> JSONResponse:
-        return JSONResponse(self.to_dict(), self.status_code, headers=self.headers)
+    def response(self, scope: Scope) -> JSONResponse:
+        """In the form of the API whose request it is about."""
+        return JSONResponse(form_of(scope).show(self), self.status_code, headers=self.headers)
+
+
+class ErrorForm:
+    """How one request is told of errors; OpenAI's way. headers: of whatever answers it."""
+
+    headers: Mapping[str, str] = MappingProxyType({})
+
+    def show(self, error: ApiError) -> dict[str, Any]:
+        return error.to_dict()
+
+
+def form_of(scope: Scope) -> ErrorForm:
+    """http/error_forms.py puts it there."""
+    form = scope.get(FORM_KEY)
+    return form if isinstance(form, ErrorForm) else ErrorForm()
 
 
 async def answer_user_error(request: Request, error: Exception) -> JSONResponse:
     """A QwenchError: the engine or the tokenizer refuses the request."""
     assert isinstance(error, QwenchError)
-    return ApiError.bad_request(str(error)).response()
+    return ApiError.bad_request(str(error)).response(request.scope)
 
 
 async def answer_invalid_body(request: Request, error: Exception) -> JSONResponse:
@@ -60,21 +82,21 @@ async def answer_invalid_body(request: Request, error: Exception) -> JSONRespons
     first = max(error.errors()[:50], key=lambda entry: len(entry["loc"]))
     place = [str(part) for part in first["loc"] if part != "body" and "[" not in str(part)]  # list[...]: of a union
     if first["type"] == "json_invalid":
-        return ApiError.bad_request(f"the body isn't JSON: {first['ctx']['error']}").response()
+        return ApiError.bad_request(f"the body isn't JSON: {first['ctx']['error']}").response(request.scope)
     where, param = ".".join(place) or "the body", place[0] if place else first.get("ctx", {}).get("name")
-    return ApiError.bad_request(f"{where}: {first['msg']}", param=param).response()
+    return ApiError.bad_request(f"{where}: {first['msg']}", param=param).response(request.scope)
 
 
 async def answer_http_exception(request: Request, error: Exception) -> JSONResponse:
     """An ApiError, or what the router itself says: no such path, no such method, a body that can't be read."""
     if isinstance(error, ApiError):
-        return error.response()
+        return error.response(request.scope)
     assert isinstance(error, HTTPException)
     messages = {404: f"there is no {request.url.path} here", 405: f"{request.method} isn't allowed here"}
     message = messages.get(error.status_code, str(error.detail))
-    return ApiError(error.status_code, message, headers=dict(error.headers or {})).response()
+    return ApiError(error.status_code, message, headers=dict(error.headers or {})).response(request.scope)
 
 
 async def answer_fault(request: Request, error: Exception) -> JSONResponse:
     """An unexpected exception: guard.py logs it, the client gets a plain 500."""
-    return ApiError.server_error("the server failed; its log says why").response()
+    return ApiError.server_error("the server failed; its log says why").response(request.scope)

@@ -16,8 +16,11 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from qwench.errors import ConfigError
+from qwench.serve.anthropic import routes as anthropic
+from qwench.serve.anthropic.errors import AnthropicErrors
 from qwench.serve.app import make_app
 from qwench.serve.http.cors import Cors
+from qwench.serve.http.error_forms import ErrorForms
 from qwench.serve.http.guard import Guard
 from qwench.serve.http.http_protocol import LimitedProtocol
 from qwench.serve.http.keys import ApiKeys
@@ -59,10 +62,11 @@ async def _serve(
     service = Service(settings, engine, text)
     routes = make_app(service)
     app: ASGIApp = Guard(
-        routes, keys=keys, hosts=settings.accepted_hosts, body_paths=BODY_PATHS | POOLING_PATHS,
-        answer_paths=ANSWER_PATHS | POOLING_PATHS, check_room=service.check_room,
+        routes, keys=keys, hosts=settings.accepted_hosts, body_paths=BODY_PATHS | POOLING_PATHS | anthropic.BODY_PATHS,
+        answer_paths=ANSWER_PATHS | POOLING_PATHS | anthropic.ANSWER_PATHS, check_room=service.check_room,
         max_body_bytes=service.max_body_bytes,
     )  # fmt: skip
+    app = ErrorForms(app, {anthropic.MESSAGES: AnthropicErrors})
     app = RightPaths(app, [route.path for route in routes.routes if isinstance(route, Route)])
     if settings.cors_origins:
         app = Cors(app, settings.cors_origins)

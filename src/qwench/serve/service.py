@@ -186,5 +186,5 @@ def check_logprobs(prompts: list[list[int]], wishes: list[SamplingParams], max_s
         )
 
 
-def new_id(prefix: str) -> str:
-    return f"{prefix}-{uuid.uuid4().hex}"
+def new_id(prefix: str, separator: str = "-") -> str:
+    return f"{prefix}{separator}{uuid.uuid4().hex}"

@@ -37,9 +37,9 @@ def open_route(reply: type[BaseModel], *errors: int) -> Responses:
     return _responses({"application/json": {}}, (*_OF_ALL, *errors), reply)
 
 
-def closed_route(reply: type[BaseModel], *errors: int) -> Responses:
-    """Of a route behind the key."""
-    return _responses({"application/json": {}}, (*_OF_ALL, *_OF_CLOSED, *errors), reply)
+def closed_route(reply: type[BaseModel], *errors: int, error: type[BaseModel] = ErrorReply) -> Responses:
+    """Of a route behind the key. error: how its API shows errors, here and below."""
+    return _responses({"application/json": {}}, (*_OF_ALL, *_OF_CLOSED, *errors), reply, error)
 
 
 def text_route() -> Responses:
@@ -53,22 +53,27 @@ def text_body_route(*errors: int) -> Responses:
     return _responses(content, (*_OF_ALL, *_OF_CLOSED, *_OF_BODIES, *errors), None)
 
 
-def body_route(reply: type[BaseModel]) -> Responses:
+def body_route(reply: type[BaseModel], *, error: type[BaseModel] = ErrorReply) -> Responses:
     """Of a route that reads a body."""
-    return closed_route(reply, *_OF_BODIES)
+    return closed_route(reply, *_OF_BODIES, error=error)
 
 
-def answer_route(reply: type[BaseModel], *, streams: bool = True) -> Responses:
-    """Of a route that makes answers, whole or, with `streams`, as events."""
-    content: dict[str, Any] = {"application/json": {}} | ({"text/event-stream": {}} if streams else {})
-    return _responses(content, (*_OF_ALL, *_OF_CLOSED, *_OF_BODIES, *_OF_ANSWERS), reply)
+def answer_route(
+    reply: type[BaseModel], *, stream: str | None = "text/event-stream", error: type[BaseModel] = ErrorReply
+) -> Responses:
+    """Of a route that makes answers, whole or as a stream of that media type."""
+    content: dict[str, Any] = {"application/json": {}} | ({stream: {}} if stream else {})
+    return _responses(content, (*_OF_ALL, *_OF_CLOSED, *_OF_BODIES, *_OF_ANSWERS), reply, error)
 
 
-def _responses(content: dict[str, Any], errors: tuple[int, ...], reply: type[BaseModel] | None) -> Responses:
+def _responses(
+    content: dict[str, Any], errors: tuple[int, ...], reply: type[BaseModel] | None,
+    error: type[BaseModel] = ErrorReply,
+) -> Responses:  # fmt: skip
     good: dict[str, Any] = {"description": "as asked for", "content": content}
     responses: Responses = {200: good if reply is None else good | {"model": reply}}
     for status in sorted(errors):
-        responses[status] = {"description": _ERRORS[status], "model": ErrorReply}
+        responses[status] = {"description": _ERRORS[status], "model": error}
         if status in (429, 503):
             responses[status]["headers"] = _RETRY_AFTER
     return responses

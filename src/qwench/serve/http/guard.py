@@ -20,6 +20,7 @@ from qwench.serve.http.page import PATHS as PAGE_PATHS
 
 logger = logging.getLogger(__name__)
 
+KEY_HEADERS = (b"authorization", b"x-api-key")
 OPEN_PATHS = frozenset(("/health", "/ready"))  # without a key
 BODY_S = 30.0  # from the end of the head to the end of the body
 MAX_BODIES_BYTES = 256 << 20  # of all requests together that are being read or answered
@@ -47,7 +48,7 @@ class Guard:
         try:
             self._check(scope, headers)
         except ApiError as error:
-            await error.response()(scope, receive, send)
+            await error.response(scope)(scope, receive, send)
             return
         body = _Body(receive, self._max_body_bytes(), self)
         try:
@@ -62,12 +63,12 @@ class Guard:
             raise ApiError(421, "this server isn't meant for that Host; see --allowed-host", code="wrong_host")
         if scope["path"] in OPEN_PATHS:
             return
-        given = b",".join(value for name, value in scope["headers"] if name == b"authorization")
-        if self._keys is not None and not self._keys.accepts(given):
+        if self._keys is not None and not self._keys.accepts(*_credentials(scope)):
             # A browser that opens the page asks its user then, and takes the password for all the page asks for.
             hint = {"www-authenticate": 'Basic realm="qwench"' if scope["path"] in PAGE_PATHS else "Bearer"}
             raise ApiError(
-                401, "give an API key of this server as Authorization: Bearer KEY", code="invalid_api_key",
+                401, "give an API key of this server as Authorization: Bearer KEY or as x-api-key: KEY",
+                code="invalid_api_key",
                 headers=hint,
             )  # fmt: skip
         if scope["method"] == "POST" and scope["path"] in self._body_paths:
@@ -118,6 +119,12 @@ class _Body:
 def body_too_large(max_bytes: int) -> ApiError:
     message = f"the body is larger than {max_bytes} bytes, which is more than this model can use; see --max-body-bytes"
     return ApiError(413, message)
+
+
+def _credentials(scope: Scope) -> tuple[bytes, bytes]:
+    """The headers that may hold a key: Authorization, and Anthropic's x-api-key."""
+    given = [b",".join(value for name, value in scope["headers"] if name == key) for key in KEY_HEADERS]
+    return given[0], given[1]
 
 
 def _host_name(headers: Headers) -> str:

@@ -37,14 +37,18 @@ class ApiKeys:
                 )
         return cls(keys)
 
-    def accepts(self, authorization: bytes) -> bool:
+    def accepts(self, authorization: bytes, bare_key: bytes = b"") -> bool:
         """Whether an Authorization header's value is "Bearer" and one of the keys, or "Basic" with a key as any user's
-        password. Takes as long for each key."""
+        password, or bare_key is one. Takes as long for each key."""
         scheme, _, key = authorization.partition(b" ")
         kind = scheme.lower()
-        given = _digest(_password(key) if kind == b"basic" else key.strip())
+        is_known = self._has(_password(key) if kind == b"basic" else key.strip())
+        return self._has(bare_key.strip()) or (is_known and kind in (b"bearer", b"basic"))
+
+    def _has(self, key: bytes) -> bool:
+        given = _digest(key)
         matches = [hmac.compare_digest(given, digest) for digest in self._digests]
-        return any(matches) and kind in (b"bearer", b"basic")
+        return any(matches)
 
 
 def _password(credentials: bytes) -> bytes:

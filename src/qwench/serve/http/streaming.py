@@ -1,4 +1,4 @@
-"""Server-sent events, and the abort of a generation whose client disconnects.
+"""Server-sent events or lines of JSON, and the abort of a generation whose client disconnects.
 
 The routes give it an iterator of events, already encoded.
 """
@@ -15,7 +15,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from qwench.serve.failures import ApiError
-from qwench.serve.processes.engine_client import Generation
+from qwench.serve.processes.engine_client import Generation, Piece
 
 DONE = b"data: [DONE]\n\n"
 _to_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
@@ -28,13 +28,29 @@ def event(data: dict[str, Any], name: str | None = None) -> bytes:
     return f"event: {name}\ndata: {text}\n\n".encode() if name else f"data: {text}\n\n".encode()
 
 
+def json_line(data: dict[str, Any]) -> bytes:
+    """One line of a stream of JSON objects."""
+    return f"{_to_json(data)}\n".encode()
+
+
+async def pieces_or_silence(generation: Generation, silence_s: float) -> AsyncIterator[list[Piece]]:
+    """All there is to come, and an empty list whenever nothing came for so long. Raises ApiError when the engine
+    fails."""
+    while not generation.is_finished:
+        try:
+            pieces = await asyncio.wait_for(generation.take(), silence_s)
+        except asyncio.TimeoutError:
+            pieces = []
+        yield pieces
+
+
 class EventStream(Response):
     """Sends events until they end or the client leaves, which aborts `generation`."""
 
-    media_type = "text/event-stream"
-
-    def __init__(self, events: AsyncIterator[bytes], generation: Generation) -> None:
-        super().__init__(headers=HEADERS)
+    def __init__(
+        self, events: AsyncIterator[bytes], generation: Generation, media_type: str = "text/event-stream"
+    ) -> None:
+        super().__init__(headers=HEADERS, media_type=media_type)
         del self.headers["content-length"]
         self._events, self._generation = events, generation
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime, timezone
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -49,7 +50,7 @@ def _add_answers(app: FastAPI, service: Service) -> None:
     async def responses(body: ResponsesRequest, request: Request) -> Response:
         return await answer_response(service, body, request)
 
-    @app.post("/v1/embeddings", responses=answer_route(replies.EmbeddingList, streams=False))
+    @app.post("/v1/embeddings", responses=answer_route(replies.EmbeddingList, stream=None))
     async def embeddings(body: EmbeddingRequest, request: Request) -> Response:
         return JSONResponse(await embed(service, body, request))
 
@@ -67,7 +68,10 @@ def _add_tokens(app: FastAPI, service: Service) -> None:
 def _add_models(app: FastAPI, service: Service) -> None:
     @app.get("/v1/models", responses=closed_route(replies.ModelList))
     async def models() -> Response:
-        return JSONResponse({"object": "list", "data": [_model(service, model) for model in service.models]})
+        """As OpenAI has it, and beside it as Anthropic does, at the same path."""
+        entries = [_model(service, model) for model in service.models]
+        ends = {"has_more": False, "first_id": entries[0]["id"], "last_id": entries[-1]["id"]}
+        return JSONResponse({"object": "list", "data": entries, **ends})
 
     @app.get("/v1/models/{name:path}", responses=closed_route(replies.ModelEntry, 404))
     async def model(name: str) -> Response:
@@ -86,7 +90,9 @@ def _add_adapters(app: FastAPI, service: Service) -> None:
 
 
 def _model(service: Service, model: ServedModel) -> dict[str, Any]:
+    created = datetime.fromtimestamp(service.created_s, timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
     entry = {"id": model.name, "object": "model", "created": service.created_s, "owned_by": "qwench"}
+    entry |= {"type": "model", "display_name": model.name, "created_at": created}
     if model.lora is not None:
         entry["parent"] = service.name
     info = service.engine.info

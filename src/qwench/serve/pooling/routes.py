@@ -42,4 +42,4 @@ def add_routes(app: FastAPI, service: Service) -> None:
         (POOLING_PATHS, pooling_route, pooling.PoolingList),
     ):
         for path in paths:
-            app.post(path, responses=answer_route(reply, streams=False), include_in_schema=path == paths[0])(endpoint)
+            app.post(path, responses=answer_route(reply, stream=None), include_in_schema=path == paths[0])(endpoint)

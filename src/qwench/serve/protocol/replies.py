@@ -297,21 +297,27 @@ class Text(Reply):
 
 class ModelEntry(Reply):
     """max_model_len: tokens of prompt and answer; not there while the model is being loaded. parent: of an adapter, the
-    model that it changes."""
+    model that it changes. type, display_name, created_at: the same as Anthropic has it."""
 
     id: str
     object: Literal["model"]
     created: int
     owned_by: Literal["qwench"]
+    type: Literal["model"]
+    display_name: str
+    created_at: str
     max_model_len: int | None = None
     parent: str | None = None
 
 
 class ModelList(Reply):
-    """Of /v1/models."""
+    """Of /v1/models. has_more, first_id, last_id: what Anthropic's client turns pages by."""
 
     object: Literal["list"]
     data: list[ModelEntry]
+    has_more: Literal[False]
+    first_id: str
+    last_id: str
 
 
 class Version(Reply):

@@ -1,8 +1,9 @@
-"""Tools in the bodies of /v1/chat/completions and /v1/responses, which write the same things differently."""
+"""Tools in the bodies of /v1/chat/completions, /v1/responses and /v1/messages, which write the same things
+differently."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, NamedTuple, TypeAlias
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, TypeAlias
 
 from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, field_validator
 from pydantic_core import PydanticCustomError
@@ -28,7 +29,7 @@ class Choice(NamedTuple):
 class Function(Body):
     """A function that the model may call. parameters: the JSON schema of its arguments."""
 
-    places = ("function",)
+    places: ClassVar[tuple[str, ...]] = ("function",)
     path = "tools[]."
     name: FunctionName
     description: str | None = None
@@ -79,13 +80,28 @@ class ResponsesTool(Function):
         return {**data, "type": "function"} if _is_function(data) else data
 
 
+class MessagesTool(Function):
+    """As Anthropic has it. Other types than custom are tools that its models know without a schema."""
+
+    places = ("function", "messages tool")
+    parameters: dict[str, Any] | None = Field(default=None, alias="input_schema")
+    type: Literal["custom"] | None = None
+
+    @classmethod
+    def plain_form(cls, data: Any) -> Any:
+        """As /v1/chat/completions has it, too."""
+        if isinstance(data, dict) and isinstance(data.get("function"), dict):
+            return data["function"]
+        return data
+
+
 def _different(tools: list[Any]) -> list[Any]:
     if len({function.name for function in functions_of(tools)}) < len(tools):
         raise PydanticCustomError("same_name", "two tools have the same name")
     return tools
 
 
-def functions_of(tools: list[ChatTool] | list[ResponsesTool] | None) -> list[Function]:
+def functions_of(tools: list[ChatTool] | list[ResponsesTool] | list[MessagesTool] | None) -> list[Function]:
     return [tool.function if isinstance(tool, ChatTool) else tool for tool in tools or ()]
 
 
@@ -115,6 +131,10 @@ ChatTools = Annotated[
 ]
 ResponsesTools = Annotated[
     list[ResponsesTool], Field(max_length=MAX_TOOLS, fail_fast=True), AfterValidator(_different),
+    BeforeValidator(_callable),
+]  # fmt: skip
+MessagesTools = Annotated[
+    list[MessagesTool], Field(max_length=MAX_TOOLS, fail_fast=True), AfterValidator(_different),
     BeforeValidator(_callable),
 ]  # fmt: skip
 
