@@ -82,13 +82,8 @@ def forecast(
         sum(e.row_bytes[host] * (len(hosts) - 1 if e.to_all else host > 0) for e in found if len(hosts) > 1)
         for host in hosts
     ]
-    embedding = sum(
-        weight_bytes[op.weights[0]] for op in program.ops if op.kind == "embed" and not _is_tied(program, op)
-    )
     weights = [share_of_ranks(program, weight_bytes, shares, shares.ranks(host)).weight_bytes for host in hosts]
-    return Forecast(
-        len(found), max(sent), (max(weights) - embedding) / read_bytes_per_s, sum(e.seconds(network) for e in found)
-    )
+    return Forecast(len(found), max(sent), max(weights) / read_bytes_per_s, sum(e.seconds(network) for e in found))
 
 
 def exchanges(program: Program, shares: Shares) -> list[Exchange]:
@@ -125,7 +120,3 @@ def _as_sent(op: Op, out: Buffer, columns: Sequence[Span]) -> Buffer:
 
 def _scaled(span: Span, factor: int) -> Span:
     return span[0] * factor, span[1] * factor
-
-
-def _is_tied(program: Program, op: Op) -> bool:
-    return any(other.kind in PRODUCTS and other.weights[0] == op.weights[0] for other in program.ops)

@@ -15,7 +15,6 @@ from qwench.parallel import messages
 from qwench.parallel.hosts import DESCRIBE, END, describe
 from qwench.parallel.layout import Layout
 from qwench.parallel.load import start_ranks
-from qwench.parallel.memory import release_pages
 from qwench.parallel.mpi import Mpi
 from qwench.parallel.rank_process import RankProcess
 from qwench.targets.target import Bytes
@@ -49,7 +48,6 @@ class HostProcess(RankProcess):
 
     def __init__(self, mpi: Mpi, layout: Layout) -> None:
         artifact = open_artifact(layout.artifact)
-        release_pages(artifact.tensors)
         ranks = layout.ranks_of(mpi.place)
         self._mpi = mpi
         self._others = start_ranks(layout, mpi.place, artifact.program, artifact.plan)

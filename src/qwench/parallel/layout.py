@@ -8,6 +8,7 @@ from typing import Any
 
 from qwench.errors import TargetError
 from qwench.parallel.block_parts import BlockParts
+from qwench.parallel.memory import release_pages
 from qwench.program.memory import MemoryPlan
 from qwench.program.ops import Program
 from qwench.program.shard import Shares, shard
@@ -49,6 +50,7 @@ class Layout:
         own = get_target(self.target).load(program, plan, tensors, CacheConfig(**self.cache), threads, team)
         if not isinstance(own, CpuExecutor):
             raise TargetError(f"target {self.target!r} computes in one process; leave tensor_parallel_size out")
+        release_pages(tensors)  # the rank has copied its share
         return own
 
     @property

@@ -14,7 +14,6 @@ from qwench.config import QwenchConfig
 from qwench.host import num_cpus
 from qwench.parallel.hosts import Hosts
 from qwench.parallel.layout import Layout
-from qwench.parallel.memory import release_pages
 from qwench.parallel.ranks import Ranks
 from qwench.parallel.team_executor import TeamExecutor
 from qwench.program.memory import MemoryPlan
@@ -39,7 +38,6 @@ def load_team(
     size = len(shares.parts)
     threads = share_threads(shares, num_threads, [num_cpus()] if hosts is None else hosts.num_cpus())
     layout = Layout(str(path.resolve()), config.target, shares.parts, shares.hosts, threads, dataclasses.asdict(cache))
-    release_pages(tensors)
     ranks = start_ranks(layout, 0, program, plan)
     try:
         if hosts is not None:

@@ -24,24 +24,18 @@ class MemoryShare:
 def share_of_ranks(
     program: Program, weight_bytes: Mapping[str, int], shares: Shares, ranks: Sequence[int]
 ) -> MemoryShare:
-    """weight_bytes: of each packed weight. Of the rows of an embedding matrix that isn't the head's, too, only those of
-    the tokens seen are read; they are counted whole, for the first rank."""
-    products = {op.weights[0] for op in program.ops if op.kind in PRODUCTS}
+    """weight_bytes: of each packed weight. Matrices that are multiplied count: of an embedding matrix that isn't, the rows
+    of a step's tokens alone are read, from the file."""
     total, cache_part = 0.0, 0.0
     for rank in ranks:
         ops = shard(program, shares, rank).ops
-        for op in ops:
-            if op.kind in PRODUCTS:
-                total += weight_bytes[op.weights[0]] * _part_of(program, op)
-        others = (name for op in ops for name in op.weights if name not in products)
-        total += sum(weight_bytes[name] for name in others) if rank == ranks[0] else 0
+        total += sum(weight_bytes[op.weights[0]] * _part_of(program, op) for op in ops if op.kind in PRODUCTS)
         cache_part += _num_kv_heads(program, ops) / program.spec.num_kv_heads
     return MemoryShare(round(total), cache_part)
 
 
 def release_pages(tensors: Mapping[str, Array]) -> None:
-    """Gives back the pages of mapped files that opening has read for their checksums, so that a rank holds those alone
-    that it computes with."""
+    """Gives back the pages of mapped files that have been read; a later read fetches them again."""
     views: list[Any] = [tensor.base for tensor in tensors.values() if isinstance(tensor.base, memoryview)]
     for file in {id(view.obj): view.obj for view in views}.values():
         if isinstance(file, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):

@@ -18,10 +18,11 @@ from qwench.program.cache_groups import cache_groups
 from qwench.program.memory import MemoryPlan, work_width
 from qwench.program.ops import PRODUCTS, Op, Program
 from qwench.program.rope import cos_sin, inverse_frequencies
-from qwench.program.shard import Span
+from qwench.program.shard import PANEL, Span
 from qwench.targets.adapted_products import adapted_products
 from qwench.targets.cpu import _native
 from qwench.targets.cpu.pack import FormatTuple, format_tuple
+from qwench.targets.cpu.rank_panels import copy_panels, panels_of
 from qwench.targets.target import Array, Bytes, CacheConfig, Float32, Int32, StepBatch, Team
 
 # Offset in the arena, width, kind, group size (0: floats), which rows, and whether it is a result: then the caller's,
@@ -47,7 +48,8 @@ class CpuExecutor:
         team: Team | None = None,
     ) -> None:
         self.program, self.variant = program, variant
-        self._plan, self._tensors = plan, tensors
+        self._plan, self._tensors, self._team = plan, tensors, team
+        self._copies: list[Array] = []  # which native code reads
         self._kernels: dict[str, str] = {}
         spec, groups = program.spec, cache_groups(program.spec)
         places = {layer: (g, i) for g, group in enumerate(groups) for i, layer in enumerate(group.layers)}
@@ -79,7 +81,6 @@ class CpuExecutor:
             team=None if team is None else (team.memory.ctypes.data, team.memory.nbytes, team.rank, list(team.threads)),
             link=None if team is None or team.link is None else dataclasses.astuple(team.link),
         )
-        self._team = team
         self._attention_name = f"paged_attention.{'bf16' if cache.rounds_queries else 'fp32'}_x_{cache.dtype}"
         self._phases_until: dict[str, int] = {}  # op -> how many native phases there were once it was lowered
         self._products: dict[str, int] = {}  # op -> its number among the native executor's products
@@ -203,9 +204,17 @@ class CpuExecutor:
             rows = -(-rows // 64) * 64  # halves of 32 gate and 32 up columns, each padded
         return format_tuple(weight.format), rows, k, self._tensors[name]
 
+    def _product_matrix(self, op: Op) -> tuple[FormatTuple, int, int, Array]:
+        """The same for a product; of a rank's, its own panels alone are there."""
+        fmt, rows, k, packed = self._matrix(op.weights[0])
+        if self._team is not None:
+            packed = copy_panels(packed, panels_of(op, self.program.spec), -(-rows // PANEL))
+            self._copies.append(packed)
+        return fmt, rows, k, packed
+
     def _panels(self, op: Op) -> tuple[Span, list[Span]]:
         """Those that this rank computes of a product, and those of each host."""
-        everything = (0, -(-self._matrix(op.weights[0])[1] // 64))
+        everything = (0, -(-self._matrix(op.weights[0])[1] // PANEL))
         return op.attrs.get("panels", everything), op.attrs.get("host_panels", [everything])
 
     def _matmul_name(self, op: Op) -> str:
@@ -231,7 +240,7 @@ class CpuExecutor:
         bias = self._vector(op.weights[1]) if len(op.weights) > 1 else None
         self.native.add_linear(
             self._buffer(op.inputs[0]),
-            *self._matrix(op.weights[0]),
+            *self._product_matrix(op),
             bias,
             "store",
             _NO_BUFFER,
@@ -243,7 +252,7 @@ class CpuExecutor:
     def _linear_add(self, op: Op) -> str:
         self.native.add_linear(
             self._buffer(op.inputs[0]),
-            *self._matrix(op.weights[0]),
+            *self._product_matrix(op),
             None,
             "add",
             self._buffer(op.inputs[1]),
@@ -255,7 +264,7 @@ class CpuExecutor:
     def _gate_up_silu(self, op: Op) -> str:
         self.native.add_linear(
             self._buffer(op.inputs[0]),
-            *self._matrix(op.weights[0]),
+            *self._product_matrix(op),
             None,
             "silu_mul",
             _NO_BUFFER,
@@ -268,7 +277,7 @@ class CpuExecutor:
         bias, norms = (op.weights[1], None) if len(op.weights) == 2 else (None, op.weights[1:])
         self.native.add_qkv_rope_write(
             self._buffer(op.inputs[0]),
-            *self._matrix(op.weights[0]),
+            *self._product_matrix(op),
             None if bias is None else self._vector(bias),
             None if norms is None else (self._vector(norms[0]), self._vector(norms[1]), op.attrs["eps"]),
             op.attrs["layer"],
