@@ -11,6 +11,7 @@ PLACES = {
     "chat": "chats", "tokens": "/tokenize", "message": "messages", "part": "parts of a content",
     "call": "calls of a message", "tool": "tools", "function": "functions of tools", "item": "items of responses",
     "messages": "/v1/messages", "turn": "turns of /v1/messages", "messages tool": "tools of /v1/messages",
+    "ollama": "/api/chat, /api/generate", "ollama model": "/api/show, /api/pull", "ollama embed": "/api/embed",
     "format": "forms of an answer", "verbosity": "`text` of responses", "reasoning": "`reasoning`",
     "stream_options": "`stream_options`",
 }  # fmt: skip

@@ -17,6 +17,7 @@ from qwench.serve.protocol.chat import ChatRequest
 from qwench.serve.protocol.completions import CompletionRequest
 from qwench.serve.protocol.embeddings import EmbeddingRequest
 from qwench.serve.protocol.messages import MessagesRequest
+from qwench.serve.protocol.ollama import OllamaChatRequest, OllamaEmbedRequest, OllamaGenerateRequest
 from qwench.serve.protocol.responses import ResponsesRequest
 from qwench.serve.protocol.tokens import TokenizeRequest
 
@@ -24,7 +25,10 @@ ROOT = Path(__file__).parents[2]
 TEXT, README = (ROOT / "docs" / "serving.md").read_text(), (ROOT / "README.md").read_text()
 CURL = re.compile(r"^    (curl (?:.|\n(?=    ))+)", re.MULTILINE)
 CURLS = CURL.findall(TEXT) + CURL.findall(README)
-BODIES = (ChatRequest, CompletionRequest, ResponsesRequest, EmbeddingRequest, TokenizeRequest, MessagesRequest)
+BODIES = (
+    ChatRequest, CompletionRequest, ResponsesRequest, EmbeddingRequest, TokenizeRequest, MessagesRequest,
+    OllamaChatRequest, OllamaGenerateRequest, OllamaEmbedRequest,
+)  # fmt: skip
 PYTHON = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
 
 
@@ -48,6 +52,8 @@ def test_curl(at: Callable[[str], str], command: str) -> None:
         assert run.stdout.endswith(("data: [DONE]\n\n", 'data: {"type":"message_stop"}\n\n'))
     elif "/metrics" in command:
         assert "qwench_requests_running" in run.stdout
+    elif "/api/chat" in command:
+        assert json.loads(run.stdout.splitlines()[-1])["done"]
     else:
         assert "error" not in json.loads(run.stdout) or json.loads(run.stdout)["error"] is None
 

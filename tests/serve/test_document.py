@@ -17,9 +17,10 @@ from server_process import ServerProcess, running_server, short_model
 from tool_checkpoint import NOW, WEATHER
 
 from qwench.serve.anthropic.routes import ANSWER_PATHS as MESSAGE_PATHS
+from qwench.serve.ollama.routes import ANSWER_PATHS as OLLAMA_PATHS
 from qwench.serve.openai.routes import ANSWER_PATHS
 from qwench.serve.pooling.routes import ANSWER_PATHS as POOLING_PATHS
-from qwench.serve.protocol import messages_replies, replies
+from qwench.serve.protocol import messages_replies, ollama_replies, replies
 
 MESSAGES = [{"role": "user", "content": "Tell me a story about a fox."}]
 GOOD: list[tuple[str, dict[str, Any], type[BaseModel]]] = [
@@ -37,6 +38,12 @@ GOOD: list[tuple[str, dict[str, Any], type[BaseModel]]] = [
     ("/tokenize", {"prompt": "a fox", "return_token_strs": True}, replies.Tokens),
     ("/detokenize", {"tokens": [5, 6]}, replies.Text),
     ("/v1/messages", {"messages": MESSAGES, "max_tokens": 5}, messages_replies.Message),
+    ("/api/chat", {"messages": MESSAGES, "options": {"num_predict": 5}, "stream": False}, ollama_replies.OllamaChat),
+    ("/api/generate", {"prompt": "a", "options": {"num_predict": 5}, "stream": False}, ollama_replies.OllamaText),
+    ("/api/embed", {"input": ["a", "b"]}, ollama_replies.OllamaEmbeddings),
+    ("/api/embeddings", {"prompt": "a"}, ollama_replies.OllamaEmbedding),
+    ("/api/show", {"model": "tiny"}, ollama_replies.ShownModel),
+    ("/api/pull", {"model": "tiny", "stream": False}, ollama_replies.PullStatus),
     ("/v1/messages/count_tokens", {"messages": MESSAGES}, messages_replies.TokenCount),
 ]  # fmt: skip
 
@@ -81,7 +88,7 @@ def test_every_status_that_is_documented_has_a_reason(document: dict[str, Any]) 
             statuses = set(operation["responses"])
             assert statuses >= {"200", "421", "500"} and "422" not in statuses
             assert ("401" in statuses) == (path not in ("/health", "/ready"))
-            assert ("429" in statuses) == (path in ANSWER_PATHS | POOLING_PATHS | MESSAGE_PATHS)
+            assert ("429" in statuses) == (path in ANSWER_PATHS | POOLING_PATHS | MESSAGE_PATHS | OLLAMA_PATHS)
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""The app: the routes of each API (openai/, pooling/, anthropic/), of the server's state (state.py) and of the page.
+"""The app: the routes of each API (openai/, pooling/, anthropic/, ollama/), of the state (state.py) and of the page.
 
 Called by server.py, which puts guard.py around it.
 """
@@ -18,6 +18,7 @@ from qwench.serve.http.document import DocumentedApp
 from qwench.serve.http.guard import OPEN_PATHS
 from qwench.serve.http.json_body import route_class
 from qwench.serve.http.page import page_file
+from qwench.serve.ollama import routes as ollama_routes
 from qwench.serve.openai import routes as openai_routes
 from qwench.serve.pooling import routes as pooling_routes
 from qwench.serve.service import Service
@@ -38,6 +39,7 @@ def make_app(service: Service) -> FastAPI:
     openai_routes.add_routes(app, service)
     pooling_routes.add_routes(app, service)
     anthropic_routes.add_routes(app, service)
+    ollama_routes.add_routes(app, service)
     _add_page(app)
     return app
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import math
 import resource
@@ -25,6 +26,8 @@ from qwench.serve.http.guard import Guard
 from qwench.serve.http.http_protocol import LimitedProtocol
 from qwench.serve.http.keys import ApiKeys
 from qwench.serve.http.paths import RightPaths
+from qwench.serve.ollama import routes as ollama
+from qwench.serve.ollama.errors import OllamaErrors
 from qwench.serve.openai.routes import ANSWER_PATHS, BODY_PATHS
 from qwench.serve.pooling.routes import ANSWER_PATHS as POOLING_PATHS
 from qwench.serve.processes.children import Children
@@ -62,11 +65,12 @@ async def _serve(
     service = Service(settings, engine, text)
     routes = make_app(service)
     app: ASGIApp = Guard(
-        routes, keys=keys, hosts=settings.accepted_hosts, body_paths=BODY_PATHS | POOLING_PATHS | anthropic.BODY_PATHS,
-        answer_paths=ANSWER_PATHS | POOLING_PATHS | anthropic.ANSWER_PATHS, check_room=service.check_room,
-        max_body_bytes=service.max_body_bytes,
+        routes, keys=keys, hosts=settings.accepted_hosts,
+        body_paths=BODY_PATHS | POOLING_PATHS | anthropic.BODY_PATHS | ollama.BODY_PATHS,
+        answer_paths=ANSWER_PATHS | POOLING_PATHS | anthropic.ANSWER_PATHS | ollama.ANSWER_PATHS,
+        loose_paths=ollama.BODY_PATHS, check_room=service.check_room, max_body_bytes=service.max_body_bytes,
     )  # fmt: skip
-    app = ErrorForms(app, {anthropic.MESSAGES: AnthropicErrors})
+    app = ErrorForms(app, {anthropic.MESSAGES: AnthropicErrors, ollama.START: OllamaErrors})
     app = RightPaths(app, [route.path for route in routes.routes if isinstance(route, Route)])
     if settings.cors_origins:
         app = Cors(app, settings.cors_origins)
@@ -74,6 +78,8 @@ async def _serve(
         app, http=LimitedProtocol, ws="none", lifespan="off", log_config=None, access_log=False, server_header=False,
         proxy_headers=False, timeout_keep_alive=KEEP_ALIVE_S, timeout_graceful_shutdown=math.ceil(settings.drain_s),
     )  # fmt: skip
+    gc.collect()
+    gc.freeze()  # what was imported is never garbage: going through it again and again took 20 ms each time
     logging.getLogger("uvicorn").setLevel(logging.CRITICAL)  # what clients do wrong is told to them, not to the log
     server = _Server(config)
     listening = asyncio.create_task(server.serve([listener]))

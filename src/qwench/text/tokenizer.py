@@ -50,7 +50,7 @@ class Tokenizer:
         self.special_tokens = special_tokens(self._config)
         self._special_ids = special | set(special_ids(self, special_texts(self._config)))
         self._splits_special = self._config.get("split_special_tokens") is True
-        self.chat_template = _chat_template(self.folder, self._config)
+        self.chat_template = read_chat_template(self.folder, self._config)
         self.eos_token_id = self._special_id("eos_token")
         self.pad_token_id = self._special_id("pad_token")
 
@@ -135,7 +135,7 @@ class Tokenizer:
         return None if text is None else self.token_id(text)
 
 
-def _chat_template(folder: Path, config: dict[str, Any]) -> str | dict[str, str] | None:
+def read_chat_template(folder: Path, config: dict[str, Any]) -> str | dict[str, str] | None:
     """chat_template.jinja, else that of tokenizer_config.json: one source, or a list of named ones."""
     path = folder / "chat_template.jinja"
     if path.exists():

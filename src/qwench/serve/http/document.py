@@ -39,7 +39,7 @@ def open_route(reply: type[BaseModel], *errors: int) -> Responses:
 
 def closed_route(reply: type[BaseModel], *errors: int, error: type[BaseModel] = ErrorReply) -> Responses:
     """Of a route behind the key. error: how its API shows errors, here and below."""
-    return _responses({"application/json": {}}, (*_OF_ALL, *_OF_CLOSED, *errors), reply, error)
+    return _responses(_content(None), (*_OF_ALL, *_OF_CLOSED, *errors), reply, error)
 
 
 def text_route() -> Responses:
@@ -53,17 +53,22 @@ def text_body_route(*errors: int) -> Responses:
     return _responses(content, (*_OF_ALL, *_OF_CLOSED, *_OF_BODIES, *errors), None)
 
 
-def body_route(reply: type[BaseModel], *, error: type[BaseModel] = ErrorReply) -> Responses:
-    """Of a route that reads a body."""
-    return closed_route(reply, *_OF_BODIES, error=error)
+def body_route(
+    reply: type[BaseModel], *, stream: str | None = None, error: type[BaseModel] = ErrorReply
+) -> Responses:  # fmt: skip
+    """Of a route that reads a body. stream: the media type of streams, where it has some."""
+    return _responses(_content(stream), (*_OF_ALL, *_OF_CLOSED, *_OF_BODIES), reply, error)
 
 
 def answer_route(
     reply: type[BaseModel], *, stream: str | None = "text/event-stream", error: type[BaseModel] = ErrorReply
 ) -> Responses:
     """Of a route that makes answers, whole or as a stream of that media type."""
-    content: dict[str, Any] = {"application/json": {}} | ({stream: {}} if stream else {})
-    return _responses(content, (*_OF_ALL, *_OF_CLOSED, *_OF_BODIES, *_OF_ANSWERS), reply, error)
+    return _responses(_content(stream), (*_OF_ALL, *_OF_CLOSED, *_OF_BODIES, *_OF_ANSWERS), reply, error)
+
+
+def _content(stream: str | None) -> dict[str, Any]:
+    return {"application/json": {}} | ({stream: {}} if stream else {})
 
 
 def _responses(

@@ -27,16 +27,18 @@ MAX_BODIES_BYTES = 256 << 20  # of all requests together that are being read or 
 
 
 class Guard:
-    """ASGI middleware. body_paths: take JSON. check_room: raises ApiError when the queue has no place for a request
+    """ASGI middleware. body_paths: take JSON. loose_paths: among them, take it by any other name too, as curl sends it,
+    if no page of the web can have sent it. check_room: raises ApiError when the queue has no place for a request
     to one of `answer_paths`, which are among them. max_body_bytes: asked for each request, because it depends on a
     model that may not be loaded."""
 
     def __init__(
         self, app: ASGIApp, *, keys: ApiKeys | None, hosts: frozenset[str], body_paths: frozenset[str],
-        answer_paths: frozenset[str], check_room: Callable[[], None], max_body_bytes: Callable[[], int],
+        answer_paths: frozenset[str], loose_paths: frozenset[str] = frozenset(), check_room: Callable[[], None],
+        max_body_bytes: Callable[[], int],
     ) -> None:  # fmt: skip
         self._app, self._keys, self._hosts = app, keys, hosts
-        self._body_paths, self._answer_paths = body_paths, answer_paths
+        self._body_paths, self._answer_paths, self._loose_paths = body_paths, answer_paths, loose_paths
         self._check_room, self._max_body_bytes = check_room, max_body_bytes
         self._bodies_bytes = 0
 
@@ -44,6 +46,8 @@ class Guard:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        if scope["path"] in self._loose_paths and not _is_of_a_page(Headers(scope=scope)):
+            scope = _with_json(scope)
         headers = Headers(scope=scope)
         try:
             self._check(scope, headers)
@@ -119,6 +123,16 @@ class _Body:
 def body_too_large(max_bytes: int) -> ApiError:
     message = f"the body is larger than {max_bytes} bytes, which is more than this model can use; see --max-body-bytes"
     return ApiError(413, message)
+
+
+def _is_of_a_page(headers: Headers) -> bool:
+    """Whether a browser may have sent the request for a page, of whatever origin: it says so with each POST."""
+    return "origin" in headers or "referer" in headers or any(name.startswith("sec-") for name in headers)
+
+
+def _with_json(scope: Scope) -> Scope:
+    kept = [(name, value) for name, value in scope["headers"] if name != b"content-type"]
+    return {**scope, "headers": [*kept, (b"content-type", b"application/json")]}
 
 
 def _credentials(scope: Scope) -> tuple[bytes, bytes]:

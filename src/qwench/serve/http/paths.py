@@ -13,7 +13,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 VERSION = "/v1"
 ALIASES = {"/healthz": "/health", "/livez": "/health", "/ping": "/health", "/readyz": "/ready"}
-PREFIXES = ("/openai", "/api")  # of base URLs that gateways have, before /v1
+PREFIXES = ("/openai", "/anthropic", "/api")  # of base URLs that gateways have, before /v1
 
 
 class RightPaths:

@@ -10,36 +10,24 @@ from typing import Any
 
 from fastapi import Request
 
-from qwench.runtime.pooling import PoolingParams
-from qwench.serve.failures import ApiError
+from qwench.serve.embedding import EmbeddingWish, embed
 from qwench.serve.openai.completions import as_list
-from qwench.serve.pooled import embedding_prompts, pool
 from qwench.serve.protocol.embeddings import EmbeddingRequest
 from qwench.serve.service import Service
 from qwench.targets.target import Float32
-from qwench.text.scoring import finish_embeddings
-
-EMPTY = " "  # is embedded for an empty text, which has no token
 
 
-async def embed(service: Service, body: EmbeddingRequest, request: Request) -> dict[str, Any]:
+async def answer_embeddings(service: Service, body: EmbeddingRequest, request: Request) -> dict[str, Any]:
     """Raises ApiError, RequestError."""
-    model, info = service.check_model(body.model), service.engine_info()
-    if body.dimensions is not None and body.dimensions > info.hidden_size:
-        raise ApiError.bad_request(f"the model's embeddings have {info.hidden_size} dimensions", param="dimensions")
-    inputs, settings = [text or EMPTY for text in as_list(body.input)], info.embedding
-    normalize = settings.normalize if body.normalize is None else body.normalize
-
-    async def prompts() -> list[list[int]]:
-        return await embedding_prompts(
-            service, inputs, body.prompt_name, body.truncate_prompt_tokens, body.truncation_side
-        )
-
-    params = PoolingParams(body.pooling or settings.pooling)
-    pooled = await pool(service, request, model, prompts, len(inputs), params, salt=body.cache_salt)
-    vectors = [finish_embeddings(row[None], normalize, body.dimensions)[0] for row in pooled.rows]
+    model = service.check_model(body.model)
+    wish = EmbeddingWish(
+        body.pooling, body.normalize, body.dimensions, body.prompt_name, body.truncate_prompt_tokens,
+        body.truncation_side, body.cache_salt,
+    )  # fmt: skip
+    vectors, num_tokens = await embed(service, request, model, as_list(body.input), wish)
     data = [{"object": "embedding", "index": i, "embedding": _shown(vector, body)} for i, vector in enumerate(vectors)]
-    return {"object": "list", "data": data, "model": model.name, "usage": pooled.usage}
+    usage = {"prompt_tokens": num_tokens, "total_tokens": num_tokens}
+    return {"object": "list", "data": data, "model": model.name, "usage": usage}
 
 
 def _shown(vector: Float32, body: EmbeddingRequest) -> list[float] | str:

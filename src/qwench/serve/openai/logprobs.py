@@ -5,19 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from qwench.serve.failures import ApiError
+from qwench.serve.logprobs import token_logprobs
 
 
 def chat_logprobs(entries: list[list[Any]]) -> dict[str, Any]:
     """Piece.logprobs of some tokens as a chat answer shows them."""
-    content = [
-        {**_token(*entry[:3]), "top_logprobs": [_token(*likely) for likely in entry[3]]} for entry in entries
-    ]  # fmt: skip
-    return {"content": content, "refusal": None}
-
-
-def _token(token_id: int, text: str, logprob: float) -> dict[str, Any]:
-    data = text.encode("latin-1")
-    return {"token": data.decode("utf-8", "replace"), "logprob": logprob, "bytes": list(data)}
+    return {"content": token_logprobs(entries), "refusal": None}
 
 
 def check_prompt_logprobs(wanted: int | None, stream: bool | None) -> None:

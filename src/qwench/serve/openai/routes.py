@@ -13,7 +13,7 @@ from qwench.serve.openai import tokens
 from qwench.serve.openai.adapters import load_adapter, unload_adapter
 from qwench.serve.openai.chat import answer_chat
 from qwench.serve.openai.completions import answer_completion
-from qwench.serve.openai.embeddings import embed
+from qwench.serve.openai.embeddings import answer_embeddings
 from qwench.serve.openai.responses import answer_response
 from qwench.serve.protocol import replies
 from qwench.serve.protocol.adapters import LoadAdapterRequest, UnloadAdapterRequest
@@ -52,7 +52,7 @@ def _add_answers(app: FastAPI, service: Service) -> None:
 
     @app.post("/v1/embeddings", responses=answer_route(replies.EmbeddingList, stream=None))
     async def embeddings(body: EmbeddingRequest, request: Request) -> Response:
-        return JSONResponse(await embed(service, body, request))
+        return JSONResponse(await answer_embeddings(service, body, request))
 
 
 def _add_tokens(app: FastAPI, service: Service) -> None:

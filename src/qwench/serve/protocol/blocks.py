@@ -60,7 +60,7 @@ class TextSource(Body):
     type: Literal["text", "content"]
     media_type: str | None = None
     data: str | None = None
-    content: str | list[TextBlock] | None = None
+    content: str | Annotated[list[TextBlock], Field(max_length=MAX_PARTS, fail_fast=True)] | None = None
 
     @property
     def text(self) -> str:

@@ -10,9 +10,11 @@ from pydantic_core import PydanticCustomError
 
 from qwench.serve.protocol.common import Body, Flag, Limit, StreamOptions, TopLogprobs
 from qwench.serve.protocol.conversation import (
+    MAX_TURNS,
     Content,
     TemplateMessage,
     called,
+    few_turns,
     in_order_of_calls,
     result_text,
     text_and_thoughts,
@@ -109,7 +111,8 @@ class ChatMessage(Body):
         return message
 
 
-Messages = Annotated[list[ChatMessage], Field(min_length=1, max_length=8192, fail_fast=True)]
+Turns = Annotated[list[ChatMessage], Field(max_length=MAX_TURNS, fail_fast=True), BeforeValidator(few_turns)]
+Messages = Annotated[Turns, Field(min_length=1)]
 
 
 def to_template(messages: Sequence[ChatMessage]) -> list[TemplateMessage]:

@@ -19,7 +19,8 @@ from qwench.serve.protocol.field_table import rules_of
 from qwench.serve.protocol.reading import with_known_fields
 
 TemplateMessage = dict[str, Any]
-MAX_PARTS = 1024
+MAX_PARTS = 1024  # of a content
+MAX_TURNS = 3072  # with all their parts and calls, which take 4 to 6 us each to read
 _to_json = json.JSONEncoder(ensure_ascii=False).encode
 
 _TEXTS = {"text": "text", "input_text": "text", "output_text": "text", "summary_text": "text", "refusal": "refusal"}
@@ -34,6 +35,25 @@ class TextPart(BaseModel):
 
     type: Literal["text", "input_text", "output_text"]
     text: str
+
+
+def few_turns(turns: Any) -> Any:
+    """A conversation that isn't too long to be read at all. Before any of it is looked at."""
+    if isinstance(turns, list) and (count := len(turns) + sum(map(_num_parts, turns[:MAX_TURNS]))) > MAX_TURNS:
+        raise PydanticCustomError(
+            "too_long", "it has {count} turns, parts and calls together; no more than {most} are read",
+            {"count": count, "most": MAX_TURNS},
+        )  # fmt: skip
+    return turns
+
+
+def _num_parts(turn: Any) -> int:
+    """Of a turn, or of a part that has some. A call has an object within it that is read as well."""
+    if not isinstance(turn, dict):
+        return 0
+    content, calls = turn.get("content"), turn.get("tool_calls")
+    count = 2 * len(calls) if isinstance(calls, list) else 0
+    return count + (len(content) + sum(map(_num_parts, content[:MAX_PARTS])) if isinstance(content, list) else 0)
 
 
 def text_and_thoughts(content: Any) -> tuple[Any, str | None]:
@@ -68,6 +88,8 @@ def _text(part: Any, kind: str | None) -> str:
 
 
 def content_text(content: Any) -> Any:
+    if isinstance(content, str):  # nearly always
+        return content
     return text_and_thoughts(content)[0]
 
 

@@ -101,6 +101,11 @@ TABLE: tuple[Row, ...] = (
     Row("messages", "output_format", Renamed("output_config.format")),
     Row("messages", "reasoning_effort effort", Renamed("output_config.effort")),
     Row("messages tool", "parameters inputSchema", Renamed("input_schema")),
+    Row("ollama", "max_tokens max_completion_tokens n_predict max_new_tokens max_output_tokens",
+        Renamed("num_predict")),
+    Row("ollama", "thinking enable_thinking", Renamed("think", other_forms.is_thinking)),
+    Row("ollama model", "name", Renamed("model")),
+    Row("ollama embed", "prompt", Renamed("input")),
     Row("tokens", "content text", Renamed("prompt")),
     Row("tokens", "add_special", Renamed("add_special_tokens")),
     Row("tokens", "with_pieces", Renamed("return_token_strs")),
@@ -134,6 +139,9 @@ TABLE: tuple[Row, ...] = (
     Row("messages", "context_management anthropic_version anthropic_beta betas inference_geo speed diagnostics "
         "user_profile_id workspace_id", NOTHING),
     Row("turn", "type stop_sequence stop_details container context_management", NOTHING),
+    Row("ollama", "f16_kv logits_all vocab_only embedding_only shift width height steps", NOTHING),
+    Row("ollama model", "verbose insecure system template options", NOTHING),
+    Row("ollama embed", "options", NOTHING),
     Row("item", "cache_control created_by created_at provider_specific_fields acknowledged_safety_checks namespace",
         NOTHING),
     Row("reasoning", "summary generate_summary exclude", NOTHING),
@@ -166,6 +174,7 @@ TABLE: tuple[Row, ...] = (
     Row("responses", "logprobs", OFF),
     Row("verbosity", "verbosity", Neutral(("medium",))),
     Row("messages", "mcp_servers container", EMPTY),
+    Row("ollama", "penalize_newline", OFF),
     Row("embeddings", "add_special_tokens", ON),
     Row("embeddings", "embed_dtype", Neutral(("float32",))),
     Row("embeddings", "endianness", Neutral(("native", "little"))),
@@ -182,6 +191,7 @@ TABLE: tuple[Row, ...] = (
     Row("conversation", "chat_template", Refused("a request can't bring a chat template; the model has its own")),
     Row("responses", "previous_response_id conversation", Refused("nothing is stored; send the whole conversation")),
     Row("responses", "prompt", Refused("nothing is stored, prompts neither; send instructions and input")),
+    Row("ollama", "template", Refused("a request can't bring a chat template; the model has its own", EMPTY)),
     Row("completions", "prompt_embeds", Refused("prompts are texts or tokens")),
 )  # fmt: skip
 

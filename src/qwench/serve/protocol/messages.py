@@ -19,7 +19,7 @@ from qwench.serve.protocol.blocks import (
     joined_text,
 )
 from qwench.serve.protocol.common import LAX, NUMBER, Body, Flag, StopString
-from qwench.serve.protocol.conversation import TemplateMessage, in_order_of_calls
+from qwench.serve.protocol.conversation import MAX_TURNS, TemplateMessage, few_turns, in_order_of_calls
 from qwench.serve.protocol.formats import Format, ResponsesFormat
 from qwench.serve.protocol.other_forms import MAX_TOKENS, no_flag, unless_minus_one, without_empty
 from qwench.serve.protocol.sampling import SamplingFields, StopStrings
@@ -142,7 +142,9 @@ class MessagesRequest(SamplingFields):
     answer, 0 only reads the prompt; counting needs none."""
 
     places = ("request", "answers", "conversation", "messages")
-    messages: Annotated[list[Turn], Field(min_length=1, max_length=8192, fail_fast=True)]
+    messages: Annotated[
+        list[Turn], Field(min_length=1, max_length=MAX_TURNS, fail_fast=True), BeforeValidator(few_turns)
+    ]  # fmt: skip
     model: str | None = None
     chat_template_kwargs: TemplateVariables | None = None
     max_tokens: (

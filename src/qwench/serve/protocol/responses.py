@@ -9,9 +9,11 @@ from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag
 
 from qwench.serve.protocol.common import MAX_ENTRIES, Body, Flag, Limit, StreamOptions, TopLogprobs
 from qwench.serve.protocol.conversation import (
+    MAX_TURNS,
     Content,
     TemplateMessage,
     called,
+    few_turns,
     in_order_of_calls,
     parts_text,
     result_text,
@@ -23,8 +25,6 @@ from qwench.serve.protocol.reading import ignore
 from qwench.serve.protocol.sampling import SamplingFields
 from qwench.serve.protocol.template import Effort, Reasoning, TemplateVariables, with_budget
 from qwench.serve.protocol.tools import CallId, ResponsesToolChoice, ResponsesTools
-
-MAX_ITEMS = 8192
 
 LOGPROBS = "message.output_text.logprobs"
 INCLUDED = (LOGPROBS, "reasoning.encrypted_content")  # the latter is of no use where nothing is encrypted
@@ -92,7 +92,7 @@ def _kind(item: Any) -> str:
 
 def _readable(items: Any) -> Any:
     """Without items that mean nothing to a model that isn't OpenAI's own, if there are others."""
-    if not isinstance(items, list) or len(items) > MAX_ITEMS:
+    if not isinstance(items, list) or len(items) > MAX_TURNS:
         return [items] if isinstance(items, dict) else items
     kept = []
     for item in items:
@@ -176,10 +176,13 @@ class ResponsesRequest(SamplingFields):
 
     places = ("request", "answers", "conversation", "responses")
     n: Annotated[Literal[1] | None, BeforeValidator(no_flag)] = None
-    input: (
+    input: Annotated[
         str
-        | Annotated[list[Item], Field(min_length=1, max_length=MAX_ITEMS, fail_fast=True), BeforeValidator(_readable)]
-    )
+        | Annotated[
+            list[Item], Field(min_length=1, max_length=MAX_TURNS, fail_fast=True), BeforeValidator(_readable)
+        ],
+        BeforeValidator(few_turns),
+    ]  # fmt: skip
     model: str | None = None
     background: Annotated[Flag, AfterValidator(_only_false)] | None = None
     chat_template_kwargs: TemplateVariables | None = None

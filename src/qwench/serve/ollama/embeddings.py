@@ -1,0 +1,38 @@
+"""/api/embed and /api/embeddings: texts as vectors. Called by routes.py."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import Request
+
+from qwench.serve.embedding import EmbeddingWish, embed
+from qwench.serve.ollama.reply import Stopwatch
+from qwench.serve.protocol.ollama import OllamaEmbeddingsRequest, OllamaEmbedRequest
+from qwench.serve.service import Service
+
+
+async def embed_all(service: Service, body: OllamaEmbedRequest, request: Request) -> dict[str, Any]:
+    """Each input's vector, of length 1. Raises ApiError, RequestError."""
+    watch, model = Stopwatch(), service.check_model(body.model)
+    inputs = [body.input] if isinstance(body.input, str) else body.input
+    truncate = None if body.truncate is False else -1
+    wish = EmbeddingWish(normalize=True, dimensions=body.dimensions, truncate=truncate, truncation_side="right")
+    watch.queued()
+    vectors, num_tokens = await embed(service, request, model, inputs, wish) if inputs else ([], 0)
+    times = watch.durations()
+    return {
+        "model": body.model or model.name, "embeddings": [vector.tolist() for vector in vectors],
+        "total_duration": times["total_duration"], "load_duration": times["load_duration"],
+        "prompt_eval_count": num_tokens,
+    }  # fmt: skip
+
+
+async def embed_one(service: Service, body: OllamaEmbeddingsRequest, request: Request) -> dict[str, Any]:
+    """Nothing of an empty text. Raises ApiError, RequestError."""
+    model = service.check_model(body.model)
+    if not body.prompt:
+        return {"embedding": []}
+    wish = EmbeddingWish(truncate=-1, truncation_side="right")
+    vectors, _ = await embed(service, request, model, [body.prompt], wish)
+    return {"embedding": [number for vector in vectors for number in vector.tolist()]}
