@@ -34,11 +34,16 @@ class Conversion:
 
 def kept_format(weight: Weight, checkpoint: Checkpoint) -> Format:
     """The format that holds all sources of a weight, or comes closest."""
-    return _common([checkpoint.stored(source) for source in weight.sources])
+    stored = [checkpoint.stored(source) for source in weight.sources]
+    if weight.keeps_order and any(s.order is not None for s in stored):
+        return Format("int8", GROUP_SIZES[0])
+    return _common(stored)
 
 
 def kept_order(weight: Weight, checkpoint: Checkpoint) -> Order | None:
     """The order of a kept matrix's inputs, if its sources have one, and the same one; else None."""
+    if weight.keeps_order:
+        return None
     stored = [checkpoint.stored(source) for source in weight.sources]
     orders = [s.order for s in stored if s.order is not None]
     same = len(orders) == len(stored) and all(np.array_equal(order, orders[0]) for order in orders)

@@ -9,6 +9,7 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
+from qwench.checkpoint.experts import MIXTURES, ExpertsSpec
 from qwench.checkpoint.spec import ModelSpec, RopeSpec
 from qwench.formats import BF16, FP32, NESTED_BLOCK, Format
 from qwench.program.cache_groups import cache_groups
@@ -28,7 +29,7 @@ VARIANTS: list[str] = _native.supported_variants()  # of the cpu target's kernel
 
 
 def random_spec(rng: np.random.Generator, **fixed: object) -> ModelSpec:
-    """A small model of odd sizes: nothing divides by anything it needn't."""
+    """A small model of odd sizes: nothing divides by anything it needn't. A mixture's layers all have experts."""
     kv_heads = int(rng.integers(1, 4))
     layers = int(rng.integers(1, 3))
     window = int(rng.integers(1, 40)) if rng.random() < 0.5 else None
@@ -46,7 +47,21 @@ def random_spec(rng: np.random.Generator, **fixed: object) -> ModelSpec:
         rope=RopeSpec(10000.0),
         sliding_windows=tuple(window if i % 2 == 0 else None for i in range(layers)),
     )
+    if fixed.get("model_type") in MIXTURES:
+        fixed = {"experts": random_experts(rng, layers, has_shared=fixed["model_type"] == "qwen2_moe"), **fixed}
     return dataclasses.replace(spec, **fixed)  # type: ignore[arg-type]
+
+
+def random_experts(rng: np.random.Generator, num_layers: int, has_shared: bool) -> ExpertsSpec:
+    num_experts = int(rng.integers(1, 24))
+    return ExpertsSpec(
+        num_experts=num_experts,
+        top_k=int(rng.integers(1, min(num_experts, 8) + 1)),
+        intermediate_size=int(rng.integers(10, 150)),
+        shared_intermediate_size=int(rng.integers(10, 300)) if has_shared else 0,
+        normalizes=bool(rng.random() < 0.5),
+        layers=tuple(range(num_layers)),
+    )
 
 
 def model_program(spec: ModelSpec, fmt: Format, activations: str | None = None) -> Program:
@@ -90,6 +105,8 @@ def random_tensors(program: Program, rng: np.random.Generator, std: float = 0.3)
         rows = weight.shape[0]
         spec = program.spec
         heights = {3: [spec.q_size, spec.kv_size, spec.kv_size], 2: [rows // 2] * 2, 1: [rows]}[len(weight.sources)]
+        if weight.name.endswith(".route.weight") and len(weight.sources) > 1:  # with the shared expert's gate
+            heights = [rows - 1, 1]
         for source, height in zip(weight.sources, heights, strict=True):
             if weight.format != Format(weight.format.kind, weight.format.group_size):
                 tensors[source] = random_codes(rng, weight.format, (height, weight.shape[1]), std)

@@ -40,8 +40,8 @@ def write_checkpoint(folder: Path, seed: int = 0, kind: Any = AutoModelForCausal
     model = kind.from_config(AutoConfig.for_model(**(shape | config)))
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if parameter.ndim == 2:
-                parameter.normal_(0, 1.5 * parameter.shape[1] ** -0.5)
+            if parameter.ndim > 1:  # [experts, rows, columns] in a mixture of experts
+                parameter.normal_(0, 1.5 * parameter.shape[-1] ** -0.5)
             elif name.endswith("bias"):
                 parameter.normal_(0, 0.5)
             else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections import Counter
 
@@ -125,8 +126,19 @@ def test_formats_reach_the_activations(activations: str) -> None:
 
 
 def test_readers_that_disagree() -> None:
+    """A norm is computed once for each format that its readers need; of anything else they must agree."""
+
+    def choose(weight: Weight) -> Format:
+        return INT4 if "gate" in weight.name else BF16
+
+    program = set_formats(plain(), choose, "int8")
+    norms = {op.output for op in program.ops if op.name.startswith("layers.0.mlp_norm")}
+    assert {str(program.buffers[name].format) for name in norms} == {"int8/g32", "fp32"}
+    readers = {op.inputs[0] for op in program.ops if op.name in ("layers.0.gate", "layers.0.up")}
+    assert readers == norms and len(norms) == 2
+    ops = tuple(dataclasses.replace(op, kind="add") if op.kind == "rms_norm" else op for op in plain().ops)
     with pytest.raises(ConfigError, match=r"readers of layers\.0\.mlp_norm need different activation formats"):
-        set_formats(plain(), lambda weight: INT4 if "gate" in weight.name else BF16, "int8")
+        set_formats(dataclasses.replace(plain(), ops=ops), choose, "int8")
 
 
 @pytest.mark.parametrize("fmt", [FP32, Format("int16", 32)], ids=str)

@@ -14,14 +14,13 @@ import numpy as np
 
 from qwench.calibration.gptq import quantize_for_inputs
 from qwench.formats import BF16, Float32, dequantize_weight
-from qwench.program.ops import Op, Program, Weight
+from qwench.program.ops import EXPERT_PRODUCTS, Op, Program, Weight, matrices_of
 from qwench.program.rope import cos_sin, inverse_frequencies
 from qwench.quantized_matrix import QuantizedMatrix
 from qwench.targets.reference.cache import PlainCache
-from qwench.targets.reference.ops import OPS, Matrix, StepState
+from qwench.targets.reference.ops import OPS, Matrix, StepState, experts_of_rows
 from qwench.targets.target import Array, Int32
 
-MATMULS = ("linear", "linear_add", "qkv_rope_write", "gate_up_silu")
 ROWS_AT_ONCE = 4  # of tokens, in one call of a reference op
 
 
@@ -40,14 +39,19 @@ class Calibrator:
     def wants(self, weight: Weight) -> bool:
         """Whether it is calibrated: a quantised matrix that only matrix products read, not an embedding table."""
         readers = [op for op in self._program.ops if weight.name in op.weights]
-        return weight.format.is_quantized and all(op.kind in MATMULS for op in readers)
+        return weight.format.is_quantized and all(weight.name in matrices_of(op) for op in readers)
 
     def quantize(self, weight: Weight) -> list[QuantizedMatrix]:
         """The matrix for `Target.pack`, in halves if it is paired. Ask in the order of the Program's ops."""
         op = self._advance_to(weight)
         values = self._stack(weight).astype(np.float32)
-        codes, scales = quantize_for_inputs(values, self._moments(op.inputs[0]), weight.format)
-        self._quantized[weight.name] = Matrix(BF16, dequantize_weight(codes, scales, weight.shape[1]))
+        is_expert = op.kind in EXPERT_PRODUCTS
+        inputs = self._rows_of_expert(op, op.weights.index(weight.name)) if is_expert else self._buffers[op.inputs[0]]
+        codes, scales = quantize_for_inputs(values, _moments(inputs), weight.format)
+        if is_expert:  # of which there are many before the op can run: they stay codes
+            self._quantized[weight.name] = Matrix(weight.format, codes, scales, activations="fp32")
+        else:
+            self._quantized[weight.name] = Matrix(BF16, dequantize_weight(codes, scales, weight.shape[1]))
         parts = zip(*(np.split(part, 2 if weight.paired else 1) for part in (codes[:, : weight.shape[1]], scales)))
         return [QuantizedMatrix(weight.format, *part) for part in parts]
 
@@ -71,14 +75,11 @@ class Calibrator:
             if self._last_reader[name] == op.name:
                 self._buffers.pop(name, None)
 
-    def _moments(self, buffer: str) -> Float32:
-        """The mean of x^T x over all tokens: [width, width]."""
-        parts: Sequence[Float32] = self._buffers[buffer]
-        total = np.zeros((parts[0].shape[1],) * 2, np.float32)
-        for x in parts:
-            total += x.T @ x
-        result: Float32 = total / np.float32(sum(len(x) for x in parts))
-        return result
+    def _rows_of_expert(self, op: Op, expert: int) -> list[Float32]:
+        rows, routes = (self._buffers[name] for name in op.inputs[:2])
+        return [
+            x[experts_of_rows(state, of_tokens) == expert] for x, of_tokens, state in zip(rows, routes, self._states)
+        ]
 
     def _weight(self, op: Op, name: str) -> Matrix | Float32:
         if (quantized := self._quantized.pop(name, None)) is not None:
@@ -92,6 +93,15 @@ class Calibrator:
     def _stack(self, weight: Weight) -> Array:
         sources = [self._read(source) for source in weight.sources]
         return sources[0] if len(sources) == 1 else np.concatenate([s.astype(np.float32) for s in sources])
+
+
+def _moments(inputs: Sequence[Float32]) -> Float32:
+    """The mean of x^T x over all rows, zeros if there are none: [width, width]."""
+    total = np.zeros((inputs[0].shape[1],) * 2, np.float32)
+    for x in inputs:
+        total += x.T @ x
+    result: Float32 = total / np.float32(max(sum(len(x) for x in inputs), 1))
+    return result
 
 
 def _state(program: Program, rows: Int32) -> StepState:

@@ -14,7 +14,8 @@ from qwench.errors import CheckpointError
 
 HeadKind = Literal["causal_lm", "none", "sequence_classification", "token_classification"]
 
-FAMILIES = {"qwen2": "Qwen2", "qwen3": "Qwen3"}  # model_type -> how its classes' names begin
+# model_type -> how its classes' names begin
+FAMILIES = {"qwen2": "Qwen2", "qwen3": "Qwen3", "qwen2_moe": "Qwen2Moe", "qwen3_moe": "Qwen3Moe"}
 ENDINGS: dict[str, HeadKind] = {
     "ForCausalLM": "causal_lm", "Model": "none", "ForSequenceClassification": "sequence_classification",
     "ForTokenClassification": "token_classification",

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from qwench.checkpoint.experts import MIXTURES, ExpertsSpec, read_experts
 from qwench.checkpoint.fields import LARGEST_SIZE, Fields
 from qwench.checkpoint.heads import FAMILIES, LANGUAGE_MODEL, HeadSpec, read_head
 from qwench.checkpoint.rope import RopeSpec, read_rope, rope_type_of
@@ -46,6 +47,7 @@ class ModelSpec:
     model_type: str = "qwen2"
     head: HeadSpec = LANGUAGE_MODEL
     is_causal: bool = True
+    experts: ExpertsSpec | None = None
 
     def __post_init__(self) -> None:
         """Raises CheckpointError for an impossible shape: kernels rely on this, wherever the spec comes from."""
@@ -67,6 +69,8 @@ class ModelSpec:
             raise CheckpointError(f"{len(self.sliding_windows)} sliding windows for {self.num_layers} layers")
         if any(window is not None and not 0 < window <= LARGEST_SIZE for window in self.sliding_windows):
             raise CheckpointError(f"a sliding window must be from 1 to {LARGEST_SIZE}")
+        if (self.experts is not None) != (self.model_type in MIXTURES):
+            raise CheckpointError(f"of model_type {self.model_type!r}, experts are {self.experts}")
 
     @property
     def q_size(self) -> int:
@@ -91,6 +95,7 @@ class ModelSpec:
             "rope": RopeSpec.from_dict(data["rope"]),
             "sliding_windows": tuple(data["sliding_windows"]),
             "head": HeadSpec(**data.get("head", {})),
+            "experts": _experts_of(data.get("experts")),
         }
         return cls(**{**data, **parts})
 
@@ -146,13 +151,12 @@ def _read(config: Fields) -> ModelSpec:
     """Checks and translates one config."""
     model_type = config.get("model_type")
     if not isinstance(model_type, str) or model_type not in FAMILIES:
-        known = " and ".join(map(repr, FAMILIES))
+        known = ", ".join(map(repr, FAMILIES))
         raise config.error(f"model_type is {model_type!r}; qwench compiles model_type {known}")
     head = read_head(config, model_type)
     if (activation := config.get("hidden_act", "silu")) not in ("silu", "swish"):
         raise config.error(f"hidden_act is {activation!r}; {model_type} uses 'silu'")
-    if model_type == "qwen3" and config.flag("attention_bias"):
-        raise config.error("attention_bias is true; qwench compiles Qwen3 without biases, as all published ones are")
+    _check_biases(config, model_type)
     hidden, heads = config.positive("hidden_size"), config.positive("num_attention_heads")
     kv_heads = config.positive("num_key_value_heads", heads)
     if heads % kv_heads:
@@ -176,17 +180,30 @@ def _read(config: Fields) -> ModelSpec:
         tie_word_embeddings=config.flag("tie_word_embeddings"),
         max_position_embeddings=positions,
         rope=rope,
-        sliding_windows=_sliding_windows(config, layers),
+        sliding_windows=_sliding_windows(config, model_type, layers),
         model_type=model_type,
         head=head,
+        experts=read_experts(config, model_type, layers),
     )
     is_causal = config.flag("is_causal", True) and not config.flag("use_bidirectional_attention")
     return spec if is_causal else spec.bidirectional()
 
 
+def _experts_of(data: Mapping[str, Any] | None) -> ExpertsSpec | None:
+    return None if data is None else ExpertsSpec(**{**data, "layers": tuple(data["layers"])})
+
+
+def _check_biases(config: Fields, model_type: str) -> None:
+    """Biases are of q, k and v in Qwen2, and of none in Qwen3."""
+    if model_type in ("qwen3", "qwen3_moe") and config.flag("attention_bias"):
+        raise config.error("attention_bias is true; qwench compiles Qwen3 without biases, as all published ones are")
+    if model_type == "qwen2_moe" and not config.flag("qkv_bias", True):
+        raise config.error("qkv_bias is false; qwench compiles Qwen2 with these biases, as all published ones are")
+
+
 def _head_dim(config: Fields, model_type: str, hidden: int, heads: int) -> int:
-    """Where config.json doesn't give it, Qwen2 shares the hidden size among heads; Qwen3's are of 128, as transformers
-    has it."""
+    """Where config.json doesn't give it, the hidden size is shared among heads, but those of a dense Qwen3 are of 128,
+    as transformers has it."""
     if model_type == "qwen3":
         default = 128
     elif config.get("head_dim") is None and hidden % heads:
@@ -198,12 +215,17 @@ def _head_dim(config: Fields, model_type: str, hidden: int, heads: int) -> int:
     return head_dim
 
 
-def _sliding_windows(config: Fields, layers: int) -> tuple[int | None, ...]:
-    """As transformers: `layer_types` decides if given, else layers from `max_window_layers` on slide."""
+def _sliding_windows(config: Fields, model_type: str, layers: int) -> tuple[int | None, ...]:
+    """As transformers: `layer_types` decides if given, else layers from `max_window_layers` on slide. Qwen3's mixtures
+    slide in all layers."""
     window = None
     if config.flag("use_sliding_window") and config.get("sliding_window", 4096) is not None:
         window = config.positive("sliding_window", 4096)
     types = config.get("layer_types")
+    if model_type == "qwen3_moe":
+        return (window,) * layers
+    if model_type == "qwen2_moe" and window and types is None:
+        raise config.error("use_sliding_window is true, but layer_types doesn't say which layers slide")
     if types is None:
         first = config.get("max_window_layers", 28)
         if isinstance(first, bool) or not isinstance(first, int) or first < 0:

@@ -10,8 +10,8 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from qwench.program.memory import buffer_bytes
-from qwench.program.ops import Op, Program
+from qwench.program.memory import buffer_bytes, rows_per_token
+from qwench.program.ops import EXPERT_PRODUCTS, Op, Program
 from qwench.targets.target import CacheConfig, Target
 
 ATTENTION = "attention"
@@ -119,6 +119,8 @@ class CostModel:
         num_rows = self._num_rows(op, step)
         if num_rows == 0:
             return Cost()
+        if op.kind in EXPERT_PRODUCTS:
+            return self._of_experts(op, step)
         layer_bytes = self.position_bytes / self.program.spec.num_layers
         buffers = [self.program.buffers[name] for name in (*op.inputs, op.output) if name]
         activations = float(sum(buffer_bytes(buffer, num_rows) for buffer in buffers))
@@ -135,6 +137,20 @@ class CostModel:
         weights = float(sum(self.weight_bytes[name] for name in op.weights))
         return Cost(weights, written, activations, self._products(op, num_rows))
 
+    def _of_experts(self, op: Op, step: StepShape) -> Cost:
+        """Of the experts that tokens choose, as many as there are different ones if they choose at random: for one
+        token those that it has."""
+        spec, expert = self.program.spec.experts, self.program.weights[op.weights[0]]
+        assert spec is not None
+        untouched = (1 - spec.top_k / spec.num_experts) ** step.num_tokens
+        weights = sum(self.weight_bytes[name] for name in op.weights) * (1 - untouched)
+        buffers = [self.program.buffers[name] for name in (*op.inputs, op.output)]
+        activations = sum(buffer_bytes(b, step.num_tokens * rows_per_token(self.program, b)) for b in buffers)
+        activation = self.program.buffers[op.inputs[0]].format
+        rows = step.num_tokens * spec.top_k * activation.num_parts
+        operations = {ARITHMETIC[activation.kind]: 2.0 * rows * expert.shape[0] * expert.shape[1]}
+        return Cost(float(weights), 0.0, float(activations), operations)
+
     def _products(self, op: Op, num_rows: int) -> dict[str, float]:
         """Of int16 activations each part is multiplied."""
         operations: dict[str, float] = {}
@@ -146,8 +162,11 @@ class CostModel:
         return operations
 
     def _num_rows(self, op: Op, step: StepShape) -> int:
-        rows = self.program.buffers[op.output].rows if op.output else "tokens"
-        return {"tokens": step.num_tokens, "logits": step.num_logits, "hidden": 0}[rows]
+        if not op.output:
+            return step.num_tokens
+        buffer = self.program.buffers[op.output]
+        routed = step.num_tokens * rows_per_token(self.program, buffer)
+        return {"tokens": step.num_tokens, "routed": routed, "logits": step.num_logits, "hidden": 0}[buffer.rows]
 
 
 def _visible_positions(new: int, context: int, window: int | None) -> int:

@@ -20,7 +20,7 @@ from qwench.evaluate.batches import num_blocks, whole_sequences
 from qwench.evaluate.compiled import cache_config
 from qwench.formats import BF16, Format
 from qwench.program.memory import plan_memory
-from qwench.program.ops import Buffer, Op, Program, Weight
+from qwench.program.ops import Buffer, Op, Program, Weight, residual_of
 from qwench.targets.target import Float32, Int32
 
 ModuleKind = Literal["embedding", "norm", "attention", "mlp", "layer", "head"]
@@ -118,10 +118,10 @@ def module_program(model: Program, module: Module) -> Program:
     """The module as the Program of a model with one layer."""
     by_name = {op.name: op for op in model.ops}
     ops = [by_name[name] for name in module.ops]
-    if not module.keeps_residual:
-        ops[-1] = _without_residual(ops[-1])
     embed = by_name["embed"]
     entry = ops[0].inputs[0] if ops else embed.output
+    if not module.keeps_residual:
+        ops = [_without_residual(op) if residual_of(op) == entry else op for op in ops]
     buffers = {op.output: model.buffers[op.output] for op in ops if op.output}
     buffers[entry] = dataclasses.replace(model.buffers[embed.output], name=entry)
     ops = [dataclasses.replace(embed, name=entry, output=entry), *map(_in_layer_0, ops)]
@@ -144,8 +144,10 @@ def module_program(model: Program, module: Module) -> Program:
 
 def _without_residual(op: Op) -> Op:
     """The same product, added to nothing."""
-    assert op.kind == "linear_add", "attention and MLP end with a product that is added to the residual"
-    return dataclasses.replace(op, kind="linear", inputs=op.inputs[:1])
+    if op.kind == "linear_add":
+        return dataclasses.replace(op, kind="linear", inputs=op.inputs[:1])
+    assert op.kind in ("shared_linear_add", "expert_linear_add"), "what else adds to the residual"
+    return dataclasses.replace(op, inputs=op.inputs[:2])
 
 
 def _in_layer_0(op: Op) -> Op:

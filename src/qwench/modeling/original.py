@@ -93,10 +93,23 @@ def _load(checkpoint: Checkpoint, config: PretrainedConfig | None, dtype: torch.
     model = AutoModelForCausalLM.from_config(config or _config(data)).to(dtype)
     checkpoint.check(source_shapes(checkpoint.spec))
     with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            parameter.copy_(torch.from_numpy(as_floats(checkpoint.read(name)).astype(np.float32)))
+        for name, values in _stored_parameters(model):
+            values.copy_(torch.from_numpy(as_floats(checkpoint.read(name)).astype(np.float32)))
             checkpoint.release(name)
     return model
+
+
+def _stored_parameters(model: PreTrainedModel) -> Iterator[tuple[str, torch.Tensor]]:
+    """Name in a checkpoint and values of every parameter; transformers 5 has all experts of a layer in one."""
+    for name, parameter in model.named_parameters():
+        stem, _, stacked = name.rpartition(".")
+        if not stem.endswith(".experts"):
+            yield name, parameter
+        else:
+            for expert, matrices in enumerate(parameter):
+                projections = ("gate_proj", "up_proj") if stacked == "gate_up_proj" else (stacked,)
+                for projection, values in zip(projections, matrices.chunk(len(projections)), strict=True):
+                    yield f"{stem}.{expert}.{projection}.weight", values
 
 
 def _scaled_config(checkpoint: Path, scaling: Mapping[str, Any]) -> PretrainedConfig:

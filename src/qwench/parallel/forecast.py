@@ -12,9 +12,9 @@ from dataclasses import dataclass
 
 from qwench.errors import ConfigError
 from qwench.parallel.memory import share_of_ranks
-from qwench.program.memory import buffer_bytes
-from qwench.program.ops import PRODUCTS, Buffer, Op, Program
-from qwench.program.shard import PANEL, Shares, Span, shard
+from qwench.program.memory import buffer_bytes, rows_per_token
+from qwench.program.ops import EXPERT_PRODUCTS, Buffer, Op, Program, matrices_of
+from qwench.program.shard import PANEL, Shares, Span, outputs_per_panel, shard
 
 _RATES = {"mbit": 1e6, "gbit": 1e9}
 _TIMES = {"us": 1e-6, "ms": 1e-3}
@@ -82,8 +82,16 @@ def forecast(
         sum(e.row_bytes[host] * (len(hosts) - 1 if e.to_all else host > 0) for e in found if len(hosts) > 1)
         for host in hosts
     ]
-    weights = [share_of_ranks(program, weight_bytes, shares, shares.ranks(host)).weight_bytes for host in hosts]
+    read = {**weight_bytes, **_read_of_experts(program, weight_bytes)}
+    weights = [share_of_ranks(program, read, shares, shares.ranks(host)).weight_bytes for host in hosts]
     return Forecast(len(found), max(sent), max(weights) / read_bytes_per_s, sum(e.seconds(network) for e in found))
+
+
+def _read_of_experts(program: Program, weight_bytes: Mapping[str, int]) -> dict[str, float]:
+    """What a token reads of each expert on average."""
+    experts = program.spec.experts
+    names = [name for op in program.ops if op.kind in EXPERT_PRODUCTS for name in op.weights]
+    return {} if experts is None else {n: weight_bytes[n] * experts.top_k / experts.num_experts for n in names}
 
 
 def exchanges(program: Program, shares: Shares) -> list[Exchange]:
@@ -96,19 +104,20 @@ def exchanges(program: Program, shares: Shares) -> list[Exchange]:
         if op.kind == "attention" and out is not None:
             columns = [_scaled(heads, program.spec.head_dim) for heads in op.attrs["host_heads"]]
             result.append(_exchange(op, _as_sent(op, out, columns), columns))
-        elif op.kind in PRODUCTS and op.kind != "qkv_rope_write" and out is not None:
-            per_panel = PANEL // 2 if op.kind == "gate_up_silu" else PANEL
-            columns = [_scaled(panels, per_panel) for panels in op.attrs["host_panels"]]
-            result.append(_exchange(op, out, columns, out.name not in program.results))
+        elif matrices_of(op) and op.kind != "qkv_rope_write" and out is not None:
+            columns = [_scaled(panels, outputs_per_panel(program, op)) for panels in op.attrs["host_panels"]]
+            to_all, num_rows = out.name not in program.results, rows_per_token(program, out)
+            result.append(_exchange(op, out, columns, to_all, num_rows))
     return result
 
 
-def _exchange(op: Op, out: Buffer, columns: Sequence[Span], to_all: bool = True) -> Exchange:
+def _exchange(op: Op, out: Buffer, columns: Sequence[Span], to_all: bool = True, num_rows: int = 1) -> Exchange:
     sizes = []
     for first, last in columns:
         width = min(last, out.width) - first
         maxima = 0 if to_all else 4 * -(-width // PANEL)
-        sizes.append(buffer_bytes(Buffer(out.name, width, out.rows, out.format), 1) + maxima if width > 0 else 0.0)
+        sent = Buffer(out.name, width, out.rows, out.format)
+        sizes.append(buffer_bytes(sent, num_rows) + maxima if width > 0 else 0.0)
     return Exchange(op.name, tuple(sizes), to_all)
 
 

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from qwench.program.ops import PRODUCTS, Op, Program
-from qwench.program.shard import PANEL, Shares, shard
+from qwench.program.ops import Op, Program, matrices_of
+from qwench.program.shard import Shares, outputs_per_panel, shard
 from qwench.targets.target import Array
 
 
@@ -22,14 +22,14 @@ class MemoryShare:
 
 
 def share_of_ranks(
-    program: Program, weight_bytes: Mapping[str, int], shares: Shares, ranks: Sequence[int]
+    program: Program, weight_bytes: Mapping[str, float], shares: Shares, ranks: Sequence[int]
 ) -> MemoryShare:
-    """weight_bytes: of each packed weight. Matrices that are multiplied count: of an embedding matrix that isn't, the rows
-    of a step's tokens alone are read, from the file."""
+    """weight_bytes: of each packed weight. Matrices that are multiplied count: of an embedding matrix that isn't, only
+    the rows of a step's tokens are read, from the file."""
     total, cache_part = 0.0, 0.0
     for rank in ranks:
         ops = shard(program, shares, rank).ops
-        total += sum(weight_bytes[op.weights[0]] * _part_of(program, op) for op in ops if op.kind in PRODUCTS)
+        total += sum(weight_bytes[name] * _part_of(program, op) for op in ops for name in matrices_of(op))
         cache_part += _num_kv_heads(program, ops) / program.spec.num_kv_heads
     return MemoryShare(round(total), cache_part)
 
@@ -50,8 +50,7 @@ def _part_of(program: Program, op: Op) -> float:
         num_kv_heads: int = _num_kv_heads(program, [op])
         return float(num_heads + 2 * num_kv_heads) / (spec.num_heads + 2 * spec.num_kv_heads)
     first, last = op.attrs["panels"]
-    per_panel = PANEL // 2 if op.kind == "gate_up_silu" else PANEL
-    return float(last - first) / -(-program.buffers[op.output].width // per_panel)
+    return float(last - first) / -(-program.buffers[op.output].width // outputs_per_panel(program, op))
 
 
 def _num_kv_heads(program: Program, ops: Sequence[Op]) -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from qwench.program.ops import Buffer, Program
+from qwench.program.ops import Buffer, Program, residual_of
 
 ALIGNMENT = 64  # one cache line, one AVX-512 vector
 
@@ -35,6 +35,12 @@ def buffer_bytes(buffer: Buffer, num_rows: int) -> int:
     return num_rows * buffer.format.num_parts * (k + k // buffer.format.group_size * 8)
 
 
+def rows_per_token(program: Program, buffer: Buffer) -> int:
+    """At most: of those that are routed, one for each expert that a token chooses."""
+    experts = program.spec.experts
+    return experts.top_k if buffer.rows == "routed" and experts is not None else 1
+
+
 def plan_memory(program: Program, max_step_tokens: int) -> MemoryPlan:
     """First-fit by time of birth. Results are the caller's and not part of the arena."""
     alias = _in_place(program)
@@ -42,7 +48,8 @@ def plan_memory(program: Program, max_step_tokens: int) -> MemoryPlan:
     offsets: dict[str, int] = {}
     placed: list[tuple[int, int, int, int]] = []  # birth, death, start, stop
     for name, (birth, death) in sorted(lives.items(), key=lambda item: item[1][0]):
-        size = -(-buffer_bytes(program.buffers[name], max_step_tokens) // ALIGNMENT) * ALIGNMENT
+        buffer = program.buffers[name]
+        size = -(-buffer_bytes(buffer, max_step_tokens * rows_per_token(program, buffer)) // ALIGNMENT) * ALIGNMENT
         start = 0
         for _, _, low, high in sorted((p for p in placed if p[0] <= death and birth <= p[1]), key=lambda p: p[2]):
             if start + size <= low:
@@ -57,9 +64,11 @@ def plan_memory(program: Program, max_step_tokens: int) -> MemoryPlan:
 
 
 def work_width(program: Program) -> int:
-    """Values per token that a fused op holds between its halves: q, k, v before RoPE; attention before quantising."""
+    """Values per token that a fused op holds between its halves: q, k, v before RoPE; attention before quantising; the
+    scores of experts before the best are chosen."""
     spec = program.spec
-    return spec.q_size + 2 * spec.kv_size
+    scores = [program.weights[op.weights[0]].shape[0] for op in program.ops if op.kind == "route"]
+    return max(spec.q_size + 2 * spec.kv_size, *scores, 0)
 
 
 def _in_place(program: Program) -> dict[str, str]:
@@ -67,10 +76,9 @@ def _in_place(program: Program) -> dict[str, str]:
     root: dict[str, str] = {}
     order = {op.name: i for i, op in enumerate(program.ops)}
     for i, op in enumerate(program.ops):
-        if op.kind in ("add", "linear_add"):
-            residual = op.inputs[1]
-            if all(order[reader.name] <= i for reader in program.consumers(residual)):
-                root[op.output] = root.get(residual, residual)
+        residual = residual_of(op)
+        if residual is not None and all(order[reader.name] <= i for reader in program.consumers(residual)):
+            root[op.output] = root.get(residual, residual)
     return root
 
 

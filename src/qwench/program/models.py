@@ -7,9 +7,13 @@ from collections.abc import Callable, Mapping
 from qwench.checkpoint.spec import HEAD, ModelSpec
 from qwench.program.ops import Program
 from qwench.program.qwen2 import build_qwen2
+from qwench.program.qwen2_moe import build_qwen2_moe
 from qwench.program.qwen3 import build_qwen3
+from qwench.program.qwen3_moe import build_qwen3_moe
 
-BUILDERS: Mapping[str, Callable[[ModelSpec], Program]] = {"qwen2": build_qwen2, "qwen3": build_qwen3}
+BUILDERS: Mapping[str, Callable[[ModelSpec], Program]] = {
+    "qwen2": build_qwen2, "qwen3": build_qwen3, "qwen2_moe": build_qwen2_moe, "qwen3_moe": build_qwen3_moe,
+}  # fmt: skip
 
 
 def build_program(spec: ModelSpec) -> Program:

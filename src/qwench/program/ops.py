@@ -14,12 +14,23 @@ Kinds as the builder writes them:
                    false; ordered likewise by its weight
     silu_mul       silu(gate) * up
     add            elementwise sum
+    route          the experts that each token chooses, in order, their weights, and the shared expert's: softmax and
+                   sigmoid of products with the router and the shared expert's gate
+    dispatch       the row of a token for each of its experts; rows of one expert next to each other, experts and tokens
+                   in order
+    expert_linear  x @ weight.T, with the matrix of each row's expert
+    combine        the sum of each token's rows, times their weights, in the order of experts
+    weigh_shared   rows times the shared expert's weight
     take_rows      the rows whose logits, or whose hidden states, were asked for: attrs["rows"]
 Kinds that `passes.py` makes of them:
     qkv_rope_write three linears, with bias or with norms of q's and k's heads after them, RoPE of q and k, cache
                    write; gives the rotated q
     gate_up_silu   two linears and their silu_mul, in the order that its second weight tells, if it has one
     linear_add     a linear and the residual add
+    expert_gate_up_silu  two expert_linears and their silu_mul
+    expert_linear_add    an expert_linear, combine and the residual add
+    shared_linear_add    a linear, weigh_shared and the residual add
+What is added to may be missing from the last two: then it is nothing.
 """
 
 from __future__ import annotations
@@ -34,12 +45,17 @@ from qwench.formats import BF16, FP32, Format
 
 OP_KINDS = (
     "embed", "rms_norm", "linear", "head_norm", "rope", "cache_write", "attention", "silu_mul", "add",
+    "route", "dispatch", "expert_linear", "combine", "weigh_shared",
     "take_rows", "qkv_rope_write", "gate_up_silu", "linear_add",
+    "expert_gate_up_silu", "expert_linear_add", "shared_linear_add",
 )  # fmt: skip
-PRODUCTS = ("linear", "linear_add", "qkv_rope_write", "gate_up_silu")  # of inputs[0] with the matrix weights[0]
+# Of inputs[0] with the matrix weights[0].
+PRODUCTS = ("linear", "linear_add", "qkv_rope_write", "gate_up_silu", "shared_linear_add")
+# Of inputs[0] with the matrices of experts, weights; inputs[1] says whose the rows are.
+EXPERT_PRODUCTS = ("expert_linear", "expert_gate_up_silu", "expert_linear_add")
 
 
-Rows: TypeAlias = Literal["tokens", "logits", "hidden"]
+Rows: TypeAlias = Literal["tokens", "logits", "hidden", "routed"]
 
 
 @dataclass(frozen=True)
@@ -49,6 +65,7 @@ class Weight:
     `paired` tells targets that row i of the first source is always used together with row i of the second.
     reordered: its columns are in an order of their own, and what is multiplied with it is written in that order.
     row_order: the matrix whose order of inputs its rows are in, within each source, or "".
+    keeps_order: its columns can't be in an order of their own, since others read what it is multiplied with.
     """
 
     name: str
@@ -58,6 +75,7 @@ class Weight:
     paired: bool = False
     reordered: bool = False
     row_order: str = ""
+    keeps_order: bool = False
 
     @property
     def is_vector(self) -> bool:
@@ -66,8 +84,8 @@ class Weight:
 
 @dataclass(frozen=True)
 class Buffer:
-    """An activation [rows, width]: `rows` is "tokens" (all of a step), "logits" (the rows whose logits were asked for)
-    or "hidden" (the rows whose hidden states were).
+    """An activation [rows, width]: `rows` is "tokens" (all of a step), "logits" (the rows whose logits were asked for),
+    "hidden" (the rows whose hidden states were) or "routed" (one for each token and expert that it chose).
 
     `format` is fp32 or, where its readers are matmuls, bf16, int8 or int16 with a group size: what they multiply.
     """
@@ -88,6 +106,20 @@ class Op:
     output: str
     weights: tuple[str, ...] = ()
     attrs: dict[str, Any] = field(default_factory=dict)
+
+
+def matrices_of(op: Op) -> tuple[str, ...]:
+    """The weights that a product multiplies inputs[0] with, one or an expert's each; none of other ops."""
+    if op.kind in EXPERT_PRODUCTS:
+        return op.weights
+    return op.weights[:1] if op.kind in PRODUCTS else ()
+
+
+def residual_of(op: Op) -> str | None:
+    """The buffer that an op adds its result to; None if it does no such thing."""
+    if op.kind in ("add", "linear_add"):
+        return op.inputs[1]
+    return op.inputs[2] if op.kind in ("shared_linear_add", "expert_linear_add") and len(op.inputs) > 2 else None
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ class Recipe:
 
 RECIPES = {
     "accuracy": Recipe("int8", "int8", 32, activations="int16", kv_cache="fp32"),
-    "balanced": Recipe("int4", "int8", 64, {"*.mlp.down_proj.weight": "int8"}),
+    "balanced": Recipe("int4", "int8", 64, {"*.down_proj.weight": "int8"}),
     "speed": Recipe("int4", "int4", 128),
 }
 

@@ -2,7 +2,8 @@
 
 An output is computed by one rank, in the order in which one process computes it, so that bits don't depend on the
 number of ranks. Ranks of one host find it in memory that they share; hosts send each other what theirs computed. Panels
-of 64 packed columns are the unit, and of outputs that are quantised in groups as many as a group has.
+of 64 packed columns are the unit, and of outputs that are quantised in groups as many as a group has. Every rank has a
+share of each expert, and chooses the experts by itself.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from dataclasses import dataclass
 
 from qwench.checkpoint.spec import ModelSpec
 from qwench.errors import ConfigError
-from qwench.program.ops import PRODUCTS, Op, Program
+from qwench.program.ops import Op, Program, matrices_of
 
 PANEL = 64
 Span = tuple[int, int]  # [first, last)
@@ -68,7 +69,7 @@ def shard(program: Program, shares: Shares, rank: int) -> Program:
     def of_rank(op: Op) -> Op:
         if op.kind in ("attention", "qkv_rope_write"):
             return _with_shares(op, "heads", shares, rank, lambda r: shares.span(program.spec.num_heads, r))
-        if op.kind in PRODUCTS:
+        if matrices_of(op):
             return _with_shares(op, "panels", shares, rank, lambda r: _panels(program, op, shares, r))
         return op
 
@@ -80,10 +81,15 @@ def _with_shares(op: Op, unit: str, shares: Shares, rank: int, of_rank: Callable
     return dataclasses.replace(op, attrs={**op.attrs, unit: of_rank(rank), f"host_{unit}": spans})
 
 
+def outputs_per_panel(program: Program, op: Op) -> int:
+    """Of a product; a panel of two matrices has a half of either."""
+    return PANEL // 2 if program.weights[op.weights[0]].paired else PANEL
+
+
 def _panels(program: Program, op: Op, shares: Shares, rank: int) -> Span:
     out = program.buffers[op.output]
-    outputs_per_panel = PANEL // 2 if op.kind == "gate_up_silu" else PANEL
-    num_panels = -(-out.width // outputs_per_panel)
-    unit = max(out.format.group_size // outputs_per_panel, 1)
+    per_panel = outputs_per_panel(program, op)
+    num_panels = -(-out.width // per_panel)
+    unit = max(out.format.group_size // per_panel, 1)
     first, last = shares.span(-(-num_panels // unit), rank)
-    return first * unit, min(last * unit, num_panels)
+    return min(first * unit, num_panels), min(last * unit, num_panels)

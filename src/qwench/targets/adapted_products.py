@@ -47,7 +47,8 @@ def adapted_products(program: Program, adapter: LoraAdapter, tensors: Mapping[st
             row_order = _order(op.output, heights[0], tensors) if weight.row_order else None
             yield AdaptedProduct(op, weight, heights, pairs, order, row_order)
     if left:
-        raise TargetError(f"the adapter changes {min(left)}, which isn't multiplied; merge it (compile --lora)")
+        why = "an expert's, whose rows are others'" if ".experts." in min(left) else "which isn't multiplied"
+        raise TargetError(f"the adapter changes {min(left)}, {why}; merge it (compile --lora)")
 
 
 def _sources(program: Program, op: Op) -> tuple[str, ...]:

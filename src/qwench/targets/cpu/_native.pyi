@@ -12,6 +12,7 @@ _Halves = npt.NDArray[np.uint16]
 _Ints = npt.NDArray[np.int32]
 _Buffer = tuple[int, int, str, int, str, bool]
 _Format = tuple[str, int, str, str]  # kind, group size, scales, offsets
+_Matrix = tuple[_Format, int, int, Any]  # and rows, columns, bytes
 _Quantized = tuple[_Bytes, _Bytes, _Bytes | None, _Bytes | None, _Bytes | None, _Bytes | None]
 
 def supported_variants() -> list[str]: ...
@@ -45,6 +46,7 @@ class Executor:
         num_outputs: int,
         arena_bytes: int,
         scratch_width: int,
+        experts_per_token: int,
         max_blocks: int,
         embedding_width: int,
         cache_places: Sequence[tuple[int, int]],
@@ -87,6 +89,23 @@ class Executor:
         order: _Floats | None, /,
     ) -> None: ...  # fmt: skip
     def add_take_rows(self, input: _Buffer, out: _Buffer, /) -> None: ...
+    def add_route(
+        self, input: _Buffer, format: _Format, n: int, k: int, weight: _Bytes, num_experts: int, normalizes: bool,
+        routes: _Buffer, /,
+    ) -> None: ...  # fmt: skip
+    def add_shared_linear_add(
+        self, input: _Buffer, routes: _Buffer, format: _Format, n: int, k: int, weight: _Bytes, residual: _Buffer,
+        out: _Buffer, panels: tuple[int, int], host_panels: Sequence[tuple[int, int]], /,
+    ) -> None: ...  # fmt: skip
+    def add_dispatch(self, input: _Buffer, routes: _Buffer, num_experts: int, out: _Buffer, /) -> None: ...
+    def add_expert_gate_up_silu(
+        self, input: _Buffer, experts: list[_Matrix], out: _Buffer, panels: tuple[int, int],
+        host_panels: Sequence[tuple[int, int]], /,
+    ) -> None: ...  # fmt: skip
+    def add_expert_linear_add(
+        self, input: _Buffer, experts: list[_Matrix], residual: _Buffer, out: _Buffer, panels: tuple[int, int],
+        host_panels: Sequence[tuple[int, int]], /,
+    ) -> None: ...  # fmt: skip
     def num_products(self) -> int: ...
     def set_lora(
         self, product: int, adapter: int, a: _Halves, b: _Halves, scales: _Floats, first_rank: _Ints, k: int,

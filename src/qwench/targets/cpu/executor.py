@@ -12,11 +12,12 @@ from typing import Any
 
 import numpy as np
 
+from qwench.checkpoint.experts import ExpertsSpec
 from qwench.errors import TargetError
 from qwench.lora.adapter import LoraAdapter
 from qwench.program.cache_groups import cache_groups
 from qwench.program.memory import MemoryPlan, work_width
-from qwench.program.ops import PRODUCTS, Op, Program
+from qwench.program.ops import PRODUCTS, Op, Program, residual_of
 from qwench.program.rope import cos_sin, inverse_frequencies
 from qwench.program.shard import PANEL, Span
 from qwench.targets.adapted_products import adapted_products
@@ -64,6 +65,7 @@ class CpuExecutor:
             num_outputs=spec.num_outputs,
             arena_bytes=plan.arena_bytes,
             scratch_width=work_width(program),
+            experts_per_token=1 if spec.experts is None else spec.experts.top_k,
             max_blocks=cache.num_blocks,
             embedding_width=spec.hidden_size,
             cache_places=[places[layer] for layer in range(spec.num_layers)],
@@ -204,13 +206,16 @@ class CpuExecutor:
             rows = -(-rows // 64) * 64  # halves of 32 gate and 32 up columns, each padded
         return format_tuple(weight.format), rows, k, self._tensors[name]
 
-    def _product_matrix(self, op: Op) -> tuple[FormatTuple, int, int, Array]:
-        """The same for a product; of a rank's, its own panels alone are there."""
-        fmt, rows, k, packed = self._matrix(op.weights[0])
+    def _product_matrix(self, op: Op, name: str | None = None) -> tuple[FormatTuple, int, int, Array]:
+        """The same for a product, of its first or another matrix; of a rank's, its own panels alone are there."""
+        fmt, rows, k, packed = self._matrix(name or op.weights[0])
         if self._team is not None:
             packed = copy_panels(packed, panels_of(op, self.program.spec), -(-rows // PANEL))
             self._copies.append(packed)
         return fmt, rows, k, packed
+
+    def _experts(self, op: Op) -> list[tuple[FormatTuple, int, int, Array]]:
+        return [self._product_matrix(op, name) for name in op.weights]
 
     def _panels(self, op: Op) -> tuple[Span, list[Span]]:
         """Those that this rank computes of a product, and those of each host."""
@@ -296,6 +301,57 @@ class CpuExecutor:
             self._vector(op.weights[0]) if op.weights else None,
         )
         return self._attention_name
+
+    def _route(self, op: Op) -> str:
+        experts = self._experts_spec()
+        self.native.add_route(
+            self._buffer(op.inputs[0]),
+            *self._matrix(op.weights[0]),
+            experts.num_experts,
+            experts.normalizes,
+            self._buffer(op.output),
+        )
+        return self._matmul_name(op)
+
+    def _shared_linear_add(self, op: Op) -> str:
+        self.native.add_shared_linear_add(
+            self._buffer(op.inputs[0]),
+            self._buffer(op.inputs[1]),
+            *self._matrix(op.weights[0]),
+            self._residual(op),
+            self._buffer(op.output),
+            *self._panels(op),
+        )
+        return self._matmul_name(op)
+
+    def _dispatch(self, op: Op) -> str:
+        rows, routes = map(self._buffer, op.inputs)
+        self.native.add_dispatch(rows, routes, self._experts_spec().num_experts, self._buffer(op.output))
+        return "dispatch"
+
+    def _expert_gate_up_silu(self, op: Op) -> str:
+        self.native.add_expert_gate_up_silu(
+            self._buffer(op.inputs[0]), self._experts(op), self._buffer(op.output), *self._panels(op)
+        )
+        return self._matmul_name(op)
+
+    def _expert_linear_add(self, op: Op) -> str:
+        self.native.add_expert_linear_add(
+            self._buffer(op.inputs[0]),
+            self._experts(op),
+            self._residual(op),
+            self._buffer(op.output),
+            *self._panels(op),
+        )
+        return self._matmul_name(op)
+
+    def _experts_spec(self) -> ExpertsSpec:
+        assert self.program.spec.experts is not None
+        return self.program.spec.experts
+
+    def _residual(self, op: Op) -> BufferTuple:
+        residual = residual_of(op)
+        return _NO_BUFFER if residual is None else self._buffer(residual)
 
     def _take_rows(self, op: Op) -> str:
         self.native.add_take_rows(self._buffer(op.inputs[0]), self._buffer(op.output))

@@ -16,7 +16,8 @@ from pathlib import Path
 import qwench
 from qwench.errors import TargetError
 from qwench.host import cache_dir, cpu_name, forced_kernels
-from qwench.program.ops import PRODUCTS, Program
+from qwench.program.memory import rows_per_token
+from qwench.program.ops import Program, matrices_of
 from qwench.targets.cpu import _native
 
 # Target -> its variants, best first as far as their instructions tell. A later one has to be faster by WORTH_CHANGING.
@@ -96,10 +97,11 @@ def _operations(program: Program) -> dict[Product, float]:
     """Product -> multiply-adds that a token takes."""
     operations: dict[Product, float] = {}
     for op in program.ops:
-        if op.kind in PRODUCTS:
+        if matrices_of(op):
             weight = program.weights[op.weights[0]]
+            times = rows_per_token(program, program.buffers[op.inputs[0]])  # of experts, one stands for all
             product = weight.format.kind, program.buffers[op.inputs[0]].format.kind
-            operations[product] = operations.get(product, 0.0) + float(weight.shape[0] * weight.shape[1])
+            operations[product] = operations.get(product, 0.0) + float(times * weight.shape[0] * weight.shape[1])
     return operations
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from qwench.checkpoint.experts import ExpertsSpec
 from qwench.checkpoint.spec import ModelSpec
 from qwench.formats import Format, quantize_activation, round_to_bf16
 from qwench.targets.reference.cache import Cache, rotate
@@ -166,6 +167,66 @@ def silu_mul(s: StepState, attrs: dict[str, Any], gate: Float32, up: Float32) ->
         return gate * np.reciprocal(np.float32(1) + np.exp(-gate)) * up
 
 
+def route(s: StepState, attrs: dict[str, Any], x: Float32, *routers: Matrix) -> Float32:
+    """routers: of the experts and of the shared one's gate, or both in one matrix. Of equal experts the first count."""
+    scores = np.concatenate([linear(s, {}, x, router) for router in routers], axis=1)
+    spec = _experts(s)
+    of_experts, of_shared = np.split(scores, [spec.num_experts], axis=1)
+    chosen = np.sort(np.argsort(-of_experts, axis=1, kind="stable")[:, : spec.top_k], axis=1)
+    weights = np.exp(of_experts - of_experts.max(axis=1, keepdims=True))
+    total = weights.sum(axis=1, keepdims=True)
+    weights = np.take_along_axis(weights, chosen, axis=1)
+    weights /= weights.sum(axis=1, keepdims=True) if spec.normalizes else total
+    with np.errstate(over="ignore"):
+        shared = np.reciprocal(np.float32(1) + np.exp(-of_shared))
+    return np.concatenate([chosen.astype(np.float32), weights, shared], axis=1)
+
+
+def _experts(s: StepState) -> ExpertsSpec:
+    assert s.spec.experts is not None
+    return s.spec.experts
+
+
+def _routed_rows(s: StepState, routes: Float32) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], Float32]:
+    """Of the rows that tokens are dispatched to: each one's expert, token and weight."""
+    top_k = _experts(s).top_k
+    experts = routes[:, :top_k].astype(np.int64).reshape(-1)
+    order = np.argsort(experts, kind="stable")
+    return experts[order], order // top_k, routes[:, top_k : 2 * top_k].reshape(-1)[order]
+
+
+def experts_of_rows(s: StepState, routes: Float32) -> npt.NDArray[np.int64]:
+    """Of the rows that tokens are dispatched to, each one's expert."""
+    return _routed_rows(s, routes)[0]
+
+
+def dispatch(s: StepState, attrs: dict[str, Any], x: Float32, routes: Float32) -> Float32:
+    return x[_routed_rows(s, routes)[1]]
+
+
+def expert_linear(s: StepState, attrs: dict[str, Any], x: Float32, routes: Float32, *weights: Matrix) -> Float32:
+    experts = experts_of_rows(s, routes)
+    y = np.empty((len(x), len(weights[0].values)), np.float32)
+    for expert in np.unique(experts):
+        rows = experts == expert
+        y[rows] = linear(s, {}, x[rows], weights[expert])
+    return y
+
+
+def combine(s: StepState, attrs: dict[str, Any], x: Float32, routes: Float32) -> Float32:
+    return _add_routed(s, x, routes, np.zeros((len(routes), x.shape[1]), np.float32))
+
+
+def _add_routed(s: StepState, x: Float32, routes: Float32, onto: Float32) -> Float32:
+    _, tokens, weights = _routed_rows(s, routes)
+    np.add.at(onto, tokens, weights[:, None] * x)
+    return onto
+
+
+def weigh_shared(s: StepState, attrs: dict[str, Any], x: Float32, routes: Float32) -> Float32:
+    return x * routes[:, -1:]
+
+
 def add(s: StepState, attrs: dict[str, Any], y: Float32, x: Float32) -> Float32:
     return y + x
 
@@ -195,10 +256,31 @@ def linear_add(s: StepState, attrs: dict[str, Any], x: Float32, residual: Float3
     return linear(s, {}, x, weight) + residual
 
 
+def expert_gate_up_silu(s: StepState, attrs: dict[str, Any], x: Float32, routes: Float32, *weights: Matrix) -> Float32:
+    gate, up = np.split(expert_linear(s, {}, x, routes, *weights), 2, axis=1)
+    return silu_mul(s, {}, gate, up)
+
+
+def expert_linear_add(s: StepState, attrs: dict[str, Any], x: Float32, routes: Float32, *others: Any) -> Float32:
+    """others: the residual, if there is one, and the experts' matrices."""
+    weights = [other for other in others if isinstance(other, Matrix)]
+    y = expert_linear(s, {}, x, routes, *weights)
+    nothing = np.zeros((len(routes), y.shape[1]), np.float32)
+    return _add_routed(s, y, routes, nothing + others[0] if len(others) > len(weights) else nothing)
+
+
+def shared_linear_add(s: StepState, attrs: dict[str, Any], x: Float32, routes: Float32, *others: Any) -> Float32:
+    """others: the residual, if there is one, and the matrix."""
+    y = weigh_shared(s, {}, linear(s, {}, x, others[-1]), routes)
+    return y + others[0] if len(others) > 1 else y
+
+
 OPS: dict[str, Callable[..., Float32 | None]] = {
     function.__name__: function
     for function in (
         embed, rms_norm, linear, head_norm, rope, cache_write, attention, silu_mul, add,
+        route, dispatch, expert_linear, combine, weigh_shared,
         take_rows, qkv_rope_write, gate_up_silu, linear_add,
+        expert_gate_up_silu, expert_linear_add, shared_linear_add,
     )
 }  # fmt: skip

@@ -16,7 +16,7 @@ from qwench.formats import BF16, quantize_weight, round_to_bf16
 from qwench.lora.adapter import LoraAdapter
 from qwench.program.cache_groups import cache_groups
 from qwench.program.memory import MemoryPlan
-from qwench.program.ops import PRODUCTS, Op, Program, Weight
+from qwench.program.ops import PRODUCTS, Op, Program, Weight, matrices_of
 from qwench.program.rope import cos_sin, inverse_frequencies
 from qwench.quantized_matrix import QuantizedMatrix
 from qwench.targets.adapted_products import AdaptedProduct, adapted_products
@@ -80,10 +80,11 @@ class ReferenceTarget:
             raise TargetError("the reference target computes in one process; leave tensor_parallel_size out")
         weights = {name: self._unpack(weight, tensors) for name, weight in program.weights.items()}
         for op in program.ops:
-            matrix = weights[op.weights[0]] if op.kind in PRODUCTS else None
-            if isinstance(matrix, Matrix) and matrix.scales is not None:
-                activations = program.buffers[op.inputs[0]].format.kind
-                weights[op.weights[0]] = dataclasses.replace(matrix, activations=activations)
+            for name in matrices_of(op):
+                matrix = weights[name]
+                if isinstance(matrix, Matrix) and matrix.scales is not None:
+                    activations = program.buffers[op.inputs[0]].format.kind
+                    weights[name] = dataclasses.replace(matrix, activations=activations)
         return ReferenceExecutor(program, weights, cache, tensors)
 
     def _unpack(self, weight: Weight, tensors: Mapping[str, Array]) -> Matrix | Float32:

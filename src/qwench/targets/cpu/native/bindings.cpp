@@ -98,6 +98,15 @@ PackedMatrix checked_matrix(const FormatTuple& format, int n, int k, const Bytes
   return w;
 }
 
+using MatrixTuple = std::tuple<FormatTuple, int, int, Bytes>;  // and its rows, columns and bytes
+
+std::vector<PackedMatrix> checked_matrices(const std::vector<MatrixTuple>& matrices) {
+  require(!matrices.empty(), "no experts");
+  std::vector<PackedMatrix> result;
+  for (const auto& [format, n, k, data] : matrices) result.push_back(checked_matrix(format, n, k, data));
+  return result;
+}
+
 qwench::ActivationKind activation_kind(const std::string& name) {
   if (name == "fp32") return qwench::ActivationKind::kFp32;
   if (name == "bf16") return qwench::ActivationKind::kBf16;
@@ -126,7 +135,8 @@ using BufferTuple = std::tuple<size_t, int, std::string, int, std::string, bool>
 Buffer buffer(const BufferTuple& t) {
   const auto& [offset, width, kind_name, group_size, rows, is_result] = t;
   const auto kind = activation_kind(kind_name);
-  require(rows == "tokens" || rows == "logits" || rows == "hidden", "rows must be tokens, logits or hidden");
+  require(rows == "tokens" || rows == "logits" || rows == "hidden" || rows == "routed",
+          "rows must be tokens, logits, hidden or routed");
   require((kind == qwench::ActivationKind::kInt8 || kind == qwench::ActivationKind::kInt16) == (group_size != 0),
           "integer activations have groups, floats have none");
   require(!is_result || kind == qwench::ActivationKind::kFp32, "results are fp32");
@@ -136,6 +146,7 @@ Buffer buffer(const BufferTuple& t) {
           group_size,
           rows == "tokens"   ? qwench::Rows::kTokens
           : rows == "logits" ? qwench::Rows::kLogits
+          : rows == "routed" ? qwench::Rows::kRouted
                              : qwench::Rows::kHidden,
           is_result};
 }
@@ -286,13 +297,15 @@ NB_MODULE(_native, m) {
       .def(
           "__init__",
           [](qwench::Executor* self, const std::string& variant, int num_threads, int max_tokens, int num_heads,
-             int vocab_size, int num_outputs, size_t arena_bytes, int scratch_width, int max_blocks,
-             int embedding_width, const std::vector<std::pair<int, int>>& cache_places, int num_places, int num_blocks,
-             int block_size, int num_kv_heads, int head_dim, const std::string& cache_dtype, bool rounds_queries,
-             int partition_len, std::pair<int, int> heads, const std::vector<std::pair<int, int>>& host_heads,
-             int host, const std::optional<TeamTuple>& team, const std::optional<LinkTuple>& link) {
+             int vocab_size, int num_outputs, size_t arena_bytes, int scratch_width, int experts_per_token,
+             int max_blocks, int embedding_width, const std::vector<std::pair<int, int>>& cache_places, int num_places,
+             int num_blocks, int block_size, int num_kv_heads, int head_dim, const std::string& cache_dtype,
+             bool rounds_queries, int partition_len, std::pair<int, int> heads,
+             const std::vector<std::pair<int, int>>& host_heads, int host, const std::optional<TeamTuple>& team,
+             const std::optional<LinkTuple>& link) {
             require(num_threads >= 1 && max_tokens >= 1 && num_blocks >= 1 && num_places >= 1,
                     "threads, tokens, blocks and places must be positive");
+            require(experts_per_token >= 1 && experts_per_token <= qwench::kMaxExperts, "too many experts, or none");
             require(block_size > 0 && block_size % qwench::kKeyGroup == 0, "block_size must be a multiple of 16");
             require(
                 partition_len > 0 && partition_len % qwench::kScoreTile == 0 && partition_len <= qwench::kMaxPartition,
@@ -320,32 +333,32 @@ NB_MODULE(_native, m) {
                   [&](auto... part) { return std::make_unique<qwench::Link>(qwench::Mpi{part...}, host, num_hosts); },
                   mpi);
             }
-            new (self)
-                qwench::Executor({variant,
-                                  num_threads,
-                                  max_tokens,
-                                  num_heads,
-                                  num_kv_heads,
-                                  vocab_size,
-                                  num_outputs,
-                                  {first_head, last_head},
-                                  spans(host_heads, num_heads),
-                                  host,
-                                  arena_bytes,
-                                  max_blocks,
-                                  embedding_width,
-                                  kMessageBytes,
-                                  scratch_width,
-                                  rounds_queries,
-                                  partition_len,
-                                  places},
-                                 {num_places, num_blocks, block_size, kv_heads, head_dim, kind}, std::move(ranks),
-                                 std::move(hosts));
+            new (self) qwench::Executor({variant,
+                                         num_threads,
+                                         max_tokens,
+                                         num_heads,
+                                         num_kv_heads,
+                                         vocab_size,
+                                         num_outputs,
+                                         {first_head, last_head},
+                                         spans(host_heads, num_heads),
+                                         host,
+                                         arena_bytes,
+                                         max_blocks,
+                                         embedding_width,
+                                         kMessageBytes,
+                                         scratch_width,
+                                         experts_per_token,
+                                         rounds_queries,
+                                         partition_len,
+                                         places},
+                                        {num_places, num_blocks, block_size, kv_heads, head_dim, kind},
+                                        std::move(ranks), std::move(hosts));
           },
           "variant"_a, "num_threads"_a, "max_tokens"_a, "num_heads"_a, "vocab_size"_a, "num_outputs"_a, "arena_bytes"_a,
-          "scratch_width"_a, "max_blocks"_a, "embedding_width"_a, "cache_places"_a, "num_places"_a, "num_blocks"_a,
-          "block_size"_a, "num_kv_heads"_a, "head_dim"_a, "cache_dtype"_a, "rounds_queries"_a, "partition_len"_a,
-          "heads"_a, "host_heads"_a, "host"_a, "team"_a.none(), "link"_a.none())
+          "scratch_width"_a, "experts_per_token"_a, "max_blocks"_a, "embedding_width"_a, "cache_places"_a,
+          "num_places"_a, "num_blocks"_a, "block_size"_a, "num_kv_heads"_a, "head_dim"_a, "cache_dtype"_a,
+          "rounds_queries"_a, "partition_len"_a, "heads"_a, "host_heads"_a, "host"_a, "team"_a.none(), "link"_a.none())
       // Arrays are never converted: the executor keeps their addresses, or writes to them.
       .def(
           "add_embed",
@@ -401,6 +414,48 @@ NB_MODULE(_native, m) {
           "q"_a, "layer"_a, "window"_a, "is_causal"_a, "scale"_a, "out"_a, "order"_a.noconvert().none())
       .def("add_take_rows",
            [](qwench::Executor& e, BufferTuple in, BufferTuple out) { e.add_take_rows(buffer(in), buffer(out)); })
+      .def(
+          "add_route",
+          [](qwench::Executor& e, BufferTuple in, const FormatTuple& format, int n, int k, const Bytes& w,
+             int num_experts, bool normalizes, BufferTuple routes) {
+            e.add_route(buffer(in), checked_matrix(format, n, k, w), num_experts, normalizes, buffer(routes));
+          },
+          "input"_a, "format"_a, "n"_a, "k"_a, "weight"_a.noconvert(), "num_experts"_a, "normalizes"_a, "routes"_a)
+      .def(
+          "add_shared_linear_add",
+          [](qwench::Executor& e, BufferTuple in, BufferTuple routes, const FormatTuple& format, int n, int k,
+             const Bytes& w, BufferTuple residual, BufferTuple out, std::pair<int, int> panels,
+             const std::vector<std::pair<int, int>>& host_panels) {
+            const PackedMatrix matrix = checked_matrix(format, n, k, w);
+            e.add_shared_linear_add(buffer(in), buffer(routes), matrix, buffer(residual), buffer(out),
+                                    {panels.first, panels.second}, spans(host_panels, matrix.num_panels()));
+          },
+          "input"_a, "routes"_a, "format"_a, "n"_a, "k"_a, "weight"_a.noconvert(), "residual"_a, "out"_a, "panels"_a,
+          "host_panels"_a)
+      .def(
+          "add_dispatch",
+          [](qwench::Executor& e, BufferTuple in, BufferTuple routes, int num_experts, BufferTuple out) {
+            e.add_dispatch(buffer(in), buffer(routes), num_experts, buffer(out));
+          },
+          "input"_a, "routes"_a, "num_experts"_a, "out"_a)
+      .def(
+          "add_expert_gate_up_silu",
+          [](qwench::Executor& e, BufferTuple in, const std::vector<MatrixTuple>& experts, BufferTuple out,
+             std::pair<int, int> panels, const std::vector<std::pair<int, int>>& host_panels) {
+            const auto matrices = checked_matrices(experts);
+            e.add_expert_gate_up_silu(buffer(in), matrices, buffer(out), {panels.first, panels.second},
+                                      spans(host_panels, matrices.front().num_panels()));
+          },
+          "input"_a, "experts"_a.noconvert(), "out"_a, "panels"_a, "host_panels"_a)
+      .def(
+          "add_expert_linear_add",
+          [](qwench::Executor& e, BufferTuple in, const std::vector<MatrixTuple>& experts, BufferTuple residual,
+             BufferTuple out, std::pair<int, int> panels, const std::vector<std::pair<int, int>>& host_panels) {
+            const auto matrices = checked_matrices(experts);
+            e.add_expert_linear_add(buffer(in), matrices, buffer(residual), buffer(out), {panels.first, panels.second},
+                                    spans(host_panels, matrices.front().num_panels()));
+          },
+          "input"_a, "experts"_a.noconvert(), "residual"_a, "out"_a, "panels"_a, "host_panels"_a)
       .def("num_products", &qwench::Executor::num_products)
       .def(
           "set_lora",

@@ -114,7 +114,8 @@ void Executor::reserve_thread_scratch(size_t num_floats) {
 
 QuantizedRows Executor::quantized_rows(const Buffer& b) const {
   const int padded = (b.width + b.group_size - 1) / b.group_size * b.group_size, groups = padded / b.group_size;
-  const size_t rows = size_t(config_.max_tokens) * b.parts();
+  const size_t tokens = size_t(config_.max_tokens) * (b.rows == Rows::kRouted ? config_.experts_per_token : 1);
+  const size_t rows = tokens * b.parts();
   uint8_t* base = arena_ + b.offset;
   auto* scales = reinterpret_cast<float*>(base + rows * padded);
   auto* starts = reinterpret_cast<int32_t*>(scales + rows * groups);

@@ -16,7 +16,8 @@
 
 namespace qwench {
 
-enum class Rows : int { kTokens, kLogits, kHidden };  // all of a step, or those asked for
+// All of a step, those asked for, or one for each token and expert that it chose.
+enum class Rows : int { kTokens, kLogits, kHidden, kRouted };
 
 // An activation buffer in the arena, [rows, width] as kernels/kernel_table.h says of its kind; bf16 takes the place
 // planned for fp32 or half of it. A result lies in the caller's memory: the logits, or the hidden state that `offset`
@@ -82,6 +83,18 @@ struct AdapterRows {
 
   void clear();
   void add(int adapter);  // that of the next row
+};
+
+// Whose the routed rows of a layer are: those of expert e are [first[e], first[e + 1]), of tokens in order.
+struct ExpertRows {
+  std::vector<int32_t> first;   // [num_experts + 1]
+  std::vector<int32_t> chosen;  // the experts that have some, in order
+  std::vector<int32_t> tokens;  // [rows]
+  std::vector<float> weights;   // [rows]
+
+  void reserve(int num_experts, int num_rows);
+  // From routes [num_tokens, width]: of each token top_k experts, then their weights. Allocates nothing.
+  void sort(const float* routes, int width, int top_k, int num_tokens);
 };
 
 // What one step's ops share; made once per step.
@@ -156,6 +169,7 @@ struct ExecutorConfig {
   int max_blocks, mail_width;
   size_t message_bytes;
   int scratch_width;                     // floats per token of working space between the halves of a fused op
+  int experts_per_token;                 // rows that a routed buffer has for each token
   bool rounds_queries;                   // to bf16, and probabilities
   int partition_len;                     // cache positions whose attention may be computed apart, at absolute multiples
   std::vector<CachePlace> cache_places;  // by layer
@@ -178,6 +192,16 @@ class Executor {
   void add_qkv_rope_write(Buffer in, PackedMatrix weight, const float* bias, HeadNorms norms, int layer, Buffer q);
   void add_attention(Buffer q, int layer, int window, bool is_causal, float scale, Buffer out, const float* order);
   void add_take_rows(Buffer in, Buffer out);
+  // Of a mixture of experts. routes: of each token its experts, their weights, and the shared expert's if there is one.
+  // A residual without width is none. `experts` are alike but for their formats.
+  void add_route(Buffer in, PackedMatrix router, int num_experts, bool normalizes, Buffer routes);
+  void add_shared_linear_add(Buffer in, Buffer routes, PackedMatrix weight, Buffer residual, Buffer out, Span panels,
+                             std::vector<Span> host_panels);
+  void add_dispatch(Buffer in, Buffer routes, int num_experts, Buffer out);
+  void add_expert_gate_up_silu(Buffer in, std::vector<PackedMatrix> experts, Buffer out, Span panels,
+                               std::vector<Span> host_panels);
+  void add_expert_linear_add(Buffer in, std::vector<PackedMatrix> experts, Buffer residual, Buffer out, Span panels,
+                             std::vector<Span> host_panels);
 
   // How many products the ops have so far; they are numbered in order.
   int num_products() const { return int(products_.size()); }
@@ -247,6 +271,7 @@ class Executor {
   int num_rows(const StepContext& step, const Buffer& b) const {
     if (b.rows == Rows::kTokens) return step.batch.num_tokens;
     if (b.rows == Rows::kLogits) return step.batch.num_logits;
+    if (b.rows == Rows::kRouted) return step.batch.num_tokens * config_.experts_per_token;
     return b.is_result && int(b.offset) >= step.results.num_states ? 0 : step.batch.num_hidden;
   }
   float* values(const Buffer& b) const { return reinterpret_cast<float*>(arena_ + b.offset); }
@@ -270,6 +295,9 @@ class Executor {
   Activation activation(const Buffer& b) const;
   float* thread_scratch(int thread) const { return thread_scratch_.get() + thread * thread_scratch_floats_; }
   int max_tokens() const { return config_.max_tokens; }
+  int experts_per_token() const { return config_.experts_per_token; }
+  // Of the layer whose rows were dispatched last.
+  ExpertRows& expert_rows() { return expert_rows_; }
 
  private:
   struct Free {
@@ -342,6 +370,7 @@ class Executor {
   };
   std::vector<Product> products_;  // those of the phases, in order
   std::vector<float> partials_;    // states of partitions computed apart
+  ExpertRows expert_rows_;
   StepContext step_;
   std::atomic_flag busy_;
 };

@@ -23,6 +23,7 @@ constexpr float kNoMagnitude = 1e-30f;
 constexpr float kSplitRange = 127 * 128 + 63;  // largest magnitude of 128 * high + low
 constexpr int kMaxAttentionRows = 84;
 constexpr int kLoraBlock = 16;          // ranks that are computed together, and outputs whose ranks are neighbours
+constexpr int kMaxExperts = 1024;       // that a router chooses from
 constexpr int kMaxPartition = 1 << 30;  // its end and a tile more fit 32 bits
 
 enum class WeightKind : int { kBf16 = 0, kInt8 = 1, kInt4 = 2 };
@@ -32,7 +33,7 @@ enum class SourceKind : int { kBf16 = 0, kFp16 = 1, kFp32 = 2 };
 enum class CacheKind : int { kFp32 = 0, kBf16 = 1, kInt8 = 2 };
 enum class ActivationKind : int { kFp32 = 0, kBf16 = 1, kInt8 = 2, kInt16 = 3 };
 enum class PeakKind : int { kFp32 = 0, kBf16 = 1, kInt8 = 2 };
-enum class Epilogue : int { kStore = 0, kAdd = 1, kSiluMul = 2 };
+enum class Epilogue : int { kStore = 0, kAdd = 1, kSiluMul = 2, kWeightedAdd = 3 };
 
 // A matrix [n, k] in panels of 64 columns (rows of the checkpoint's matrix); beyond n and k it is zero. A panel is
 //   bf16:  [padded_k / 2][64] pairs, the first value in the high half of a dword, as vdpbf16ps takes them
@@ -102,6 +103,19 @@ struct Activation {
   const int32_t* starts;
   size_t group_stride;
   int parts;
+
+  // From a row on; padded_k: of codes.
+  QWENCH_INLINE Activation after(int row, int padded_k) const {
+    const int i = row * parts;
+    return {kind,
+            rows ? rows + row * row_bytes : nullptr,
+            row_bytes,
+            codes ? codes + size_t(i) * padded_k : nullptr,
+            scales ? scales + i : nullptr,
+            starts ? starts + i : nullptr,
+            group_stride,
+            parts};
+  }
 };
 
 // Where one row's codes go; group g's scale at scales[g * group_stride], that of a second part after it.
@@ -150,7 +164,8 @@ struct LinearLora {
 };
 
 // y [rows, width] = epilogue(x @ weight.T). kStore adds `bias` if given; kAdd adds `residual` [rows, width]; kSiluMul
-// takes panels of 32 gate and 32 up columns and stores silu(gate) * up, 32 outputs a panel.
+// takes panels of 32 gate and 32 up columns and stores silu(gate) * up, 32 outputs a panel. kWeightedAdd adds to what
+// is in y: a row of x times its weight to the row of its token, of which several rows may be.
 struct LinearArgs {
   Activation x;
   PackedMatrix weight;
@@ -170,6 +185,11 @@ struct LinearArgs {
   QuantizedRows quantized;
   // Added before the epilogue; null: no row has an adapter.
   const LinearLora* lora;
+  // Of kWeightedAdd: of row r the row of y, tokens[r], or r if null, and the weight, weights[r * weight_stride].
+  const int32_t* tokens = nullptr;
+  const float* weights = nullptr;
+  size_t weight_stride = 0;
+  const uint8_t* next = nullptr;  // what is read after the last panel; null: what follows it
 };
 
 // One sequence's view of one layer of the paged cache. Of a block and head, fp32: keys [block_size / 16][head_dim][16],
@@ -242,6 +262,10 @@ struct KernelTable {
   void (*quantize)(const float* x, int width, int group_size, QuantizedRow row);
   // To a row of bf16 activations, ties to even; it may take the place of x.
   void (*round_to_bf16)(const float* x, int width, void* row);
+  // The top_k experts with the highest of a row's scores [num_experts], in order, of equal ones the first; their
+  // weights by softmax, divided by their sum if it normalizes; and, if there is a shared expert, the sigmoid of one
+  // more score.
+  void (*route)(const float* scores, int num_experts, int top_k, bool normalizes, bool has_shared, float* routes);
   // Rotates one row of `num_heads` heads; table row: head_dim / 2 cosines, then sines.
   void (*rope)(const float* x, const float* table_row, int num_heads, int head_dim, float* y);
   void (*write_keys)(const float* k, int head_dim, int padded_dim, int offset_in_block, CacheKind cache,

@@ -87,6 +87,19 @@ inline void finish_block(const LinearArgs& a, const Destination& to, int row, in
   }
 }
 
+// The epilogue of rows that are experts' or the shared one's: each is added to its token's, times its weight.
+inline void add_weighted(const LinearArgs& a, const Destination& to, int row, int num_rows, float* sums) {
+  if (a.lora) lora_expand(*a.lora, to.panel, row, num_rows, sums);
+  for (int r = 0; r < num_rows; ++r) {
+    const float* t = sums + r * kPanelColumns;
+    float* y = to.y + (a.tokens ? a.tokens[row + r] : row + r) * to.stride;
+    const float weight = a.weights[(row + r) * a.weight_stride];
+    int j = 0;
+    for (; j + kLanes <= to.count; j += kLanes) store(y + j, fma(set(weight), load(t + j), load(y + j)));
+    for (; j < to.count; ++j) y[j] = fused(weight, t[j], y[j]);
+  }
+}
+
 // Adds a panel's products to a block's sums [num_rows, 64], group by group; a part counts as a row. `after`: what is
 // read when the last group is done.
 template <Codes C, bool kMinima, int Lines>
@@ -191,14 +204,14 @@ inline void add_float_products(const LinearArgs& a, const uint8_t* panel, int fi
 inline void linear_panel(const LinearArgs& a, const Destination& to) {
   alignas(64) float sums[kBlockRows * kPanelColumns];
   alignas(64) uint8_t scratch[kScratchBytes];
-  const uint8_t* panel = a.weight.panel(to.panel);
+  const uint8_t *panel = a.weight.panel(to.panel), *next = a.next ? a.next : panel + a.weight.panel_bytes();
   const int parts = a.x.parts, all_rows = a.num_rows * parts;
   static_assert(kBlockRows % 2 == 0, "a value's parts are in one block");
   for (int block = 0; block < all_rows; block += kBlockRows) {
     const bool is_last = block + kBlockRows >= all_rows;
     const int num_rows = is_last ? all_rows - block : kBlockRows;
     for (int i = 0; i < num_rows * kPanelColumns; i += kLanes) store(sums + i, set(0.0f));
-    const uint8_t* after = is_last ? panel + a.weight.panel_bytes() : panel;
+    const uint8_t* after = is_last ? next : panel;
     if (has_floats(a.x))
       add_float_products(a, panel, block, num_rows, after, scratch, sums);
     else if (a.weight.has_offsets())
@@ -206,7 +219,10 @@ inline void linear_panel(const LinearArgs& a, const Destination& to) {
     else
       add_int_products<false>(a, panel, block, num_rows, after, scratch, sums);
     if (parts == 2) add_parts(num_rows / 2, sums);
-    finish_block(a, to, block / parts, num_rows / parts, sums);
+    if (a.epilogue == Epilogue::kWeightedAdd)
+      add_weighted(a, to, block / parts, num_rows / parts, sums);
+    else
+      finish_block(a, to, block / parts, num_rows / parts, sums);
   }
 }
 

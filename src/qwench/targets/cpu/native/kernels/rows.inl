@@ -21,6 +21,53 @@ void rms_norm(const float* x, const float* gain, float eps, int width, float* y)
   for (; i < width; ++i) y[i] = x[i] * inverse * gain[i];
 }
 
+inline float sigmoid(float x) {
+  float lanes[kLanes];
+  store(lanes, minus_reciprocal(sub(set(-1.0f), exp(set(-x)))));
+  return lanes[0];
+}
+
+// Marks the top_k highest of the scores, of equal ones the first. NaN is as good as any: its weight tells.
+inline void choose_experts(const float* scores, int num_experts, int top_k, bool* is_chosen) {
+  for (int i = 0; i < num_experts; ++i) is_chosen[i] = false;
+  for (int chosen = 0; chosen < top_k; ++chosen) {
+    int best = -1;
+    for (int i = 0; i < num_experts; ++i)
+      if (!is_chosen[i] && (best < 0 || scores[i] > scores[best])) best = i;
+    is_chosen[best] = true;
+  }
+}
+
+void route(const float* scores, int num_experts, int top_k, bool normalizes, bool has_shared, float* routes) {
+  bool is_chosen[kMaxExperts];
+  choose_experts(scores, num_experts, top_k, is_chosen);
+  alignas(64) float values[kMaxExperts];
+  float peak = scores[0];
+  for (int i = 1; i < num_experts; ++i) peak = scores[i] > peak ? scores[i] : peak;
+  const int padded = (num_experts + kPartialSums - 1) / kPartialSums * kPartialSums;
+  for (int i = 0; i < padded; ++i) values[i] = i < num_experts ? scores[i] - peak : -__builtin_inff();
+  Float sums[kWide];
+  for (int s = 0; s < kWide; ++s) sums[s] = set(0.0f);
+  for (int i = 0; i < padded; i += kPartialSums)
+    for (int s = 0; s < kWide; ++s) {
+      float* at = values + i + s * kLanes;
+      const Float value = exp(load(at));
+      store(at, value);
+      sums[s] = add(sums[s], value);
+    }
+  float total = fold(sums), total_chosen = 0.0f;
+  for (int i = 0; i < num_experts; ++i) total_chosen += is_chosen[i] ? values[i] : 0.0f;
+  // A broken score must reach the logits, though its expert may not be chosen.
+  const float divisor = normalizes ? total_chosen + (total - total) : total;
+  int count = 0;
+  for (int i = 0; i < num_experts; ++i) {
+    if (!is_chosen[i]) continue;
+    routes[count] = float(i);
+    routes[top_k + count++] = values[i] / divisor;
+  }
+  if (has_shared) routes[2 * top_k] = sigmoid(scores[num_experts]);
+}
+
 // Values times `inverse`, no larger than kSplitRange then, to two codes each, 128 * high + low; sums: of either's
 // codes.
 inline void split(const float* x, Float inverse, bool is_broken, int count, int8_t* high, int8_t* low, Int (&sums)[2]) {

@@ -16,8 +16,8 @@ namespace qwench::QWENCH_SIMD {
 #include "kernels/pack.inl"
 #include "kernels/peak.inl"
 
-const KernelTable kTable = {kBf16Pairs,   linear,   lora_shrink,   attention, merge_attention,
-                            rms_norm,     quantize, round_to_bf16, rope,      write_keys,
-                            write_values, embed,    pack_panel,    peak,      read};
+const KernelTable kTable = {kBf16Pairs, linear,        lora_shrink, attention, merge_attention, rms_norm,
+                            quantize,   round_to_bf16, route,       rope,      write_keys,      write_values,
+                            embed,      pack_panel,    peak,        read};
 
 }  // namespace qwench::QWENCH_SIMD
