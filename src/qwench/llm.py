@@ -7,6 +7,8 @@
     llm = LLM("path/to/model", lora={"sql": "path/to/adapter"})
     llm.generate(["SELECT", "Once upon a time"], lora=["sql", None])
 
+    LLM("path/to/model", draft="path/to/small/model")  # the same answers, sooner
+
 Opens the model (compiling a checkpoint first), and lets one TextEngine run until the answers are there.
 """
 
@@ -68,6 +70,8 @@ class LLM(PooledAnswers):
     model: an artifact, a checkpoint folder or a hub id. config or options: of QwenchConfig, as `weights="int8"`.
     num_threads: default: the processors this process may use. on_progress: told how far downloading or compiling is.
     lora: adapters to have beside the model, name -> folder as PEFT saves it; `load_lora` adds more.
+    draft: a small model of the same tokenizer, named like `model`. It guesses tokens that the model then checks, some
+    in one step, which changes no answer, only how soon it is there.
     Raises QwenchError of the kind that says why not.
     load_s: how long opening it took, in seconds.
     """
@@ -75,7 +79,7 @@ class LLM(PooledAnswers):
     def __init__(
         self, model: str | Path, *, config: QwenchConfig | None = None, num_threads: int | None = None,
         enable_prefix_caching: bool = True, on_progress: ProgressCallback | None = None,
-        lora: Mapping[str, str | Path] | None = None, **options: Any,
+        lora: Mapping[str, str | Path] | None = None, draft: str | Path | None = None, **options: Any,
     ) -> None:  # fmt: skip
         from qwench.load import resolve_model
 
@@ -90,8 +94,9 @@ class LLM(PooledAnswers):
             logger.warning("%s has no tokenizer files: prompts must be token ids, answers have no text", model)
         eos_token_ids = _eos_token_ids(defaults, tokenizer, artifact.program.spec.vocab_size)
         engine = load_engine(
-            artifact, num_threads=num_threads, enable_prefix_caching=enable_prefix_caching, eos_token_ids=eos_token_ids
-        )
+            artifact, num_threads=num_threads, enable_prefix_caching=enable_prefix_caching, eos_token_ids=eos_token_ids,
+            draft=None if draft is None else _open_draft(draft, artifact, on_progress),
+        )  # fmt: skip
         self._set_up(engine, tokenizer, defaults, artifact)
         for name, folder in (lora or {}).items():
             self.load_lora(name, folder)
@@ -352,6 +357,12 @@ class LLM(PooledAnswers):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _open_draft(draft: str | Path, artifact: Artifact, progress: ProgressCallback | None) -> Artifact:
+    from qwench.load_draft import resolve_draft
+
+    return resolve_draft(draft, artifact, progress)
 
 
 def _as_batch(prompts: Prompt | Sequence[Prompt]) -> tuple[list[Prompt], bool]:

@@ -22,8 +22,10 @@ from qwench.program.memory import MemoryPlan, plan_memory
 from qwench.program.ops import Program
 from qwench.program.passes import fuse, set_formats
 from qwench.program.qwen2 import build_qwen2
+from qwench.runtime.draft_model import DraftModel
 from qwench.runtime.engine import Engine
 from qwench.runtime.loading import load_engine
+from qwench.runtime.step_costs import StepCosts
 from qwench.targets.registry import get_target
 from qwench.targets.target import LOGIT_GROUP, Array, Bytes, CacheConfig, Float32, StepBatch
 from qwench.text.tokenizer import Tokenizer
@@ -159,6 +161,35 @@ def circling_logits(tokens: np.ndarray, vocab_size: int) -> Float32:
     return 3 * history_logits(tokens[-2:], vocab_size) + 0.01 * history_logits(tokens, vocab_size)
 
 
+class FixedCosts(StepCosts):
+    """Of a machine where a further token costs a twentieth of a step, and a step of the draft a tenth."""
+
+    def __init__(self, base: float, slope: float = 0.05) -> None:
+        super().__init__()
+        self._base, self._slope, self._num_seen = base, slope, 100
+
+    def observe(self, num_tokens: int, seconds: float) -> None:
+        pass
+
+
+def with_draft(
+    engine: Engine, logits_of: Callable[[np.ndarray, int], Float32], *, vocab_size: int | None = None,
+    windows: Sequence[int | None] = (None,), max_seq_len: int | None = None, max_step_tokens: int = 32,
+) -> Engine:  # fmt: skip
+    """The engine over a HistoryExecutor, with a draft of the same kind."""
+    vocab_size = vocab_size or engine.vocab_size
+    cache = dataclasses.replace(engine.cache, num_blocks=len(windows) * engine.cache.num_blocks)
+    engine.speculation.draft = draft = DraftModel(
+        HistoryExecutor(vocab_size, cache, max_step_tokens, logits_of, windows), vocab_size, cache,
+        target_vocab_size=engine.vocab_size, max_seq_len=max_seq_len or engine.max_seq_len,
+        max_rows=engine.max_num_seqs, max_step_tokens=max_step_tokens,
+        max_blocks=-(-engine.max_seq_len // cache.block_size), windows=windows,
+        target_windows=engine.scheduler.windows,
+    )  # fmt: skip
+    engine.speculation.costs, draft.costs = FixedCosts(1.0), FixedCosts(0.1, 0.005)
+    return engine
+
+
 def history_engine(
     num_blocks: int = 64, *, vocab_size: int = 50, block_size: int = 16, max_seq_len: int = 256, max_num_seqs: int = 8,
     max_step_tokens: int = 32, enable_prefix_caching: bool = True, eos_token_ids: tuple[int, ...] = (),
@@ -179,12 +210,13 @@ def grammar_llm(tokenizer: Tokenizer | None, **options: Any) -> LLM:
 
 
 def load_model(
-    *, enable_prefix_caching: bool = True, target: str = "reference", num_threads: int = 1, **options: object
-) -> Engine:
+    *, enable_prefix_caching: bool = True, target: str = "reference", num_threads: int = 1,
+    draft: PackedModel | None = None, **options: object,
+) -> Engine:  # fmt: skip
     """An engine over `packed_model`."""
     return load_engine(
         packed_model(target, **options), num_threads=num_threads, memory=1 << 30,
-        enable_prefix_caching=enable_prefix_caching,
+        enable_prefix_caching=enable_prefix_caching, draft=draft,
     )  # fmt: skip
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from engine_models import GRAMMAR_VOCAB_SIZE, grammar_llm, history_logits
+from engine_models import GRAMMAR_VOCAB_SIZE, grammar_llm, history_logits, with_draft
 
 from qwench.errors import ConfigError, GrammarError, RequestError
 from qwench.llm import LLM
@@ -193,6 +193,19 @@ def test_prompt_lookup_changes_nothing(llm: LLM, fields: dict[str, Any]) -> None
     assert llm.metrics.drafted_tokens > before
     assert [out.token_ids for out in guessed] == [out.token_ids for out in plain]
     assert [out.logprobs for out in guessed] == [out.logprobs for out in plain]
+
+
+@pytest.mark.parametrize("grammar", ["schema", None])
+@pytest.mark.parametrize("fields", FIELDS)
+def test_a_draft_changes_nothing(llm: LLM, tokenizer: Tokenizer, fields: dict[str, Any], grammar: str | None) -> None:
+    """Guesses that the grammar refuses are wrong, like others."""
+    asked, drafting = params(SCHEMA if grammar else None, **fields), grammar_llm(tokenizer)
+    with_draft(drafting.engine, history_logits)
+    plain, guessed = (each.generate("prompt", asked)[0].outputs for each in (llm, drafting))
+    assert drafting.metrics.accepted_tokens > 0 or fields.get("n") or grammar
+    assert [(out.token_ids, out.logprobs, out.text) for out in guessed] == [
+        (out.token_ids, out.logprobs, out.text) for out in plain
+    ]
 
 
 @pytest.mark.parametrize("lookup", [0, 8])

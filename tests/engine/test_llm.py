@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from engine_models import circling_logits, history_engine, load_model, write_checkpoint
+from engine_models import circling_logits, history_engine, load_model, with_draft, write_checkpoint
 
 from qwench.checkpoint.tokenizer_files import byte_level_tokenizer
 from qwench.errors import CheckpointError, ConfigError, NumericalError, RequestError
@@ -111,25 +111,28 @@ def test_stop_string(tokenizer: Tokenizer) -> None:
     assert llm.metrics.finished_abort == 0
 
 
-@pytest.mark.parametrize("logprobs", [None, 1])
-def test_prompt_lookup_changes_no_text(tokenizer: Tokenizer, logprobs: int | None) -> None:
+@pytest.mark.parametrize(("logprobs", "draft"), [(None, False), (1, False), (None, True)])
+def test_guesses_change_no_text(tokenizer: Tokenizer, logprobs: int | None, draft: bool) -> None:
     """Stop strings inside a run of accepted guesses end the answer at the same character, and what the same step gave
     beyond them is dropped, also where the engine ended the sample there itself."""
-    llm = make(tokenizer, logits_of=circling_logits, max_step_tokens=64)
+    llm = guesser = make(tokenizer, logits_of=circling_logits, max_step_tokens=64)
+    if draft:
+        guesser = make(tokenizer, logits_of=circling_logits, max_step_tokens=64)
+        with_draft(guesser.engine, circling_logits)
     letters = {i: 60.0 for i in range(256) if tokenizer.token_bytes(i) in (b"a", b"b", b"c", b"d", b"e")}
     base = SamplingParams(max_tokens=120, temperature=0.3, seed=3, logit_bias=letters, logprobs=logprobs, n=2)
     accepted = 0
-    for prompt in ("abcab", "abcdeabcde", "ed"):
+    for prompt in ("abcab", "abcdeabcde", "ed")[: 1 if draft else 3]:
         text = llm.generate(prompt, base)[0].outputs[0].text
         for stop in ((), text[-4:], (text[70:75], "e"), text[-1], (text[40:46], text[60:63])):
             for max_tokens in (120, len(text) - 1):
                 plain = dataclasses.replace(base, stop=stop, max_tokens=max_tokens)
-                guessing = dataclasses.replace(plain, prompt_lookup_num_tokens=16)
+                guessing = plain if draft else dataclasses.replace(plain, prompt_lookup_num_tokens=16)
                 expected = llm.generate([prompt, prompt + "e"], plain)
-                before = llm.metrics.accepted_tokens
-                deltas = list(llm.generate([prompt, prompt + "e"], guessing, stream=True))
-                accepted += llm.metrics.accepted_tokens - before
-                assert not llm.engine.has_unfinished() and not llm.text_engine.has_unfinished()
+                before = guesser.metrics.accepted_tokens
+                deltas = list(guesser.generate([prompt, prompt + "e"], guessing, stream=True))
+                accepted += guesser.metrics.accepted_tokens - before
+                assert not guesser.engine.has_unfinished() and not guesser.text_engine.has_unfinished()
                 for i, output in enumerate(expected):
                     for answer in output.outputs:
                         mine = [d for d in deltas if (d.prompt_index, d.index) == (i, answer.index)]
@@ -142,7 +145,7 @@ def test_prompt_lookup_changes_no_text(tokenizer: Tokenizer, logprobs: int | Non
                     ours, theirs = ([dataclasses.replace(a, timings=None) for a in o.outputs] for o in (whole, output))
                     assert ours == theirs
                     assert all(a.timings.finished_s >= a.timings.first_token_s for a in whole.outputs)
-    assert accepted > 200
+    assert accepted > 150
     assert llm.metrics.finished_abort == 0
 
 

@@ -92,3 +92,24 @@ def test_batch_sizes_to_prepare_are_not_passed_over_in_silence(caplog: pytest.Lo
     assert "decoder_batch_sizes" not in caplog.text
     load_engine(packed_model(max_seq_len=256, batch_size=4, decoder_batch_sizes=[1, 4]), memory=GIB)
     assert "decoder_batch_sizes (4, 1): this target runs any number of sequences up to 4" in caplog.text
+
+
+def test_memory_is_for_the_model_and_its_draft(model: PackedModel) -> None:
+    """A block is one of each; the draft's are as long as the model's, whatever its own artifact says."""
+    draft = packed_model(max_seq_len=128, batch_size=2, weights="int8", kv_cache="bf16", kvcache_block_size=32)
+    beside = sum(t.nbytes for t in draft.tensors.values()) + draft.plan.num_bytes
+    beside += (2 + MAX_EXTRA_ROWS) * 300 * 4 + 128 * 16 * 4
+    fixed, block = fixed_bytes(model) + beside, BLOCK_BYTES + BLOCK_BYTES // 2
+    assert choose_num_blocks(model, memory=fixed + 20 * block, draft=draft) == 20
+    assert choose_num_blocks(model, memory=fixed + 20 * block - 1, draft=draft) == 19
+    with pytest.raises(CapacityError, match="the model with its draft needs"):
+        choose_num_blocks(model, memory=fixed + 16 * block - 1, draft=draft)
+    engine = load_engine(model, memory=fixed + 20 * block, draft=draft, num_threads=1)
+    cache = engine.speculation.draft.cache
+    assert (cache.num_blocks, cache.block_size, cache.dtype) == (20, 16, "bf16")
+
+
+def test_no_draft_beside_ranks(model: PackedModel) -> None:
+    ranks = dataclasses.replace(model, config=dataclasses.replace(model.config, tensor_parallel_size=2))
+    with pytest.raises(ConfigError, match="leave out tensor_parallel_size or the draft"):
+        load_engine(ranks, memory=GIB, draft=model)

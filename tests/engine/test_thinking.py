@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from engine_models import history_engine, history_logits
+from engine_models import history_engine, history_logits, with_draft
 
 from qwench.checkpoint.tokenizer_files import byte_level_tokenizer
 from qwench.errors import RequestError
@@ -211,6 +211,10 @@ def test_neither_guesses_nor_a_full_cache_change_anything(tokenizer: Tokenizer, 
             .outputs
         )
         assert [output.token_ids for output in guessing] == expected
+    drafting = random_llm(tokenizer)
+    with_draft(drafting.engine, drafting.engine.executor.logits_of)
+    assert [output.token_ids for output in drafting.generate(PROMPTS[place], params)[0].outputs] == expected
+    assert drafting.metrics.accepted_tokens > 20
 
 
 def test_the_engine_alone_knows_no_thoughts() -> None:

@@ -22,6 +22,7 @@ HELP = "/reset forgets the conversation, /exit or Ctrl-D leaves, Ctrl-C stops an
 def add_arguments(parser: ArgumentParser) -> None:
     options.add_model(parser)
     options.add_lora(parser)
+    options.add_draft(parser)
     parser.add_argument("--system", metavar="TEXT", help="instructions before the conversation")
     options.add_sampling(parser)
 

@@ -46,6 +46,12 @@ def add_loading(parser: ArgumentParser) -> None:
     add("--timeout", type=float, metavar="SECONDS", help="fail a request that takes longer; default: no limit")
 
 
+def add_draft(parser: ArgumentParser) -> None:
+    """A model that guesses."""
+    parser.add_argument("--draft", metavar="MODEL", help="a small model of the same tokenizer that guesses tokens, "
+        "which MODEL checks several at a time: the same answer, sooner")  # fmt: skip
+
+
 def add_lora(parser: ArgumentParser) -> None:
     """For commands of one user."""
     parser.add_argument("--lora", metavar="FOLDER", help="answer with this LoRA adapter, as PEFT saves it")
@@ -139,7 +145,10 @@ def load(args: Namespace) -> LLM:
 
     with ProgressDisplay() as progress:
         lora = {args.lora: args.lora} if getattr(args, "lora", None) else None
-        return LLM(args.model, config=config_of(args), num_threads=args.threads, on_progress=progress, lora=lora)
+        return LLM(
+            args.model, config=config_of(args), num_threads=args.threads, on_progress=progress, lora=lora,
+            draft=getattr(args, "draft", None),
+        )  # fmt: skip
 
 
 def sampling_params(args: Namespace, llm: LLM) -> SamplingParams:

@@ -14,6 +14,7 @@ from qwench.errors import RequestError
 def add_arguments(parser: ArgumentParser) -> None:
     options.add_model(parser)
     options.add_lora(parser)
+    options.add_draft(parser)
     parser.add_argument("-p", "--prompt", metavar="TEXT", help="default: what stdin holds")
     parser.add_argument("--raw", action="store_true", help="continue the text as it is, without the chat template")
     options.add_sampling(parser)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: ArgumentParser) -> None:
     options.add_model(parser)
+    options.add_draft(parser)
     add = parser.add_argument
     add("--host", default="127.0.0.1", help="address to listen at; default 127.0.0.1, so only this machine can connect")
     add("--port", type=int, default=8000, metavar="N", help="default 8000; 0: any free one")
@@ -65,7 +66,7 @@ def execute(args: Namespace) -> None:
         model=folder, names=tuple(args.name or [_name(args.model)]), host=args.host, port=args.port,
         api_key_file=args.api_key_file, config=config, num_threads=args.threads,
         enable_prefix_caching=not args.no_prefix_cache, prefix_dir=args.prefix_dir, max_queued=args.max_queued,
-        lora=_adapters(args.lora or ()), lora_dir=args.lora_dir,
+        lora=_adapters(args.lora or ()), lora_dir=args.lora_dir, draft=args.draft,
         allowed_hosts=tuple(args.allowed_host or ()), max_body_bytes=args.max_body_bytes, drain_s=args.drain,
         text_limit_s=args.text_limit, strict_calls=args.strict_calls, whole_calls=args.whole_calls,
         is_strict=args.strict, cors_origins=tuple(args.cors_origin or ()),

@@ -27,10 +27,14 @@ def extend_hashes(hashes: list[bytes], salt: bytes, tokens: Int32, block_size: i
 
 
 class BlockPool:
-    """`num_blocks` blocks, each known by its index."""
+    """`num_blocks` blocks, each known by its index.
+
+    num_followed: of each block, how many of its first positions a draft model's cache holds too.
+    """
 
     def __init__(self, num_blocks: int) -> None:
         self.num_blocks = num_blocks
+        self.num_followed = [0] * num_blocks
         self._ref_counts = [0] * num_blocks
         self._free: OrderedDict[int, None] = OrderedDict.fromkeys(range(num_blocks))  # first: reused first
         self._hash_of: list[bytes | None] = [None] * num_blocks
@@ -72,7 +76,7 @@ class BlockPool:
         assert count <= len(self._free)
         blocks = [self._free.popitem(last=False)[0] for _ in range(count)]
         for block in blocks:
-            self._ref_counts[block] = 1
+            self._ref_counts[block], self.num_followed[block] = 1, 0
             block_hash = self._hash_of[block]
             if block_hash is not None:
                 del self.hash_to_block[block_hash]

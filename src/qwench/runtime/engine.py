@@ -19,6 +19,7 @@ from qwench.checkpoint.heads import LANGUAGE_MODEL, HeadSpec
 from qwench.errors import CapacityError, DeadlineError, GrammarError, NumericalError, QwenchError, RequestError
 from qwench.runtime.adapters import Adapters, LoadedAdapter
 from qwench.runtime.block_pool import BlockPool, extend_hashes
+from qwench.runtime.draft_model import DraftModel
 from qwench.runtime.limits import RequestLimits
 from qwench.runtime.matcher import CompiledGrammar
 from qwench.runtime.metrics import Metrics
@@ -30,6 +31,7 @@ from qwench.runtime.request import Request
 from qwench.runtime.sampler import TokenSampler
 from qwench.runtime.sampling_params import SamplingParams
 from qwench.runtime.scheduler import MAX_EXTRA_ROWS, Scheduler
+from qwench.runtime.speculation import Speculation
 from qwench.runtime.thoughts import Thought, Thoughts
 from qwench.targets.target import LOGIT_GROUP, Bytes, CacheConfig, Executor, Float32, Int32, SharedExecutor, StepBatch
 
@@ -43,14 +45,15 @@ class Engine:
     max_step_tokens: tokens that the executor computes in one step. eos_token_ids: the model's own ends of text.
     timeout_s: after which a request fails with DeadlineError, at the end of a step. profiler: counts the time of ops.
     windows: the sliding window of each cache group of the model (program/cache_groups.py). head, is_causal: as the
-    model's spec has them; without causal attention prompts are computed whole and share no prefixes.
+    model's spec has them; without causal attention prompts are computed whole and share no prefixes. draft: guesses
+    tokens, which changes how many steps an answer takes and nothing else; the engine owns it.
     """
 
     def __init__(
         self, executor: Executor, vocab_size: int, cache: CacheConfig, *, max_seq_len: int, max_num_seqs: int,
         max_step_tokens: int, eos_token_ids: Iterable[int] = (), enable_prefix_caching: bool = True,
         timeout_s: float | None = None, profiler: Profiler | None = None, windows: Sequence[int | None] = (None,),
-        head: HeadSpec = LANGUAGE_MODEL, is_causal: bool = True,
+        head: HeadSpec = LANGUAGE_MODEL, is_causal: bool = True, draft: DraftModel | None = None,
     ) -> None:  # fmt: skip
         self.timeout_s, self.profiler = timeout_s, profiler
         self.executor, self.vocab_size, self.cache = executor, vocab_size, cache
@@ -73,6 +76,7 @@ class Engine:
             BlockPool(cache.num_blocks), cache.block_size, max_num_seqs, max_step_tokens,
             enable_prefix_caching and is_causal, self.metrics, windows, whole_prompts=not is_causal,
         )  # fmt: skip
+        self.speculation = Speculation(self.scheduler, draft)
         self.requests: dict[str, dict[int, Request]] = {}
         self._arrivals, self._names = itertools.count(), itertools.count()
         num_rows = max_step_tokens if head.is_classifier else max_num_seqs + MAX_EXTRA_ROWS
@@ -190,24 +194,24 @@ class Engine:
     def step(self) -> list[TokenOutput]:
         """Computes one step and returns the new tokens; none while all scheduled requests are still in prefill.
 
-        With prompt lookup a sample may get several tokens: one output each, in order.
+        With prompt lookup or a draft a sample may get several tokens: one output each, in order.
         """
         plan = self.scheduler.schedule()
         if not plan:
             assert not self.requests
             return []
+        try:
+            self.speculation.extend(plan)
+        except Exception as error:
+            return self._fail_running(error)
         batch, with_logits, pooled = self._batch.fill(plan, with_adapters=self.adapters.are_any)
         start = time.monotonic()
         try:
             self.executor.step(batch, self._logits, None if batch.hidden_rows is None else self._hidden, self._maxima)
         except Exception as error:
-            is_known = isinstance(error, QwenchError)
-            logger.error(
-                "the executor failed (%s); %d running requests fail with it", error, len(self.scheduler.running),
-                exc_info=not is_known,
-            )  # fmt: skip
             return self._fail_running(error)
         now = time.monotonic()
+        self.speculation.costs.observe(len(batch.token_ids), now - start)
         metrics = self.metrics
         metrics.steps += 1
         metrics.step_tokens += len(batch.token_ids)
@@ -226,6 +230,8 @@ class Engine:
             outputs += self._expire(time.monotonic() - self.timeout_s)
         metrics.num_running, metrics.num_waiting = len(self.scheduler.running), len(self.scheduler.waiting)
         metrics.blocks_used = metrics.blocks_total - self.scheduler.pool.num_free
+        if (draft := self.speculation.draft) is not None:
+            metrics.draft_steps, metrics.draft_s = draft.num_steps, draft.seconds
         return outputs
 
     def _pool(self, pooled: list[tuple[Request, int]]) -> list[TokenOutput]:
@@ -279,18 +285,29 @@ class Engine:
         if not count:
             return self._sample(request, rows[0], now)
         drafts = request.tokens[start : start + count].tolist()
-        self.metrics.drafted_tokens += count
-        request.timings.num_drafted_tokens += count
-        outputs = self._sample(request, rows[0], now)
+        outputs, num_accepted, is_rejected = self._sample(request, rows[0], now), 0, False
         for draft, row in zip(drafts, rows[1:]):
-            if outputs[-1].finish_reason is not None or outputs[-1].token_id != draft:
+            is_over = outputs[-1].finish_reason is not None
+            is_rejected = outputs[-1].token_id is not None and outputs[-1].token_id != draft
+            if is_over or is_rejected:
                 break
-            self.metrics.accepted_tokens += 1
-            request.timings.num_accepted_tokens += 1
+            num_accepted += 1
             self.scheduler.advance(request, 1)
             outputs += self._sample(request, row, now)
         self.scheduler.withdraw_drafts(request)
+        self._count_drafts(request, count, num_accepted, self.speculation.learn(request, num_accepted, is_rejected))
         return outputs
+
+    def _count_drafts(self, request: Request, num_drafts: int, num_accepted: int, by_model: bool) -> None:
+        metrics, timings = self.metrics, request.timings
+        metrics.drafts += 1
+        metrics.drafted_tokens += num_drafts
+        metrics.accepted_tokens += num_accepted
+        timings.num_drafted_tokens += num_drafts
+        timings.num_accepted_tokens += num_accepted
+        if by_model:
+            metrics.draft_model_tokens += num_drafts
+            metrics.draft_model_accepted_tokens += num_accepted
 
     def _sample(self, request: Request, row: int, now: float) -> list[TokenOutput]:
         """Samples the next token of `request` from this row of logits. A second output ends the answer where its
@@ -338,6 +355,11 @@ class Engine:
         )
 
     def _fail_running(self, cause: Exception) -> list[TokenOutput]:
+        is_known = isinstance(cause, QwenchError)
+        logger.error(
+            "the executor failed (%s); %d running requests fail with it", cause, len(self.scheduler.running),
+            exc_info=cause if not is_known else None,
+        )  # fmt: skip
         error = cause if isinstance(cause, QwenchError) else QwenchError(f"the step failed: {cause!r}")
         return [self._finish(request, None, "error", error=error) for request in self.scheduler.running.copy()]
 
@@ -392,9 +414,11 @@ class Engine:
         assert known == set(self.scheduler.running) | set(self.scheduler.waiting)
 
     def close(self) -> None:
-        """Aborts what is unfinished and closes the executor. Idempotent."""
+        """Aborts what is unfinished and closes the executor, the draft's too. Idempotent."""
         for request_id in list(self.requests):
             self.abort(request_id)
+        if self.speculation.draft is not None:
+            self.speculation.draft.close()
         self.executor.close()
 
 

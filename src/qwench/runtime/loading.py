@@ -1,10 +1,12 @@
-"""A compiled model -> an Engine on this machine: the executor, and as many cache blocks as memory allows.
+"""A compiled model -> an Engine on this machine: the executor, and as many cache blocks as memory allows; with a draft
+model, for both.
 
 Called by `LLM`, the command line and `QwenchForCausalLM`.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -20,11 +22,12 @@ from qwench.parallel.memory import MemoryShare, share_of_ranks
 from qwench.program.cache_groups import windows_of
 from qwench.program.memory import MemoryPlan
 from qwench.program.ops import Program
+from qwench.runtime.draft_model import DraftModel
 from qwench.runtime.engine import Engine
 from qwench.runtime.profiler import Profiler
 from qwench.runtime.scheduler import MAX_EXTRA_ROWS
 from qwench.targets.registry import get_target
-from qwench.targets.target import Array, Executor, TimedExecutor
+from qwench.targets.target import Array, CacheConfig, Executor, ThreadedExecutor, TimedExecutor
 
 logger = logging.getLogger(__name__)
 
@@ -51,9 +54,9 @@ class CompiledModel(Protocol):
 
 def load_engine(
     model: CompiledModel, *, num_threads: int | None = None, num_blocks: int | None = None, memory: int | None = None,
-    enable_prefix_caching: bool = True, eos_token_ids: Iterable[int] = (),
+    enable_prefix_caching: bool = True, eos_token_ids: Iterable[int] = (), draft: CompiledModel | None = None,
 ) -> Engine:  # fmt: skip
-    """An engine over `model`, whose tensors it keeps alive.
+    """An engine over `model`, whose tensors it keeps alive. draft: a model of the same vocabulary that guesses for it.
 
     num_threads: default: the processors this process may use. num_blocks: cache blocks; default: the config's
     kvcache_num_blocks, else what `choose_num_blocks` finds. memory: bytes for weights, activations and cache together;
@@ -73,7 +76,9 @@ def load_engine(
     if not 1 <= (1 if num_threads is None else num_threads) <= MAX_THREADS:
         raise ConfigError(f"num_threads is {num_threads}; it must be from 1 to {MAX_THREADS}")
     hosts = join_hosts()
-    blocks = choose_num_blocks(model, num_blocks or config.kvcache_num_blocks, memory or config.memory, hosts)
+    if draft is not None and (hosts is not None or (config.tensor_parallel_size or 1) > 1):
+        raise ConfigError("a draft model runs in one process; leave out tensor_parallel_size or the draft")
+    blocks = choose_num_blocks(model, num_blocks or config.kvcache_num_blocks, memory or config.memory, hosts, draft)
     cache = config.cache(blocks)
     if hosts is not None or (config.tensor_parallel_size or 1) > 1:
         executor: Executor = load_team(
@@ -92,12 +97,36 @@ def load_engine(
         max_num_seqs=config.batch_size, max_step_tokens=model.plan.max_step_tokens, eos_token_ids=eos_token_ids,
         enable_prefix_caching=enable_prefix_caching, timeout_s=config.timeout, profiler=profiler,
         windows=windows_of(model.program.spec), head=model.program.spec.head, is_causal=model.program.spec.is_causal,
+        draft=None if draft is None else load_draft(draft, model, cache, executor, num_threads),
+    )  # fmt: skip
+
+
+def load_draft(
+    draft: CompiledModel, model: CompiledModel, cache: CacheConfig, beside: Executor, num_threads: int | None = None
+) -> DraftModel:
+    """A draft for an engine over `model`, with that `cache`. It shares the threads of the executor `beside` it."""
+    config, spec = draft.config, draft.program.spec
+    assert config.max_seq_len and config.target and model.config.max_seq_len and model.config.batch_size
+    windows = windows_of(spec)
+    own = dataclasses.replace(
+        config.cache(cache.num_blocks * len(windows)), block_size=cache.block_size
+    )  # for each of the model's blocks one in each of its groups
+    threads = num_cpus() if num_threads is None else num_threads
+    executor = get_target(config.target).load(draft.program, draft.plan, draft.tensors, own, threads)
+    if isinstance(executor, ThreadedExecutor):
+        executor.share_threads(beside)
+    return DraftModel(
+        executor, spec.vocab_size, own, target_vocab_size=model.program.spec.vocab_size,
+        max_seq_len=config.max_seq_len, max_rows=min(model.config.batch_size, MAX_EXTRA_ROWS),
+        max_step_tokens=draft.plan.max_step_tokens, max_blocks=-(-model.config.max_seq_len // cache.block_size),
+        windows=windows, target_windows=windows_of(model.program.spec),
     )  # fmt: skip
 
 
 @dataclass(frozen=True)
 class MemoryBudget:
-    """Bytes: available to the model; for packed weights; for activations, logits and the RoPE table."""
+    """Bytes: available to the model; for packed weights; for activations, logits and the RoPE table. Where there is a
+    draft, for both."""
 
     available: int
     weights: int
@@ -113,16 +142,28 @@ class MemoryBudget:
         return self.available - self.used
 
 
-def memory_budget(model: CompiledModel, memory: int | None = None, hosts: Hosts | None = None) -> MemoryBudget:
-    """What the model takes of `memory` bytes, by default of what is free; of several hosts, on the one that has the
-    least."""
+def memory_budget(
+    model: CompiledModel, memory: int | None = None, hosts: Hosts | None = None, draft: CompiledModel | None = None
+) -> MemoryBudget:
+    """What the model, with its draft, takes of `memory` bytes, by default of what is free; of several hosts, on the one
+    that has the least."""
     weights = sum(tensor.nbytes for tensor in model.tensors.values())
     available = available_memory_bytes() if hosts is None else hosts.least_available_bytes()
-    return MemoryBudget(
+    fit = MemoryBudget(
         available if memory is None else memory,
         weights if hosts is None else largest_share(model, hosts).weight_bytes,
         working_bytes(model.program, model.plan, model.config),
     )
+    if draft is None:
+        return fit
+    other = memory_budget(draft, memory)
+    return MemoryBudget(fit.available, fit.weights + other.weights, fit.working + other.working)
+
+
+def draft_block_bytes(draft: Program, config: QwenchConfig, block_size: int) -> int:
+    """What a draft's cache takes beside each block of the model's, of `block_size` positions."""
+    cache = dataclasses.replace(config.cache(1), block_size=block_size)
+    return len(windows_of(draft.spec)) * cache.block_bytes(draft)
 
 
 def largest_share(model: CompiledModel, hosts: Hosts) -> MemoryShare:
@@ -143,9 +184,11 @@ def working_bytes(program: Program, plan: MemoryPlan, config: QwenchConfig) -> i
 
 
 def choose_num_blocks(
-    model: CompiledModel, wanted: int | None = None, memory: int | None = None, hosts: Hosts | None = None
-) -> int:
+    model: CompiledModel, wanted: int | None = None, memory: int | None = None, hosts: Hosts | None = None,
+    draft: CompiledModel | None = None,
+) -> int:  # fmt: skip
     """Blocks of the KV cache: `wanted` if given; else as many as the budget holds, up to batch_size full sequences.
+    With a draft each is one of the model's and one of the draft's.
 
     The budget is `memory` less what the model itself takes. Without `memory` it is half of what is free beside
     the model, at most 4 GiB, but one full sequence if that needs more and is there. Of several hosts each must hold its
@@ -156,8 +199,10 @@ def choose_num_blocks(
     block_bytes = config.cache(1).block_bytes(model.program)
     if hosts is not None:
         block_bytes = round(block_bytes * largest_share(model, hosts).cache_part)
+    if draft is not None:
+        block_bytes += draft_block_bytes(draft.program, draft.config, config.kvcache_block_size)
     windows, one_sequence = windows_of(model.program.spec), config.blocks_of_one_sequence(model.program.spec)
-    fit = memory_budget(model, memory, hosts)
+    fit = memory_budget(model, memory, hosts, draft)
     rest = fit.rest
     least = wanted or one_sequence
     if wanted is not None and wanted < one_sequence:
@@ -167,7 +212,8 @@ def choose_num_blocks(
         )
     if rest < least * block_bytes:
         raise CapacityError(
-            f"the model needs {format_bytes(fit.used + least * block_bytes)}: {format_bytes(fit.used)} for weights and "
+            f"the model{'' if draft is None else ' with its draft'} needs "
+            f"{format_bytes(fit.used + least * block_bytes)}: {format_bytes(fit.used)} for weights and "
             f"activations, {format_bytes(least * block_bytes)} for {least} cache blocks "
             f"({'as asked for' if wanted else f'one sequence of {config.max_seq_len} tokens'}); "
             f"there are {format_bytes(fit.available)} {'allowed' if memory else 'available'}. Lower max_seq_len, "

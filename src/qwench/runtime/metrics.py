@@ -18,7 +18,9 @@ class Metrics:
     num_waiting, num_running, blocks_used are as of the last step; blocks_total never changes.
     prompt_tokens are of samples that began; cached_prompt_tokens of them were found in the KV cache.
     step_tokens: computed by the executor, recomputation after a preemption and rejected draft tokens included.
-    drafted_tokens: proposed by prompt lookup and computed; accepted_tokens of them were what was sampled.
+    drafts: how often a sample's step had draft tokens. drafted_tokens: computed as such; accepted_tokens of them were
+        what was sampled. draft_model_tokens, draft_model_accepted_tokens: those of the draft model among them; the
+        others are prompt lookup's. draft_steps: of the draft model, which took draft_s.
     ttft_s over first_tokens: time to the first token. decode_s over decode_tokens: time per token after the first,
     both of finished samples.
     """
@@ -38,8 +40,13 @@ class Metrics:
     generated_tokens: int = 0
     steps: int = 0
     step_tokens: int = 0
+    drafts: int = 0
     drafted_tokens: int = 0
     accepted_tokens: int = 0
+    draft_model_tokens: int = 0
+    draft_model_accepted_tokens: int = 0
+    draft_steps: int = 0
+    draft_s: float = 0.0
     execute_s: float = 0.0
     waited_s: float = 0.0
     queue_s: float = 0.0

@@ -21,7 +21,7 @@ class RequestTimings:
     finished_s: float | None = None
     num_cached_tokens: int = 0  # prompt tokens whose keys and values were found in the cache
     num_preemptions: int = 0
-    num_drafted_tokens: int = 0  # proposed by prompt lookup and computed
+    num_drafted_tokens: int = 0  # guessed by prompt lookup or a draft model, and computed
     num_accepted_tokens: int = 0  # of these, the ones that were what was sampled
 
 

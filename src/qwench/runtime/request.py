@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from qwench.runtime.adapters import LoadedAdapter
+from qwench.runtime.following import Following
 from qwench.runtime.outputs import RequestTimings
 from qwench.runtime.pooling import Pooler
 from qwench.runtime.prompt_lookup import PromptLookup
@@ -25,15 +26,16 @@ class Request:
     salt: parent of the first block's hash. arrival: place in the order of arrival.
     leader: the first sample of the same prompt; this one waits until it can share its blocks.
     lookup: proposes draft tokens; None without prompt lookup.
+    following: how far a draft model has come with it; None without one, and before it first guesses here.
     adapter: the LoRA adapter that it is computed with; None for the model itself.
     pooler: collects the embedding of a request for one; None for generation.
     scorer: collects prompt_logprobs; None if they weren't asked for, or sample 0 has it.
     """
 
     __slots__ = (
-        "adapter", "arrival", "block_hashes", "block_table", "first_block", "index", "is_running", "leader", "lookup",
-        "max_len", "num_blocks", "num_computed", "num_drafts", "num_prompt", "num_registered", "num_tokens", "params",
-        "pooler", "request_id", "salt", "sampler", "scorer", "stop_tokens", "timings", "tokens",
+        "adapter", "arrival", "block_hashes", "block_table", "first_block", "following", "index", "is_running",
+        "leader", "lookup", "max_len", "num_blocks", "num_computed", "num_drafts", "num_prompt", "num_registered",
+        "num_tokens", "params", "pooler", "request_id", "salt", "sampler", "scorer", "stop_tokens", "timings", "tokens",
     )  # fmt: skip
 
     def __init__(
@@ -52,6 +54,7 @@ class Request:
         self.is_running = False
         self.leader: Request | None = None
         self.lookup = PromptLookup(self.tokens) if params.prompt_lookup_num_tokens else None
+        self.following: Following | None = None
         self.stop_tokens: frozenset[int] = frozenset()
         self.adapter: LoadedAdapter | None = None
         self.sampler: TokenSampler | None = None

@@ -93,11 +93,25 @@ class TokenSampler:
         self.history.append(token)
         return token, None if wanted is None else log_probabilities(raw, top, token, wanted)
 
+    def guess(self, row: Float32, maxima: Float32 | None, ahead: int) -> int:
+        """What would be chosen from a draft model's logits for the token `ahead` places behind the next one: by the
+        very random number that will choose it, so that alike logits give the same token. Grammar and thought aside.
+
+        row, maxima: as of `sample`. Changes nothing but `row`.
+        """
+        if not self.is_plain:
+            self._process(row)
+            maxima = None
+        best = _argmax(row, maxima)
+        if self.params.temperature == 0 or not np.isfinite(row[best]):
+            return best
+        return self._draw(row, float(row[best]), maxima, self.num_sampled + ahead)
+
     def _choose(self, row: Float32, best: int, maxima: Float32 | None, attempt: int = 0) -> int:
         """best: the likeliest token."""
         if self.params.temperature == 0:
             return best
-        return self._draw(row, float(row[best]), maxima, attempt)
+        return self._draw(row, float(row[best]), maxima, self.num_sampled | attempt << 64)
 
     def _is_of_thought(self, thought: Thought, token: int) -> bool:
         if thought.may_begin and self.matcher is not None and not thought.begins_with(token):
@@ -130,10 +144,10 @@ class TokenSampler:
             row[self.end_ids] = -np.inf
         self.history.penalize(row)
 
-    def _draw(self, row: Float32, top: float, maxima: Float32 | None, attempt: int) -> int:
-        """Inverse of the cumulative distribution at one uniform, in the order of token ids."""
+    def _draw(self, row: Float32, top: float, maxima: Float32 | None, counter: int) -> int:
+        """Inverse of the cumulative distribution at one uniform, that of `counter`, in the order of token ids."""
         p = self.params
-        bits = int(np.random.Philox(key=self.key, counter=self.num_sampled | attempt << 64).random_raw())
+        bits = int(np.random.Philox(key=self.key, counter=counter).random_raw())
         uniform = (bits >> 11) * 2.0**-53
         ids: npt.NDArray[np.int64] | None = None
         if 0 < p.top_k < len(row):

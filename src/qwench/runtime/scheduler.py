@@ -3,8 +3,9 @@
 There is no prefill phase and no decode phase: each request has num_computed tokens and catches up with num_tokens,
 within a token budget per step. Running requests go first, those that decode before those that read a prompt; what is
 left goes to waiting ones, first come, first served. When blocks run out, the latest arrival is preempted: its blocks
-are freed and computed again later. No request is ever preempted for a younger one, so every request ends. Draft tokens
-of prompt lookup get the budget and the blocks that are left over; the blocks of rejected ones are freed.
+are freed and computed again later. No request is ever preempted for a younger one, so every request ends. Draft tokens,
+which `runtime/speculation.py` adds, get the budget and the blocks that are left over; the blocks of rejected ones are
+freed.
 
 In cache groups with a sliding window, blocks behind the window are freed as the request moves on.
 
@@ -24,9 +25,6 @@ from qwench.runtime.metrics import Metrics
 from qwench.runtime.request import Request
 
 MAX_EXTRA_ROWS = 32  # rows of logits in a step beside one per sequence: for draft tokens and prompt_logprobs
-# Cost of one more token in a step, as a share of a step of one token. Measured on two cores: 0.05 to 0.08 (0.5B, all
-# formats); set a little higher, so that draft tokens which hardly pay are left out.
-_TOKEN_COST = 0.1
 
 
 class Scheduler:
@@ -44,20 +42,20 @@ class Scheduler:
         self.waiting: deque[Request] = deque()
         self.running: list[Request] = []
         self.metrics = metrics
-        self._rows_left = MAX_EXTRA_ROWS
+        self.rows_left = MAX_EXTRA_ROWS  # of them, in the step that is planned
 
     def add(self, request: Request) -> None:
         self.waiting.append(request)
 
     def schedule(self) -> dict[Request, int]:
-        """Request -> how many of its tokens the next step computes, at least 1; the last `num_drafts` of them are draft
-        tokens. Blocks for all of them are allocated."""
+        """Request -> how many of its tokens the next step computes, at least 1. Blocks for all of them are allocated;
+        `Speculation` adds draft tokens."""
         for request in self.running:
             if request.num_drafts:  # the last step raised
                 self.withdraw_drafts(request)
         plan: dict[Request, int] = {}
         budget, preempted = self.max_step_tokens, False
-        self._rows_left = MAX_EXTRA_ROWS
+        self.rows_left = MAX_EXTRA_ROWS
         for decodes in (True, False):
             for request in self.running.copy():
                 pending = request.num_tokens - request.num_computed
@@ -79,9 +77,7 @@ class Scheduler:
                     plan[request] = count
                     budget -= count
         if not preempted:
-            budget = self._admit(plan, budget)
-        if any(request.lookup is not None for request in plan):
-            self._draft(plan, budget)
+            self._admit(plan, budget)
         return plan
 
     def _take_rows(self, request: Request, count: int) -> int:
@@ -90,20 +86,19 @@ class Scheduler:
         scorer, done = request.scorer, request.num_computed
         if scorer is None:
             return count
-        count = scorer.limit(done, count, self._rows_left)
-        self._rows_left -= len(scorer.wanted(done, done + count))
+        count = scorer.limit(done, count, self.rows_left)
+        self.rows_left -= len(scorer.wanted(done, done + count))
         return count
 
-    def _admit(self, plan: dict[Request, int], budget: int) -> int:
-        """Starts waiting requests in order of arrival, while the budget, max_num_seqs and the free blocks allow it.
-        Returns the budget that is left."""
+    def _admit(self, plan: dict[Request, int], budget: int) -> None:
+        """Starts waiting requests in order of arrival, while the budget, max_num_seqs and the free blocks allow it."""
         followers = []
         while self.waiting and budget and len(self.running) < self.max_num_seqs:
             request = self.waiting[0]
             if self._waits_for_leader(request):
                 followers.append(self.waiting.popleft())
                 continue
-            if request.scorer is not None and self._rows_left == 0:
+            if request.scorer is not None and self.rows_left == 0:
                 break
             if self.whole_prompts and request.num_tokens > budget:
                 break
@@ -119,39 +114,28 @@ class Scheduler:
             plan[request] = count
             budget -= count
         self.waiting.extendleft(reversed(followers))
-        return budget
 
-    def _draft(self, plan: dict[Request, int], budget: int) -> None:
-        """Adds draft tokens to requests that sample in this step, as long as each raises the expected tokens per
-        second."""
-        expected = float(sum(plan.values()))
-        cost = 1 + _TOKEN_COST * (expected - 1)
-        budget = min(budget, self._rows_left)
-        for request, count in plan.items():
-            end = request.num_tokens
-            lookup = request.lookup
-            if lookup is None or request.num_computed + count < end or not lookup.has_draft(end):
-                continue
-            room = (request.num_blocks + self.pool.num_free // len(self.windows)) * self.block_size
-            limit = min(budget, request.params.prompt_lookup_num_tokens, room - end, request.max_len - end - 1)
-            num_drafts = 0
-            for token, probability in lookup.propose(end, limit):
-                if probability * cost <= _TOKEN_COST * expected or token in request.stop_tokens:
-                    break
-                request.tokens[end + num_drafts] = token
-                expected, cost, num_drafts = expected + probability, cost + _TOKEN_COST, num_drafts + 1
-            if num_drafts:
-                self._grow(request, self._blocks_for(end + num_drafts) - request.num_blocks)
-                request.num_drafts = num_drafts
-                plan[request] = count + num_drafts
-                budget -= num_drafts
+    def room_for_drafts(self, request: Request, limit: int) -> int:
+        """How many draft tokens, up to `limit`, could follow the known ones: preempting nobody, within the context."""
+        end = request.num_tokens
+        room = (request.num_blocks + self.pool.num_free // len(self.windows)) * self.block_size
+        return min(limit, room - end, request.max_len - end - 1)
 
-    def withdraw_drafts(self, request: Request) -> None:
-        """Drops the draft tokens that were not accepted, and frees the blocks that only they needed."""
-        request.num_drafts, kept = 0, self._blocks_for(request.num_tokens)
+    def reserve_drafts(self, request: Request, count: int) -> None:
+        """So many draft tokens follow the known ones, with blocks for them."""
+        self._grow(request, self._blocks_for(request.num_tokens + count) - request.num_blocks)
+        request.num_drafts = count
+
+    def keep_drafts(self, request: Request, count: int) -> None:
+        """The first `count` draft tokens stay; blocks that only the others needed are freed."""
+        request.num_drafts, kept = count, self._blocks_for(request.num_tokens + count)
         if kept < request.num_blocks:
             self.pool.release(request.block_table[:, kept : request.num_blocks].ravel().tolist())
             request.num_blocks = kept
+
+    def withdraw_drafts(self, request: Request) -> None:
+        """Drops the draft tokens that were not accepted, and frees the blocks that only they needed."""
+        self.keep_drafts(request, 0)
 
     def most_blocks(self, num_tokens: int) -> int:
         """The most blocks that a request of up to `num_tokens` tokens holds at once."""
@@ -206,6 +190,8 @@ class Scheduler:
             self.pool.release(blocks)
         request.is_running = False
         request.num_blocks = request.num_registered = request.num_computed = request.num_drafts = 0
+        if request.following is not None:
+            request.following.num_computed = None
         request.first_block = [0] * len(self.windows)
 
     def _held(self, request: Request) -> list[list[int]]:

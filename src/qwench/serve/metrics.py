@@ -26,7 +26,7 @@ COUNTERS = (
     ("prompt_tokens", "prompt_tokens", "Tokens of prompts that began"),
     ("cached_prompt_tokens", "cached_prompt_tokens", "Of these, found in the KV cache"),
     ("generated_tokens", "generated_tokens", "Tokens of answers"),
-    ("drafted_tokens", "drafted_tokens", "Tokens guessed by prompt lookup"),
+    ("drafted_tokens", "drafted_tokens", "Tokens guessed by prompt lookup or a draft model"),
     ("accepted_tokens", "accepted_tokens", "Of these, guessed right"),
     ("preemptions", "preemptions", "Answers that gave up their cache blocks for older ones"),
     ("steps", "steps", "Steps of the engine"),

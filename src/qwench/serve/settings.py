@@ -22,6 +22,7 @@ class ServeSettings:
     prefixes that `qwench prefix save` wrote, to be in the cache from the start.
 
     config: options of loading. num_threads: None: the processors this process may use.
+    draft: a model that guesses for this one.
     lora: adapters to have from the start, name -> folder. lora_dir: in which clients may load more; None: nowhere.
     max_queued: samples that may wait beside those that run. api_key_file: None: open to everybody who can connect.
     allowed_hosts: names in Host headers; empty: any, unless `host` is this machine's own loopback.
@@ -43,6 +44,7 @@ class ServeSettings:
     prefix_dir: Path | None = None
     lora: Mapping[str, Path] = field(default_factory=dict)
     lora_dir: Path | None = None
+    draft: str | None = None
     max_queued: int = 128
     allowed_hosts: tuple[str, ...] = ()
     max_body_bytes: int | None = None

@@ -190,6 +190,15 @@ class SharedExecutor(Executor, Protocol):
         ...
 
 
+@runtime_checkable
+class ThreadedExecutor(Executor, Protocol):
+    """An Executor with threads of its own."""
+
+    def share_threads(self, other: Executor) -> None:
+        """Computes with the threads of `other`, which has as many and never steps at the same time."""
+        ...
+
+
 class Target(Protocol):
     """A kind of machine."""
 

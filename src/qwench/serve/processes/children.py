@@ -56,6 +56,7 @@ class Children:
             "model": str(settings.model), "config": settings.config.to_dict(), "num_threads": settings.num_threads,
             "enable_prefix_caching": settings.enable_prefix_caching,
             "lora": {name: str(path) for name, path in settings.lora.items()},
+            "draft": settings.draft,
             "prefix_dir": None if settings.prefix_dir is None else str(settings.prefix_dir),
         }  # fmt: skip
         return cls(

@@ -46,6 +46,7 @@ def main() -> int:
         llm = LLM(
             options["model"], config=QwenchConfig.from_dict(options["config"]), num_threads=options["num_threads"],
             enable_prefix_caching=options["enable_prefix_caching"], lora=options["lora"],
+            draft=options["draft"],
         )  # fmt: skip
         if options["prefix_dir"] is not None:
             load_prefixes(llm, Path(options["prefix_dir"]))

@@ -24,7 +24,7 @@ from qwench.targets.adapted_products import adapted_products
 from qwench.targets.cpu import _native
 from qwench.targets.cpu.pack import FormatTuple, format_tuple
 from qwench.targets.cpu.rank_panels import copy_panels, panels_of
-from qwench.targets.target import Array, Bytes, CacheConfig, Float32, Int32, StepBatch, Team
+from qwench.targets.target import Array, Bytes, CacheConfig, Executor, Float32, Int32, StepBatch, Team
 
 # Offset in the arena, width, kind, group size (0: floats), which rows, and whether it is a result: then the caller's,
 # and the offset of a hidden state says how many come after it.
@@ -153,6 +153,10 @@ class CpuExecutor:
                 self._products[product.op.name], number, packed.a, packed.b, packed.scales, packed.first_rank,
                 product.weight.shape[1], packed.depth,
             )  # fmt: skip
+
+    def share_threads(self, other: Executor) -> None:
+        if isinstance(other, CpuExecutor):
+            self.native.share_threads(other.native)
 
     def kernels(self) -> dict[str, str]:
         return dict(self._kernels)
@@ -317,7 +321,7 @@ class CpuExecutor:
         self.native.add_shared_linear_add(
             self._buffer(op.inputs[0]),
             self._buffer(op.inputs[1]),
-            *self._matrix(op.weights[0]),
+            *self._product_matrix(op),
             self._residual(op),
             self._buffer(op.output),
             *self._panels(op),

@@ -456,6 +456,7 @@ NB_MODULE(_native, m) {
                                     spans(host_panels, matrices.front().num_panels()));
           },
           "input"_a, "experts"_a.noconvert(), "residual"_a, "out"_a, "panels"_a, "host_panels"_a)
+      .def("share_threads", &qwench::Executor::share_threads, "other"_a, "Two executors that never step at once.")
       .def("num_products", &qwench::Executor::num_products)
       .def(
           "set_lora",

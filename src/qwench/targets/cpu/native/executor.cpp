@@ -58,7 +58,7 @@ Executor::Executor(const ExecutorConfig& config, const KVCache::Shape& cache, st
     : config_(config),
       kernels_(kernels_for(config.variant)),
       cache_(cache),
-      pool_(config.num_threads),
+      pool_(std::make_shared<ThreadPool>(config.num_threads)),
       team_(std::move(team)),
       link_(std::move(link)),
       has_results_(!team_ || (team_->rank() == 0 && (!link_ || link_->host() == 0))) {
@@ -90,6 +90,12 @@ Executor::Executor(const ExecutorConfig& config, const KVCache::Shape& cache, st
   exchanged_bytes_.resize(num_hosts());
   step_.positions.resize(config.max_tokens);
   step_.sequence.resize(config.max_tokens);
+}
+
+void Executor::share_threads(const Executor& other) {
+  if (team_ || other.team_ || other.num_threads() != num_threads())
+    throw std::invalid_argument("only executors of equally many threads, and of one process, can share them");
+  pool_ = other.pool_;
 }
 
 void Executor::set_rope_table(const float* table, int num_positions) {
@@ -317,7 +323,7 @@ void Executor::run(const Batch& batch, const Results& results) {
   plan(batch);
   step_.results = results;
   for (auto& phase : phases_) phase->prepare(step_);
-  pool_.run([this](int thread) {
+  pool_->run([this](int thread) {
     for (auto& phase : phases_) {
       if (phase->is_idle(*this, step_)) continue;
       const auto start = std::chrono::steady_clock::now();
@@ -339,7 +345,7 @@ void Executor::run(const Batch& batch, const Results& results) {
 
 bool Executor::barrier() {
   if (team_) return team_->barrier();
-  pool_.barrier();
+  pool_->barrier();
   return true;
 }
 

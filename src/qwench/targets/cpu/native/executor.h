@@ -203,6 +203,10 @@ class Executor {
   void add_expert_linear_add(Buffer in, std::vector<PackedMatrix> experts, Buffer residual, Buffer out, Span panels,
                              std::vector<Span> host_panels);
 
+  // Computes with the threads of `other` from now on, which never steps at the same time: two pools would wait for
+  // each other's spinning. Throws std::invalid_argument unless both have as many.
+  void share_threads(const Executor& other);
+
   // How many products the ops have so far; they are numbered in order.
   int num_products() const { return int(products_.size()); }
   // What adapter number `adapter` adds to a product from now on. Throws std::invalid_argument where shapes differ.
@@ -248,7 +252,7 @@ class Executor {
   const float* far_rope_row(int i) const { return far_rope_.data() + size_t(i) * cache_.shape().head_dim; }
   const float* near_rope_row(int i) const { return near_rope_rows_.get() + size_t(i) * cache_.shape().head_dim; }
   const float* near_rope_panel() const { return near_rope_panel_.get(); }
-  int num_threads() const { return pool_.num_threads(); }
+  int num_threads() const { return pool_->num_threads(); }
   int num_heads() const { return config_.num_heads; }
   int num_kv_heads() const { return config_.num_kv_heads; }
   Span heads() const { return config_.heads; }
@@ -334,7 +338,7 @@ class Executor {
   const ExecutorConfig config_;
   const KernelTable& kernels_;
   KVCache cache_;
-  ThreadPool pool_;
+  std::shared_ptr<ThreadPool> pool_;
   std::unique_ptr<Team> team_;
   std::unique_ptr<Link> link_;
   const bool has_results_;

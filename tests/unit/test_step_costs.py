@@ -1,0 +1,57 @@
+"""What steps cost, learned from steps of a machine that is known."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from qwench.runtime.step_costs import StepCosts
+
+
+def test_nothing_is_known_before_a_few_steps() -> None:
+    costs = StepCosts()
+    for _ in range(3):
+        assert not costs.is_known
+        costs.observe(1, 2.0)
+    assert costs.is_known
+    assert costs.seconds(1) == pytest.approx(2.0)
+    assert costs.slope == pytest.approx(0.2)  # a tenth, until there are steps of several tokens
+
+
+@pytest.mark.parametrize("share", [0.03, 0.2, 1.0])
+def test_a_line_through_the_steps(share: float) -> None:
+    costs, rng = StepCosts(), random.Random(0)
+    for _ in range(200):
+        tokens = rng.choice((1, 1, 3, 5, 9))
+        costs.observe(tokens, (1 + share * (tokens - 1)) * rng.uniform(0.95, 1.05))
+    for tokens in (1, 4, 9):
+        assert costs.seconds(tokens) == pytest.approx(1 + share * (tokens - 1), rel=0.1)
+    assert costs.slope == pytest.approx(share, rel=0.25, abs=0.015)
+
+
+def test_old_steps_are_forgotten_and_interrupted_ones_count_little() -> None:
+    costs = StepCosts()
+    for _ in range(100):
+        costs.observe(1, 1.0)
+    costs.observe(1, 1000.0)
+    assert costs.seconds(1) < 1.02
+    for _ in range(200):
+        costs.observe(1, 0.25)
+    assert costs.seconds(1) == pytest.approx(0.25, rel=0.02)
+
+
+def test_prompts_do_not_count() -> None:
+    costs = StepCosts()
+    costs.observe(512, 100.0)
+    for _ in range(3):
+        costs.observe(1, 1.0)
+    assert costs.seconds(1) == pytest.approx(1.0)
+
+
+def test_more_tokens_never_cost_less_than_nothing() -> None:
+    costs = StepCosts()
+    for _ in range(50):
+        costs.observe(1, 1.2)
+        costs.observe(9, 1.0)
+    assert costs.slope == 0.0 and costs.seconds(20) > 0
