@@ -39,8 +39,9 @@ def resolve_draft(draft: str | Path, model: Artifact, progress: ProgressCallback
     return artifact
 
 
-def check_draft(draft: Artifact, model: Artifact) -> None:
-    """Raises ConfigError for a draft that can't guess what the model says."""
+def check_draft(draft: Artifact, model: Artifact, *, by_files: bool = True) -> None:
+    """Raises ConfigError for a draft that can't guess what the model says. by_files: one of them alone without
+    tokenizer files is refused, too."""
     spec = draft.program.spec
     if spec.head.kind != "causal_lm" or not spec.is_causal:
         raise ConfigError(
@@ -48,7 +49,7 @@ def check_draft(draft: Artifact, model: Artifact) -> None:
         )
     sizes = spec.vocab_size, model.program.spec.vocab_size
     has = has_tokenizer(draft.path), has_tokenizer(model.path)
-    if abs(sizes[0] - sizes[1]) > _MOST_PADDING or has[0] != has[1]:
+    if abs(sizes[0] - sizes[1]) > _MOST_PADDING or (by_files and has[0] != has[1]):
         raise ConfigError(
             f"the draft {draft.path} has {sizes[0]} tokens{'' if has[0] else ' and no tokenizer files'}, the model "
             f"{sizes[1]}{'' if has[1] else ' and no tokenizer files'}; a draft must have the model's own tokenizer"

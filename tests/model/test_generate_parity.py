@@ -6,6 +6,7 @@ Whatever the engine does itself or transformers' loop does over `forward`, the t
 from __future__ import annotations
 
 import copy
+import dataclasses
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -44,7 +45,7 @@ from transformers_parity import (
 )
 
 from qwench import QwenchForCausalLM
-from qwench.errors import TargetError
+from qwench.errors import ConfigError, TargetError
 from qwench.targets.registry import get_target
 
 NEW = 64
@@ -331,6 +332,42 @@ def test_assistant_model(
         assert torch.equal(answers[0], _generate(truth, single, {}))
         assert torch.equal(answers[0], _generate(truth, single, {"assistant_model": model}))
         assert torch.equal(answers[0], _generate(model, single, {"assistant_model": model}))
+
+
+def test_a_compiled_assistant_drafts_in_the_engine(
+    pair: tuple[Any, Any], single: dict[str, torch.Tensor], tmp_path: Path, best_target: str
+) -> None:
+    """Greedy calls never enter transformers' loop: its tokens in fewer steps, batches too; another draft may follow."""
+    model, truth = pair
+    plain = _generate(truth, single, {"max_new_tokens": 40})
+    folder = write_checkpoint(tmp_path, seed=9, num_hidden_layers=1)
+    other = QwenchForCausalLM.from_pretrained(folder, qwench_target=best_target, qwench_weights="int8")
+    metrics = model.engine.metrics
+    for assistant, share in ((model, 1.0), (other, 0.0), (model, 1.0)):
+        before = dataclasses.replace(metrics)
+        assert torch.equal(_generate(model, single, {"assistant_model": assistant, "max_new_tokens": 40}), plain)
+        drafted = metrics.draft_model_tokens - before.draft_model_tokens
+        assert metrics.draft_model_accepted_tokens - before.draft_model_accepted_tokens >= share * drafted
+        assert metrics.generated_tokens > before.generated_tokens
+        assert model.engine.speculation.draft is None
+    rows = {name: value.repeat(2, 1) for name, value in single.items()}
+    assert torch.equal(
+        model.generate(**rows, max_new_tokens=20, do_sample=False, assistant_model=other)[0],
+        model.generate(**single, max_new_tokens=20, do_sample=False)[0],
+    )
+
+
+def test_an_assistant_with_other_tokens(pair: tuple[Any, Any], single: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    """Padding is no difference, as between the small and the large Qwen2.5."""
+    model, _ = pair
+    padded, other = (
+        QwenchForCausalLM.from_pretrained(write_checkpoint(tmp_path / str(size), seed=9, vocab_size=size))
+        for size in (320, 2000)
+    )
+    asked: dict[str, Any] = {**single, "max_new_tokens": 10, "do_sample": False}
+    assert torch.equal(model.generate(**asked, assistant_model=padded), model.generate(**asked))
+    with pytest.raises(ConfigError, match="has 2000 tokens"):
+        model.generate(**asked, assistant_model=other)
 
 
 EMBED_MODES: dict[str, dict[str, Any]] = {

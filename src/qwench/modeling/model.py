@@ -1,8 +1,9 @@
 """QwenchForCausalLM: a compiled model that generates as transformers' own model does.
 
 `generate` is transformers': its argument handling, processors and criteria. Plain greedy requests go to the engine,
-prompt lookup among them; every other mode runs transformers' loop over `forward`, whose `past_key_values` are pages of
-the same KV cache. What is private to transformers is in `transformers_seam.py`. Knows nothing of compiling or packing.
+prompt lookup and drafts of other compiled models among them; every other mode runs transformers' loop over `forward`,
+whose `past_key_values` are pages of the same KV cache. What is private to transformers is in `transformers_seam.py`.
+Knows nothing of compiling or packing.
 """
 
 from __future__ import annotations
@@ -16,9 +17,11 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from qwench.artifact import Artifact
 from qwench.errors import ConfigError, NumericalError, RequestError
+from qwench.load_draft import check_draft
 from qwench.modeling import native
 from qwench.modeling.base import IGNORED, QwenchPreTrained, refuse
 from qwench.modeling.cache import QwenchCache
+from qwench.modeling.drafts import Drafts
 from qwench.modeling.forward import run_pass
 from qwench.modeling.inputs import check_input_ids, check_inputs, check_inputs_embeds, real_tokens
 from qwench.modeling.transformers_seam import CACHE, GenerationCall, GenerationHooks, known_to_pipelines
@@ -37,6 +40,7 @@ class QwenchForCausalLM(QwenchPreTrained, GenerationHooks):
         if not artifact.program.spec.is_causal:
             raise ConfigError("a model that attends in both directions can't continue a text; load it with QwenchModel")
         known_to_pipelines(type(self).__name__)
+        self._drafts = Drafts(self)
 
     def can_generate(self) -> bool:
         return True
@@ -144,12 +148,23 @@ class QwenchForCausalLM(QwenchPreTrained, GenerationHooks):
             )
         return self._cache(given)
 
+    def shares_tokens(self, assistant: Any) -> bool:
+        """Of another compiled model. Raises ConfigError if it has other tokens."""
+        if not isinstance(assistant, QwenchForCausalLM):
+            return False
+        check_draft(assistant.artifact, self.artifact, by_files=False)
+        return True
+
     def answer(self, call: GenerationCall) -> torch.Tensor | None:
-        """What the engine can do itself, it does: plain greedy requests, with prompt lookup or without."""
+        """What the engine can do itself, it does: plain greedy requests, with or without prompt lookup and a compiled
+        model that drafts."""
+        assistant = call.assistant
+        if not (assistant is None or isinstance(assistant, QwenchForCausalLM)):
+            return None
         request = native.plain_greedy(call)
         if request is None:
             return None
-        with self._pages.lock:
+        with self._pages.lock, self._drafts.attached(None if assistant is None else assistant.artifact):
             names = self.adapters_of(len(request.input_ids))
             return native.run(self.engine, self._pages, request, names, call.streamer)
 

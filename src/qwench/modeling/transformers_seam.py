@@ -89,12 +89,18 @@ class GenerationCall:
     @property
     def looks_up_prompt(self) -> bool:
         """Whether its drafts come from the prompt, and nothing else is asked of assisted decoding."""
+        return (self.config.prompt_lookup_num_tokens or 0) > 0 and self._drafts_plainly
+
+    @property
+    def assistant(self) -> Any:
+        """The model that drafts, if it has the same tokenizer and nothing else is asked of assisted decoding."""
+        has_tokenizers = any(self.inputs.get(name) is not None for name in ("tokenizer", "assistant_tokenizer"))
+        return self.inputs.get("assistant_model") if self._drafts_plainly and not has_tokenizers else None
+
+    @property
+    def _drafts_plainly(self) -> bool:
         others = ("assistant_early_exit", "assistant_ensemble_weight")
-        return (
-            (self.config.prompt_lookup_num_tokens or 0) > 0
-            and all(getattr(self.config, name, None) is None for name in others)
-            and bool(self.inputs.get("use_cache"))
-        )
+        return all(getattr(self.config, name, None) is None for name in others) and bool(self.inputs.get("use_cache"))
 
 
 class GenerationHooks(GenerationMixin, ABC):  # type: ignore[misc]
@@ -114,6 +120,19 @@ class GenerationHooks(GenerationMixin, ABC):  # type: ignore[misc]
     @abstractmethod
     def answer(self, call: GenerationCall) -> torch.Tensor | None:
         """[batch, length + new] int64; None: transformers' own loop is needed."""
+
+    @abstractmethod
+    def shares_tokens(self, assistant: Any) -> bool:
+        """Whether a model that drafts has this one's tokens, though perhaps another number of them as padding."""
+
+    def _validate_generation_mode(
+        self, generation_mode: Any, generation_config: GenerationConfig, generation_mode_kwargs: dict[str, Any]
+    ) -> None:
+        """Takes vocabularies of different sizes for different tokenizers."""
+        given = dict(generation_mode_kwargs)
+        if given.get("assistant_model") is not None and self.shares_tokens(given["assistant_model"]):
+            del given["assistant_model"]
+        super()._validate_generation_mode(generation_mode, generation_config, given)
 
     def _prepare_cache_for_generation(
         self, generation_config: GenerationConfig, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
@@ -162,7 +181,7 @@ class GenerationHooks(GenerationMixin, ABC):  # type: ignore[misc]
     ) -> Any:  # fmt: skip
         call = GenerationCall(input_ids, generation_config, logits_processor, stopping_criteria, streamer, inputs)
         self.check_call(call)
-        if call.looks_up_prompt and (answer := self.answer(call)) is not None:
+        if (call.looks_up_prompt or call.assistant is not None) and (answer := self.answer(call)) is not None:
             return answer
         return super()._assisted_decoding(
             input_ids, logits_processor, stopping_criteria, generation_config, synced_gpus, streamer, *args, **inputs
