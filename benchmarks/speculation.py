@@ -61,6 +61,16 @@ class Sample:
     tokens: list[int]
 
 
+def rows_of(batch: StepBatch) -> Iterator[int]:
+    """The position of the token whose logits each row has."""
+    ends, lengths = batch.query_start[1:].tolist(), batch.seq_lens.tolist()
+    sequence = 0
+    for row in batch.logit_rows.tolist():
+        while row >= ends[sequence]:
+            sequence += 1
+        yield lengths[sequence] - (ends[sequence] - row)
+
+
 class DictatingExecutor:
     """Half of an executor's cache, and logits under which the likeliest token after position p is `text[p + 1]`."""
 
@@ -74,14 +84,9 @@ class DictatingExecutor:
     ) -> Float32:  # fmt: skip
         moved = dataclasses.replace(batch, block_tables=batch.block_tables + np.int32(self.first_block))
         result = self.executor.step(moved, logits, hidden, maxima)
-        ends, lengths = batch.query_start[1:].tolist(), batch.seq_lens.tolist()
-        sequence = 0
-        for i, row in enumerate(batch.logit_rows.tolist()):
-            while row >= ends[sequence]:
-                sequence += 1
-            following = lengths[sequence] - (ends[sequence] - row) + 1
-            if following < len(self.text):
-                token = self.text[following]
+        for i, position in enumerate(rows_of(batch)):
+            if position + 1 < len(self.text):
+                token = self.text[position + 1]
                 result[i, token] = FAR_ABOVE
                 if maxima is not None:
                     maxima[i, token // LOGIT_GROUP] = FAR_ABOVE

@@ -1,9 +1,11 @@
-"""Train and evaluate the default model: a small Qwen2 on text that `corpus` generates.
+"""Train and evaluate the default model, a small Qwen2 on text that `corpus` generates, and the draft that guesses for
+it.
 
 Everything runs on a CPU with torch and transformers. The training text of step N depends only on the seed and N, so
 a run that was interrupted continues where its last snapshot was.
 
     python models/training/train.py --minutes 60               trains models/qwench-tiny
+    python models/training/train.py --draft-of models/qwench-tiny --folder models/qwench-tiny-draft --minutes 20
     python models/training/train.py --evaluate models/qwench-tiny
     python models/training/train.py --chat models/qwench-tiny "Hello!"
 """
@@ -15,9 +17,10 @@ import itertools
 import json
 import math
 import random
+import shutil
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from corpus import documents
@@ -26,6 +29,16 @@ from tokenizer import save_tokenizer, train_tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase, Qwen2Config, Qwen2ForCausalLM
 
 DEFAULT_FOLDER = Path(__file__).parents[1] / "qwench-tiny"
+Shape: TypeAlias = dict[str, int]
+MODEL: Shape = {
+    "hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 5, "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}  # fmt: skip
+# Two layers, the fewest that can look back into the prompt for what followed a word.
+DRAFT: Shape = {
+    "hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 2, "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+}  # fmt: skip
 MAX_LENGTH = 2048
 TOKENS_PER_STEP = 2048
 ROW_LENGTH = 512
@@ -39,17 +52,13 @@ VALIDATION_SEED = 1
 VALIDATION_DOCUMENTS = 500
 
 
-def architecture(tokenizer: PreTrainedTokenizerBase) -> dict[str, object]:
+def architecture(tokenizer: PreTrainedTokenizerBase, shape: Shape) -> dict[str, object]:
     """`config.json` in the form of the Qwen2.5 checkpoints, which every version of transformers reads."""
     return {
         "architectures": ["Qwen2ForCausalLM"],
         "model_type": "qwen2",
         "vocab_size": len(tokenizer),
-        "hidden_size": 256,
-        "intermediate_size": 768,
-        "num_hidden_layers": 5,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
+        **shape,
         "hidden_act": "silu",
         "max_position_embeddings": MAX_LENGTH,
         "rope_theta": 10000.0,
@@ -60,7 +69,7 @@ def architecture(tokenizer: PreTrainedTokenizerBase) -> dict[str, object]:
         "use_cache": True,
         "use_sliding_window": False,
         "sliding_window": None,
-        "max_window_layers": 5,
+        "max_window_layers": shape["num_hidden_layers"],
         "bos_token_id": None,
         "eos_token_id": tokenizer.convert_tokens_to_ids("<|im_end|>"),
         "pad_token_id": tokenizer.convert_tokens_to_ids("<|endoftext|>"),
@@ -118,9 +127,9 @@ def validation_loss(model: torch.nn.Module, rows: torch.Tensor) -> float:
     return total / len(rows)
 
 
-def save_checkpoint(model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+def save_checkpoint(model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, folder: Path, shape: Shape) -> None:
     """Write the model as a plain Hugging Face folder with bf16 weights."""
-    config = architecture(tokenizer)
+    config = architecture(tokenizer, shape)
     copy = Qwen2ForCausalLM(Qwen2Config(**config))
     copy.load_state_dict(model.state_dict())
     copy.to(torch.bfloat16).save_pretrained(folder)
@@ -165,13 +174,18 @@ def schedule(step: int, progress: float) -> float:
     return min((step + 1) / WARMUP_STEPS, 1.0) * (1.0 - progress)
 
 
-def train(folder: Path, minutes: float, seed: int, state_path: Path, snapshot_minutes: float) -> None:
+def train(
+    folder: Path, minutes: float, seed: int, state_path: Path, snapshot_minutes: float, draft_of: Path | None
+) -> None:
     """Train for `minutes` of wall time; the learning rate falls to zero over exactly that time."""
+    shape, teacher = MODEL, None
+    if draft_of is not None:
+        shape, teacher = DRAFT, AutoModelForCausalLM.from_pretrained(draft_of, dtype=torch.float32).eval()
     if not (folder / "tokenizer.json").exists():
-        save_tokenizer(train_tokenizer(), folder, MAX_LENGTH)
+        prepare_tokenizer(folder, draft_of)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     torch.manual_seed(seed)
-    model = Qwen2ForCausalLM(Qwen2Config(**architecture(tokenizer)))
+    model = Qwen2ForCausalLM(Qwen2Config(**architecture(tokenizer, shape)))
     optimizers = Optimizers(model)
     step, spent_s = 0, 0.0
     if state_path.exists():
@@ -183,7 +197,7 @@ def train(folder: Path, minutes: float, seed: int, state_path: Path, snapshot_mi
     started_s, budget_s, snapshot_s = time.monotonic() - spent_s, minutes * 60, spent_s + snapshot_minutes * 60
     smooth_loss = math.nan
     while spent_s < budget_s:
-        loss = training_step(model, optimizers, tokenizer, seed, step, spent_s / budget_s)
+        loss = training_step(model, teacher, optimizers, tokenizer, seed, step, spent_s / budget_s)
         smooth_loss = loss if math.isnan(smooth_loss) else 0.98 * smooth_loss + 0.02 * loss
         step, spent_s = step + 1, time.monotonic() - started_s
         if step % 25 == 0:
@@ -191,14 +205,37 @@ def train(folder: Path, minutes: float, seed: int, state_path: Path, snapshot_mi
             print(f"step {step}  {spent_s / 60:.1f} min  {tokens:.2f} M tokens  loss {smooth_loss:.4f}", flush=True)
         if spent_s > snapshot_s or spent_s >= budget_s:
             snapshot_s = spent_s + snapshot_minutes * 60
-            save_checkpoint(model, tokenizer, folder)
+            save_checkpoint(model, tokenizer, folder, shape)
             state = {"model": model.state_dict(), "optimizers": optimizers.state_dict()}
             torch.save(state | {"step": step, "spent_s": spent_s}, state_path)
     evaluate(folder)
 
 
+def prepare_tokenizer(folder: Path, draft_of: Path | None) -> None:
+    """A new tokenizer, or for a draft its model's own."""
+    if draft_of is None:
+        save_tokenizer(train_tokenizer(), folder, MAX_LENGTH)
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copyfile(draft_of / name, folder / name)
+
+
+def distillation_loss(
+    model: torch.nn.Module, teacher: torch.nn.Module, rows: torch.Tensor, labels: torch.Tensor
+) -> torch.Tensor:
+    """How many nats a token of what the teacher would say next cost the model, where the labels count: rows and
+    labels [num_rows, row_length]. What a draft has to know is the teacher's choice, not the text's."""
+    counted = labels[:, 1:] != IGNORED
+    with torch.no_grad():
+        wanted = teacher(input_ids=rows, use_cache=False).logits[:, :-1][counted].softmax(-1)
+    given = model(input_ids=rows, use_cache=False).logits[:, :-1][counted].log_softmax(-1)
+    return -(wanted * given).sum(-1).mean()
+
+
 def training_step(
     model: torch.nn.Module,
+    teacher: torch.nn.Module | None,
     optimizers: Optimizers,
     tokenizer: PreTrainedTokenizerBase,
     seed: int,
@@ -208,7 +245,10 @@ def training_step(
     """One update on TOKENS_PER_STEP fresh tokens; returns the loss before it."""
     row_length = MAX_LENGTH if step % LONG_ROW_EVERY == LONG_ROW_EVERY - 1 else ROW_LENGTH
     rows, labels = pack_rows(tokenizer, seed * 1_000_000 + step, TOKENS_PER_STEP // row_length, row_length)
-    loss = model(input_ids=rows, labels=labels, use_cache=False).loss
+    if teacher is None:
+        loss = model(input_ids=rows, labels=labels, use_cache=False).loss
+    else:
+        loss = distillation_loss(model, teacher, rows, labels)
     loss.backward()
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     optimizers.step(schedule(step, progress))
@@ -241,6 +281,9 @@ def main() -> None:
     """Train, evaluate or ask, by command line."""
     parser = argparse.ArgumentParser(description="Train or evaluate the default model.")
     parser.add_argument("--folder", type=Path, default=DEFAULT_FOLDER, help="where the checkpoint goes")
+    parser.add_argument(
+        "--draft-of", type=Path, metavar="FOLDER", help="train a draft that says what the model there would say"
+    )
     parser.add_argument("--minutes", type=float, default=60.0, help="wall time to train for")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
@@ -259,7 +302,14 @@ def main() -> None:
     elif arguments.chat:
         print(chat(Path(arguments.chat[0]), arguments.chat[1]))
     else:
-        train(arguments.folder, arguments.minutes, arguments.seed, arguments.state, arguments.snapshot_minutes)
+        train(
+            arguments.folder,
+            arguments.minutes,
+            arguments.seed,
+            arguments.state,
+            arguments.snapshot_minutes,
+            arguments.draft_of,
+        )
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from qwench import LLM, SamplingParams
 from qwench.cli.main import main
 from qwench.compiler import compile_checkpoint
 from qwench.config import QwenchConfig
@@ -115,3 +116,31 @@ def test_the_recipe_accuracy_is_faithful(tmp_path: Path, best_target: str, capsy
     assert report["num_prompts"] >= 20 and report["num_tokens"] >= 1000
     assert [check["limit"] for check in report["checks"]] == [0.999, 0.98]
     assert report["logits"]["worst_pcc"] >= 0.999 and report["logits"]["top1"] >= 0.98
+
+
+# --- its draft ----------------------------------------------------------------------------------------------------
+
+DRAFT = MODELS / "qwench-tiny-draft"
+
+
+def test_the_draft_is_a_quarter_of_its_size_or_less() -> None:
+    sizes = [(folder / "model.safetensors").stat().st_size for folder in (DRAFT, FOLDER)]
+    assert sizes[0] <= sizes[1] / 4
+    assert (DRAFT / "tokenizer.json").read_bytes() == (FOLDER / "tokenizer.json").read_bytes()
+
+
+@pytest.mark.parametrize(("temperature", "share"), [(0.0, 0.7), (0.7, 0.7)])
+def test_the_draft_is_mostly_right(temperature: float, share: float) -> None:
+    """What its README says, with costs of guesses that are the same everywhere."""
+    questions = ["Tell me a story about a fox.", "How do I make pancakes?", "Hello! Who are you?"]
+    params = SamplingParams(temperature=temperature, seed=1, max_tokens=100)
+    with LLM(FOLDER, weights="int8", draft=DRAFT, num_threads=1) as llm:
+        speculation = llm.engine.speculation
+        assert speculation.draft is not None
+        for costs, base in ((speculation.costs, 1.0), (speculation.draft.costs, 0.1)):
+            for tokens in (1, 2, 3, 4) * 10:
+                costs.observe(tokens, base * (1 + 0.05 * tokens))
+            costs.observe = lambda tokens, seconds: None  # type: ignore[method-assign]
+        llm.chat([[{"role": "user", "content": question}] for question in questions], params)
+        metrics = llm.metrics
+    assert metrics.accepted_tokens > share * metrics.drafted_tokens > 50

@@ -11,6 +11,7 @@ It runs for all requests that want guesses at once: `begin` computes what it lac
 from __future__ import annotations
 
 import logging
+import math
 import time
 from bisect import bisect
 from collections.abc import Sequence
@@ -182,12 +183,14 @@ class DraftModel:
     def _step(self, num_tokens: int, num_seqs: int, logit_rows: Int32) -> float:
         """Into the rows of logits; returns how long it took, in seconds."""
         start = time.perf_counter()
-        batch = StepBatch(
+        self.executor.step(self._batch(num_tokens, num_seqs, logit_rows), self._logits, None, self._maxima)
+        return time.perf_counter() - start
+
+    def _batch(self, num_tokens: int, num_seqs: int, logit_rows: Int32) -> StepBatch:
+        return StepBatch(
             self._token_ids[:num_tokens], self._query_start[: num_seqs + 1], self._seq_lens[:num_seqs],
             self._tables[:num_seqs].reshape(num_seqs, -1), logit_rows,
         )  # fmt: skip
-        self.executor.step(batch, self._logits, None, self._maxima)
-        return time.perf_counter() - start
 
     def _guesses(self, ahead: int) -> dict[Request, Guess]:
         """Of the active requests, from their rows of logits. Without one is who got logits that are no numbers."""
@@ -203,7 +206,7 @@ class DraftModel:
         assert sampler is not None
         group = int(maxima.argmax())
         top = float(maxima[group])
-        if not np.isfinite(top):
+        if not math.isfinite(top):
             if not self._has_warned:
                 logger.error("the draft model produced logits that are no finite numbers; such guesses are left out")
             self._has_warned = True
