@@ -38,11 +38,11 @@ def resolve_model(
     if path.is_dir() and is_artifact(path):
         artifact = open_artifact(path)
         _check_agreement(artifact, config)
-        return _with_options(artifact, config)
+        return with_options(artifact, config)
     from qwench.compile_cache import open_compiled  # slow to import, and not needed for an artifact
 
     options = dataclasses.replace(config, **dict.fromkeys(LOAD_OPTIONS))
-    return _with_options(open_compiled(model, options, progress), config)
+    return with_options(open_compiled(model, options, progress), config)
 
 
 def _check_agreement(artifact: Artifact, config: QwenchConfig) -> None:
@@ -61,7 +61,7 @@ def _check_agreement(artifact: Artifact, config: QwenchConfig) -> None:
         )
 
 
-def _with_options(artifact: Artifact, config: QwenchConfig) -> Artifact:
+def with_options(artifact: Artifact, config: QwenchConfig) -> Artifact:
     """The artifact with the options of `config` that are decided where it is loaded."""
     # Resolving again checks the options against each other.
     merged = artifact.config.overridden_by(config.at_load()).resolve(artifact.program.spec)

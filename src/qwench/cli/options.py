@@ -38,9 +38,7 @@ def add_loading(parser: ArgumentParser) -> None:
     add("--max-seq-len", type=int, metavar="N", help="tokens of prompt and answer, for a MODEL still to be compiled")
     add("--rope-scaling", metavar="S", help=ROPE_SCALING_HELP)
     add("--target", metavar="T", help="run with other kernels, such as cpu-generic")
-    add("--tensor-parallel-size", type=int, metavar="N", help="processes that compute each step together, each "
-        "with its share of weights and cache; same bits")  # fmt: skip
-    add("--shares", metavar="A,B,...", help="how much each of them takes, as 2,1,1; default: alike")
+    add_ranks(parser)
     add("--memory", metavar="SIZE", help="what the loaded model may use, such as 8GiB; default: what is free")
     add("--kvcache-num-blocks", type=int, metavar="N", help="cache blocks; default: what memory allows")
     add("--timeout", type=float, metavar="SECONDS", help="fail a request that takes longer; default: no limit")
@@ -50,6 +48,14 @@ def add_draft(parser: ArgumentParser) -> None:
     """A model that guesses."""
     parser.add_argument("--draft", metavar="MODEL", help="a small model of the same tokenizer that guesses tokens, "
         "which MODEL checks several at a time: the same answer, sooner")  # fmt: skip
+
+
+def add_ranks(parser: ArgumentParser) -> None:
+    """In how many processes to compute."""
+    add = parser.add_argument
+    add("--tensor-parallel-size", type=int, metavar="N", help="processes that compute each step together, each "
+        "with its share of weights and cache; same bits")  # fmt: skip
+    add("--shares", metavar="A,B,...", help="how much each of them takes, as 2,1,1; default: alike")
 
 
 def add_lora(parser: ArgumentParser) -> None:

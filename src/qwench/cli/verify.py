@@ -12,6 +12,7 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from qwench.cli.options import add_ranks, config_of
 from qwench.cli.progress import show_tokens
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     add("--min-pcc", type=float, metavar="P", help="limit for the worst token's logits; default bf16 and int8: 0.999")
     add("--min-top1", type=float, metavar="P", help="limit for top-1 agreement, 0 to 1; default int8: 0.98, int4: 0.95")
     add("--threads", type=int, metavar="N", help="default: the processors this process may use")
+    add_ranks(parser)
     add("--json", type=Path, metavar="FILE", help="write all figures; - for stdout, instead of tables")
     add("--plot", type=Path, metavar="FILE", help="draw errors by layer and by token, as .png, .svg or .pdf")
 
@@ -87,10 +89,11 @@ def _open(args: Namespace) -> tuple[Artifact, Truth, list[Truth], list[Prompt]]:
     from qwench.evaluate.prompts import load_prompts
     from qwench.evaluate.truth import open_transformers, open_truth
     from qwench.evaluate.verify import check_same_model
+    from qwench.load import with_options
     from qwench.text.tokenizer import Tokenizer
 
     _check_numbers(args)
-    artifact = open_artifact(args.artifact)
+    artifact = with_options(open_artifact(args.artifact), config_of(args))
     checkpoint, _ = find_checkpoint(args.against, None)
     check_same_model(artifact, open_checkpoint(checkpoint).spec)
     tokenizer = Tokenizer(artifact.path) if has_tokenizer(artifact.path) else None

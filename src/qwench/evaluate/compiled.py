@@ -15,7 +15,7 @@ from qwench.checkpoint.heads import why_silent
 from qwench.errors import ConfigError
 from qwench.evaluate.batches import chunks, num_blocks
 from qwench.program.cache_groups import cache_groups
-from qwench.runtime.loading import load_engine
+from qwench.runtime.loading import load_engine, load_executor
 from qwench.runtime.sampling_params import SamplingParams
 from qwench.targets.target import CacheConfig, Executor, Float32, Int32
 
@@ -99,9 +99,8 @@ class CompiledModel:
         """One whose cache holds `length` positions."""
         if self._executor is None or self._room < length:
             self._close_executor()
-            self._executor = load_executor(
-                self.artifact, num_blocks([length], self._block_size, self._num_groups), self.num_threads
-            )
+            blocks = num_blocks([length], self._block_size, self._num_groups)
+            self._executor = load_executor(self.artifact, cache_config(self.artifact, blocks), self.num_threads)
             self._room = length
         return self._executor
 
@@ -109,12 +108,6 @@ class CompiledModel:
         if self._executor is not None:
             self._executor.close()
         self._executor, self._room = None, 0
-
-
-def load_executor(artifact: Artifact, blocks: int, num_threads: int) -> Executor:
-    """The artifact's program on its target with so many cache blocks."""
-    cache = cache_config(artifact, blocks)
-    return artifact.get_target().load(artifact.program, artifact.plan, artifact.tensors, cache, num_threads)
 
 
 def cache_config(artifact: Artifact, blocks: int) -> CacheConfig:

@@ -80,13 +80,7 @@ def load_engine(
         raise ConfigError("a draft model runs in one process; leave out tensor_parallel_size or the draft")
     blocks = choose_num_blocks(model, num_blocks or config.kvcache_num_blocks, memory or config.memory, hosts, draft)
     cache = config.cache(blocks)
-    if hosts is not None or (config.tensor_parallel_size or 1) > 1:
-        executor: Executor = load_team(
-            model.path, model.program, model.plan, model.tensors, config, cache, num_threads, hosts
-        )
-    else:
-        threads = num_cpus() if num_threads is None else num_threads
-        executor = get_target(config.target).load(model.program, model.plan, model.tensors, cache, threads)
+    executor = load_executor(model, cache, num_threads)
     profiler = None
     if config.activate_profiler:
         if not isinstance(executor, TimedExecutor):
@@ -99,6 +93,16 @@ def load_engine(
         windows=windows_of(model.program.spec), head=model.program.spec.head, is_causal=model.program.spec.is_causal,
         draft=None if draft is None else load_draft(draft, model, cache, executor, num_threads),
     )  # fmt: skip
+
+
+def load_executor(model: CompiledModel, cache: CacheConfig, num_threads: int | None = None) -> Executor:
+    """The executor of `model`, of one process or of the ranks that its config and `mpiexec` ask for."""
+    config, hosts = model.config, join_hosts()
+    if hosts is not None or (config.tensor_parallel_size or 1) > 1:
+        return load_team(model.path, model.program, model.plan, model.tensors, config, cache, num_threads, hosts)
+    assert config.target
+    threads = num_cpus() if num_threads is None else num_threads
+    return get_target(config.target).load(model.program, model.plan, model.tensors, cache, threads)
 
 
 def load_draft(
