@@ -18,28 +18,29 @@ from qwench.serve.http.document import DocumentedApp
 from qwench.serve.http.guard import OPEN_PATHS
 from qwench.serve.http.json_body import route_class
 from qwench.serve.http.page import page_file
+from qwench.serve.metrics import ServerMetrics
+from qwench.serve.models import Models
 from qwench.serve.ollama import routes as ollama_routes
 from qwench.serve.openai import routes as openai_routes
 from qwench.serve.pooling import routes as pooling_routes
-from qwench.serve.service import Service
 from qwench.serve.state import add_state
 
 
-def make_app(service: Service) -> FastAPI:
+def make_app(models: Models) -> FastAPI:
     app = DocumentedApp(
-        has_keys=service.settings.api_key_file is not None, open_paths=OPEN_PATHS, title="qwench",
+        has_keys=models.settings.api_key_file is not None, open_paths=OPEN_PATHS, title="qwench",
         version=qwench.__version__, docs_url=None, redoc_url=None, redirect_slashes=False,
     )  # fmt: skip
-    app.router.route_class = route_class(is_strict=service.settings.is_strict)
+    app.router.route_class = route_class(is_strict=models.settings.is_strict)
     app.add_exception_handler(HTTPException, failures.answer_http_exception)
     app.add_exception_handler(RequestValidationError, failures.answer_invalid_body)
     app.add_exception_handler(RequestError, failures.answer_user_error)
     app.add_exception_handler(Exception, failures.answer_fault)
-    add_state(app, service)
-    openai_routes.add_routes(app, service)
-    pooling_routes.add_routes(app, service)
-    anthropic_routes.add_routes(app, service)
-    ollama_routes.add_routes(app, service)
+    add_state(app, models, ServerMetrics(models.services[0]))
+    openai_routes.add_routes(app, models)
+    pooling_routes.add_routes(app, models)
+    anthropic_routes.add_routes(app, models)
+    ollama_routes.add_routes(app, models)
     _add_page(app)
     return app
 

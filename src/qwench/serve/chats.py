@@ -14,7 +14,7 @@ from qwench.runtime.sampling_params import SamplingParams
 from qwench.serve.answers import Answers
 from qwench.serve.processes.engine_client import Generation, Piece
 from qwench.serve.protocol.conversation import TemplateMessage
-from qwench.serve.service import ANY_LENGTH, ServedModel, Service
+from qwench.serve.service import ANY_LENGTH, ServedModel
 from qwench.serve.tool_use import ToolUse
 from qwench.serve.truncation import latest_turns
 
@@ -32,12 +32,12 @@ class Conversation:
 
 
 async def begin_chat(
-    service: Service, model: ServedModel, conversation: Conversation, tools: ToolUse, params: SamplingParams,
-    format_field: str | None, *, view: Callable[[Piece], Piece] = Piece.without_end, whole_calls: bool = False,
+    model: ServedModel, conversation: Conversation, tools: ToolUse, params: SamplingParams, format_field: str | None,
+    *, view: Callable[[Piece], Piece] = Piece.without_end, whole_calls: bool = False,
 ) -> tuple[Generation, Answers]:  # fmt: skip
     """params: with the grammar of `format_field`, if any; without those of tools. whole_calls: the API can't show a
     call before it is complete. Raises ApiError or RequestError."""
-    info = service.engine_info()
+    service, info = model.service, model.service.engine_info()
     params, format_field = tools.adapt(info.for_chat(params), format_field, info.tool_tags)
     template = conversation.template | tools.template_variables()
     max_len, truncate = info.limits.max_seq_len, conversation.truncate

@@ -11,7 +11,7 @@ from fastapi import Request
 from qwench.runtime.pooling import PoolingParams
 from qwench.serve.failures import ApiError
 from qwench.serve.pooled import Input, embedding_prompts, pool
-from qwench.serve.service import ServedModel, Service
+from qwench.serve.service import ServedModel
 from qwench.targets.target import Float32
 from qwench.text.scoring import finish_embeddings
 
@@ -32,10 +32,10 @@ class EmbeddingWish:
 
 
 async def embed(
-    service: Service, request: Request, model: ServedModel, inputs: Sequence[Input], wish: EmbeddingWish
+    model: ServedModel, request: Request, inputs: Sequence[Input], wish: EmbeddingWish
 ) -> tuple[list[Float32], int]:
     """A vector of each input, [dimensions] fp32, and the tokens of all. Raises ApiError, RequestError."""
-    info = service.engine_info()
+    service, info = model.service, model.service.engine_info()
     if wish.dimensions is not None and wish.dimensions > info.hidden_size:
         raise ApiError.bad_request(f"the model's embeddings have {info.hidden_size} dimensions", param="dimensions")
     settings = info.embedding
@@ -46,6 +46,6 @@ async def embed(
         return await embedding_prompts(service, texts, wish.prompt_name, wish.truncate, wish.truncation_side)
 
     params = PoolingParams(wish.pooling or settings.pooling)
-    pooled = await pool(service, request, model, prompts, len(inputs), params, salt=wish.salt)
+    pooled = await pool(model, request, prompts, len(inputs), params, salt=wish.salt)
     vectors = [finish_embeddings(row[None], normalize, wish.dimensions)[0] for row in pooled.rows]
     return vectors, pooled.num_tokens

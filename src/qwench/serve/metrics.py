@@ -11,8 +11,8 @@ from collections.abc import Iterable
 from prometheus_client import CollectorRegistry, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
-from qwench.serve.admission import Admission
-from qwench.serve.processes.engine_client import ChoiceTimes, EngineClient
+from qwench.serve.processes.engine_client import ChoiceTimes
+from qwench.serve.service import Service
 
 SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
 TOKEN_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
@@ -43,15 +43,15 @@ COUNTERS = (
 class ServerMetrics:
     """All metrics of one server, in a registry of its own."""
 
-    def __init__(self, engine: EngineClient, admission: Admission) -> None:
-        self._engine, self._admission = engine, admission
+    def __init__(self, service: Service) -> None:
+        self._engine, self._admission = service.engine, service.admission
         self._registry = CollectorRegistry()
         self._ttft = self._histogram("time_to_first_token_seconds", "From request to first token", SECONDS)
         self._tpot = self._histogram("time_per_output_token_seconds", "Per token after the first", TOKEN_SECONDS)
         self._whole = self._histogram("request_seconds", "From request to the end of the answer", SECONDS)
         self._finished = {"stop": 0, "length": 0, "error": 0, "abort": 0}
         self._registry.register(self)
-        engine.on_choice_end = self.observe
+        service.engine.on_choice_end = self.observe
 
     def _histogram(self, name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
         return Histogram(f"qwench_{name}", text, buckets=buckets, registry=self._registry)

@@ -41,12 +41,12 @@ class Pooled:
 
 
 async def pool(
-    service: Service, request: Request, model: ServedModel, make_prompts: Callable[[], Awaitable[list[list[int]]]],
-    count: int, params: PoolingParams, *, salt: str | None = None,
+    model: ServedModel, request: Request, make_prompts: Callable[[], Awaitable[list[list[int]]]], count: int,
+    params: PoolingParams, *, salt: str | None = None,
 ) -> Pooled:  # fmt: skip
     """For `count` prompts, which are made once there is room; as many at once as answers can run, which is how many
     places the request takes. Raises ApiError, and RequestError for what the model doesn't give."""
-    start_s, info = time.monotonic(), service.engine_info()
+    start_s, service, info = time.monotonic(), model.service, model.service.engine_info()
     width = min(count, info.max_num_seqs)
     release = service.admission.admit(width)
     rows: list[Float32] = []

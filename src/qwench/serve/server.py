@@ -26,6 +26,7 @@ from qwench.serve.http.guard import Guard
 from qwench.serve.http.http_protocol import LimitedProtocol
 from qwench.serve.http.keys import ApiKeys
 from qwench.serve.http.paths import RightPaths
+from qwench.serve.models import Models
 from qwench.serve.ollama import routes as ollama
 from qwench.serve.ollama.errors import OllamaErrors
 from qwench.serve.openai.routes import ANSWER_PATHS, BODY_PATHS
@@ -62,13 +63,13 @@ async def _serve(
     settings: ServeSettings, keys: ApiKeys | None, engine: EngineClient, text: TextClient, listener: socket.socket,
     on_ready: Callable[[str], None],
 ) -> None:  # fmt: skip
-    service = Service(settings, engine, text)
-    routes = make_app(service)
+    models = Models(settings, [Service(settings, engine, text)])
+    routes = make_app(models)
     app: ASGIApp = Guard(
         routes, keys=keys, hosts=settings.accepted_hosts,
         body_paths=BODY_PATHS | POOLING_PATHS | anthropic.BODY_PATHS | ollama.BODY_PATHS,
         answer_paths=ANSWER_PATHS | POOLING_PATHS | anthropic.ANSWER_PATHS | ollama.ANSWER_PATHS,
-        loose_paths=ollama.BODY_PATHS, check_room=service.check_room, max_body_bytes=service.max_body_bytes,
+        loose_paths=ollama.BODY_PATHS, check_room=models.check_room, max_body_bytes=models.max_body_bytes,
     )  # fmt: skip
     app = ErrorForms(app, {anthropic.MESSAGES: AnthropicErrors, ollama.START: OllamaErrors})
     app = RightPaths(app, [route.path for route in routes.routes if isinstance(route, Route)])

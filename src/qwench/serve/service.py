@@ -1,6 +1,6 @@
-"""What the endpoints share: the two processes, admission, metrics and settings, and the way from prompt to Generation.
+"""One served model: its two processes, its admission, and the way from prompt to Generation.
 
-The one path from every API to the engine; knows no API's JSON. Made once by server.py.
+The one path from every API to the engine; knows no API's JSON. Made by server.py; models.py finds it by name.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from qwench.errors import RequestError
 from qwench.runtime.sampling_params import SamplingParams
 from qwench.serve.admission import Admission
 from qwench.serve.failures import ApiError
-from qwench.serve.metrics import ServerMetrics
 from qwench.serve.processes.engine_client import EngineClient, EngineInfo, Generation, Piece
 from qwench.serve.processes.text_client import TextClient
 from qwench.serve.protocol.reading import ignore
@@ -29,18 +28,21 @@ BODY_BYTES, BODY_BYTES_PER_TOKEN = 256 << 10, 32  # what a body may have by defa
 class ServedModel(NamedTuple):
     """What a request names as its model. lora: the name of the adapter that it is, if it is one."""
 
+    service: Service
     name: str
     lora: str | None = None
 
+    def as_answered(self) -> ServedModel:
+        """Under the name that answers have."""
+        return self._replace(name=self.lora or self.service.name)
+
 
 class Service:
-    """created_s: when the server was started, in seconds since 1970."""
+    """One model and what answers need of it."""
 
     def __init__(self, settings: ServeSettings, engine: EngineClient, text: TextClient) -> None:
         self.settings, self.engine, self.text = settings, engine, text
         self.admission = Admission(settings.max_queued)
-        self.metrics = ServerMetrics(engine, self.admission)
-        self.created_s = int(time.time())
 
     @property
     def is_ready(self) -> bool:
@@ -53,9 +55,9 @@ class Service:
 
     @property
     def models(self) -> tuple[ServedModel, ...]:
-        """All that requests can name: the model by its names, and its adapters."""
+        """What requests can name: the model by its names, and its adapters."""
         names, adapters = self.settings.names, self.engine.loras
-        return (*(ServedModel(name) for name in names), *(ServedModel(name, name) for name in adapters))
+        return (*(ServedModel(self, name) for name in names), *(ServedModel(self, name, name) for name in adapters))
 
     def check_room(self) -> None:
         """Raises ApiError 503 while there's no engine, 429 when not even one more answer may wait."""
@@ -69,22 +71,6 @@ class Service:
             raise ApiError.unavailable("the model is being loaded; try again")
         self.admission.max_running = info.max_num_seqs
         return info
-
-    def check_model(self, name: str | None) -> ServedModel:
-        """The model that a request names, in answers by its first name: in any case, with a tag as Ollama has them, as
-        "default" or not at all. Raises ApiError 404 for an unknown one."""
-        if not name or name in self.settings.names:
-            return ServedModel(self.name)
-        if name in self.engine.loras:
-            return ServedModel(name, name)
-        plain = plain_name(name)
-        if plain in ("default", *map(plain_name, self.settings.names)):
-            return ServedModel(self.name)
-        for adapter in self.engine.loras:
-            if plain == plain_name(adapter):
-                return ServedModel(adapter, adapter)
-        served = " or ".join(repr(model.name) for model in self.models)
-        raise ApiError(404, f"there is no model {name!r} here, only {served}", code="model_not_found", param="model")
 
     def max_body_bytes(self) -> int:
         """What a prompt that fills the context can need, as JSON."""
@@ -131,11 +117,6 @@ class Service:
         except BaseException:
             release()
             raise
-
-
-def plain_name(name: str) -> str:
-    """A model's name without what clients change of it."""
-    return name.strip().lower().removesuffix(":latest")
 
 
 def last_of(prompt: list[int], truncate: int | None, room: int) -> list[int]:

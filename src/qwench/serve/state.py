@@ -14,16 +14,17 @@ from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 import qwench
 from qwench.serve.failures import ApiError
 from qwench.serve.http.document import closed_route, open_route, text_route
+from qwench.serve.metrics import ServerMetrics
+from qwench.serve.models import Models
 from qwench.serve.protocol import replies
-from qwench.serve.service import Service
 
 
-def add_state(app: FastAPI, service: Service) -> None:
-    _add_health(app, service)
-    _add_descriptions(app, service)
+def add_state(app: FastAPI, models: Models, metrics: ServerMetrics) -> None:
+    _add_health(app, models, metrics)
+    _add_descriptions(app, models)
 
 
-def _add_health(app: FastAPI, service: Service) -> None:
+def _add_health(app: FastAPI, models: Models, metrics: ServerMetrics) -> None:
     @app.get("/health", responses=open_route(replies.Status))
     async def health() -> Response:
         """The server answers."""
@@ -32,17 +33,17 @@ def _add_health(app: FastAPI, service: Service) -> None:
     @app.get("/ready", responses=open_route(replies.Status, 503))
     async def ready() -> Response:
         """The model is loaded, so that a request would be served now."""
-        if not service.is_ready:
+        if not models.services[0].is_ready:
             raise ApiError.unavailable("the model is being loaded; try again")
         return JSONResponse({"status": "ready"})
 
     @app.get("/metrics", response_class=Response, responses=text_route())
-    async def metrics() -> Response:
+    async def show_metrics() -> Response:
         """For Prometheus."""
-        return PlainTextResponse(service.metrics.text(), media_type=CONTENT_TYPE_PLAIN_0_0_4)
+        return PlainTextResponse(metrics.text(), media_type=CONTENT_TYPE_PLAIN_0_0_4)
 
 
-def _add_descriptions(app: FastAPI, service: Service) -> None:
+def _add_descriptions(app: FastAPI, models: Models) -> None:
     @app.get("/version", responses=closed_route(replies.Version))
     async def version() -> Response:
         """As vLLM has it."""
@@ -57,6 +58,7 @@ def _add_descriptions(app: FastAPI, service: Service) -> None:
     @app.get("/props", responses=closed_route(replies.Props, 503))
     async def props() -> Response:
         """As llama.cpp's server has it, what its clients read of it."""
+        service = models.services[0]
         info = service.engine_info()
         return JSONResponse({
             "default_generation_settings": {"n_ctx": info.limits.max_seq_len},
@@ -67,6 +69,7 @@ def _add_descriptions(app: FastAPI, service: Service) -> None:
     @app.get("/slots", responses=closed_route(replies.Slots, 503))
     async def slots() -> Response:
         """As llama.cpp's server has it: a place for each answer that may run, the first ones taken."""
+        service = models.services[0]
         info, num_running = service.engine_info(), int(service.engine.metrics.get("num_running", 0))
         return JSONResponse([_slot(i, info.limits.max_seq_len, i < num_running) for i in range(info.max_num_seqs)])
 

@@ -20,7 +20,7 @@ from qwench.serve.http.streaming import EventStream, abort_when_gone, event, pie
 from qwench.serve.processes.engine_client import Generation, Piece
 from qwench.serve.protocol.messages import MessagesRequest
 from qwench.serve.protocol.tools import functions_of
-from qwench.serve.service import ANY_LENGTH, Service, new_id
+from qwench.serve.service import ANY_LENGTH, ServedModel, Service, new_id
 from qwench.serve.template import switched_thinking, template_variables
 from qwench.serve.tool_use import ToolUse
 
@@ -28,16 +28,15 @@ PING_S = 10.0  # how long a stream may be silent: proxies and clients give up on
 _STOP_REASONS = {"tool_calls": "tool_use", "stop": "end_turn", "length": "max_tokens"}
 
 
-async def answer_message(service: Service, body: MessagesRequest, request: Request) -> Response:
+async def answer_message(model: ServedModel, body: MessagesRequest, request: Request) -> Response:
     """Raises ApiError or RequestError."""
-    model = service.check_model(body.model)
-    info = service.engine_info()
+    service, info = model.service, model.service.engine_info()
     conversation, tools, budget = _conversation(service, body)
     params = body.sampling_params(info.defaults, max_tokens=body.max_tokens or None, logprobs=None)
     params = dataclasses.replace(params, max_thinking_tokens=budget)
     only_reads = body.max_tokens == 0
     generation, answers = await begin_chat(
-        service, model, conversation, tools, dataclasses.replace(params, max_tokens=1) if only_reads else params,
+        model, conversation, tools, dataclasses.replace(params, max_tokens=1) if only_reads else params,
         body.format_field, view=Piece.without_answer if only_reads else Piece.without_end,
     )  # fmt: skip
     reply = MessageReply(model.name, body, answers)
@@ -52,7 +51,6 @@ async def answer_message(service: Service, body: MessagesRequest, request: Reque
 
 async def count_tokens(service: Service, body: MessagesRequest) -> dict[str, int]:
     """Of the prompt that the conversation would be."""
-    service.check_model(body.model)
     conversation, tools, _ = _conversation(service, body)
     template = conversation.template | tools.template_variables()
     return {"input_tokens": len(await service.text.chat(conversation.messages, template, ANY_LENGTH))}

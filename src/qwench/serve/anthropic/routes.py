@@ -7,9 +7,9 @@ from fastapi.responses import JSONResponse, Response
 
 from qwench.serve.anthropic.messages import answer_message, count_tokens
 from qwench.serve.http.document import answer_route, body_route
+from qwench.serve.models import Models
 from qwench.serve.protocol import messages_replies as replies
 from qwench.serve.protocol.messages import MessagesRequest
-from qwench.serve.service import Service
 
 MESSAGES = "/v1/messages"
 COUNT_TOKENS = f"{MESSAGES}/count_tokens"
@@ -17,11 +17,13 @@ ANSWER_PATHS = frozenset((MESSAGES,))
 BODY_PATHS = ANSWER_PATHS | {COUNT_TOKENS}
 
 
-def add_routes(app: FastAPI, service: Service) -> None:
+def add_routes(app: FastAPI, models: Models) -> None:
     @app.post(MESSAGES, responses=answer_route(replies.Message, error=replies.MessageError))
     async def messages(body: MessagesRequest, request: Request) -> Response:
-        return await answer_message(service, body, request)
+        async with models.use(body.model, request) as model:
+            return await answer_message(model, body, request)
 
     @app.post(COUNT_TOKENS, responses=body_route(replies.TokenCount, error=replies.MessageError))
-    async def tokens_of_messages(body: MessagesRequest) -> Response:
-        return JSONResponse(await count_tokens(service, body))
+    async def tokens_of_messages(body: MessagesRequest, request: Request) -> Response:
+        async with models.use(body.model, request) as model:
+            return JSONResponse(await count_tokens(model.service, body))

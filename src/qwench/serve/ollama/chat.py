@@ -14,15 +14,14 @@ from qwench.serve.ollama.reply import OllamaReply, Stopwatch, without_answer
 from qwench.serve.protocol.chat import to_template
 from qwench.serve.protocol.ollama import OllamaAnswerRequest, OllamaChatRequest
 from qwench.serve.protocol.tools import Choice, functions_of
-from qwench.serve.service import Service
+from qwench.serve.service import ServedModel, Service
 from qwench.serve.template import switched_thinking, template_variables
 from qwench.serve.tool_use import ToolUse
 
 
-async def answer_chat(service: Service, body: OllamaChatRequest, request: Request) -> Response:
+async def answer_chat(model: ServedModel, body: OllamaChatRequest, request: Request) -> Response:
     """Raises ApiError or RequestError."""
-    watch, model = Stopwatch(), service.check_model(body.model)
-    template, params = asked(service, body)
+    watch, (template, params) = Stopwatch(), asked(model.service, body)
     if not body.messages:
         return without_answer(body.model or model.name, body, {"message": {"role": "assistant", "content": ""}})
     goes_on = {"continue_final_message": True} if body.messages[-1].prefix else {}
@@ -31,9 +30,7 @@ async def answer_chat(service: Service, body: OllamaChatRequest, request: Reques
         room=None if body.truncate is False else body.num_predict or 1,
     )  # fmt: skip
     tools = ToolUse.of(functions_of(body.tools), Choice("auto"), None)
-    generation, answers = await begin_chat(
-        service, model, conversation, tools, params, body.format_field, whole_calls=True
-    )
+    generation, answers = await begin_chat(model, conversation, tools, params, body.format_field, whole_calls=True)
     watch.queued()
     return await _ChatReply(body.model or model.name, body, answers, watch).response(generation, request)
 

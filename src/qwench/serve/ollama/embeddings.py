@@ -9,17 +9,17 @@ from fastapi import Request
 from qwench.serve.embedding import EmbeddingWish, embed
 from qwench.serve.ollama.reply import Stopwatch
 from qwench.serve.protocol.ollama import OllamaEmbeddingsRequest, OllamaEmbedRequest
-from qwench.serve.service import Service
+from qwench.serve.service import ServedModel
 
 
-async def embed_all(service: Service, body: OllamaEmbedRequest, request: Request) -> dict[str, Any]:
+async def embed_all(model: ServedModel, body: OllamaEmbedRequest, request: Request) -> dict[str, Any]:
     """Each input's vector, of length 1. Raises ApiError, RequestError."""
-    watch, model = Stopwatch(), service.check_model(body.model)
+    watch = Stopwatch()
     inputs = [body.input] if isinstance(body.input, str) else body.input
     truncate = None if body.truncate is False else -1
     wish = EmbeddingWish(normalize=True, dimensions=body.dimensions, truncate=truncate, truncation_side="right")
     watch.queued()
-    vectors, num_tokens = await embed(service, request, model, inputs, wish) if inputs else ([], 0)
+    vectors, num_tokens = await embed(model, request, inputs, wish) if inputs else ([], 0)
     times = watch.durations()
     return {
         "model": body.model or model.name, "embeddings": [vector.tolist() for vector in vectors],
@@ -28,11 +28,10 @@ async def embed_all(service: Service, body: OllamaEmbedRequest, request: Request
     }  # fmt: skip
 
 
-async def embed_one(service: Service, body: OllamaEmbeddingsRequest, request: Request) -> dict[str, Any]:
+async def embed_one(model: ServedModel, body: OllamaEmbeddingsRequest, request: Request) -> dict[str, Any]:
     """Nothing of an empty text. Raises ApiError, RequestError."""
-    model = service.check_model(body.model)
     if not body.prompt:
         return {"embedding": []}
     wish = EmbeddingWish(truncate=-1, truncation_side="right")
-    vectors, _ = await embed(service, request, model, [body.prompt], wish)
+    vectors, _ = await embed(model, request, [body.prompt], wish)
     return {"embedding": [number for vector in vectors for number in vector.tolist()]}

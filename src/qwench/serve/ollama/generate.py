@@ -15,13 +15,13 @@ from qwench.serve.processes.engine_client import Piece
 from qwench.serve.protocol.conversation import TemplateMessage
 from qwench.serve.protocol.ollama import OllamaGenerateRequest
 from qwench.serve.protocol.reading import ignore
-from qwench.serve.service import ANY_LENGTH, Service
+from qwench.serve.service import ANY_LENGTH, ServedModel, Service
 from qwench.text.tool_calls import Part
 
 
-async def answer_generate(service: Service, body: OllamaGenerateRequest, request: Request) -> Response:
+async def answer_generate(model: ServedModel, body: OllamaGenerateRequest, request: Request) -> Response:
     """Raises ApiError or RequestError."""
-    watch, model, info = Stopwatch(), service.check_model(body.model), service.engine_info()
+    watch, service, info = Stopwatch(), model.service, model.service.engine_info()
     template, params = asked(service, body)
     if not (body.prompt or body.suffix or body.context):
         return without_answer(body.model or model.name, body, {"response": ""})

@@ -5,30 +5,30 @@ from __future__ import annotations
 from typing import Any
 
 from qwench.serve.model_card import ModelCard, read_card
-from qwench.serve.service import ServedModel, Service
+from qwench.serve.models import Models
+from qwench.serve.service import ServedModel
 
 FOR_EVER = "2100-01-01T00:00:00Z"  # until when a model stays in memory that nothing drives out
 
 
-def list_models(service: Service) -> dict[str, Any]:
-    return {"models": [_listed(service, model) for model in service.models]}
+def list_models(models: Models) -> dict[str, Any]:
+    return {"models": [_listed(model) for model in models.served]}
 
 
-def list_running(service: Service) -> dict[str, Any]:
+def list_running(models: Models) -> dict[str, Any]:
     """Those in memory."""
-    if service.engine.info is None:
+    info = models.services[0].engine.info
+    if info is None:
         return {"models": []}
-    more = {"expires_at": FOR_EVER, "size_vram": 0, "context_length": service.engine.info.limits.max_seq_len}
-    return {"models": [_listed(service, model) | more for model in service.models]}
+    more = {"expires_at": FOR_EVER, "size_vram": 0, "context_length": info.limits.max_seq_len}
+    return {"models": [_listed(model) | more for model in models.served]}
 
 
-def show_model(service: Service, name: str | None) -> dict[str, Any]:
-    """Raises ApiError 404."""
-    model = service.check_model(name)
-    card = read_card(service.settings.model)
+def show_model(model: ServedModel) -> dict[str, Any]:
+    card = read_card(model.service.settings.model)
     return {
         "modelfile": f"FROM {tagged(model.name)}\n", "parameters": f"num_ctx {card.max_seq_len}",
-        "template": card.chat_template, "details": _details(service, model, card), "model_info": _numbers(card),
+        "template": card.chat_template, "details": _details(model, card), "model_info": _numbers(card),
         "capabilities": _capabilities(card), "modified_at": card.created,
     }  # fmt: skip
 
@@ -38,18 +38,18 @@ def tagged(name: str) -> str:
     return name if ":" in name else f"{name}:latest"
 
 
-def _listed(service: Service, model: ServedModel) -> dict[str, Any]:
-    card = read_card(service.settings.model)
+def _listed(model: ServedModel) -> dict[str, Any]:
+    card = read_card(model.service.settings.model)
     return {
         "name": tagged(model.name), "model": tagged(model.name), "modified_at": card.created,
-        "size": card.size_bytes, "digest": card.digest, "details": _details(service, model, card),
+        "size": card.size_bytes, "digest": card.digest, "details": _details(model, card),
     }  # fmt: skip
 
 
-def _details(service: Service, model: ServedModel, card: ModelCard) -> dict[str, Any]:
+def _details(model: ServedModel, card: ModelCard) -> dict[str, Any]:
     family = card.spec.model_type
     return {
-        "parent_model": "" if model.lora is None else tagged(service.name), "format": "qwench", "family": family,
+        "parent_model": "" if model.lora is None else tagged(model.service.name), "format": "qwench", "family": family,
         "families": [family], "parameter_size": _short(card.num_weights), "quantization_level": card.weights.upper(),
     }  # fmt: skip
 

@@ -9,10 +9,11 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from qwench.serve.http.document import answer_route, body_route, closed_route
 from qwench.serve.http.streaming import json_line
-from qwench.serve.ollama import models
+from qwench.serve.models import Models
 from qwench.serve.ollama.chat import answer_chat
 from qwench.serve.ollama.embeddings import embed_all, embed_one
 from qwench.serve.ollama.generate import answer_generate
+from qwench.serve.ollama.models import list_models, list_running, show_model
 from qwench.serve.ollama.reply import MEDIA_TYPE
 from qwench.serve.protocol import ollama_replies as replies
 from qwench.serve.protocol.ollama import (
@@ -22,7 +23,6 @@ from qwench.serve.protocol.ollama import (
     OllamaEmbedRequest,
     OllamaGenerateRequest,
 )
-from qwench.serve.service import Service
 
 START = "/api/"  # of all its paths
 ANSWER_PATHS = frozenset(("/api/chat", "/api/generate", "/api/embed", "/api/embeddings"))
@@ -32,40 +32,44 @@ VERSION = "0.12.6"  # whose API this is; clients look at it for what they may as
 ERROR = replies.OllamaError
 
 
-def add_routes(app: FastAPI, service: Service) -> None:
-    _add_answers(app, service)
-    _add_embeddings(app, service)
-    _add_models(app, service)
+def add_routes(app: FastAPI, models: Models) -> None:
+    _add_answers(app, models)
+    _add_embeddings(app, models)
+    _add_models(app, models)
 
 
-def _add_answers(app: FastAPI, service: Service) -> None:
+def _add_answers(app: FastAPI, models: Models) -> None:
     @app.post("/api/chat", responses=answer_route(replies.OllamaChat, stream=MEDIA_TYPE, error=ERROR))
     async def chat(body: OllamaChatRequest, request: Request) -> Response:
-        return await answer_chat(service, body, request)
+        async with models.use(body.model, request) as model:
+            return await answer_chat(model, body, request)
 
     @app.post("/api/generate", responses=answer_route(replies.OllamaText, stream=MEDIA_TYPE, error=ERROR))
     async def generate(body: OllamaGenerateRequest, request: Request) -> Response:
-        return await answer_generate(service, body, request)
+        async with models.use(body.model, request) as model:
+            return await answer_generate(model, body, request)
 
 
-def _add_embeddings(app: FastAPI, service: Service) -> None:
+def _add_embeddings(app: FastAPI, models: Models) -> None:
     @app.post("/api/embed", responses=answer_route(replies.OllamaEmbeddings, stream=None, error=ERROR))
     async def embed(body: OllamaEmbedRequest, request: Request) -> Response:
-        return JSONResponse(await embed_all(service, body, request))
+        async with models.use(body.model, request) as model:
+            return JSONResponse(await embed_all(model, body, request))
 
     @app.post("/api/embeddings", responses=answer_route(replies.OllamaEmbedding, stream=None, error=ERROR))
     async def embeddings_of_one(body: OllamaEmbeddingsRequest, request: Request) -> Response:
-        return JSONResponse(await embed_one(service, body, request))
+        async with models.use(body.model, request) as model:
+            return JSONResponse(await embed_one(model, body, request))
 
 
-def _add_models(app: FastAPI, service: Service) -> None:
+def _add_models(app: FastAPI, models: Models) -> None:
     @app.get("/api/tags", responses=closed_route(replies.Tags, error=ERROR))
     async def tags() -> Response:
-        return JSONResponse(models.list_models(service))
+        return JSONResponse(list_models(models))
 
     @app.get("/api/ps", responses=closed_route(replies.Running, error=ERROR))
     async def ps() -> Response:
-        return JSONResponse(models.list_running(service))
+        return JSONResponse(list_running(models))
 
     @app.get("/api/version", responses=closed_route(replies.OllamaVersion, error=ERROR))
     async def ollama_version() -> Response:
@@ -73,12 +77,12 @@ def _add_models(app: FastAPI, service: Service) -> None:
 
     @app.post("/api/show", responses=body_route(replies.ShownModel, error=ERROR))
     async def show(body: NamedModel) -> Response:
-        return JSONResponse(models.show_model(service, body.model))
+        return JSONResponse(show_model(models.find(body.model)))
 
     @app.post("/api/pull", responses=body_route(replies.PullStatus, stream=MEDIA_TYPE, error=ERROR))
     async def pull(body: NamedModel) -> Response:
         """Of a model that is there."""
-        service.check_model(body.model)
+        models.find(body.model)
         if body.stream is False:
             return JSONResponse({"status": "success"})
         return StreamingResponse(_pulled(), media_type=MEDIA_TYPE)

@@ -21,7 +21,7 @@ from qwench.serve.openai.reply import Reply
 from qwench.serve.processes.engine_client import EngineInfo, Piece
 from qwench.serve.protocol.chat import ChatRequest, to_template
 from qwench.serve.protocol.tools import choice_of, functions_of
-from qwench.serve.service import Service, new_id
+from qwench.serve.service import ServedModel, new_id
 from qwench.serve.template import template_variables
 from qwench.serve.tool_use import ToolUse
 from qwench.text.call_reader import CallArguments, CallStart
@@ -29,16 +29,15 @@ from qwench.text.thoughts import ThoughtText
 from qwench.text.tool_calls import Part
 
 
-async def answer_chat(service: Service, body: ChatRequest, request: Request) -> Response:
+async def answer_chat(model: ServedModel, body: ChatRequest, request: Request) -> Response:
     """Raises ApiError or RequestError."""
-    model = service.check_model(body.model)
-    info = service.engine_info()
+    service, info = model.service, model.service.engine_info()
     tools = ToolUse.of(functions_of(body.tools), choice_of(body.tool_choice), body.parallel_tool_calls)
     template = template_variables(service, body.chat_template_kwargs, body.reasoning_effort, body.reasoning)
     template |= _continuation(body.goes_on, template)
     conversation = Conversation(to_template(body.messages), template, body.cache_salt, body.truncate_prompt_tokens)
     params = _params(body, info)
-    generation, answers = await begin_chat(service, model, conversation, tools, params, body.format_field)
+    generation, answers = await begin_chat(model, conversation, tools, params, body.format_field)
     reply = ChatReply(model.name, body, answers)
     if body.stream:
         return EventStream(reply.events(generation), generation)

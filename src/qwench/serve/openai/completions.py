@@ -19,13 +19,12 @@ from qwench.serve.openai.logprobs import check_prompt_logprobs, completion_logpr
 from qwench.serve.openai.reply import Reply
 from qwench.serve.processes.engine_client import EngineInfo, Piece
 from qwench.serve.protocol.completions import DEFAULT_MAX_TOKENS, CompletionRequest
-from qwench.serve.service import ANY_LENGTH, Service
+from qwench.serve.service import ANY_LENGTH, ServedModel, Service
 
 
-async def answer_completion(service: Service, body: CompletionRequest, request: Request) -> Response:
+async def answer_completion(model: ServedModel, body: CompletionRequest, request: Request) -> Response:
     """Raises ApiError or RequestError."""
-    model = service.check_model(body.model)
-    info = service.engine_info()
+    service, info = model.service, model.service.engine_info()
     params, max_len = _params(body, info), info.limits.max_seq_len
     if body.truncate_prompt_tokens is not None:
         max_len = ANY_LENGTH

@@ -13,18 +13,17 @@ from fastapi import Request
 from qwench.serve.embedding import EmbeddingWish, embed
 from qwench.serve.openai.completions import as_list
 from qwench.serve.protocol.embeddings import EmbeddingRequest
-from qwench.serve.service import Service
+from qwench.serve.service import ServedModel
 from qwench.targets.target import Float32
 
 
-async def answer_embeddings(service: Service, body: EmbeddingRequest, request: Request) -> dict[str, Any]:
+async def answer_embeddings(model: ServedModel, body: EmbeddingRequest, request: Request) -> dict[str, Any]:
     """Raises ApiError, RequestError."""
-    model = service.check_model(body.model)
     wish = EmbeddingWish(
         body.pooling, body.normalize, body.dimensions, body.prompt_name, body.truncate_prompt_tokens,
         body.truncation_side, body.cache_salt,
     )  # fmt: skip
-    vectors, num_tokens = await embed(service, request, model, as_list(body.input), wish)
+    vectors, num_tokens = await embed(model, request, as_list(body.input), wish)
     data = [{"object": "embedding", "index": i, "embedding": _shown(vector, body)} for i, vector in enumerate(vectors)]
     usage = {"prompt_tokens": num_tokens, "total_tokens": num_tokens}
     return {"object": "list", "data": data, "model": model.name, "usage": usage}

@@ -20,15 +20,14 @@ from qwench.serve.openai.response_items import ResponseItems
 from qwench.serve.processes.engine_client import Generation
 from qwench.serve.protocol.responses import ResponsesRequest
 from qwench.serve.protocol.tools import choice_of, functions_of
-from qwench.serve.service import Service, new_id
+from qwench.serve.service import ServedModel, new_id
 from qwench.serve.template import template_variables
 from qwench.serve.tool_use import ToolUse
 
 
-async def answer_response(service: Service, body: ResponsesRequest, request: Request) -> Response:
+async def answer_response(model: ServedModel, body: ResponsesRequest, request: Request) -> Response:
     """Raises ApiError or RequestError."""
-    model = service.check_model(body.model)
-    info = service.engine_info()
+    service, info = model.service, model.service.engine_info()
     tools = ToolUse.of(functions_of(body.tools), choice_of(body.tool_choice), body.parallel_tool_calls)
     logprobs = (body.top_logprobs or 0) if body.wants_logprobs else None
     params = body.sampling_params(info.defaults, max_tokens=body.max_output_tokens, logprobs=logprobs)
@@ -37,7 +36,7 @@ async def answer_response(service: Service, body: ResponsesRequest, request: Req
         body.to_messages(), template, body.cache_salt, body.truncate_prompt_tokens,
         room=(body.max_output_tokens or 1) if body.truncation == "auto" else None,
     )  # fmt: skip
-    generation, answers = await begin_chat(service, model, conversation, tools, params, body.format_field)
+    generation, answers = await begin_chat(model, conversation, tools, params, body.format_field)
     reply = _ResponseReply(model.name, body, answers)
     if body.stream:
         return EventStream(reply.events(generation), generation)

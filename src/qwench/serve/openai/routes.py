@@ -9,6 +9,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
 
 from qwench.serve.http.document import answer_route, body_route, closed_route, text_body_route
+from qwench.serve.models import Models
 from qwench.serve.openai import tokens
 from qwench.serve.openai.adapters import load_adapter, unload_adapter
 from qwench.serve.openai.chat import answer_chat
@@ -22,7 +23,7 @@ from qwench.serve.protocol.completions import CompletionRequest
 from qwench.serve.protocol.embeddings import EmbeddingRequest
 from qwench.serve.protocol.responses import ResponsesRequest
 from qwench.serve.protocol.tokens import DetokenizeRequest, TokenizeRequest
-from qwench.serve.service import ServedModel, Service
+from qwench.serve.service import ServedModel
 
 ANSWER_PATHS = frozenset(
     ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/embeddings")
@@ -30,70 +31,75 @@ ANSWER_PATHS = frozenset(
 BODY_PATHS = ANSWER_PATHS | {"/tokenize", "/detokenize", "/v1/load_lora_adapter", "/v1/unload_lora_adapter"}
 
 
-def add_routes(app: FastAPI, service: Service) -> None:
-    _add_answers(app, service)
-    _add_tokens(app, service)
-    _add_models(app, service)
-    _add_adapters(app, service)
+def add_routes(app: FastAPI, models: Models) -> None:
+    _add_answers(app, models)
+    _add_tokens(app, models)
+    _add_models(app, models)
+    _add_adapters(app, models)
 
 
-def _add_answers(app: FastAPI, service: Service) -> None:
+def _add_answers(app: FastAPI, models: Models) -> None:
     @app.post("/v1/chat/completions", responses=answer_route(replies.ChatCompletion))
     async def chat_completions(body: ChatRequest, request: Request) -> Response:
-        return await answer_chat(service, body, request)
+        async with models.use(body.model, request) as model:
+            return await answer_chat(model, body, request)
 
     @app.post("/v1/completions", responses=answer_route(replies.Completion))
     async def completions(body: CompletionRequest, request: Request) -> Response:
-        return await answer_completion(service, body, request)
+        async with models.use(body.model, request) as model:
+            return await answer_completion(model, body, request)
 
     @app.post("/v1/responses", responses=answer_route(replies.ResponseObject))
     async def responses(body: ResponsesRequest, request: Request) -> Response:
-        return await answer_response(service, body, request)
+        async with models.use(body.model, request) as model:
+            return await answer_response(model, body, request)
 
     @app.post("/v1/embeddings", responses=answer_route(replies.EmbeddingList, stream=None))
     async def embeddings(body: EmbeddingRequest, request: Request) -> Response:
-        return JSONResponse(await answer_embeddings(service, body, request))
+        async with models.use(body.model, request) as model:
+            return JSONResponse(await answer_embeddings(model, body, request))
 
 
-def _add_tokens(app: FastAPI, service: Service) -> None:
+def _add_tokens(app: FastAPI, models: Models) -> None:
     @app.post("/tokenize", responses=body_route(replies.Tokens))
-    async def tokenize(body: TokenizeRequest) -> Response:
-        return JSONResponse(await tokens.tokenize(service, body))
+    async def tokenize(body: TokenizeRequest, request: Request) -> Response:
+        async with models.use(body.model, request) as model:
+            return JSONResponse(await tokens.tokenize(model, body))
 
     @app.post("/detokenize", responses=body_route(replies.Text))
-    async def detokenize(body: DetokenizeRequest) -> Response:
-        return JSONResponse(await tokens.detokenize(service, body))
+    async def detokenize(body: DetokenizeRequest, request: Request) -> Response:
+        async with models.use(body.model, request) as model:
+            return JSONResponse(await tokens.detokenize(model, body))
 
 
-def _add_models(app: FastAPI, service: Service) -> None:
+def _add_models(app: FastAPI, models: Models) -> None:
     @app.get("/v1/models", responses=closed_route(replies.ModelList))
-    async def models() -> Response:
+    async def list_models() -> Response:
         """As OpenAI has it, and beside it as Anthropic does, at the same path."""
-        entries = [_model(service, model) for model in service.models]
+        entries = [_entry(models, model) for model in models.served]
         ends = {"has_more": False, "first_id": entries[0]["id"], "last_id": entries[-1]["id"]}
         return JSONResponse({"object": "list", "data": entries, **ends})
 
     @app.get("/v1/models/{name:path}", responses=closed_route(replies.ModelEntry, 404))
     async def model(name: str) -> Response:
-        model = service.check_model(name)
-        return JSONResponse(_model(service, ServedModel(name, model.lora)))
+        return JSONResponse(_entry(models, models.find(name)._replace(name=name)))
 
 
-def _add_adapters(app: FastAPI, service: Service) -> None:
+def _add_adapters(app: FastAPI, models: Models) -> None:
     @app.post("/v1/load_lora_adapter", response_class=Response, responses=text_body_route(403))
     async def load_lora_adapter(body: LoadAdapterRequest) -> Response:
-        return PlainTextResponse(await load_adapter(service, body))
+        return PlainTextResponse(await load_adapter(models.services[0], body))
 
     @app.post("/v1/unload_lora_adapter", response_class=Response, responses=text_body_route(403))
     async def unload_lora_adapter(body: UnloadAdapterRequest) -> Response:
-        return PlainTextResponse(await unload_adapter(service, body))
+        return PlainTextResponse(await unload_adapter(models.services[0], body))
 
 
-def _model(service: Service, model: ServedModel) -> dict[str, Any]:
-    created = datetime.fromtimestamp(service.created_s, timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
-    entry = {"id": model.name, "object": "model", "created": service.created_s, "owned_by": "qwench"}
+def _entry(models: Models, model: ServedModel) -> dict[str, Any]:
+    created = datetime.fromtimestamp(models.created_s, timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+    entry = {"id": model.name, "object": "model", "created": models.created_s, "owned_by": "qwench"}
     entry |= {"type": "model", "display_name": model.name, "created_at": created}
     if model.lora is not None:
-        entry["parent"] = service.name
-    info = service.engine.info
+        entry["parent"] = model.service.name
+    info = model.service.engine.info
     return entry if info is None else entry | {"max_model_len": info.limits.max_seq_len}

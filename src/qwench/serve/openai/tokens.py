@@ -7,14 +7,14 @@ from typing import Any
 from qwench.serve.protocol.chat import to_template
 from qwench.serve.protocol.tokens import DetokenizeRequest, TokenizeRequest
 from qwench.serve.protocol.tools import functions_of
-from qwench.serve.service import ANY_LENGTH, Service
+from qwench.serve.service import ANY_LENGTH, ServedModel
 from qwench.serve.template import template_variables
 from qwench.serve.tool_use import shown_tools
 
 
-async def tokenize(service: Service, body: TokenizeRequest) -> dict[str, Any]:
+async def tokenize(model: ServedModel, body: TokenizeRequest) -> dict[str, Any]:
     """The tokens that a prompt or a conversation would be."""
-    service.check_model(body.model)
+    service = model.service
     max_len = service.engine_info().limits.max_seq_len
     if body.messages is not None:
         template = template_variables(service, body.chat_template_kwargs, None, None)
@@ -33,7 +33,6 @@ async def tokenize(service: Service, body: TokenizeRequest) -> dict[str, Any]:
     return result
 
 
-async def detokenize(service: Service, body: DetokenizeRequest) -> dict[str, Any]:
+async def detokenize(model: ServedModel, body: DetokenizeRequest) -> dict[str, Any]:
     """Their text, special tokens written out."""
-    service.check_model(body.model)
-    return {"prompt": await service.text.decode(body.tokens)}
+    return {"prompt": await model.service.text.decode(body.tokens)}

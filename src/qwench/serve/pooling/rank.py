@@ -13,16 +13,15 @@ from qwench.runtime.pooling import PoolingParams
 from qwench.serve.failures import ApiError
 from qwench.serve.pooled import SCORES, Pooled, embedding_prompts, pool
 from qwench.serve.protocol.pooling import RerankRequest, ScoreRequest
-from qwench.serve.service import ServedModel, Service, new_id
+from qwench.serve.service import ServedModel, new_id
 from qwench.targets.target import Float32
 from qwench.text.scoring import activated, finish_embeddings, prompts_of_search
 
 Pair = tuple[str, str]
 
 
-async def score(service: Service, body: ScoreRequest, request: Request) -> dict[str, Any]:
+async def score(model: ServedModel, body: ScoreRequest, request: Request) -> dict[str, Any]:
     """Raises ApiError, RequestError."""
-    model = service.check_model(body.model)
     queries = [body.text_1] if isinstance(body.text_1, str) else body.text_1
     documents = [body.text_2] if isinstance(body.text_2, str) else body.text_2
     if len(queries) == 1:
@@ -33,7 +32,7 @@ async def score(service: Service, body: ScoreRequest, request: Request) -> dict[
             param="text_1",
         )  # fmt: skip
     pairs = list(zip(queries, documents, strict=True))
-    scores, pooled = await _scores(service, model, pairs, body, request)
+    scores, pooled = await _scores(model, pairs, body, request)
     data = [{"index": i, "object": "score", "score": value} for i, value in enumerate(scores)]
     return {
         "id": new_id("score"), "object": "list", "created": int(time.time()), "model": model.name, "data": data,
@@ -41,11 +40,10 @@ async def score(service: Service, body: ScoreRequest, request: Request) -> dict[
     }  # fmt: skip
 
 
-async def rerank(service: Service, body: RerankRequest, request: Request) -> dict[str, Any]:
+async def rerank(model: ServedModel, body: RerankRequest, request: Request) -> dict[str, Any]:
     """Raises ApiError, RequestError."""
-    model = service.check_model(body.model)
     texts = [each if isinstance(each, str) else each.text for each in body.documents]
-    scores, pooled = await _scores(service, model, [(body.query, text) for text in texts], body, request)
+    scores, pooled = await _scores(model, [(body.query, text) for text in texts], body, request)
     best = np.argsort(-np.array(scores), kind="stable")[: body.top_n or None].tolist()
     shown = body.return_documents is not False
     results = [
@@ -55,12 +53,12 @@ async def rerank(service: Service, body: RerankRequest, request: Request) -> dic
 
 
 async def _scores(
-    service: Service, model: ServedModel, pairs: list[Pair], body: ScoreRequest | RerankRequest, request: Request
+    model: ServedModel, pairs: list[Pair], body: ScoreRequest | RerankRequest, request: Request
 ) -> tuple[list[float], Pooled]:
     """As LLM.score: of a classifier with one label, or the cosines of embeddings."""
-    info = service.engine_info()
+    service, info = model.service, model.service.engine_info()
     if info.limits.head.kind != "sequence_classification":
-        return await _cosines(service, model, pairs, body.cache_salt, request)
+        return await _cosines(model, pairs, body.cache_salt, request)
     if (count := info.limits.head.num_labels) != 1:
         raise RequestError(f"a model with {count} labels gives no score of two texts; classify them")
 
@@ -68,16 +66,16 @@ async def _scores(
         found = await service.text.encode_pairs(pairs, info.limits.max_seq_len)
         return [info.classifier.scored(ids) for ids in found] if info.limits.is_causal else found
 
-    pooled = await pool(service, request, model, prompts, len(pairs), SCORES, salt=body.cache_salt)
+    pooled = await pool(model, request, prompts, len(pairs), SCORES, salt=body.cache_salt)
     rows: Float32 = np.array(pooled.rows, np.float32).reshape(-1, 1)
     return activated(rows, body.use_activation is not False)[:, 0].tolist(), pooled
 
 
 async def _cosines(
-    service: Service, model: ServedModel, pairs: list[Pair], salt: str | None, request: Request
+    model: ServedModel, pairs: list[Pair], salt: str | None, request: Request
 ) -> tuple[list[float], Pooled]:
     """Each text is embedded once, with the checkpoint's prompt for its side."""
-    info = service.engine_info()
+    service, info = model.service, model.service.engine_info()
     for_query, for_document = prompts_of_search(info.embedding)
     queries = list(dict.fromkeys(query for query, _ in pairs))
     documents = list(dict.fromkeys(document for _, document in pairs))
@@ -89,7 +87,7 @@ async def _cosines(
         ]
 
     count, params = len(queries) + len(documents), PoolingParams(info.embedding.pooling)
-    pooled = await pool(service, request, model, prompts, count, params, salt=salt)
+    pooled = await pool(model, request, prompts, count, params, salt=salt)
     if len(pooled.rows) < count:
         return [], pooled
     rows = finish_embeddings(np.stack(pooled.rows), True, None)

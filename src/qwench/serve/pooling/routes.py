@@ -6,10 +6,10 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 
 from qwench.serve.http.document import answer_route
+from qwench.serve.models import Models
 from qwench.serve.pooling.rank import rerank, score
 from qwench.serve.pooling.rows import classify, give_rows
 from qwench.serve.protocol import pooling
-from qwench.serve.service import Service
 
 RERANK_PATHS = ("/v1/rerank", "/rerank", "/v2/rerank")  # vLLM's and Jina's, the bare one, Cohere's
 SCORE_PATHS, CLASSIFY_PATHS, POOLING_PATHS = (
@@ -20,20 +20,24 @@ SCORE_PATHS, CLASSIFY_PATHS, POOLING_PATHS = (
 ANSWER_PATHS = frozenset((*RERANK_PATHS, *SCORE_PATHS, *CLASSIFY_PATHS, *POOLING_PATHS))
 
 
-def add_routes(app: FastAPI, service: Service) -> None:
+def add_routes(app: FastAPI, models: Models) -> None:
     """Each under all its names; the document has the first."""
 
     async def rerank_route(body: pooling.RerankRequest, request: Request) -> Response:
-        return JSONResponse(await rerank(service, body, request))
+        async with models.use(body.model, request) as model:
+            return JSONResponse(await rerank(model, body, request))
 
     async def score_route(body: pooling.ScoreRequest, request: Request) -> Response:
-        return JSONResponse(await score(service, body, request))
+        async with models.use(body.model, request) as model:
+            return JSONResponse(await score(model, body, request))
 
     async def classify_route(body: pooling.ClassifyRequest, request: Request) -> Response:
-        return JSONResponse(await classify(service, body, request))
+        async with models.use(body.model, request) as model:
+            return JSONResponse(await classify(model, body, request))
 
     async def pooling_route(body: pooling.PoolingRequest, request: Request) -> Response:
-        return JSONResponse(await give_rows(service, body, request))
+        async with models.use(body.model, request) as model:
+            return JSONResponse(await give_rows(model, body, request))
 
     for paths, endpoint, reply in (
         (RERANK_PATHS, rerank_route, pooling.Ranking),

@@ -14,20 +14,21 @@ from qwench.runtime.pooling import PoolingParams
 from qwench.serve.openai.completions import as_list
 from qwench.serve.pooled import SCORES, embedding_prompts, pool, scored_prompts
 from qwench.serve.protocol.pooling import ClassifyRequest, PoolingRequest
-from qwench.serve.service import Service, new_id
+from qwench.serve.service import ServedModel, new_id
 from qwench.targets.target import Float32
 from qwench.text.scoring import activated, finish_embeddings
 
 DEFAULT_TASKS = {"sequence_classification": "classify", "token_classification": "token_classify"}
 
 
-async def classify(service: Service, body: ClassifyRequest, request: Request) -> dict[str, Any]:
+async def classify(model: ServedModel, body: ClassifyRequest, request: Request) -> dict[str, Any]:
     """Raises ApiError, RequestError."""
-    model, info, inputs = service.check_model(body.model), service.engine_info(), as_list(body.input)
+    service, inputs = model.service, as_list(body.input)
+    info = service.engine_info()
     if (kind := info.limits.head.kind) != "sequence_classification":
         raise RequestError(f"this model's head is {kind!r}, and classifying needs one for sequence_classification")
     pooled = await pool(
-        service, request, model, lambda: scored_prompts(service, inputs), len(inputs), SCORES, salt=body.cache_salt
+        model, request, lambda: scored_prompts(service, inputs), len(inputs), SCORES, salt=body.cache_salt
     )
     labels, data = info.classifier.labels, []
     for i, row in enumerate(pooled.rows):
@@ -37,9 +38,10 @@ async def classify(service: Service, body: ClassifyRequest, request: Request) ->
     return _listed("classify", model.name, data, pooled.usage)
 
 
-async def give_rows(service: Service, body: PoolingRequest, request: Request) -> dict[str, Any]:
+async def give_rows(model: ServedModel, body: PoolingRequest, request: Request) -> dict[str, Any]:
     """Raises ApiError, RequestError."""
-    model, info, inputs = service.check_model(body.model), service.engine_info(), as_list(body.input)
+    service, inputs = model.service, as_list(body.input)
+    info = service.engine_info()
     task = body.task or DEFAULT_TASKS.get(info.limits.head.kind, "token_embed")
     embeds = task in ("embed", "token_embed")
     if not embeds and info.limits.head.kind != f"{'token' if task == 'token_classify' else 'sequence'}_classification":
@@ -56,7 +58,7 @@ async def give_rows(service: Service, body: PoolingRequest, request: Request) ->
             return await scored_prompts(service, inputs)
         return await service.encode(inputs, info.limits.max_seq_len)
 
-    pooled = await pool(service, request, model, prompts, len(inputs), params, salt=body.cache_salt)
+    pooled = await pool(model, request, prompts, len(inputs), params, salt=body.cache_salt)
     data = []
     for i, row in enumerate(pooled.rows):
         rows = row if row.ndim == 2 else row[None]
