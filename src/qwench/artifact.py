@@ -191,12 +191,7 @@ def open_artifact(path: str | Path, verify: Literal["rank", "fast", "full"] = "f
     do.
     """
     path = Path(path)
-    if not path.is_dir():
-        raise ArtifactError(f"{path} is not a folder; an artifact is the folder that `qwench compile` writes")
-    try:
-        manifest = Manifest.from_json(_read(path, MANIFEST))
-    except ValueError as error:
-        raise _error(path, f"{MANIFEST} can't be used: {error}") from None
+    manifest = _read_manifest(path)
     for name, record in manifest.files.items():
         try:
             _check_file(path, name, record, with_hash=verify == "full")
@@ -204,11 +199,30 @@ def open_artifact(path: str | Path, verify: Literal["rank", "fast", "full"] = "f
             if verify == "full" or name not in TEXTS or not _is_sound_text(path, name):
                 raise
             logger.warning("%s in %s was saved anew after the model was compiled; it is used as it is", name, path)
-    config = _parse(path, MANIFEST, lambda: QwenchConfig.from_dict(manifest.config))
-    program, plan = _read_program(path, config)
-    config = _parse(path, MANIFEST, lambda: config.resolve(program.spec))  # options that it doesn't keep
+    config, program, plan = _read_plan(path, manifest)
     weights = _open_weights(path, manifest.crc32c, with_checksums=verify != "rank")
     return Artifact(path, manifest, config, program, plan, weights)
+
+
+def read_plan(path: Path) -> tuple[QwenchConfig, Program, MemoryPlan]:
+    """Of the artifact in folder `path`, what tells how much memory it needs, without a look at its weights. Raises
+    ArtifactError."""
+    return _read_plan(path, _read_manifest(path))
+
+
+def _read_manifest(path: Path) -> Manifest:
+    if not path.is_dir():
+        raise ArtifactError(f"{path} is not a folder; an artifact is the folder that `qwench compile` writes")
+    try:
+        return Manifest.from_json(_read(path, MANIFEST))
+    except ValueError as error:
+        raise _error(path, f"{MANIFEST} can't be used: {error}") from None
+
+
+def _read_plan(path: Path, manifest: Manifest) -> tuple[QwenchConfig, Program, MemoryPlan]:
+    config = _parse(path, MANIFEST, lambda: QwenchConfig.from_dict(manifest.config))
+    program, plan = _read_program(path, config)
+    return _parse(path, MANIFEST, lambda: config.resolve(program.spec)), program, plan  # options that it doesn't keep
 
 
 def _read_program(path: Path, config: QwenchConfig) -> tuple[Program, MemoryPlan]:

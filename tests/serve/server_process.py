@@ -55,8 +55,8 @@ def busy_cpu_s() -> float:
 class ServerProcess:
     """A running server. log: what it wrote to stderr so far."""
 
-    def __init__(self, model: Path, *options: str) -> None:
-        command = [sys.executable, "-m", "qwench.cli.main", "serve", str(model), "--port", "0", *options]
+    def __init__(self, model: Path | str, *options: str) -> None:
+        command = [sys.executable, "-m", "qwench.cli.main", "serve", str(model), *options, "--port", "0"]
         self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
         self.log: list[str] = []
         self.url = ""
@@ -78,12 +78,16 @@ class ServerProcess:
     def client(self, **options: object) -> httpx.Client:
         return httpx.Client(base_url=self.url, timeout=60, **options)
 
-    def child(self, module: str) -> int:
-        """The process id of the engine_process or the text_process."""
-        for child in Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split():
-            if module in Path(f"/proc/{child}/cmdline").read_text():
-                return int(child)
-        raise AssertionError(f"there is no {module}")
+    def children(self, module: str, of: str = "") -> list[int]:
+        """The process ids of the engine_processes or the text_processes, of the model in the folder `of`."""
+        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
+        lines = {int(child): Path(f"/proc/{child}/cmdline").read_text() for child in children}
+        return [child for child, line in lines.items() if module in line and f'{of}"' in line]
+
+    def child(self, module: str, of: str = "") -> int:
+        """The only one of them."""
+        [child] = self.children(module, of)
+        return child
 
     def metric(self, name: str) -> float:
         """As `sample`, of now."""
@@ -110,7 +114,7 @@ class ServerProcess:
 
 
 @contextlib.contextmanager
-def running_server(model: Path, *options: str) -> Iterator[ServerProcess]:
+def running_server(model: Path | str, *options: str) -> Iterator[ServerProcess]:
     server = ServerProcess(model, *options)
     try:
         server.wait_until_ready()

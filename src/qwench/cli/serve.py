@@ -1,27 +1,30 @@
-"""`qwench serve`: a model behind OpenAI's HTTP API."""
+"""`qwench serve`: a model, or several, behind OpenAI's HTTP API."""
 
 from __future__ import annotations
 
 import sys
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from qwench.cli import options
 from qwench.errors import ConfigError
 
-if TYPE_CHECKING:
-    from qwench.config import QwenchConfig
-
 
 def add_arguments(parser: ArgumentParser) -> None:
-    options.add_model(parser)
-    options.add_draft(parser)
     add = parser.add_argument
+    add("models", nargs="+", metavar="MODEL", help="artifact, checkpoint folder, .gguf file or hub id; "
+        "NAME=MODEL says what clients call it. Of several, those that fit into memory together are loaded at once, "
+        "others when they are asked for")  # fmt: skip
+    add("--weights", metavar="KIND", help=options.WEIGHTS_HELP)
+    options.add_loading(parser)
+    options.add_draft(parser)
+    add("--keep-alive", type=_duration, metavar="TIME", help="how long a model stays loaded that nobody uses, "
+        "such as 5m, unless requests say otherwise; default: until another needs its memory")  # fmt: skip
+    add("--load-limit", type=float, default=300.0, metavar="S", help="seconds that a request waits for its model "
+        "to be loaded; default 300")  # fmt: skip
     add("--host", default="127.0.0.1", help="address to listen at; default 127.0.0.1, so only this machine can connect")
     add("--port", type=int, default=8000, metavar="N", help="default 8000; 0: any free one")
-    add("--name", action="append", metavar="NAME", help="what clients call the model; default: the end of MODEL")
+    add("--name", action="append", metavar="NAME", help="what clients call a single model; default: the end of MODEL")
     add("--api-key-file", type=Path, metavar="FILE", help="a key per line; without it whoever connects is served")
     add("--allowed-host", action="append", metavar="NAME", help="names that the Host header may have; default: any, "
         "but only this machine's where only it can connect")  # fmt: skip
@@ -34,8 +37,9 @@ def add_arguments(parser: ArgumentParser) -> None:
     add("--batch-size", type=int, metavar="N", help="answers that run at once, for a MODEL still to be compiled")
     add("--no-prefix-cache", action="store_true", help="compute each prompt anew")
     add("--prefix-dir", type=Path, metavar="DIR", help="prefixes, saved by `qwench prefix save`, to have in the cache")
-    add("--lora", action="append", type=_named_folder, metavar="NAME=FOLDER", help="a LoRA adapter as PEFT saves it; "
-        "clients ask for it as model NAME")  # fmt: skip
+    add("--lora", action="append", type=_named_folder, metavar="[MODEL/]NAME=FOLDER", help="a LoRA adapter as PEFT "
+        "saves it; clients ask for it as model NAME. Of several models it is the named one's, or the only one's "
+        "that it fits")  # fmt: skip
     add("--lora-dir", type=Path, metavar="DIR", help="where clients may load adapters from, by POST "
         "/v1/load_lora_adapter; default: nowhere")  # fmt: skip
     add("--max-body-bytes", type=int, metavar="N", help="default: 262144 and 32 per token of the context")
@@ -53,35 +57,49 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def execute(args: Namespace) -> None:
-    """Serve a model to OpenAI's clients.
+    """Serve a model, or several, to OpenAI's clients.
 
     Ctrl-C and SIGTERM let the answers that are running end first.
     """
+    from qwench.cli.served_models import models_of
     from qwench.host import process_age_s
     from qwench.serve.processes.children import Children
     from qwench.serve.settings import ServeSettings
 
-    folder, config = _compiled(args)
+    models, memory = models_of(args)
     settings = ServeSettings(
-        model=folder, names=tuple(args.name or [_name(args.model)]), host=args.host, port=args.port,
-        api_key_file=args.api_key_file, config=config, num_threads=args.threads,
-        enable_prefix_caching=not args.no_prefix_cache, prefix_dir=args.prefix_dir, max_queued=args.max_queued,
-        lora=_adapters(args.lora or ()), lora_dir=args.lora_dir, draft=args.draft,
+        models=models, host=args.host, port=args.port, api_key_file=args.api_key_file, num_threads=args.threads,
+        enable_prefix_caching=not args.no_prefix_cache, max_queued=args.max_queued, lora_dir=args.lora_dir,
+        memory=memory, keep_alive_s=args.keep_alive, load_limit_s=args.load_limit,
         allowed_hosts=tuple(args.allowed_host or ()), max_body_bytes=args.max_body_bytes, drain_s=args.drain,
         text_limit_s=args.text_limit, strict_calls=args.strict_calls, whole_calls=args.whole_calls,
         is_strict=args.strict, cors_origins=tuple(args.cors_origin or ()),
     )  # fmt: skip
 
     def say(url: str) -> None:
-        print(f"qwench: serving {settings.names[0]} at {url}, ready after {process_age_s():.1f} s", file=sys.stderr)
+        names = ", ".join(model.names[0] for model in models)
+        print(f"qwench: serving {names} at {url}, ready after {process_age_s():.1f} s", file=sys.stderr)
 
-    children = Children.launch(settings)
+    children = [Children.of(settings, model) for model in models]
+    for model, own in zip(models, children):
+        if model.starts:
+            own.start()
     try:
         from qwench.serve.server import serve  # takes as long as a small model to load
     except ModuleNotFoundError as error:
-        children.end()
+        for own in children:
+            own.end()
         raise ConfigError(f'serving needs {error.name}, which isn\'t installed: pip install "qwench[serve]"') from None
     serve(settings, children, say)
+
+
+def _duration(text: str) -> float:
+    from qwench.serve.keep_alive import keep_alive_s
+
+    try:
+        return keep_alive_s(text)
+    except ValueError as error:
+        raise ArgumentTypeError(str(error)) from None
 
 
 def _named_folder(text: str) -> tuple[str, Path]:
@@ -89,31 +107,3 @@ def _named_folder(text: str) -> tuple[str, Path]:
     if not (name and equals and folder):
         raise ArgumentTypeError(f"{text!r} is not NAME=FOLDER")
     return name, Path(folder).expanduser().absolute()
-
-
-def _adapters(given: Sequence[tuple[str, Path]]) -> dict[str, Path]:
-    """Raises ConfigError for a name that is given twice."""
-    adapters = dict(given)
-    if len(adapters) < len(given):
-        raise ConfigError(f"--lora gives {', '.join(name for name, _ in given)}; names must differ")
-    return adapters
-
-
-def _name(model: str) -> str:
-    return model.rstrip("/").rpartition("/")[2] or "model"
-
-
-def _compiled(args: Namespace) -> tuple[Path, QwenchConfig]:
-    """The folder of the artifact, compiled first if need be, and the options that are left for loading it."""
-    from qwench.artifact import is_artifact
-    from qwench.load import resolve_model
-
-    config = options.config_of(args)
-    path = Path(args.model).expanduser()
-    if is_artifact(path):
-        return path, config
-    from qwench.cli.progress import ProgressDisplay
-
-    with ProgressDisplay() as progress:
-        artifact = resolve_model(args.model, config, progress=progress)
-    return artifact.path, config.at_load()

@@ -21,11 +21,16 @@ class Admission:
     def __init__(self, max_queued: int) -> None:
         self.max_queued, self.max_running = max_queued, 0  # how many run is known once there's an engine
         self.num_open = self.num_refused = 0
+        self.on_release: Callable[[], None] = lambda: None  # told when places become free
         self._sample_s = 0.5  # how long a place stays taken, a moving average
 
     @property
     def capacity(self) -> int:
         return self.max_running + self.max_queued
+
+    @property
+    def has_room(self) -> bool:
+        return self.num_open < self.capacity
 
     def check_room(self, num_samples: int = 1) -> None:
         """Raises ApiError 429, with the seconds after which there should be room."""
@@ -56,5 +61,6 @@ class Admission:
                 is_held = False
                 self.num_open -= num_samples
                 self._sample_s += 0.1 * (time.monotonic() - since - self._sample_s)
+                self.on_release()
 
         return release

@@ -36,7 +36,7 @@ def make_app(models: Models) -> FastAPI:
     app.add_exception_handler(RequestValidationError, failures.answer_invalid_body)
     app.add_exception_handler(RequestError, failures.answer_user_error)
     app.add_exception_handler(Exception, failures.answer_fault)
-    add_state(app, models, ServerMetrics(models.services[0]))
+    add_state(app, models, ServerMetrics(models))
     openai_routes.add_routes(app, models)
     pooling_routes.add_routes(app, models)
     anthropic_routes.add_routes(app, models)

@@ -6,11 +6,13 @@ process and begin again at 0 when that is restarted, as Prometheus expects. Know
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import functools
+from collections.abc import Callable, Iterable
 
 from prometheus_client import CollectorRegistry, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
+from qwench.serve.models import Models
 from qwench.serve.processes.engine_client import ChoiceTimes
 from qwench.serve.service import Service
 
@@ -41,48 +43,90 @@ COUNTERS = (
 
 
 class ServerMetrics:
-    """All metrics of one server, in a registry of its own."""
+    """All metrics of one server, in a registry of its own; with the label `model` where there are several."""
 
-    def __init__(self, service: Service) -> None:
-        self._engine, self._admission = service.engine, service.admission
+    def __init__(self, models: Models) -> None:
+        self._models = models
+        self._labels = ["model"] if len(models.services) > 1 else []
         self._registry = CollectorRegistry()
         self._ttft = self._histogram("time_to_first_token_seconds", "From request to first token", SECONDS)
         self._tpot = self._histogram("time_per_output_token_seconds", "Per token after the first", TOKEN_SECONDS)
         self._whole = self._histogram("request_seconds", "From request to the end of the answer", SECONDS)
-        self._finished = {"stop": 0, "length": 0, "error": 0, "abort": 0}
+        self._finished = {
+            service: {"stop": 0, "length": 0, "error": 0, "abort": 0} for service in models.services
+        }  # fmt: skip
         self._registry.register(self)
-        service.engine.on_choice_end = self.observe
+        for service in models.services:
+            service.engine.on_choice_end = functools.partial(self.observe, service)
 
     def _histogram(self, name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
-        return Histogram(f"qwench_{name}", text, buckets=buckets, registry=self._registry)
+        return Histogram(f"qwench_{name}", text, self._labels, buckets=buckets, registry=self._registry)
 
-    def observe(self, times: ChoiceTimes) -> None:
+    def _of(self, service: Service) -> list[str]:
+        """The values of the labels."""
+        return [service.name] if self._labels else []
+
+    def observe(self, service: Service, times: ChoiceTimes) -> None:
         """Counts an answer that ended."""
-        self._finished[times.reason] += 1
-        self._whole.observe(times.end_s - times.start_s)
+        whole, ttft, tpot = (
+            histogram.labels(*self._of(service)) if self._labels else histogram
+            for histogram in (self._whole, self._ttft, self._tpot)
+        )
+        self._finished[service][times.reason] += 1
+        whole.observe(times.end_s - times.start_s)
         if times.first_token_s is not None:
-            self._ttft.observe(times.first_token_s - times.start_s)
+            ttft.observe(times.first_token_s - times.start_s)
             if times.num_tokens > 1:
-                self._tpot.observe((times.end_s - times.first_token_s) / (times.num_tokens - 1))
+                tpot.observe((times.end_s - times.first_token_s) / (times.num_tokens - 1))
 
     def collect(self) -> Iterable[Metric]:
         """Called by the registry."""
-        engine, admission = self._engine, self._admission
         for name, source, text in GAUGES:
-            yield GaugeMetricFamily(f"qwench_{name}", text, value=engine.metrics.get(source, 0))
+            yield self._gauge(name, text, functools.partial(_told, source))
         for name, source, text in COUNTERS:
-            yield CounterMetricFamily(f"qwench_{name}", text, value=engine.metrics.get(source, 0))
-        finished = CounterMetricFamily("qwench_answers", "Answers that ended", labels=["reason"])
-        for reason, count in self._finished.items():
-            finished.add_metric([reason], count)
+            yield self._counter(name, text, functools.partial(_told, source))
+        finished = CounterMetricFamily("qwench_answers", "Answers that ended", labels=[*self._labels, "reason"])
+        for service, counts in self._finished.items():
+            for reason, count in counts.items():
+                finished.add_metric([*self._of(service), reason], count)
         yield finished
-        block_tokens = 0 if engine.info is None else engine.info.limits.block_size
-        yield GaugeMetricFamily("qwench_kv_block_tokens", "Tokens that a block holds", value=block_tokens)
-        yield GaugeMetricFamily("qwench_answers_open", "Answers admitted and not over", value=admission.num_open)
-        yield CounterMetricFamily("qwench_requests_refused", "Requests told to come later", value=admission.num_refused)
-        yield CounterMetricFamily("qwench_engine_restarts", "Deaths of the engine process", value=engine.num_restarts)
-        yield GaugeMetricFamily("qwench_ready", "Whether the model is loaded", value=float(engine.info is not None))
+        yield self._gauge("kv_block_tokens", "Tokens that a block holds", _block_tokens)
+        yield self._gauge("answers_open", "Answers admitted and not over", lambda service: service.admission.num_open)
+        yield self._counter(
+            "requests_refused", "Requests told to come later", lambda service: service.admission.num_refused
+        )
+        yield self._counter(
+            "engine_restarts", "Deaths of the engine process", lambda service: service.engine.num_restarts
+        )
+        yield self._gauge(
+            "ready", "Whether the model is loaded", lambda service: float(service.engine.info is not None)
+        )
+        if self._labels:
+            yield self._counter("model_loads", "How often the model was loaded", self._models.loader.num_loads)
+
+    def _gauge(self, name: str, text: str, value: Callable[[Service], float]) -> Metric:
+        return self._family(GaugeMetricFamily(f"qwench_{name}", text, labels=self._labels), value)
+
+    def _counter(self, name: str, text: str, value: Callable[[Service], float]) -> Metric:
+        return self._family(CounterMetricFamily(f"qwench_{name}", text, labels=self._labels), value)
+
+    def _family(
+        self, family: GaugeMetricFamily | CounterMetricFamily, value: Callable[[Service], float]
+    ) -> Metric:  # fmt: skip
+        for service in self._models.services:
+            family.add_metric(self._of(service), value(service))
+        return family
 
     def text(self) -> bytes:
         """In Prometheus' text format."""
         return generate_latest(self._registry)
+
+
+def _told(source: str, service: Service) -> float:
+    """By the engine process."""
+    return service.engine.metrics.get(source, 0)
+
+
+def _block_tokens(service: Service) -> int:
+    info = service.engine.info
+    return 0 if info is None else info.limits.block_size

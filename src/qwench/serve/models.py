@@ -1,6 +1,6 @@
 """The one place that finds what a request names as its model; routes of every API ask it. Made once by server.py.
 
-Knows no API's JSON, and of a model only its Service.
+Knows no API's JSON. That the model is loaded is model_loader.py's.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from collections.abc import AsyncIterator, Sequence
 from fastapi import Request
 
 from qwench.serve.failures import ApiError
+from qwench.serve.model_loader import ModelLoader
+from qwench.serve.model_settings import plain_name
 from qwench.serve.service import ServedModel, Service
 from qwench.serve.settings import ServeSettings
 
@@ -22,6 +24,7 @@ class Models:
 
     def __init__(self, settings: ServeSettings, services: Sequence[Service]) -> None:
         self.settings, self.services = settings, services
+        self.loader = ModelLoader(settings, services)
         self.created_s = int(time.time())
 
     @property
@@ -30,9 +33,22 @@ class Models:
         return tuple(model for service in self.services for model in service.models)
 
     @contextlib.asynccontextmanager
-    async def use(self, name: str | None, request: Request) -> AsyncIterator[ServedModel]:
-        """The model that a request names, kept while the request is answered. Raises ApiError as `find` does."""
-        yield self.find(name)
+    async def use(
+        self, name: str | None, request: Request, keep_alive_s: float | None = None
+    ) -> AsyncIterator[ServedModel]:
+        """The model that a request names, loaded first if need be, and kept while the request is answered.
+
+        keep_alive_s: for how long afterwards, as the request says. Raises ApiError as `find` does, and when the model
+        can't be loaded.
+        """
+        model = self.find(name)
+
+        async def gone() -> None:
+            while (await request.receive())["type"] != "http.disconnect":
+                pass
+
+        async with self.loader.use(model.service, keep_alive_s, gone):
+            yield model
 
     def find(self, name: str | None) -> ServedModel:
         """In answers by its first name: in any case, with a tag as Ollama has them, as "default" or not at all. Raises
@@ -50,15 +66,22 @@ class Models:
         names = " or ".join(repr(model.name) for model in served)
         raise ApiError(404, f"there is no model {name!r} here, only {names}", code="model_not_found", param="model")
 
+    def let_go(self, name: str | None) -> ServedModel:
+        """The model that a request names: from now on it is loaded no longer than somebody uses it. Raises ApiError as
+        `find` does."""
+        model = self.find(name)
+        self.loader.let_go(model.service)
+        return model
+
     def check_room(self) -> None:
-        """Raises ApiError 503 while there's no engine, 429 when not even one more answer may wait."""
-        self.services[0].check_room()
+        """Before it is known whose answer it is: raises ApiError 429 when no model lets even one more wait, and 503
+        while the only one is being loaded."""
+        first, *_ = self.services
+        if self.loader.is_fixed or not any(
+            self.loader.state(service) != "loaded" or service.has_room for service in self.services
+        ):
+            first.check_room()
 
     def max_body_bytes(self) -> int:
         """Of what the models take, the most."""
         return max(service.max_body_bytes() for service in self.services)
-
-
-def plain_name(name: str) -> str:
-    """A model's name without what clients change of it."""
-    return name.strip().lower().removesuffix(":latest")

@@ -1,4 +1,4 @@
-"""Runs the server: listens, waits for the two children, and ends in order. Called by the command line."""
+"""Runs the server: listens, waits for the models' processes, and ends in order. Called by the command line."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import logging
 import math
 import resource
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import FrameType
 
 import uvicorn
@@ -32,38 +32,34 @@ from qwench.serve.ollama.errors import OllamaErrors
 from qwench.serve.openai.routes import ANSWER_PATHS, BODY_PATHS
 from qwench.serve.pooling.routes import ANSWER_PATHS as POOLING_PATHS
 from qwench.serve.processes.children import Children
-from qwench.serve.processes.engine_client import EngineClient
-from qwench.serve.processes.text_client import TextClient
 from qwench.serve.service import Service
 from qwench.serve.settings import ServeSettings
 
 KEEP_ALIVE_S = 75  # longer than what proxies keep a connection for, so that it's they who close
 
 
-def serve(settings: ServeSettings, children: Children, on_ready: Callable[[str], None]) -> None:
+def serve(settings: ServeSettings, children: Sequence[Children], on_ready: Callable[[str], None]) -> None:
     """Serves until SIGTERM or SIGINT, then lets answers end and returns; the children end with it.
 
-    on_ready: told the server's URL once a request would be answered. Raises ConfigError when it can't listen or the
-    keys can't be read, StartError when the model can't be loaded.
+    children: each model's. on_ready: told the server's URL once a request would be answered. Raises ConfigError when it
+    can't listen or the keys can't be read, StartError when a model that is to be there can't be loaded.
     """
     try:
         keys = None if settings.api_key_file is None else ApiKeys.from_file(settings.api_key_file)
         listener = _listen(settings.host, settings.port)
         _allow_many_connections()
-        engine, text = (
-            EngineClient(children.engine, {n: str(p) for n, p in settings.lora.items()}),
-            TextClient(children.text, time_limit_s=settings.text_limit_s),
-        )
-        asyncio.run(_serve(settings, keys, engine, text, listener, on_ready))
+        services = [Service.of(settings, model, own) for model, own in zip(settings.models, children, strict=True)]
+        asyncio.run(_serve(settings, keys, services, listener, on_ready))
     finally:
-        children.end()
+        for own in children:
+            own.end()
 
 
 async def _serve(
-    settings: ServeSettings, keys: ApiKeys | None, engine: EngineClient, text: TextClient, listener: socket.socket,
+    settings: ServeSettings, keys: ApiKeys | None, services: Sequence[Service], listener: socket.socket,
     on_ready: Callable[[str], None],
 ) -> None:  # fmt: skip
-    models = Models(settings, [Service(settings, engine, text)])
+    models = Models(settings, services)
     routes = make_app(models)
     app: ASGIApp = Guard(
         routes, keys=keys, hosts=settings.accepted_hosts,
@@ -84,7 +80,7 @@ async def _serve(
     logging.getLogger("uvicorn").setLevel(logging.CRITICAL)  # what clients do wrong is told to them, not to the log
     server = _Server(config)
     listening = asyncio.create_task(server.serve([listener]))
-    starting = asyncio.create_task(_start(engine, text))
+    starting = asyncio.create_task(models.loader.start())
     try:
         await asyncio.wait({listening, starting}, return_when=asyncio.FIRST_COMPLETED)
         if starting.done():
@@ -95,11 +91,7 @@ async def _serve(
         server.should_exit = server.force_exit = True
         starting.cancel()
         await asyncio.gather(listening, starting, return_exceptions=True)
-        await asyncio.gather(engine.stop(), text.stop())
-
-
-async def _start(engine: EngineClient, text: TextClient) -> None:
-    await asyncio.gather(engine.start(), text.start())
+        await models.loader.stop()
 
 
 class _Server(uvicorn.Server):

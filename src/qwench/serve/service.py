@@ -5,6 +5,7 @@ The one path from every API to the engine; knows no API's JSON. Made by server.p
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import time
 import uuid
@@ -15,7 +16,10 @@ from qwench.errors import RequestError
 from qwench.runtime.sampling_params import SamplingParams
 from qwench.serve.admission import Admission
 from qwench.serve.failures import ApiError
+from qwench.serve.model_settings import ModelSettings
+from qwench.serve.processes.children import Children
 from qwench.serve.processes.engine_client import EngineClient, EngineInfo, Generation, Piece
+from qwench.serve.processes.supervisor import StartError
 from qwench.serve.processes.text_client import TextClient
 from qwench.serve.protocol.reading import ignore
 from qwench.serve.settings import ServeSettings
@@ -38,11 +42,32 @@ class ServedModel(NamedTuple):
 
 
 class Service:
-    """One model and what answers need of it."""
+    """One model and what answers need of it. settings: of the server; model: of this one."""
 
-    def __init__(self, settings: ServeSettings, engine: EngineClient, text: TextClient) -> None:
-        self.settings, self.engine, self.text = settings, engine, text
+    def __init__(
+        self, settings: ServeSettings, model: ModelSettings, engine: EngineClient, text: TextClient
+    ) -> None:  # fmt: skip
+        self.settings, self.model, self.engine, self.text = settings, model, engine, text
         self.admission = Admission(settings.max_queued)
+
+    @classmethod
+    def of(cls, settings: ServeSettings, model: ModelSettings, children: Children) -> Service:
+        """Over a model's processes, whether or not they are started."""
+        engine = EngineClient(children.engine, {name: str(path) for name, path in model.lora.items()})
+        return cls(settings, model, engine, TextClient(children.text, time_limit_s=settings.text_limit_s))
+
+    async def start(self, memory: int | None = None) -> None:
+        """Starts the processes that aren't started, and waits until they can work. memory: bytes that the model may
+        take; None: as it was told before. Raises StartError."""
+        if not self.model.folder.is_dir():
+            raise StartError(f"there is no folder {self.model.folder} any more")
+        if memory is not None:
+            self.engine.set_memory(memory)
+        await asyncio.gather(self.engine.start(), self.text.start())
+
+    async def stop(self) -> None:
+        """Ends them."""
+        await asyncio.gather(self.engine.stop(), self.text.stop())
 
     @property
     def is_ready(self) -> bool:
@@ -51,18 +76,24 @@ class Service:
     @property
     def name(self) -> str:
         """What the model is called in answers."""
-        return self.settings.names[0]
+        return self.model.names[0]
 
     @property
     def models(self) -> tuple[ServedModel, ...]:
         """What requests can name: the model by its names, and its adapters."""
-        names, adapters = self.settings.names, self.engine.loras
+        names, adapters = self.model.names, self.engine.loras
         return (*(ServedModel(self, name) for name in names), *(ServedModel(self, name, name) for name in adapters))
 
     def check_room(self) -> None:
         """Raises ApiError 503 while there's no engine, 429 when not even one more answer may wait."""
         self.engine_info()
         self.admission.check_room()
+
+    @property
+    def has_room(self) -> bool:
+        """Whether one more answer may wait, of an engine that is there."""
+        self.engine_info()
+        return self.admission.has_room
 
     def engine_info(self) -> EngineInfo:
         """Raises ApiError 503 while there's no engine."""
@@ -76,8 +107,13 @@ class Service:
         """What a prompt that fills the context can need, as JSON."""
         if self.settings.max_body_bytes is not None:
             return self.settings.max_body_bytes
+        return BODY_BYTES + BODY_BYTES_PER_TOKEN * (self.max_seq_len or 0)
+
+    @property
+    def max_seq_len(self) -> int | None:
+        """Tokens of prompt and answer; None while that isn't known."""
         info = self.engine.info
-        return BODY_BYTES + (BODY_BYTES_PER_TOKEN * info.limits.max_seq_len if info else 0)
+        return self.model.max_seq_len if info is None else info.limits.max_seq_len
 
     async def encode(self, prompts: Sequence[str | list[int]], max_tokens: int) -> list[list[int]]:
         """Texts as tokens; tokens stay what they are."""

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
-from qwench.config import QwenchConfig
 from qwench.errors import ConfigError
+from qwench.serve.model_settings import ModelSettings, check_names
 
 TEMPLATE_VARIABLES = ("enable_thinking", "add_generation_prompt", "reasoning_effort")  # that requests may set
 _ORIGIN = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^/?#\s,*@]+/?")
@@ -18,12 +17,12 @@ LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
 
 @dataclass(frozen=True)
 class ServeSettings:
-    """model: an artifact's folder. names: what clients call it, the first one in answers. prefix_dir: a folder of
-    prefixes that `qwench prefix save` wrote, to be in the cache from the start.
+    """models: the first one is for requests that name none. num_threads: of each; None: the processors this process may
+    use. lora_dir: in which clients may load more adapters; None: nowhere.
 
-    config: options of loading. num_threads: None: the processors this process may use.
-    draft: a model that guesses for this one.
-    lora: adapters to have from the start, name -> folder. lora_dir: in which clients may load more; None: nowhere.
+    memory: bytes that the models share; None: there is but one, and it has what its config says. keep_alive_s: for how
+    long a model stays loaded that nobody uses; None: until its memory is needed, and one model alone for ever, whatever
+    requests say. load_limit_s: how long requests wait for their model.
     max_queued: samples that may wait beside those that run. api_key_file: None: open to everybody who can connect.
     allowed_hosts: names in Host headers; empty: any, unless `host` is this machine's own loopback.
     max_body_bytes: None: by the model's context. drain_s: how long answers may go on after SIGTERM.
@@ -33,18 +32,16 @@ class ServeSettings:
     browser; "*": everybody's.
     """
 
-    model: Path
-    names: tuple[str, ...]
+    models: tuple[ModelSettings, ...]
     host: str = "127.0.0.1"
     port: int = 8000
     api_key_file: Path | None = None
-    config: QwenchConfig = field(default_factory=QwenchConfig)
     num_threads: int | None = None
     enable_prefix_caching: bool = True
-    prefix_dir: Path | None = None
-    lora: Mapping[str, Path] = field(default_factory=dict)
+    memory: int | None = None
+    keep_alive_s: float | None = None
+    load_limit_s: float = 300.0
     lora_dir: Path | None = None
-    draft: str | None = None
     max_queued: int = 128
     allowed_hosts: tuple[str, ...] = ()
     max_body_bytes: int | None = None
@@ -62,6 +59,7 @@ class ServeSettings:
             ("max_queued", 0 <= self.max_queued <= 1 << 20, "from 0 to 1048576"),
             ("max_body_bytes", self.max_body_bytes is None or self.max_body_bytes > 0, "above 0"),
             ("drain_s", 0 <= self.drain_s <= 86400, "from 0 to 86400"),
+            ("load_limit_s", 0 < self.load_limit_s <= 86400, "above 0, up to 86400"),
             ("text_limit_s", 0 < self.text_limit_s <= 600, "above 0, up to 600"),
         )
         for name, good, allowed in checks:
@@ -73,9 +71,7 @@ class ServeSettings:
                     f"{origin!r} is no origin; give scheme, host and port alone, such as https://chat.example.com or "
                     "http://localhost:3000, or * for all pages"
                 )
-
-        if taken := sorted(set(self.lora) & set(self.names)):
-            raise ConfigError(f"{taken[0]!r} is the name of the model; give the adapter another one")
+        check_names(self.models)
         if self.lora_dir is not None and not self.lora_dir.is_dir():
             raise ConfigError(f"--lora-dir {self.lora_dir} is not a folder")
 

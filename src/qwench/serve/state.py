@@ -17,6 +17,7 @@ from qwench.serve.http.document import closed_route, open_route, text_route
 from qwench.serve.metrics import ServerMetrics
 from qwench.serve.models import Models
 from qwench.serve.protocol import replies
+from qwench.serve.service import Service
 
 
 def add_state(app: FastAPI, models: Models, metrics: ServerMetrics) -> None:
@@ -32,8 +33,8 @@ def _add_health(app: FastAPI, models: Models, metrics: ServerMetrics) -> None:
 
     @app.get("/ready", responses=open_route(replies.Status, 503))
     async def ready() -> Response:
-        """The model is loaded, so that a request would be served now."""
-        if not models.services[0].is_ready:
+        """A request would be served now: the model is loaded, or of several those that are to be from the start."""
+        if not models.loader.is_ready:
             raise ApiError.unavailable("the model is being loaded; try again")
         return JSONResponse({"status": "ready"})
 
@@ -55,10 +56,10 @@ def _add_descriptions(app: FastAPI, models: Models) -> None:
         paths = sorted(path for path in app.openapi()["paths"] if path.startswith("/v1/"))
         return JSONResponse({"object": "api", "version": qwench.__version__, "routes": paths})
 
-    @app.get("/props", responses=closed_route(replies.Props, 503))
-    async def props() -> Response:
+    @app.get("/props", responses=closed_route(replies.Props, 400, 404, 503))
+    async def props(model: str | None = None) -> Response:
         """As llama.cpp's server has it, what its clients read of it."""
-        service = models.services[0]
+        service = _loaded(models, model)
         info = service.engine_info()
         return JSONResponse({
             "default_generation_settings": {"n_ctx": info.limits.max_seq_len},
@@ -66,12 +67,21 @@ def _add_descriptions(app: FastAPI, models: Models) -> None:
             "build_info": f"qwench {qwench.__version__}", "modalities": {"vision": False, "audio": False},
         })  # fmt: skip
 
-    @app.get("/slots", responses=closed_route(replies.Slots, 503))
-    async def slots() -> Response:
+    @app.get("/slots", responses=closed_route(replies.Slots, 400, 404, 503))
+    async def slots(model: str | None = None) -> Response:
         """As llama.cpp's server has it: a place for each answer that may run, the first ones taken."""
-        service = models.services[0]
+        service = _loaded(models, model)
         info, num_running = service.engine_info(), int(service.engine.metrics.get("num_running", 0))
         return JSONResponse([_slot(i, info.limits.max_seq_len, i < num_running) for i in range(info.max_num_seqs)])
+
+
+def _loaded(models: Models, name: str | None) -> Service:
+    """Of the model of that name, the first one without. Raises ApiError 404, and 503 for one that isn't loaded: to look
+    loads none."""
+    service = models.find(name).service
+    if models.loader.state(service) == "unloaded":
+        raise ApiError.unavailable(f"the model {service.name!r} isn't loaded; a request for an answer loads it")
+    return service
 
 
 def _slot(index: int, max_seq_len: int, is_taken: bool) -> dict[str, Any]:

@@ -20,10 +20,10 @@ BODY_PATHS = ANSWER_PATHS | {COUNT_TOKENS}
 def add_routes(app: FastAPI, models: Models) -> None:
     @app.post(MESSAGES, responses=answer_route(replies.Message, error=replies.MessageError))
     async def messages(body: MessagesRequest, request: Request) -> Response:
-        async with models.use(body.model, request) as model:
+        async with models.use(body.model, request, body.keep_alive) as model:
             return await answer_message(model, body, request)
 
     @app.post(COUNT_TOKENS, responses=body_route(replies.TokenCount, error=replies.MessageError))
     async def tokens_of_messages(body: MessagesRequest, request: Request) -> Response:
-        async with models.use(body.model, request) as model:
+        async with models.use(body.model, request, body.keep_alive) as model:
             return JSONResponse(await count_tokens(model.service, body))

@@ -18,12 +18,14 @@ from qwench.serve.service import ServedModel, Service
 from qwench.serve.template import switched_thinking, template_variables
 from qwench.serve.tool_use import ToolUse
 
+NOTHING = {"message": {"role": "assistant", "content": ""}}
+
 
 async def answer_chat(model: ServedModel, body: OllamaChatRequest, request: Request) -> Response:
     """Raises ApiError or RequestError."""
     watch, (template, params) = Stopwatch(), asked(model.service, body)
     if not body.messages:
-        return without_answer(body.model or model.name, body, {"message": {"role": "assistant", "content": ""}})
+        return without_answer(body.model or model.name, body, NOTHING)
     goes_on = {"continue_final_message": True} if body.messages[-1].prefix else {}
     conversation = Conversation(
         to_template(body.messages), template | goes_on, body.cache_salt, body.truncate_prompt_tokens,

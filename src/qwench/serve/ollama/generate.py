@@ -18,13 +18,15 @@ from qwench.serve.protocol.reading import ignore
 from qwench.serve.service import ANY_LENGTH, ServedModel, Service
 from qwench.text.tool_calls import Part
 
+NOTHING = {"response": ""}
+
 
 async def answer_generate(model: ServedModel, body: OllamaGenerateRequest, request: Request) -> Response:
     """Raises ApiError or RequestError."""
     watch, service, info = Stopwatch(), model.service, model.service.engine_info()
     template, params = asked(service, body)
-    if not (body.prompt or body.suffix or body.context):
-        return without_answer(body.model or model.name, body, {"response": ""})
+    if body.is_empty:
+        return without_answer(body.model or model.name, body, NOTHING)
     is_plain = bool(body.raw or body.suffix)
     max_len = info.limits.max_seq_len if body.truncate is False else ANY_LENGTH
     prompt = _Prompt(service, body, template, max_len)

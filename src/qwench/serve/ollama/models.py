@@ -6,7 +6,8 @@ from typing import Any
 
 from qwench.serve.model_card import ModelCard, read_card
 from qwench.serve.models import Models
-from qwench.serve.service import ServedModel
+from qwench.serve.ollama.reply import time_in
+from qwench.serve.service import ServedModel, Service
 
 FOR_EVER = "2100-01-01T00:00:00Z"  # until when a model stays in memory that nothing drives out
 
@@ -17,15 +18,18 @@ def list_models(models: Models) -> dict[str, Any]:
 
 def list_running(models: Models) -> dict[str, Any]:
     """Those in memory."""
-    info = models.services[0].engine.info
-    if info is None:
-        return {"models": []}
-    more = {"expires_at": FOR_EVER, "size_vram": 0, "context_length": info.limits.max_seq_len}
-    return {"models": [_listed(model) | more for model in models.served]}
+    running = (model for model in models.served if models.loader.state(model.service) == "loaded")
+    return {"models": [_listed(model) | _in_memory(models, model.service) for model in running]}
+
+
+def _in_memory(models: Models, service: Service) -> dict[str, Any]:
+    seconds = models.loader.expires_in_s(service)
+    expires = FOR_EVER if seconds is None else time_in(seconds)
+    return {"expires_at": expires, "size_vram": 0, "context_length": service.max_seq_len}
 
 
 def show_model(model: ServedModel) -> dict[str, Any]:
-    card = read_card(model.service.settings.model)
+    card = read_card(model.service.model.folder)
     return {
         "modelfile": f"FROM {tagged(model.name)}\n", "parameters": f"num_ctx {card.max_seq_len}",
         "template": card.chat_template, "details": _details(model, card), "model_info": _numbers(card),
@@ -39,7 +43,7 @@ def tagged(name: str) -> str:
 
 
 def _listed(model: ServedModel) -> dict[str, Any]:
-    card = read_card(model.service.settings.model)
+    card = read_card(model.service.model.folder)
     return {
         "name": tagged(model.name), "model": tagged(model.name), "modified_at": card.created,
         "size": card.size_bytes, "digest": card.digest, "details": _details(model, card),

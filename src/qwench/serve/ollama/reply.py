@@ -9,7 +9,7 @@ import json
 import time
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Sequence
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 from typing import Any
 
 from fastapi import Request
@@ -29,9 +29,9 @@ from qwench.text.tool_calls import Part, ToolCall, gathered
 MEDIA_TYPE = "application/x-ndjson"
 
 
-def now() -> str:
-    """As Ollama writes times."""
-    return datetime.now(timezone.utc).isoformat().replace("+00:00", "Z")
+def time_in(seconds: float) -> str:
+    """From now, as Ollama writes times."""
+    return (datetime.now(timezone.utc) + timedelta(seconds=seconds)).isoformat().replace("+00:00", "Z")
 
 
 class Stopwatch:
@@ -115,7 +115,7 @@ class OllamaReply(ABC):
         """The fields that hold what the model said."""
 
     def _head(self, is_done: bool) -> dict[str, Any]:
-        return {"model": self._model, "created_at": now(), "done": is_done}
+        return {"model": self._model, "created_at": time_in(0), "done": is_done}
 
     def end(self) -> dict[str, Any]:
         """What is known once all is there."""
@@ -137,7 +137,6 @@ class OllamaReply(ABC):
 
 
 def without_answer(model: str, body: OllamaAnswerRequest, content: dict[str, Any]) -> Response:
-    """To a request that only wants the model to be there."""
-    return JSONResponse(
-        {"model": model, "created_at": now(), **content, "done": True, "done_reason": body.done_reason}
-    )  # fmt: skip
+    """To a request that only wants the model to be there, or to be gone."""
+    reason = "unload" if body.lets_go else "load"
+    return JSONResponse({"model": model, "created_at": time_in(0), **content, "done": True, "done_reason": reason})

@@ -10,11 +10,10 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from qwench.serve.http.document import answer_route, body_route, closed_route
 from qwench.serve.http.streaming import json_line
 from qwench.serve.models import Models
-from qwench.serve.ollama.chat import answer_chat
+from qwench.serve.ollama import chat, generate
 from qwench.serve.ollama.embeddings import embed_all, embed_one
-from qwench.serve.ollama.generate import answer_generate
 from qwench.serve.ollama.models import list_models, list_running, show_model
-from qwench.serve.ollama.reply import MEDIA_TYPE
+from qwench.serve.ollama.reply import MEDIA_TYPE, without_answer
 from qwench.serve.protocol import ollama_replies as replies
 from qwench.serve.protocol.ollama import (
     NamedModel,
@@ -40,25 +39,31 @@ def add_routes(app: FastAPI, models: Models) -> None:
 
 def _add_answers(app: FastAPI, models: Models) -> None:
     @app.post("/api/chat", responses=answer_route(replies.OllamaChat, stream=MEDIA_TYPE, error=ERROR))
-    async def chat(body: OllamaChatRequest, request: Request) -> Response:
-        async with models.use(body.model, request) as model:
-            return await answer_chat(model, body, request)
+    async def chat_route(body: OllamaChatRequest, request: Request) -> Response:
+        if body.lets_go:
+            model = models.let_go(body.model)
+            return without_answer(body.model or model.name, body, chat.NOTHING)
+        async with models.use(body.model, request, body.keep_alive) as model:
+            return await chat.answer_chat(model, body, request)
 
     @app.post("/api/generate", responses=answer_route(replies.OllamaText, stream=MEDIA_TYPE, error=ERROR))
-    async def generate(body: OllamaGenerateRequest, request: Request) -> Response:
-        async with models.use(body.model, request) as model:
-            return await answer_generate(model, body, request)
+    async def generate_route(body: OllamaGenerateRequest, request: Request) -> Response:
+        if body.lets_go:
+            model = models.let_go(body.model)
+            return without_answer(body.model or model.name, body, generate.NOTHING)
+        async with models.use(body.model, request, body.keep_alive) as model:
+            return await generate.answer_generate(model, body, request)
 
 
 def _add_embeddings(app: FastAPI, models: Models) -> None:
     @app.post("/api/embed", responses=answer_route(replies.OllamaEmbeddings, stream=None, error=ERROR))
     async def embed(body: OllamaEmbedRequest, request: Request) -> Response:
-        async with models.use(body.model, request) as model:
+        async with models.use(body.model, request, body.keep_alive) as model:
             return JSONResponse(await embed_all(model, body, request))
 
     @app.post("/api/embeddings", responses=answer_route(replies.OllamaEmbedding, stream=None, error=ERROR))
     async def embeddings_of_one(body: OllamaEmbeddingsRequest, request: Request) -> Response:
-        async with models.use(body.model, request) as model:
+        async with models.use(body.model, request, body.keep_alive) as model:
             return JSONResponse(await embed_one(model, body, request))
 
 

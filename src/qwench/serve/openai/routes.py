@@ -41,34 +41,34 @@ def add_routes(app: FastAPI, models: Models) -> None:
 def _add_answers(app: FastAPI, models: Models) -> None:
     @app.post("/v1/chat/completions", responses=answer_route(replies.ChatCompletion))
     async def chat_completions(body: ChatRequest, request: Request) -> Response:
-        async with models.use(body.model, request) as model:
+        async with models.use(body.model, request, body.keep_alive) as model:
             return await answer_chat(model, body, request)
 
     @app.post("/v1/completions", responses=answer_route(replies.Completion))
     async def completions(body: CompletionRequest, request: Request) -> Response:
-        async with models.use(body.model, request) as model:
+        async with models.use(body.model, request, body.keep_alive) as model:
             return await answer_completion(model, body, request)
 
     @app.post("/v1/responses", responses=answer_route(replies.ResponseObject))
     async def responses(body: ResponsesRequest, request: Request) -> Response:
-        async with models.use(body.model, request) as model:
+        async with models.use(body.model, request, body.keep_alive) as model:
             return await answer_response(model, body, request)
 
     @app.post("/v1/embeddings", responses=answer_route(replies.EmbeddingList, stream=None))
     async def embeddings(body: EmbeddingRequest, request: Request) -> Response:
-        async with models.use(body.model, request) as model:
+        async with models.use(body.model, request, body.keep_alive) as model:
             return JSONResponse(await answer_embeddings(model, body, request))
 
 
 def _add_tokens(app: FastAPI, models: Models) -> None:
     @app.post("/tokenize", responses=body_route(replies.Tokens))
     async def tokenize(body: TokenizeRequest, request: Request) -> Response:
-        async with models.use(body.model, request) as model:
+        async with models.use(body.model, request, body.keep_alive) as model:
             return JSONResponse(await tokens.tokenize(model, body))
 
     @app.post("/detokenize", responses=body_route(replies.Text))
     async def detokenize(body: DetokenizeRequest, request: Request) -> Response:
-        async with models.use(body.model, request) as model:
+        async with models.use(body.model, request, body.keep_alive) as model:
             return JSONResponse(await tokens.detokenize(model, body))
 
 
@@ -87,19 +87,20 @@ def _add_models(app: FastAPI, models: Models) -> None:
 
 def _add_adapters(app: FastAPI, models: Models) -> None:
     @app.post("/v1/load_lora_adapter", response_class=Response, responses=text_body_route(403))
-    async def load_lora_adapter(body: LoadAdapterRequest) -> Response:
-        return PlainTextResponse(await load_adapter(models.services[0], body))
+    async def load_lora_adapter(body: LoadAdapterRequest, request: Request) -> Response:
+        return PlainTextResponse(await load_adapter(models, body, request))
 
     @app.post("/v1/unload_lora_adapter", response_class=Response, responses=text_body_route(403))
-    async def unload_lora_adapter(body: UnloadAdapterRequest) -> Response:
-        return PlainTextResponse(await unload_adapter(models.services[0], body))
+    async def unload_lora_adapter(body: UnloadAdapterRequest, request: Request) -> Response:
+        return PlainTextResponse(await unload_adapter(models, body, request))
 
 
 def _entry(models: Models, model: ServedModel) -> dict[str, Any]:
     created = datetime.fromtimestamp(models.created_s, timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
     entry = {"id": model.name, "object": "model", "created": models.created_s, "owned_by": "qwench"}
     entry |= {"type": "model", "display_name": model.name, "created_at": created}
+    entry["state"] = models.loader.state(model.service)
     if model.lora is not None:
         entry["parent"] = model.service.name
-    info = model.service.engine.info
-    return entry if info is None else entry | {"max_model_len": info.limits.max_seq_len}
+    length = model.service.max_seq_len
+    return entry if length is None else entry | {"max_model_len": length}

@@ -24,19 +24,19 @@ def add_routes(app: FastAPI, models: Models) -> None:
     """Each under all its names; the document has the first."""
 
     async def rerank_route(body: pooling.RerankRequest, request: Request) -> Response:
-        async with models.use(body.model, request) as model:
+        async with models.use(body.model, request, body.keep_alive) as model:
             return JSONResponse(await rerank(model, body, request))
 
     async def score_route(body: pooling.ScoreRequest, request: Request) -> Response:
-        async with models.use(body.model, request) as model:
+        async with models.use(body.model, request, body.keep_alive) as model:
             return JSONResponse(await score(model, body, request))
 
     async def classify_route(body: pooling.ClassifyRequest, request: Request) -> Response:
-        async with models.use(body.model, request) as model:
+        async with models.use(body.model, request, body.keep_alive) as model:
             return JSONResponse(await classify(model, body, request))
 
     async def pooling_route(body: pooling.PoolingRequest, request: Request) -> Response:
-        async with models.use(body.model, request) as model:
+        async with models.use(body.model, request, body.keep_alive) as model:
             return JSONResponse(await give_rows(model, body, request))
 
     for paths, endpoint, reply in (

@@ -205,6 +205,10 @@ def _failure(kind: str, message: str) -> ApiError:
     return ApiError.server_error(message)
 
 
+def no_adapter(name: str) -> ApiError:
+    return ApiError(404, f"there is no adapter {name!r}", code="model_not_found", param="lora_name")
+
+
 class EngineClient(Supervised):
     """info: None while there is no engine that could work. metrics: runtime.metrics.Metrics, as last received.
     on_choice_end: called for each answer that ends. lora_folders: by name, the adapters that it shall have, whenever it
@@ -219,6 +223,10 @@ class EngineClient(Supervised):
         self.on_choice_end: Callable[[ChoiceTimes], None] = lambda times: None
         self._open: dict[str, tuple[Generation, int]] = {}  # request name -> its generation, its first choice
         self._names = itertools.count()
+
+    def set_memory(self, num_bytes: int) -> None:
+        """What the model may take from its next start on."""
+        self._child.options["config"]["memory"] = num_bytes
 
     def submit(
         self, prompts: Sequence[list[int]], params: Sequence[SamplingParams], start_s: float,
@@ -267,7 +275,7 @@ class EngineClient(Supervised):
     async def unload_lora(self, name: str) -> None:
         """Answers that it is working on end as they began. Raises ApiError 404 for an unknown name."""
         if name not in self._lora_folders or name in self._lora_waits:
-            raise ApiError(404, f"there is no adapter {name!r}", code="model_not_found", param="lora_name")
+            raise no_adapter(name)
         folder = self._lora_folders.pop(name)
         try:
             await self._change_lora(name, {"unload_lora": name})
@@ -318,7 +326,7 @@ class EngineClient(Supervised):
         self.metrics = message.get("metrics", self.metrics)
 
     def on_down(self) -> None:
-        self.info = None
+        self.info, self.metrics = None, {}
         for generation in {generation for generation, _ in self._open.values()}:
             generation.fail(ApiError.unavailable("the engine died while it worked on this; send the request again"))
         self._open.clear()

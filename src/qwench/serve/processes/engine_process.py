@@ -51,7 +51,8 @@ def main() -> int:
         if options["prefix_dir"] is not None:
             load_prefixes(llm, Path(options["prefix_dir"]))
     except (QwenchError, OSError, MemoryError) as error:
-        link.send({"failed": str(error) or type(error).__name__})
+        with contextlib.suppress(OSError):  # the parent may have given up already
+            link.send({"failed": str(error) or type(error).__name__})
         return 2
     EngineProcess(llm, link).run()
     if isinstance(llm.engine.executor, TeamExecutor) and llm.engine.executor.lost:

@@ -30,7 +30,7 @@ class StartError(QwenchError):
 
 
 class Supervised(ABC):
-    """Keeps a child running and handles its messages."""
+    """Keeps a child running, from `start` to `stop`, and handles its messages."""
 
     def __init__(self, child: Child) -> None:
         self._child = child
@@ -52,7 +52,9 @@ class Supervised(ABC):
         """The child is gone with its work; another is about to be started."""
 
     async def start(self) -> None:
-        """Waits until the child is ready for the first time and supervises it from then on. Raises StartError."""
+        """Starts the child, if it isn't, waits until it is ready and supervises it from then on. Raises StartError."""
+        self._child.start()
+        self._was_killed = False
         ready = asyncio.get_running_loop().create_future()
         self._task = asyncio.create_task(self._supervise(ready))
         await ready
@@ -64,7 +66,7 @@ class Supervised(ABC):
             try:
                 reason = await self._listen(ready)
             except Exception:  # a bug in a handler must not leave the server without its child
-                logger.exception("while listening to %s", self._child.module)
+                logger.exception("while listening to %s", self._child.title)
                 reason = "it sent a message that can't be handled"
             self._close()
             self.on_down()
@@ -75,9 +77,9 @@ class Supervised(ABC):
                 self._was_killed = False
             else:
                 delay = 0.0 if time.monotonic() - started > STEADY_S else min(2 * delay + 0.1, MAX_DELAY_S)
-                logger.error("%s died (%s); starting it again in %.1f s", self._child.module, reason, delay)
+                logger.error("%s died (%s); starting it again in %.1f s", self._child.title, reason, delay)
                 await asyncio.sleep(delay)
-            self._child = self._child.again()
+            self._child.start()
             self.num_restarts += 1
 
     async def _listen(self, ready: asyncio.Future[None]) -> str:
@@ -111,18 +113,21 @@ class Supervised(ABC):
         self._child.end()
 
     async def stop(self) -> None:
-        """Closes the link and waits; kills the child after STOP_S."""
+        """Closes the link and waits; kills the child after STOP_S. It can be started again."""
         if self._task is not None:
             self._task.cancel()
             with contextlib.suppress(asyncio.CancelledError, Exception):
                 await self._task
-        if self._writer is not None:
-            self._writer.close()
-        else:
-            self._child.socket.close()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            await asyncio.to_thread(self._child.process.wait, STOP_S)
+            self._task = None
+        if self._child.is_started:
+            if self._writer is not None:
+                self._writer.close()
+            else:
+                self._child.socket.close()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                await asyncio.to_thread(self._child.process.wait, STOP_S)
         self._close()
+        self.on_down()
 
 
 async def _receive(reader: asyncio.StreamReader) -> Message | None:

@@ -33,7 +33,8 @@ def main() -> int:
         tokenizer = Tokenizer(options["folder"])
         worker = TextProcess(tokenizer)
     except (QwenchError, OSError) as error:
-        link.send({"failed": str(error)})
+        with contextlib.suppress(OSError):  # the parent may have given up already
+            link.send({"failed": str(error)})
         return 2
     worker.prepare()
     link.send({"ready": {"template_variables": sorted(template_variables(tokenizer))}})

@@ -12,11 +12,13 @@ AdapterName = Annotated[str, Field(min_length=1, max_length=256)]
 
 
 class LoadAdapterRequest(Body):
-    """lora_path: a folder of the server's, within its --lora-dir. load_inplace: in place of one of that name."""
+    """lora_path: a folder of the server's, within its --lora-dir. load_inplace: in place of one of that name.
+    base_model_name: which of several models it is for."""
 
     lora_name: AdapterName
     lora_path: Annotated[str, Field(min_length=1, max_length=4096)]
     load_inplace: bool = False
+    base_model_name: str | None = None
 
 
 class UnloadAdapterRequest(Body):

@@ -125,7 +125,6 @@ class ChatRequest(SamplingFields):
 
     places = ("request", "answers", "conversation", "chat")
     messages: Messages
-    model: str | None = None
     continue_final_message: Flag | None = None
     logprobs: Flag | None = None
     max_completion_tokens: Limit | None = None

@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from qwench.serve.protocol.field_table import Rule, rules_of
-from qwench.serve.protocol.other_forms import MAX_TOKENS, no_flag, unless_minus_one
+from qwench.serve.protocol.other_forms import MAX_TOKENS, no_flag, seconds_of_keep_alive, unless_minus_one
 from qwench.serve.protocol.reading import with_known_fields
 
 INT64 = 1 << 63
@@ -66,6 +66,14 @@ class Body(BaseModel):
     def plain_form(cls, data: Any) -> Any:
         """Other ways to write such an object, as the one that the class reads."""
         return data
+
+
+class ModelBody(Body):
+    """Of a request to a model. keep_alive: seconds for which it stays loaded afterwards, or a text such as "10m"; -1 is
+    for ever. Of consequence where models come and go."""
+
+    model: str | None = None
+    keep_alive: Annotated[float | None, BeforeValidator(seconds_of_keep_alive)] = None
 
 
 class StreamOptions(Body):

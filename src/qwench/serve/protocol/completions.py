@@ -43,7 +43,6 @@ class CompletionRequest(SamplingFields):
         | Tokens
         | Annotated[list[Tokens], Field(min_length=1, max_length=MAX_PROMPTS, fail_fast=True)]
     )
-    model: str | None = None
     best_of: Annotated[int, LAX, Field(ge=1, le=MAX_CHOICES), NUMBER] | None = None
     echo: Flag | None = None
     logprobs: Annotated[

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from qwench.serve.protocol.common import LAX, NUMBER, Body, Count, Flag
+from qwench.serve.protocol.common import LAX, NUMBER, Count, Flag, ModelBody
 from qwench.serve.protocol.completions import Tokens
 from qwench.serve.protocol.other_forms import MAX_TOKENS
 
@@ -14,7 +14,7 @@ MAX_INPUTS = 2048  # OpenAI's
 _SIDES = {"true": "right", "end": "right", "right": "right", "start": "left", "left": "left"}  # of "truncate"
 
 
-class EmbeddingRequest(Body):
+class EmbeddingRequest(ModelBody):
     """Texts or tokens to embed. dimensions: the first ones alone. pooling: the last token's hidden state, the first's,
     or the mean of all; it and normalize: by default as the checkpoint says. prompt_name: which of its prompts goes
     before a text; "": none. truncate_prompt_tokens: how many of a longer input are read, -1: as many as the context
@@ -27,7 +27,6 @@ class EmbeddingRequest(Body):
         | Tokens
         | Annotated[list[Tokens], Field(min_length=1, max_length=MAX_INPUTS, fail_fast=True)]
     )
-    model: str | None = None
     dimensions: Count | None = None
     encoding_format: Literal["float", "base64"] | None = None
     pooling: Literal["last", "mean", "first"] | None = None

@@ -106,6 +106,7 @@ TABLE: tuple[Row, ...] = (
     Row("ollama", "thinking enable_thinking", Renamed("think", other_forms.is_thinking)),
     Row("ollama model", "name", Renamed("model")),
     Row("ollama embed", "prompt", Renamed("input")),
+    Row("request", "ttl", Renamed("keep_alive")),
     Row("tokens", "content text", Renamed("prompt")),
     Row("tokens", "add_special", Renamed("add_special_tokens")),
     Row("tokens", "with_pieces", Renamed("return_token_strs")),
@@ -117,7 +118,7 @@ TABLE: tuple[Row, ...] = (
     Row("answers", "options extra_body", Unpacked()),
     # Of no consequence
     Row("request", "user metadata store service_tier safety_identifier prompt_cache_key prompt_cache_retention "
-        "request_id priority keep_alive ttl cache_control tags", NOTHING),
+        "request_id priority cache_control tags", NOTHING),
     Row("answers", "prediction stream_interval cache_prompt id_slot slot_id n_keep num_keep n_cache_reuse n_ctx "
         "num_ctx num_batch num_gpu main_gpu num_thread use_mmap use_mlock low_vram numa timings_per_token "
         "return_progress t_max_predict_ms guided_decoding_backend guided_whitespace_pattern", NOTHING),

@@ -145,7 +145,6 @@ class MessagesRequest(SamplingFields):
     messages: Annotated[
         list[Turn], Field(min_length=1, max_length=MAX_TURNS, fail_fast=True), BeforeValidator(few_turns)
     ]  # fmt: skip
-    model: str | None = None
     chat_template_kwargs: TemplateVariables | None = None
     max_tokens: (
         Annotated[

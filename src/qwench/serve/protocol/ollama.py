@@ -11,15 +11,13 @@ from pydantic import BeforeValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from qwench.serve.protocol.chat import Turns
-from qwench.serve.protocol.common import LAX, NUMBER, Body, Count, Flag, TokenId, TopLogprobs
+from qwench.serve.protocol.common import LAX, NUMBER, Body, Count, Flag, ModelBody, TokenId, TopLogprobs
 from qwench.serve.protocol.embeddings import MAX_INPUTS
 from qwench.serve.protocol.formats import Format, JsonObjectFormat, JsonSchemaFormat
 from qwench.serve.protocol.other_forms import no_flag
 from qwench.serve.protocol.sampling import SamplingFields
 from qwench.serve.protocol.template import Effort, TemplateVariables
 from qwench.serve.protocol.tools import ChatTools
-
-UNLOADED = (0, "0", "0s", "0m", "0h")  # values of keep_alive that let a model go
 
 
 def _nested(form: Any) -> Any:
@@ -42,7 +40,6 @@ AnswerForm = Annotated[
     Annotated[JsonObjectFormat | JsonSchemaFormat, Field(discriminator="type")] | None,
     BeforeValidator(_nested, json_schema_input_type=Literal["", "json"] | dict[str, Any] | None),
 ]
-KeepAlive = float | str | None
 
 
 class NamedModel(Body):
@@ -57,10 +54,8 @@ class OllamaAnswerRequest(SamplingFields):
     """think: whether to, or how much. truncate: false refuses what is longer than the context."""
 
     n: Annotated[Literal[1] | None, BeforeValidator(no_flag)] = None
-    model: str | None = None
     chat_template_kwargs: TemplateVariables | None = None
     format: AnswerForm = None
-    keep_alive: KeepAlive = None
     logprobs: Flag | None = None
     num_predict: Annotated[
         Annotated[int, LAX, Field(ge=1), NUMBER] | None, BeforeValidator(unless_positive)
@@ -87,9 +82,14 @@ class OllamaAnswerRequest(SamplingFields):
         return (self.top_logprobs or 0) if self.logprobs else None
 
     @property
-    def done_reason(self) -> str:
-        """Of a request that only wants the model to be there, or to be gone."""
-        return "unload" if self.keep_alive in UNLOADED else "load"
+    def is_empty(self) -> bool:
+        """Whether the request only wants the model to be there, or to be gone."""
+        raise NotImplementedError
+
+    @property
+    def lets_go(self) -> bool:
+        """Whether it wants it to be gone, and nothing else."""
+        return self.is_empty and self.keep_alive == 0
 
     def formats(self) -> dict[str, Format | None]:
         return {**super().formats(), "format": self.format}
@@ -101,6 +101,10 @@ class OllamaChatRequest(OllamaAnswerRequest):
     places = ("request", "answers", "conversation", "ollama", "ollama chat")
     messages: Turns | None = None
     tools: ChatTools | None = None
+
+    @property
+    def is_empty(self) -> bool:
+        return not self.messages
 
 
 class OllamaGenerateRequest(OllamaAnswerRequest):
@@ -114,6 +118,10 @@ class OllamaGenerateRequest(OllamaAnswerRequest):
     context: Annotated[list[TokenId], Field(max_length=1 << 20, fail_fast=True)] | None = None
     raw: Flag | None = None
 
+    @property
+    def is_empty(self) -> bool:
+        return not (self.prompt or self.suffix or self.context)
+
     @model_validator(mode="after")
     def _raw_is_all(self) -> OllamaGenerateRequest:
         if self.raw and (self.system or self.context):
@@ -121,19 +129,17 @@ class OllamaGenerateRequest(OllamaAnswerRequest):
         return self
 
 
-class OllamaEmbedRequest(Body):
+class OllamaEmbedRequest(ModelBody):
     """truncate: false refuses an input that is longer than the context."""
 
     places = ("request", "ollama embed")
-    model: str | None = None
     input: str | Annotated[list[str], Field(max_length=MAX_INPUTS, fail_fast=True)]
     dimensions: Count | None = None
     truncate: Flag | None = None
 
 
-class OllamaEmbeddingsRequest(Body):
+class OllamaEmbeddingsRequest(ModelBody):
     """One text, as it was before /api/embed."""
 
     places = ("request", "ollama embed")
-    model: str | None = None
     prompt: str = ""

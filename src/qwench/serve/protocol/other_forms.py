@@ -9,6 +9,8 @@ from typing import Any
 
 from pydantic_core import PydanticCustomError
 
+from qwench.serve.keep_alive import keep_alive_s
+
 MAX_TOKENS = 1 << 31
 TINY = 1e-9  # a probability that the likeliest token alone reaches
 
@@ -33,6 +35,14 @@ def unless_minus_one(value: Any) -> Any:
 def unless_empty(value: Any) -> Any:
     """An empty text is none: forms send it."""
     return None if value == "" else value
+
+
+def seconds_of_keep_alive(value: Any) -> Any:
+    """A number of seconds, or a duration as Ollama has it; infinite for ever."""
+    try:
+        return None if value is None else keep_alive_s(value)
+    except ValueError as error:
+        raise PydanticCustomError("duration", "{reason}", {"reason": str(error)}) from None
 
 
 def at_least_tiny(value: Any) -> Any:

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from qwench.serve.protocol.common import Body, Count, Flag
+from qwench.serve.protocol.common import Body, Count, Flag, ModelBody
 from qwench.serve.protocol.completions import Tokens
 from qwench.serve.protocol.replies import EmbeddingUsage, Reply
 
@@ -18,11 +18,10 @@ CacheSalt = Annotated[str, Field(max_length=256)]
 Encoding = Literal["float", "base64"]
 
 
-class PooledBody(Body):
+class PooledBody(ModelBody):
     """What all have."""
 
     places = ("request", "pooling")
-    model: str | None = None
     cache_salt: CacheSalt | None = None
 
 

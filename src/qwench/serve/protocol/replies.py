@@ -296,8 +296,9 @@ class Text(Reply):
 
 
 class ModelEntry(Reply):
-    """max_model_len: tokens of prompt and answer; not there while the model is being loaded. parent: of an adapter, the
-    model that it changes. type, display_name, created_at: the same as Anthropic has it."""
+    """max_model_len: tokens of prompt and answer; not there while a server's only model is being loaded. parent: of an
+    adapter, the model that it changes. state: an unloaded model is loaded when a request asks for it. type,
+    display_name, created_at: the same as Anthropic has it."""
 
     id: str
     object: Literal["model"]
@@ -306,6 +307,7 @@ class ModelEntry(Reply):
     type: Literal["model"]
     display_name: str
     created_at: str
+    state: Literal["unloaded", "loading", "loaded"]
     max_model_len: int | None = None
     parent: str | None = None
 

@@ -183,7 +183,6 @@ class ResponsesRequest(SamplingFields):
         ],
         BeforeValidator(few_turns),
     ]  # fmt: skip
-    model: str | None = None
     background: Annotated[Flag, AfterValidator(_only_false)] | None = None
     chat_template_kwargs: TemplateVariables | None = None
     include: Annotated[list[str] | None, BeforeValidator(_useful)] = None

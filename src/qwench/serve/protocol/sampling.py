@@ -18,8 +18,8 @@ from qwench.serve.protocol.common import (
     MAX_STOPS,
     NUMBER,
     Bias,
-    Body,
     Flag,
+    ModelBody,
     StopString,
     TokenId,
     TokenIdText,
@@ -50,7 +50,7 @@ StopStrings = Annotated[
 Seed = Annotated[int, LAX, Field(ge=-INT64, lt=INT64)]
 
 
-class SamplingFields(Body):
+class SamplingFields(ModelBody):
     """How to choose tokens and when to stop. What isn't given is as the model's generation_config.json says."""
 
     frequency_penalty: Annotated[float, LAX, Field(ge=-2, le=2), NUMBER] | None = None

@@ -7,19 +7,18 @@ from typing import Annotated
 from pydantic import Field, model_validator
 
 from qwench.serve.protocol.chat import Messages
-from qwench.serve.protocol.common import Body, Flag, TokenId
+from qwench.serve.protocol.common import Flag, ModelBody, TokenId
 from qwench.serve.protocol.template import TemplateVariables
 from qwench.serve.protocol.tools import ChatTools
 
 
-class TokenizeRequest(Body):
+class TokenizeRequest(ModelBody):
     """A text, or a conversation that goes through the chat template. return_token_strs: the tokens as text, too."""
 
     places = ("request", "conversation", "tokens")
     prompt: str | None = None
     messages: Messages | None = None
     tools: ChatTools | None = None
-    model: str | None = None
     continue_final_message: Flag | None = None
     add_special_tokens: Flag | None = None
     return_token_strs: Flag | None = None
@@ -34,9 +33,8 @@ class TokenizeRequest(Body):
         return self
 
 
-class DetokenizeRequest(Body):
+class DetokenizeRequest(ModelBody):
     """Token ids to read."""
 
     places = ("request",)
     tokens: Annotated[list[TokenId], Field(max_length=1 << 20, fail_fast=True)]
-    model: str | None = None

@@ -4,6 +4,7 @@ import { element, field } from "./dom.js";
 import { models } from "./stream.js";
 
 const RETRY_MS = 1000;
+const STATES = { loading: ", being loaded", unloaded: ", loaded when asked" };
 const menu = field("model");
 const pause = () => new Promise((resolve) => setTimeout(resolve, RETRY_MS));
 
@@ -23,17 +24,22 @@ function showLength() {
 
 function fill(served) {
   const chosen = menu.value;
-  menu.replaceChildren(...served.map(({ id, max_model_len: length }) => {
-    const option = element("option", { value: id }, length ? id : `${id}, being loaded`);
-    if (length) option.dataset.length = length;
-    return option;
-  }));
+  const ids = [...menu.options].map((option) => option.value);
+  if (served.length !== ids.length || served.some(({ id }, i) => id !== ids[i])) {
+    menu.replaceChildren(...served.map(({ id }) => element("option", { value: id })));
+  }
+  served.forEach(({ id, state, max_model_len: length }, i) => { // in place: the menu may be open
+    menu.options[i].textContent = id + (STATES[state] ?? "");
+    menu.options[i].dataset.length = length ?? "";
+  });
   showModel(chosen);
 }
 
-/** Fills the menu, again and again until a model is loaded. changed: told the name that the reader chose. */
+/** Fills the menu, again and again until a model is loaded, and anew when it is opened: models come and go. changed:
+ * told the name that the reader chose. */
 export async function watchModels(changed) {
   menu.addEventListener("change", () => { showLength(); changed(menu.value); });
+  menu.addEventListener("focus", () => models().then(fill, () => {})); // without an answer it stays as it was
   for (;;) {
     try {
       const served = await models();

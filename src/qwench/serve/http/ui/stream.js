@@ -46,14 +46,14 @@ async function* events(body) {
   }
 }
 
-/** What is served: {id, max_model_len} each; without a length while it is being loaded. */
+/** What is served: {id, state, max_model_len} each; a state is "loaded", "loading" or "unloaded". */
 export async function models() {
   const response = await fetch("/v1/models");
   if (!response.ok) throw await failure(response);
   return (await response.json()).data;
 }
 
-/** Prometheus' text as {name: number}; names with labels keep them. */
+/** Prometheus' text as {name: number}; of several models, their sum; names with other labels keep them. */
 export async function metrics() {
   const response = await fetch("/metrics");
   if (!response.ok) throw await failure(response);
@@ -61,7 +61,8 @@ export async function metrics() {
   for (const line of (await response.text()).split("\n")) {
     if (line && !line.startsWith("#")) {
       const at = line.lastIndexOf(" ");
-      values[line.slice(0, at)] = Number(line.slice(at + 1));
+      const name = line.slice(0, at).replace(/\{model="(?:[^"\\]|\\.)*"\}$/, "");
+      values[name] = (values[name] ?? 0) + Number(line.slice(at + 1));
     }
   }
   return values;
