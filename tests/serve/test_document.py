@@ -16,9 +16,9 @@ from schemathesis_run import run_schemathesis
 from server_process import ServerProcess, running_server, short_model
 from tool_checkpoint import NOW, WEATHER
 
-from qwench.serve.anthropic.routes import ANSWER_PATHS as MESSAGE_PATHS
-from qwench.serve.ollama.routes import ANSWER_PATHS as OLLAMA_PATHS
-from qwench.serve.openai.routes import ANSWER_PATHS
+from qwench.serve.anthropic.routes import BODY_PATHS as MESSAGE_PATHS
+from qwench.serve.ollama.routes import BODY_PATHS as OLLAMA_PATHS
+from qwench.serve.openai.routes import BODY_PATHS
 from qwench.serve.pooling.routes import ANSWER_PATHS as POOLING_PATHS
 from qwench.serve.protocol import messages_replies, ollama_replies, replies
 
@@ -88,7 +88,7 @@ def test_every_status_that_is_documented_has_a_reason(document: dict[str, Any]) 
             statuses = set(operation["responses"])
             assert statuses >= {"200", "421", "500"} and "422" not in statuses
             assert ("401" in statuses) == (path not in ("/health", "/ready"))
-            assert ("429" in statuses) == (path in ANSWER_PATHS | POOLING_PATHS | MESSAGE_PATHS | OLLAMA_PATHS)
+            assert ("429" in statuses) == (path in BODY_PATHS | POOLING_PATHS | MESSAGE_PATHS | OLLAMA_PATHS)
 
 
 @pytest.fixture(scope="module")

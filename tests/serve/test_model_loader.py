@@ -208,7 +208,7 @@ def test_waiting_has_a_limit_in_time_and_in_number() -> None:
     a, b = services = [FakeService("a", 2, starts=True), FakeService("b", 2)]
 
     async def test() -> None:
-        loader = loader_of(*services, memory=3, load_limit_s=0.05, max_queued=2)
+        loader = loader_of(*services, memory=3, load_timeout_s=0.05, max_queued=2)
         await loader.start()
 
         async def ask_b() -> int:

@@ -24,6 +24,7 @@ from qwench import LLM, SamplingParams
 from qwench.cli.main import main
 
 PROMPT = "Once upon a time there was a fox"
+TALE = "Once upon a time there was a fox who lived in a wood. " * 4
 MEMORY = "26MiB"  # for two: tiny and the one with tools need 12.3 MiB, the ranker 12.7, the short one 7
 TOOL = {"type": "function", "function": {"name": "now", "parameters": {"type": "object", "properties": {}}}}
 
@@ -34,11 +35,14 @@ def folders(artifact: Path, tool_artifact: Path, tmp_path_factory: pytest.TempPa
     folder = tmp_path_factory.mktemp("several")
     assert llm._artifact is not None
     spec = llm._artifact.program.spec
+    (folder / "prefixes" / "tiny").mkdir(parents=True)
+    assert llm.save_prefix(TALE, folder / "prefixes" / "tiny" / "tale.prefix") >= 32
     return {
         "tiny": artifact,
         "tools": tool_artifact,
         "rank": classifier(folder, ["relevance"]),
         "short": short_model(folder / "short"),
+        "prefixes": folder / "prefixes",
         "adapter": write_adapter(folder / "adapter", 0, spec.hidden_size, spec.num_layers),
     }
 
@@ -46,8 +50,12 @@ def folders(artifact: Path, tool_artifact: Path, tmp_path_factory: pytest.TempPa
 @pytest.fixture(scope="module")
 def several(folders: dict[str, Path]) -> Iterator[ServerProcess]:
     """Two of the three fit."""
-    others = (f"rank={folders['rank']}", f"Org/Tools={folders['tools']}", "--lora", f"tiny/fox={folders['adapter']}")
-    with running_server(folders["tiny"], *others, "--memory", MEMORY, "--threads", "1") as server:
+    options = (
+        f"rank={folders['rank']}", f"Org/Tools={folders['tools']}", "--memory", MEMORY, "--threads", "1",
+        "--lora", f"tiny/fox={folders['adapter']}", "--lora-dir", str(folders["adapter"].parent),
+        "--prefix-dir", str(folders["prefixes"]),
+    )  # fmt: skip
+    with running_server(folders["tiny"], *options) as server:
         yield server
 
 
@@ -88,6 +96,8 @@ def test_each_answers_by_its_name(http: httpx.Client, llm: LLM, folders: dict[st
     ranked = rank(http).json()
     assert ranked["model"] == "rank" and len(ranked["results"]) == 2
     assert http.post("/v1/embeddings", json={"model": "tiny", "input": "a"}).json()["model"] == "tiny"
+    usage = complete(http, "tiny", prompt=TALE).json()["usage"]  # from the file
+    assert usage["prompt_tokens_details"]["cached_tokens"] >= 32
     chat = {"messages": [{"role": "user", "content": "Hi"}], "tools": [TOOL], "tool_choice": "required"}
     for name in ("Org/Tools", "org/tools"):
         reply = http.post("/v1/chat/completions", json={"model": name, "max_tokens": 64, **chat}).json()
@@ -115,6 +125,24 @@ def test_they_are_listed_and_tell_of_themselves(http: httpx.Client, several: Ser
     assert several.metric('qwench_ready{model="rank"}') == 1 and several.metric('qwench_ready{model="Org/Tools"}') == 0
     assert several.metric('qwench_time_to_first_token_seconds_count{model="tiny"}') >= 1
     assert len(several.children("engine_process")) == len(several.children("text_process")) == 2
+
+
+def test_adapters_are_loaded_for_the_model_that_is_named(http: httpx.Client) -> None:
+    def load(name: str, **fields: Any) -> httpx.Response:
+        return http.post("/v1/load_lora_adapter", json={"lora_name": name, "lora_path": "adapter", **fields})
+
+    refused = load("owl")
+    assert refused.status_code == 400 and refused.json()["error"]["param"] == "base_model_name"
+    assert load("owl", base_model_name="x").status_code == 404
+    assert load("rank", base_model_name="tiny").status_code == 400
+    assert "of 'tiny'" in load("fox", base_model_name="org/tools").json()["error"]["message"]
+    assert load("owl", base_model_name="Org/Tools").status_code == 200
+    assert http.get("/v1/models/owl").json()["parent"] == "Org/Tools"
+    before = complete(http, "owl").json()["choices"]
+    load_tiny_and_rank(http)  # it is let go, and comes back with what it had
+    assert complete(http, "owl").json()["choices"] == before != complete(http, "Org/Tools").json()["choices"]
+    assert http.post("/v1/unload_lora_adapter", json={"lora_name": "owl"}).status_code == 200
+    assert complete(http, "owl").status_code == 404
 
 
 def test_many_requests_for_more_models_than_fit(http: httpx.Client, several: ServerProcess) -> None:
@@ -239,12 +267,12 @@ def test_a_single_model_stays_whatever_requests_say(server: ServerProcess) -> No
      (("{rank}", "--lora", "fox={short}"), "fits none of the models"),
      (("{short}", "--lora", "tiny/short={adapter}"), "two models are called 'short'"),
      (("{short}", "--keep-alive", "soon"), "is no duration"),
-     (("{short}", "--prefix-dir", "{prefixes}"), "is nobody's"), (("absent",), "absent")],
+     (("{short}", "--prefix-dir", "{stray}"), "is nobody's"), (("absent",), "absent")],
 )  # fmt: skip
 def test_what_is_refused_at_the_start(
     folders: dict[str, Path], tmp_path: Path, options: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "stray.prefix").touch()
-    given = [option.format(**folders, prefixes=tmp_path) for option in options]
+    given = [option.format(**folders, stray=tmp_path) for option in options]
     assert main(["serve", str(folders["tiny"]), *given]) == 2
     assert message in capsys.readouterr().err

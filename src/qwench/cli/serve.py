@@ -20,7 +20,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     options.add_draft(parser)
     add("--keep-alive", type=_duration, metavar="TIME", help="how long a model stays loaded that nobody uses, "
         "such as 5m, unless requests say otherwise; default: until another needs its memory")  # fmt: skip
-    add("--load-limit", type=float, default=300.0, metavar="S", help="seconds that a request waits for its model "
+    add("--load-timeout", type=float, default=300.0, metavar="S", help="seconds that a request waits for its model "
         "to be loaded; default 300")  # fmt: skip
     add("--host", default="127.0.0.1", help="address to listen at; default 127.0.0.1, so only this machine can connect")
     add("--port", type=int, default=8000, metavar="N", help="default 8000; 0: any free one")
@@ -70,7 +70,7 @@ def execute(args: Namespace) -> None:
     settings = ServeSettings(
         models=models, host=args.host, port=args.port, api_key_file=args.api_key_file, num_threads=args.threads,
         enable_prefix_caching=not args.no_prefix_cache, max_queued=args.max_queued, lora_dir=args.lora_dir,
-        memory=memory, keep_alive_s=args.keep_alive, load_limit_s=args.load_limit,
+        memory=memory, keep_alive_s=args.keep_alive, load_timeout_s=args.load_timeout,
         allowed_hosts=tuple(args.allowed_host or ()), max_body_bytes=args.max_body_bytes, drain_s=args.drain,
         text_limit_s=args.text_limit, strict_calls=args.strict_calls, whole_calls=args.whole_calls,
         is_strict=args.strict, cors_origins=tuple(args.cors_origin or ()),

@@ -147,7 +147,7 @@ class ModelLoader:
         watcher = asyncio.ensure_future(gone())
         try:
             await asyncio.wait(
-                {turn, watcher}, timeout=self._settings.load_limit_s, return_when=asyncio.FIRST_COMPLETED
+                {turn, watcher}, timeout=self._settings.load_timeout_s, return_when=asyncio.FIRST_COMPLETED
             )
         except BaseException:
             self._give_up(place, turn)
@@ -161,8 +161,8 @@ class ModelLoader:
         if watcher.done() and not watcher.cancelled():
             raise ApiError(499, "the client has gone", code="client_closed_request")
         raise ApiError.unavailable(
-            f"the model {place.name!r} could not be loaded within {self._settings.load_limit_s:g} s: the memory is in "
-            "use by others, or it loads slowly; try again"
+            f"the model {place.name!r} could not be loaded within {self._settings.load_timeout_s:g} s: others use the "
+            "memory, or it loads slowly; try again"
         )
 
     def _check_waiting(self, place: Place) -> None:

@@ -22,7 +22,7 @@ class ServeSettings:
 
     memory: bytes that the models share; None: there is but one, and it has what its config says. keep_alive_s: for how
     long a model stays loaded that nobody uses; None: until its memory is needed, and one model alone for ever, whatever
-    requests say. load_limit_s: how long requests wait for their model.
+    requests say. load_timeout_s: how long requests wait for their model.
     max_queued: samples that may wait beside those that run. api_key_file: None: open to everybody who can connect.
     allowed_hosts: names in Host headers; empty: any, unless `host` is this machine's own loopback.
     max_body_bytes: None: by the model's context. drain_s: how long answers may go on after SIGTERM.
@@ -40,7 +40,7 @@ class ServeSettings:
     enable_prefix_caching: bool = True
     memory: int | None = None
     keep_alive_s: float | None = None
-    load_limit_s: float = 300.0
+    load_timeout_s: float = 300.0
     lora_dir: Path | None = None
     max_queued: int = 128
     allowed_hosts: tuple[str, ...] = ()
@@ -59,7 +59,7 @@ class ServeSettings:
             ("max_queued", 0 <= self.max_queued <= 1 << 20, "from 0 to 1048576"),
             ("max_body_bytes", self.max_body_bytes is None or self.max_body_bytes > 0, "above 0"),
             ("drain_s", 0 <= self.drain_s <= 86400, "from 0 to 86400"),
-            ("load_limit_s", 0 < self.load_limit_s <= 86400, "above 0, up to 86400"),
+            ("load_timeout_s", 0 < self.load_timeout_s <= 86400, "above 0, up to 86400"),
             ("text_limit_s", 0 < self.text_limit_s <= 600, "above 0, up to 600"),
         )
         for name, good, allowed in checks:

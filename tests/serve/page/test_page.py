@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +99,26 @@ def test_a_refused_request_can_be_tried_again(browser: Any, server: ServerProces
     assert page.locator("#messages > li").count() == 2
     assert page.locator("#messages .error").count() == 0
     page.close()
+
+
+def test_models_come_and_go_in_the_menu(open_page: Callable[..., Any], server: ServerProcess) -> None:
+    page = open_page()
+    until(page, "document.getElementById('model').options.length === 2")
+    assert page.locator("#model option").all_inner_texts() == ["tiny", "alias"]
+    served = [{"id": "tiny", "state": "loaded", "max_model_len": 2048},
+              {"id": "a/b", "state": "unloaded", "max_model_len": 512}]  # fmt: skip
+    page.route("**/v1/models", lambda route: route.fulfill(json={"object": "list", "data": served}))
+    page.focus("#prompt")
+    page.focus("#model")
+    until(page, "document.getElementById('model').options[1].value === 'a/b'")
+    assert page.locator("#model option").all_inner_texts() == ["tiny", "a/b, loaded when asked"]
+    page.select_option("#model", "a/b")
+    assert "512 tokens" in page.inner_text("#model-length")
+    served[1]["state"] = "loading"
+    page.focus("#prompt")
+    page.focus("#model")
+    until(page, "document.getElementById('model').options[1].textContent === 'a/b, being loaded'")
+    assert page.input_value("#model") == "a/b"
 
 
 def test_gauges_move(page: Any) -> None:

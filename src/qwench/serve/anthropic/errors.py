@@ -13,6 +13,7 @@ from qwench.serve.service import new_id
 _TYPES = {
     401: "authentication_error", 403: "permission_error", 404: "not_found_error", 413: "request_too_large",
     429: "rate_limit_error", 500: "api_error", 503: "overloaded_error", 504: "timeout_error",
+    507: "api_error",
 }  # fmt: skip
 
 

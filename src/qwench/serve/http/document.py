@@ -26,10 +26,11 @@ _ERRORS: dict[int, str] = {
     421: "the server isn't meant for this Host",
     429: "the queue is full",
     500: "the server failed",
-    503: "the model is being loaded, or there are too many large requests",
+    503: "the model is being loaded, or can't be, or there are too many large requests",
     504: "the answer took longer than --timeout",
+    507: "the model needs more memory than the server may give it",
 }
-_OF_ALL, _OF_CLOSED, _OF_BODIES, _OF_ANSWERS = (421, 500), (401,), (400, 404, 408, 413, 415, 503), (429, 504)
+_OF_ALL, _OF_CLOSED, _OF_BODIES, _OF_ANSWERS = (421, 500), (401,), (400, 404, 408, 413, 415, 429, 503, 507), (504,)
 
 
 def open_route(reply: type[BaseModel], *errors: int) -> Responses:
