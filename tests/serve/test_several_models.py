@@ -22,6 +22,8 @@ from test_pooling_routes import classifier
 
 from qwench import LLM, SamplingParams
 from qwench.cli.main import main
+from qwench.serve.processes.children import Child
+from qwench.serve.processes.text_client import TextClient
 
 PROMPT = "Once upon a time there was a fox"
 TALE = "Once upon a time there was a fox who lived in a wood. " * 4
@@ -248,6 +250,27 @@ def test_models_that_do_not_fit_and_one_whose_folder_vanishes(folders: dict[str,
         assert complete(http, "copy", max_tokens=2).status_code == 200
         start = time.monotonic()
         assert server.stop() == 0 and time.monotonic() - start < 10
+
+
+def test_a_process_is_stopped_while_it_starts_and_started_again(artifact: Path) -> None:
+    child = Child("qwench.serve.processes.text_process", {"folder": str(artifact)})
+    client = TextClient(child, time_limit_s=5)
+
+    async def run() -> list[list[int]]:
+        starting = asyncio.create_task(client.start())
+        await asyncio.sleep(0.01)
+        await client.stop()
+        assert not child.is_started and child.process.poll() is not None
+        with pytest.raises(asyncio.CancelledError):
+            await starting
+        for _ in range(2):
+            await client.start()
+            ids = await client.encode(["a fox"], 100)
+            await client.stop()
+        assert not client.is_ready and client.num_restarts == 0
+        return ids
+
+    assert len(asyncio.run(run())[0]) >= 2
 
 
 def test_a_single_model_stays_whatever_requests_say(server: ServerProcess) -> None:

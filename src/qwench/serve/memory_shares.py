@@ -47,7 +47,7 @@ def with_shares(models: Sequence[ModelSettings], memory: int | None) -> tuple[tu
     """
     plans = [_plan(model.folder, model.config) for model in models]
     needs = [need for need, _ in plans]
-    budget = available_memory_bytes() - PROCESS_BYTES * len(models) if memory is None else memory
+    budget = max(available_memory_bytes() - PROCESS_BYTES * len(models), 0) if memory is None else memory
     together = fitting(needs, range(len(needs)), budget)
     if not together:
         raise CapacityError(

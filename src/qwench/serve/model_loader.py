@@ -167,14 +167,14 @@ class ModelLoader:
 
     def _check_waiting(self, place: Place) -> None:
         """Raises ApiError 507 where waiting is in vain, 429 where too many do."""
-        memory = self._settings.memory
-        least = place.service.model.least_share
+        memory, least = self._settings.memory, place.service.model.least_share
         if memory is not None and least is not None and least > memory:
             raise ApiError(
                 507, f"the model {place.name!r} needs {format_bytes(least)}, and this server's models may "
                 f"take {format_bytes(memory)}; see --memory", "server_error", code="insufficient_memory", param="model",
             )  # fmt: skip
         if len(place.waiting) >= max(self._settings.max_queued, 1):
+            place.service.admission.num_refused += 1
             raise ApiError(
                 429, f"{len(place.waiting)} requests wait for {place.name!r} to be loaded already; try again",
                 "rate_limit_error", code="queue_full", headers={"retry-after": "5"},

@@ -57,6 +57,7 @@ class Supervised(ABC):
         self._was_killed = False
         ready = asyncio.get_running_loop().create_future()
         self._task = asyncio.create_task(self._supervise(ready))
+        self._task.add_done_callback(lambda task: ready.cancel())  # stopped before it was ready
         await ready
 
     async def _supervise(self, ready: asyncio.Future[None]) -> None:
