@@ -225,7 +225,7 @@ def test_embeddings(plain: Any, llm: LLM) -> None:
 def test_what_there_is(plain: Any, caller: Any, thinker: Any, server: ServerProcess) -> None:
     names = [model.model for model in plain.list().models]
     assert names == ["tiny:latest", "alias:latest"] and [m.model for m in plain.ps().models] == names
-    assert chat(plain, model="Tiny:latest", options={"num_predict": 1}).model == "Tiny:latest"
+    assert chat(plain, model="Tiny:latest", options={"num_predict": 1, "temperature": 0}).model == "Tiny:latest"
     shown = plain.show("tiny:latest")
     assert shown.modelinfo["general.architecture"] == "qwen2" and shown.modelinfo["qwen2.context_length"] == 2048
     assert shown.details.quantization_level == "INT8" and shown.capabilities == ["completion"] and shown.template

@@ -215,6 +215,24 @@ def test_keep_alive_of_requests(http: httpx.Client) -> None:
     assert http.post("/v1/embeddings", json={"model": "tiny", "input": "a", "ttl": "soon"}).status_code == 400
 
 
+def test_ollamas_clients_load_and_let_go(http: httpx.Client) -> None:
+    def running() -> dict[str, str]:
+        return {model["name"]: model["expires_at"] for model in http.get("/api/ps").json()["models"]}
+
+    load_tiny_and_rank(http)
+    assert {model["name"] for model in http.get("/api/tags").json()["models"]} >= {"tiny:latest", "Org/Tools:latest"}
+    loaded = http.post("/api/generate", json={"model": "tiny", "keep_alive": "10m"}).json()
+    assert loaded["done_reason"] == "load"
+    found = running()
+    assert set(found) == {"tiny:latest", "fox:latest", "rank:latest"}
+    assert found["rank:latest"].startswith("2100") and not found["tiny:latest"].startswith("2100")
+    assert http.post("/api/chat", json={"model": "Org/Tools", "keep_alive": 0}).json()["done_reason"] == "unload"
+    assert states(http)["Org/Tools"] == "unloaded"  # it was not loaded for that
+    assert http.post("/api/generate", json={"model": "tiny:latest", "keep_alive": 0}).json()["done_reason"] == "unload"
+    wait_for(lambda: states(http)["tiny"] == "unloaded", timeout_s=10)
+    assert set(running()) == {"rank:latest"}
+
+
 def test_an_engine_that_is_killed_starts_again_alone(
     http: httpx.Client, several: ServerProcess, folders: dict[str, Path]
 ) -> None:
