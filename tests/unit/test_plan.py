@@ -40,6 +40,28 @@ def test_the_plan_is_what_loading_counts(
         choose_num_blocks(artifact, memory=least)
 
 
+def test_a_plan_with_a_draft(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source, small = write_checkpoint(tmp_path / "source"), write_checkpoint(tmp_path / "small", rms_norm_eps=1e-5)
+    options = {"weights": "int8", "group_size": 32, "max_seq_len": 100, "prefill_chunk_size": 16}
+    model = compile_checkpoint(source, tmp_path / "out", QwenchConfig(target="reference", **options))
+    draft = compile_checkpoint(small, tmp_path / "draft", QwenchConfig(target="reference", weights="int8"))
+    command = ["plan", str(source), "--target", "reference", "--draft", str(small)]
+    for name, value in options.items():
+        command += [f"--{name.replace('_', '-')}", str(value)]
+    assert main([*command, "--json"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    budget = memory_budget(model, draft=draft)
+    assert (plan["weights_bytes"], plan["working_bytes"]) == (budget.weights, budget.working)
+    assert choose_num_blocks(model, memory=plan["total_bytes"], draft=draft) == model.config.blocks_of_one_sequence(
+        model.program.spec
+    )
+    with pytest.raises(Exception, match="the model with its draft needs"):
+        choose_num_blocks(model, memory=plan["total_bytes"] - 1, draft=draft)
+    assert main(command) == 0
+    assert f"the draft {small}"[:60] in capsys.readouterr().out.replace("\n", "")
+    assert main([*command, "--tensor-parallel-size", "2"]) == 2
+
+
 def test_seven_billion_at_131072_within_24_gib(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """By arithmetic: int4 with a scale per 128 is 4.25 bits a weight, embedding and head 8.25; the cache of a token is
     2 * 28 layers * 4 heads * 128 * 2 bytes."""

@@ -12,6 +12,7 @@ from argparse import ArgumentParser, Namespace
 from typing import TYPE_CHECKING, Any
 
 from qwench.cli import options
+from qwench.errors import ConfigError
 
 if TYPE_CHECKING:
     from qwench.artifact import Artifact
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: ArgumentParser) -> None:
     options.add_model(parser)
+    options.add_draft(parser)
     add = parser.add_argument
     add("--prompt", type=int, metavar="N", help="tokens of a prompt; default 512, or what fits")
     add("--generate", type=int, metavar="N", help="tokens of an answer; default 64, or what fits")
@@ -40,12 +42,16 @@ def execute(args: Namespace) -> None:
     from qwench.evaluate.machine import this_machine
     from qwench.host import num_cpus
     from qwench.load import resolve_model
+    from qwench.load_draft import resolve_draft
     from qwench.runtime.loading import load_engine
 
+    if args.draft and args.profile:
+        raise ConfigError("--profile times the ops of one model; leave out --draft")
     with ProgressDisplay() as progress:
         artifact = resolve_model(args.model, options.config_of(args), progress=progress)
+        draft = None if args.draft is None else resolve_draft(args.draft, artifact, progress)
     threads = num_cpus() if args.threads is None else args.threads
-    engine = load_engine(artifact, num_threads=threads, enable_prefix_caching=False)
+    engine = load_engine(artifact, num_threads=threads, enable_prefix_caching=False, draft=draft)
     try:
         workload = _workload(args, engine)
         assert artifact.config.target is not None, "an artifact's config is resolved"
@@ -92,8 +98,13 @@ def _throughput(engine: Engine, costs: CostModel, machine: Machine, workload: Wo
     from qwench.evaluate.throughput import measure_throughput, median
 
     rounds: list[Round] = measure_throughput(engine, costs, machine, workload)
-    kinds = rounds[0].ceiling.peak_gops
+    kinds, metrics = rounds[0].ceiling.peak_gops, engine.metrics
+    guesses = {
+        name: getattr(metrics, name)
+        for name in ("drafted_tokens", "accepted_tokens", "draft_steps", "draft_s", "steps")
+    }
     return {
+        **({"draft": guesses} if engine.speculation.draft is not None else {}),
         "prefill_tokens_per_s": median(rounds, lambda r: r.speed.prefill_tokens_per_s),
         "decode_tokens_per_s": median(rounds, lambda r: r.speed.decode_tokens_per_s),
         "ttft_s": median(rounds, lambda r: r.speed.ttft_s),
@@ -155,3 +166,9 @@ def _print_throughput(report: dict[str, Any]) -> None:
     ]
     print()
     print_table(("", "tokens/s", "ceiling", "ratio"), rows, right=("tokens/s", "ceiling", "ratio"))
+    if draft := report.get("draft"):
+        print(
+            f"\ndraft    {draft['accepted_tokens']} of {draft['drafted_tokens']} guesses right, {draft['draft_steps']} "
+            f"steps of {1e3 * draft['draft_s'] / max(draft['draft_steps'], 1):.2f} ms beside {draft['steps']} of the "
+            "model; the ceiling is that of the model alone"
+        )

@@ -32,6 +32,7 @@ def add_arguments(parser: ArgumentParser) -> None:
         "also predict the time of a token")  # fmt: skip
     add("--read-speed", type=float, metavar="GB/S", help="of each machine's memory, for --link; default: this one's, "
         "measured")  # fmt: skip
+    add("--draft", type=Path, metavar="SRC", help="also count a draft model, compiled to the same weights")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
 
 
@@ -39,7 +40,9 @@ def execute(args: Namespace) -> None:
     """Show the memory that a model will take, and how many sequences fit, before it is compiled or fetched."""
     if args.link and not args.tensor_parallel_size:
         raise ConfigError("--link joins ranks; give their number, --tensor-parallel-size")
-    report = describe(args.source, config_of(args), args.link, args.read_speed)
+    if args.draft and args.tensor_parallel_size:
+        raise ConfigError("a draft model runs in one process; leave out --tensor-parallel-size or --draft")
+    report = describe(args.source, config_of(args), args.link, args.read_speed, args.draft)
     if args.json:
         print(json.dumps(report))
     else:
@@ -47,10 +50,54 @@ def execute(args: Namespace) -> None:
 
 
 def describe(
-    source: Path, options: QwenchConfig, link: str | None = None, read_gbps: float | None = None
-) -> dict[str, Any]:
+    source: Path, options: QwenchConfig, link: str | None = None, read_gbps: float | None = None,
+    draft: Path | None = None,
+) -> dict[str, Any]:  # fmt: skip
     """Bytes of each part; num_sequences: of max_seq_len that fit `memory`, None without it. "ranks" and "forecast" only
-    where options ask for ranks, and for their link."""
+    where options ask for ranks, and for their link, "draft" only where there is one: its part of the bytes."""
+    config, program, weight_bytes, working = _derive(source, options)
+    assert config.kvcache_block_size
+    weights, num_blocks = sum(weight_bytes.values()), config.blocks_of_one_sequence(program.spec)
+    sequence = num_blocks * config.cache(1).block_bytes(program)
+    more: dict[str, Any] = {}
+    if config.tensor_parallel_size:
+        more = _describe_ranks(program, weight_bytes, config, link, read_gbps)
+    if draft is not None:
+        more["draft"] = part = _describe_draft(draft, config, num_blocks)
+        weights, working = weights + part["weights_bytes"], working + part["working_bytes"]
+        sequence += part["cache_bytes_per_sequence"]
+    left = None if config.memory is None else config.memory - weights - working
+    return {
+        "source": str(source),
+        "config": config.to_dict(),
+        "weights_bytes": weights,
+        "working_bytes": working,
+        "cache_bytes_per_sequence": sequence,
+        "total_bytes": weights + working + sequence,
+        "num_sequences": None if left is None else max(0, left // sequence),
+        **more,
+    }
+
+
+def _describe_draft(source: Path, model: QwenchConfig, num_blocks: int) -> dict[str, Any]:
+    """num_blocks: of the model's cache, that a sequence takes."""
+    from qwench.config import QwenchConfig
+    from qwench.formats import WEIGHT_KINDS
+    from qwench.runtime.loading import draft_block_bytes
+
+    assert model.kvcache_block_size
+    kind = None if _is_quantized(source) else model.weights if model.weights in WEIGHT_KINDS else "int8"
+    config, program, weight_bytes, working = _derive(source, QwenchConfig(weights=kind, target=model.target))
+    return {
+        "source": str(source),
+        "weights_bytes": sum(weight_bytes.values()),
+        "working_bytes": working,
+        "cache_bytes_per_sequence": num_blocks * draft_block_bytes(program, config, model.kvcache_block_size),
+    }
+
+
+def _derive(source: Path, options: QwenchConfig) -> tuple[QwenchConfig, Program, dict[str, int], int]:
+    """The resolved config, the Program, the bytes of each weight, and those of activations and logits."""
     from qwench.artifact import derive_program
     from qwench.checkpoint.open_checkpoint import open_checkpoint
     from qwench.checkpoint.spec import ModelSpec
@@ -77,21 +124,7 @@ def describe(
     program = derive_program(config.model(checkpoint), format_of, str(config.activations))
     plan, target = plan_memory(program, config.prefill_chunk_size), get_target(config.target)
     weight_bytes = {w.name: sum(t.num_bytes for t in target.packed_tensors(w)) for w in program.weights.values()}
-    weights = sum(weight_bytes.values())
-    working = working_bytes(program, plan, config)
-    sequence = config.blocks_of_one_sequence(program.spec) * config.cache(1).block_bytes(program)
-    left = None if config.memory is None else config.memory - weights - working
-    ranks = _describe_ranks(program, weight_bytes, config, link, read_gbps) if config.tensor_parallel_size else {}
-    return {
-        "source": str(source),
-        "config": config.to_dict(),
-        "weights_bytes": weights,
-        "working_bytes": working,
-        "cache_bytes_per_sequence": sequence,
-        "total_bytes": weights + working + sequence,
-        "num_sequences": None if left is None else max(0, left // sequence),
-        **ranks,
-    }
+    return config, program, weight_bytes, working_bytes(program, plan, config)
 
 
 def _describe_ranks(
@@ -166,6 +199,9 @@ def _print(report: dict[str, Any]) -> None:
         ("KV cache", format_size(report["cache_bytes_per_sequence"]), length),
         ("together", format_size(report["total_bytes"]), ""),
     ]
+    if "draft" in report:
+        draft = sum(size for name, size in report["draft"].items() if name.endswith(("_bytes", "_sequence")))
+        rows.append(("of it", format_size(draft), f"the draft {report['draft']['source']}"))
     print_table(("memory", "size", "of"), rows, right=("size",))
     if "ranks" in report:
         print()

@@ -30,15 +30,14 @@ COUNTERS = (
     ("generated_tokens", "generated_tokens", "Tokens of answers"),
     ("drafted_tokens", "drafted_tokens", "Tokens guessed by prompt lookup or a draft model"),
     ("accepted_tokens", "accepted_tokens", "Of these, guessed right"),
+    ("spec_decode_num_drafts", "drafts", "Times that an answer's step had guesses"),
+    ("draft_steps", "draft_steps", "Steps of the draft model"),
+    ("draft_seconds", "draft_s", "Time spent in them"),
     ("preemptions", "preemptions", "Answers that gave up their cache blocks for older ones"),
     ("steps", "steps", "Steps of the engine"),
     ("step_tokens", "step_tokens", "Tokens computed in them"),
     ("execute_seconds", "execute_s", "Time spent in them"),
-    (
-        "waited_seconds",
-        "waited_s",
-        "Of it, rank 0 waiting for others: for a slow one, or for the network",
-    ),
+    ("waited_seconds", "waited_s", "Of it, rank 0 waiting for others: for a slow one, or for the network"),
 )
 
 
@@ -85,6 +84,7 @@ class ServerMetrics:
             yield self._gauge(name, text, functools.partial(_told, source))
         for name, source, text in COUNTERS:
             yield self._counter(name, text, functools.partial(_told, source))
+        yield from self._guesses()
         finished = CounterMetricFamily("qwench_answers", "Answers that ended", labels=[*self._labels, "reason"])
         for service, counts in self._finished.items():
             for reason, count in counts.items():
@@ -116,6 +116,20 @@ class ServerMetrics:
         for service in self._models.services:
             family.add_metric(self._of(service), value(service))
         return family
+
+    def _guesses(self) -> Iterable[Metric]:
+        """By who guessed, under vLLM's names."""
+        for name, text, whole, by_model in (
+            ("num_draft_tokens", "Tokens guessed, by method", "drafted_tokens", "draft_model_tokens"),
+            ("num_accepted_tokens", "Of these, guessed right", "accepted_tokens", "draft_model_accepted_tokens"),
+        ):
+            labels = [*self._labels, "method"]
+            family = CounterMetricFamily(f"qwench_spec_decode_{name}", text, labels=labels)
+            for service in self._models.services:
+                of_model = _told(by_model, service)
+                family.add_metric([*self._of(service), "draft_model"], of_model)
+                family.add_metric([*self._of(service), "ngram"], _told(whole, service) - of_model)
+            yield family
 
     def text(self) -> bytes:
         """In Prometheus' text format."""
