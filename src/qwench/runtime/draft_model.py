@@ -81,13 +81,14 @@ class DraftModel:
         self._logits: Float32 = np.empty((rows, vocab_size), np.float32)
         self._maxima: Float32 = np.empty((rows, -(-vocab_size // LOGIT_GROUP)), np.float32)
         self._active: list[Request] = []
+        self._single_tokens: dict[int, StepBatch] = {}  # by how many requests have one
         self._has_warned = False
         self._try_out()
 
     def _try_out(self) -> None:
         """A few steps of one token, whose fastest tells what one costs. They write to a block that nobody reads yet."""
         self._query_start[1] = 1
-        fastest = min(self._step(1, 1, self._each[:1]) for _ in range(_NUM_TRIES))
+        fastest = min(self._step(self._batch(1, 1, self._each[:1])) for _ in range(_NUM_TRIES))
         if not np.isfinite(self._logits[0]).all():
             raise NumericalError("the draft model produces no finite logits; its weights are damaged")
         self.costs.observe(1, fastest)
@@ -134,7 +135,7 @@ class DraftModel:
                 ready += 1
                 self._active.append(request)
         self._keep_vocabulary(end)
-        self._step(end, len(batch), self._logit_rows[:ready])
+        self._step(self._batch(end, len(batch), self._logit_rows[:ready]))
         for request, count in batch:
             self._advance(request, count, pool)
         if len(self._active) < len(batch):  # the rows of those that guess go on alone
@@ -162,7 +163,9 @@ class DraftModel:
             request.following.num_fed += 1
             if length % self._size == 1:  # a block that may be new
                 self._set_table(s, request)
-        self._step(count, count, self._each[:count])
+        if count not in self._single_tokens:
+            self._single_tokens[count] = self._batch(count, count, self._each[:count])
+        self._step(self._single_tokens[count])
         guesses = self._guesses(ahead)
         self._count(count, start)
         return guesses
@@ -180,13 +183,14 @@ class DraftModel:
         self.costs.observe(num_tokens, seconds)
         self.num_steps, self.seconds = self.num_steps + 1, self.seconds + seconds
 
-    def _step(self, num_tokens: int, num_seqs: int, logit_rows: Int32) -> float:
+    def _step(self, batch: StepBatch) -> float:
         """Into the rows of logits; returns how long it took, in seconds."""
         start = time.perf_counter()
-        self.executor.step(self._batch(num_tokens, num_seqs, logit_rows), self._logits, None, self._maxima)
+        self.executor.step(batch, self._logits, None, self._maxima)
         return time.perf_counter() - start
 
     def _batch(self, num_tokens: int, num_seqs: int, logit_rows: Int32) -> StepBatch:
+        """Of the first so many entries of the arrays, which it shows as they are when it is used."""
         return StepBatch(
             self._token_ids[:num_tokens], self._query_start[: num_seqs + 1], self._seq_lens[:num_seqs],
             self._tables[:num_seqs].reshape(num_seqs, -1), logit_rows,

@@ -28,9 +28,11 @@ _TOKEN_COST = 0.1
 _FIRST_ODDS = (0.3, 0.4, 0.45, 0.55, 0.6, 0.7, 0.8, 0.9, 0.95)
 _FIRST_ACCEPTANCE = 0.7
 _SLOWEST_RATE = 0.02
+_LEAST_GAIN = 1.1  # of a first guess, in what it costs: what is known of costs is never exact
 # Of the time, for guesses that aren't believed to pay, else nobody would notice when they do: because they are mostly
 # wrong, or because the steps cost too much even if they are all right.
 _TRIAL_SHARE, _HOPELESS_SHARE = 0.02, 0.005
+_PASSED_OVER, _FORGOTTEN = 0.1, 0.002
 _DRIFT = 0.01  # a step, of what a request without guesses is believed to accept, towards what others do
 _READING_SHARE = 0.25  # of what an answer may still take, that reading its prompt with the draft may
 
@@ -125,7 +127,8 @@ class Speculation:
         candidates = candidates[:most]
         gain = sum(request.following.acceptance for request in candidates if request.following)
         count = len(candidates)
-        if count and gain * step.cost > (draft.costs.seconds(count) + count * self.costs.slope) * step.expected:
+        extra_s = draft.costs.seconds(count) + count * self.costs.slope
+        if count and gain * step.cost > _LEAST_GAIN * extra_s * step.expected:
             return candidates
         return self._on_trial(draft, requests, step)
 
@@ -146,7 +149,7 @@ class Speculation:
         price_s = draft.costs.seconds(pending[nearest]) + self.costs.slope
         if self._credit_s < price_s:
             return []
-        self._credit_s = 0.0
+        self._credit_s, step.is_trial = 0.0, True
         return [nearest]
 
     def _guess(self, draft: DraftModel, limits: dict[Request, int], step: _Step) -> dict[Request, list[int]]:
@@ -167,7 +170,7 @@ class Speculation:
                     if len(guessed[request]) < limits[request] and self._goes_on(draft, request, odds, step):
                         last[request] = guess.token
             extra_s = draft.costs.seconds(len(last)) + len(last) * self.costs.slope
-            if not last or self._gain(last, odds) * step.cost <= extra_s * step.expected:
+            if not last or step.is_trial or self._gain(last, odds) * step.cost <= extra_s * step.expected:
                 break
             step.cost += draft.costs.seconds(len(last))
             found = draft.go_on(last, ahead)
@@ -177,12 +180,22 @@ class Speculation:
         """Whether the guess is worth its place in the step."""
         following, is_sampled = request.following, request.params.temperature > 0
         assert following is not None
-        odds[request] *= self._odds[is_sampled][guess.confidence]
-        if odds[request] * step.cost <= self.costs.slope * step.expected or guess.token in request.stop_tokens:
+        known = self._odds[is_sampled]
+        odds[request] *= known[guess.confidence]
+        is_worth_it = odds[request] * step.cost > self.costs.slope * step.expected
+        if not (is_worth_it or step.is_trial) or guess.token in request.stop_tokens:
+            self._pass_over(following, known, guess.confidence)
             return False
         following.confidences.append(guess.confidence)
         step.expected, step.cost = step.expected + odds[request], step.cost + self.costs.slope
         return True
+
+    def _pass_over(self, following: Following, odds: list[float], confidence: int) -> None:
+        """A guess wasn't worth its place, so nobody will know whether it was right: what it was believed to be counts,
+        and what is believed of such guesses tends to what it was at first, until one is looked at again."""
+        following.drift(odds[confidence], _PASSED_OVER)
+        self.acceptance += _SLOWEST_RATE * (odds[confidence] - self.acceptance)
+        odds[confidence] += _FORGOTTEN * (_FIRST_ODDS[confidence] - odds[confidence])
 
     def _goes_on(self, draft: DraftModel, request: Request, odds: dict[Request, float], step: _Step) -> bool:
         return self._gain((request,), odds) * step.cost > (self.costs.slope + draft.costs.slope) * step.expected
@@ -214,9 +227,10 @@ class Speculation:
 
 
 class _Step:
-    """What a step is expected to give, in tokens, and to cost, in seconds or in steps of one token."""
+    """What a step is expected to give, in tokens, and to cost, in seconds or in steps of one token. is_trial: a draft
+    guesses though that isn't believed to pay."""
 
-    __slots__ = ("cost", "expected")
+    __slots__ = ("cost", "expected", "is_trial")
 
     def __init__(self, expected: float, cost: float) -> None:
-        self.expected, self.cost = expected, cost
+        self.expected, self.cost, self.is_trial = expected, cost, False
