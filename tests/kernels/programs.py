@@ -20,7 +20,7 @@ from qwench.program.passes import fuse, set_formats
 from qwench.quantized_matrix import QuantizedMatrix
 from qwench.targets.cpu import _native
 from qwench.targets.cpu.target import CpuTarget
-from qwench.targets.reference.target import ReferenceTarget
+from qwench.targets.registry import get_target
 from qwench.targets.target import CacheConfig, Executor, StepBatch, Target
 
 Tensors = dict[str, npt.NDArray[np.generic] | QuantizedMatrix]
@@ -149,8 +149,8 @@ def random_codes(rng: np.random.Generator, fmt: Format, shape: tuple[int, int], 
 
 
 def make_target(name: str) -> Target:
-    """The reference, or the cpu target with the kernels of that variant."""
-    return ReferenceTarget() if name == "reference" else CpuTarget("cpu", name)
+    """The reference, another target, or the cpu target with the kernels of that variant."""
+    return CpuTarget("cpu", name) if name in VARIANTS else get_target(name)
 
 
 def load(

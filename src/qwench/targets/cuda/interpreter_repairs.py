@@ -1,0 +1,74 @@
+"""What Triton's interpreter (seen: 3.6) does otherwise than a GPU, set right. Called once, when it is made a device."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+
+def repair_interpreter() -> None:
+    """Products of bf16 numbers, rounding to bf16, loops whose bounds are computed, and a third of the time."""
+    import triton.runtime.interpreter as interpreter
+
+    builder = interpreter.InterpreterBuilder
+    if builder.create_dot is _dot:
+        return
+    builder.create_dot = _dot
+    builder.cast_impl = _rounding(builder.cast_impl)
+    interpreter._patch_lang_tensor = _with_index(interpreter._patch_lang_tensor)
+    interpreter._patch_lang = _once(interpreter._patch_lang, interpreter._LangPatchScope)
+    options = interpreter.InterpreterOptions(sanitize_overflow=False)  # whose checks are ten operations for one
+    interpreter.interpreter_builder.options = options
+
+
+def _dot(self: Any, a: Any, b: Any, d: Any, *_: Any) -> Any:
+    """As tensor cores do: exact products, a sum that loses less than fp32. Triton's multiplies the bits of bf16
+    numbers, and sums fp32 in an order that depends on the shape."""
+    return type(d)((_values(a) @ _values(b) + d.data).astype(d.data.dtype), d.dtype.scalar)
+
+
+def _values(handle: Any) -> Any:
+    """The numbers of a tensor of the interpreter, exact in fp64."""
+    bits = handle.data
+    return (bits.view(ml_dtypes.bfloat16) if handle.dtype.scalar.is_bf16() else bits).astype(np.float64)
+
+
+def _rounding(cast: Any) -> Any:
+    """fp32 to the nearest bf16, ties to even, where Triton's cuts bits off; and integers, which it takes for bits."""
+
+    def cast_impl(self: Any, source: Any, dtype: Any) -> Any:
+        if dtype.scalar.is_bf16() and not source.dtype.scalar.is_bf16():
+            rounded = source.data.astype(np.float32).astype(ml_dtypes.bfloat16)
+            return type(source)(rounded.view(np.uint16), dtype.scalar)
+        return cast(self, source, dtype)
+
+    return cast_impl
+
+
+def _with_index(patch: Any) -> Any:
+    """Scalars, which are arrays of one number, as bounds of loops; newer NumPy refuses what Triton does."""
+
+    def patch_lang_tensor(tensor: Any, scope: Any) -> None:
+        patch(tensor, scope)
+        scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
+
+    return patch_lang_tensor
+
+
+def _once(patch: Any, scope: Any) -> Any:
+    """Replaces the functions of the modules that a kernel uses for good. Triton does it at each launch and at each call
+    of a function, around those that it put there before."""
+    import triton.language as tl
+
+    patched: set[tuple[int, ...]] = set()
+
+    def patch_lang(function: Any) -> Any:
+        modules = tuple(sorted({id(value) for value in function.__globals__.values() if value in (tl, tl.core)}))
+        if modules not in patched:
+            patched.add(modules)
+            patch(function)
+        return scope()
+
+    return patch_lang

@@ -1,0 +1,51 @@
+"""The cuda target: artifacts are those of the cpu target; loading repacks their weights on the device."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from qwench.errors import TargetError
+from qwench.program.memory import MemoryPlan
+from qwench.program.ops import Program, Weight
+from qwench.quantized_matrix import QuantizedMatrix
+from qwench.targets.cpu.target import CpuTarget
+from qwench.targets.cuda.device import Device
+from qwench.targets.target import Array, CacheConfig, Executor, PackedTensor, Team
+
+
+class CudaTarget:
+    """`name` is one of the package's NAMES. Packing needs no GPU, so that models are compiled where there is none."""
+
+    layout = CpuTarget.layout
+
+    def __init__(self, name: str, *, is_interpreted: bool) -> None:
+        self.name, self._is_interpreted, self._packer = name, is_interpreted, CpuTarget()
+
+    def packed_tensors(self, weight: Weight) -> list[PackedTensor]:
+        return self._packer.packed_tensors(weight)
+
+    def pack(self, weight: Weight, sources: Sequence[Array | QuantizedMatrix], out: Mapping[str, Array]) -> None:
+        self._packer.pack(weight, sources, out)
+
+    def kernel_choice(self, program: Program) -> str:
+        return f"triton on {self.open_device().name}"
+
+    def load(
+        self, program: Program, plan: MemoryPlan, tensors: Mapping[str, Array], cache: CacheConfig, num_threads: int,
+        team: Team | None = None,
+    ) -> Executor:  # fmt: skip
+        if team is not None:
+            raise TargetError(f"the target {self.name} runs on one GPU; leave tensor_parallel_size out")
+        from qwench.targets.cuda.executor import CudaExecutor
+
+        return CudaExecutor(self.open_device(), program, plan, tensors, cache)
+
+    def open_device(self) -> Device:
+        """Raises TargetError where there is none that this can use."""
+        if self._is_interpreted:
+            from qwench.targets.cuda.interpreter import make_interpreter
+
+            return make_interpreter()
+        from qwench.targets.cuda.gpu import open_gpu
+
+        return open_gpu()

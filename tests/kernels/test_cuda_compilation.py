@@ -1,0 +1,55 @@
+"""The cuda target's kernels as compilers see them: machine code for GPUs that are not here."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytestmark = pytest.mark.skipif(find_spec("triton") is None, reason="needs Triton: pip install 'qwench[cuda]'")
+SCRIPT = Path(__file__).with_name("compiled_kernels.py")
+
+
+def compiled(folder: Path, *arguments: str) -> list[dict[str, Any]]:
+    environment = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(folder)}
+    run = subprocess.run(
+        [sys.executable, str(SCRIPT), *arguments], capture_output=True, text=True, env=environment, check=False
+    )
+    assert run.returncode == 0, run.stderr[-3000:]
+    return [json.loads(line) for line in run.stdout.splitlines()]
+
+
+def steps_of(kernels: list[dict[str, Any]]) -> set[str]:
+    """The instructions of products, but for how many tokens they take at once."""
+    found = {i for k in kernels if k["kernel"].endswith("product") for i in k["instructions"]}
+    assert found
+    return {instruction.replace("n16k", "nXk").replace("n128k", "nXk") for instruction in found}
+
+
+def test_one_token_and_a_prompt_take_the_same_instruction_on_hopper(tmp_path: Path) -> None:
+    few, many = (compiled(tmp_path, "90", "bf16", "bf16", "bf16", tokens, "float_product") for tokens in ("1", "512"))
+    assert steps_of(few) == steps_of(many) == {"wgmma.mma_async.sync.aligned.m64nXk16.f32.bf16.bf16"}
+    assert all(kernel["fits"] for kernel in few + many)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", ["80", "90", "100", "gfx942"])
+@pytest.mark.parametrize(
+    ("fmt", "activations", "cache"),
+    [("bf16", "bf16", "bf16"), ("bf16", "fp32", "fp32"), ("int8/g128", "int8", "int8"), ("int4/g128", "int8", "bf16"),
+     ("int4/g32/fp16+zero", "int16", "bf16"), ("int8/g64/fp32+min", "fp32", "bf16")],
+)  # fmt: skip
+def test_every_kernel_compiles(architecture: str, fmt: str, activations: str, cache: str, tmp_path: Path) -> None:
+    """For a token and for a prompt; on NVIDIA's also within the shared memory that there is."""
+    kernels = compiled(tmp_path, architecture, fmt, activations, cache, "1,512")
+    assert len({kernel["kernel"] for kernel in kernels}) >= 10
+    assert all(kernel["machine_code_bytes"] for kernel in kernels)
+    if architecture.isdigit():
+        assert not [kernel for kernel in kernels if not kernel["fits"]]
+        assert len(steps_of(kernels)) == 1
