@@ -155,6 +155,33 @@ def test_a_killed_host_ends_the_server_and_leaves_nobody_behind(artifact: Path) 
     assert not [pid for pid in pids if Path(f"/proc/{pid}").exists()]
 
 
+@needs_mpi
+@pytest.mark.slow
+def test_a_host_that_is_silent_fails_requests_by_name_and_ends_the_server(artifact: Path) -> None:
+    import httpx
+
+    program = [sys.executable, "-m", "qwench.cli.main", "serve", str(artifact), "--port", "0"]
+    server = subprocess.Popen(
+        command(2, *program), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env={**os.environ, **AS_ROOT}
+    )
+    assert server.stdout is not None
+    url = next(line for line in server.stdout if "serving" in line).split(" at ")[1].split(",")[0]
+    victim = next(
+        pid for pid in descendants(server.pid)
+        if b"OMPI_COMM_WORLD_RANK=1" in Path(f"/proc/{pid}/environ").read_bytes()
+    )  # fmt: skip
+    os.kill(victim, signal.SIGSTOP)
+    try:
+        body = {"prompt": "Once", "max_tokens": 20}
+        answer = httpx.post(f"{url}/v1/completions", json=body, timeout=60)
+        assert answer.status_code == 500
+        assert "host 1 (" in answer.text and "has not answered" in answer.text
+        assert server.wait(30) != 0
+        assert "hosts can't be joined anew" in server.stdout.read()
+    finally:
+        os.kill(victim, signal.SIGKILL)
+
+
 def descendants(pid: int) -> list[int]:
     children = [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
     return children + [found for child in children for found in descendants(child)]

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from qwench.cli import options
 from qwench.errors import ConfigError, QwenchError
+from qwench.host import mpi_place
 
 if TYPE_CHECKING:
     from qwench.config import QwenchConfig
@@ -38,6 +39,8 @@ def models_of(args: Namespace) -> tuple[tuple[ModelSettings, ...], int | None]:
         raise ConfigError("--name is for a single model; name one of several by NAME=MODEL")
     if args.draft:
         raise ConfigError("--draft is for a single model; serve it alone")
+    if mpi_place()[1] > 1:
+        raise ConfigError("several hosts serve a single model; start a server for each")
     memory, config = config.memory, dataclasses.replace(config, memory=None)
     check_names(ModelSettings(Path(model), (name or _last_part(model),)) for name, model in given)  # before compiling
     models = [ModelSettings(*_named_and_compiled(name, model, config)) for name, model in given]

@@ -33,13 +33,15 @@ def join_hosts() -> Hosts | None:
 
 
 class Hosts:
-    """size: number of hosts, this one included."""
+    """size: number of hosts, this one included. lost: which of them doesn't answer; None while all do."""
 
     def __init__(self) -> None:
+        self.lost: str | None = None
+        self.descriptions: list[Description] = []
         self._mpi = Mpi()
         self.size = self._mpi.size
         atexit.register(self._end)  # before MPI's own, which waits for the others
-        self.descriptions: list[Description] = self._ask_all(DESCRIBE, None, _ANSWER_S)
+        self.descriptions = self._ask_all(DESCRIBE, None, _ANSWER_S)
         if len(versions := {each.version for each in self.descriptions}) > 1:
             raise TargetError(f"hosts have different versions of qwench: {', '.join(sorted(versions))}; install one")
 
@@ -55,7 +57,7 @@ class Hosts:
         return min(each.available_bytes for each in self.descriptions)
 
     def name(self, host: int) -> str:
-        return f"host {host} ({self.descriptions[host].name})"
+        return f"host {host} ({self.descriptions[host].name})" if self.descriptions else f"host {host}"
 
     def load(self, layout: Layout) -> None:
         """Has all others open the artifact. Raises TargetError for one that can't."""
@@ -73,11 +75,18 @@ class Hosts:
         return own + self._replies(timeout_s)
 
     def _replies(self, timeout_s: float) -> list[Any]:
-        replies = [self._mpi.reply_of(host, timeout_s) for host in range(1, self.size)]
+        replies = [self._reply(host, timeout_s) for host in range(1, self.size)]
         for host, (error, _) in enumerate(replies, 1):
             if error:
                 raise TargetError(f"host {host}: {error}")
         return [value for _, value in replies]
+
+    def _reply(self, host: int, timeout_s: float) -> Any:
+        try:
+            return self._mpi.reply_of(host, timeout_s)
+        except TimeoutError as error:
+            self.lost = f"{self.name(host)} {error}"
+            raise TargetError(self.lost) from None
 
     def _end(self) -> None:
         for host in range(1, self.size):

@@ -56,14 +56,14 @@ class Mpi:
         self._comm.send(value, dest=0, tag=_REPLY)
 
     def reply_of(self, place: int, timeout_s: float) -> Any:
-        """Raises TargetError when there is none in time."""
+        """Raises TimeoutError when there is none in time."""
         return self._receive(place, _REPLY, timeout_s)
 
     def _receive(self, place: int, tag: int, timeout_s: float | None) -> Any:
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         while not self._comm.iprobe(source=place, tag=tag):
             if deadline is not None and time.monotonic() > deadline:
-                raise TargetError(f"host {place} has not answered for {timeout_s:g} s")
+                raise TimeoutError(f"has not answered for {timeout_s:g} s")
             time.sleep(_NAP_S)
         return self._comm.recv(source=place, tag=tag)
 

@@ -39,9 +39,12 @@ class TeamExecutor:
     @property
     def lost(self) -> str | None:
         """Why no call can be served any more."""
-        if self._hosts is not None and (host := self._own.native.lost_host()) >= 0:
-            return f"{self._hosts.name(host)} has not answered"
-        return self._ranks.reason
+        if self._hosts is None:
+            return self._ranks.reason
+        silent = self._own.native.lost_host()
+        return self._hosts.lost or (
+            f"{self._hosts.name(silent)} has not answered" if silent >= 0 else self._ranks.reason
+        )
 
     def tell_of_loss(self, tell: Callable[[], None]) -> None:
         """`tell` is called, in a thread of its own, when a rank was lost."""
@@ -117,7 +120,10 @@ class TeamExecutor:
         num_bytes = messages.write(self._own.native.mail(), method, arguments)
         self._own.native.send(messages.CALL, num_bytes)
         self._wait_for_own_host()
-        return [] if self._hosts is None else self._hosts.results()
+        try:
+            return [] if self._hosts is None else self._hosts.results()
+        except TargetError as error:
+            raise (self._failure() if self.lost else error) from None
 
     def _wait_for_own_host(self) -> None:
         try:
@@ -128,4 +134,6 @@ class TeamExecutor:
             raise TargetError(error)
 
     def _failure(self) -> QwenchError:
+        if self._ranks.reason is None:
+            self._ranks.on_loss()  # which watches over ranks of this host, not over hosts
         return TargetError(f"{self.lost or 'a rank was lost'}; load the model again")

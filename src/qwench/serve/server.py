@@ -17,6 +17,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from qwench.errors import ConfigError
+from qwench.host import mpi_place
 from qwench.serve.anthropic import routes as anthropic
 from qwench.serve.anthropic.errors import AnthropicErrors
 from qwench.serve.app import make_app
@@ -35,6 +36,7 @@ from qwench.serve.processes.children import Children
 from qwench.serve.service import Service
 from qwench.serve.settings import ServeSettings
 
+FAREWELL_S = 0.3  # for the errors of requests that end with the engine
 KEEP_ALIVE_S = 75  # longer than what proxies keep a connection for, so that it's they who close
 
 
@@ -86,6 +88,13 @@ async def _serve(
         if starting.done():
             starting.result()
             on_ready(_url(listener))
+        ends = [asyncio.create_task(service.engine.end()) for service in services if mpi_place()[1] > 1]
+        await asyncio.wait({listening, *ends}, return_when=asyncio.FIRST_COMPLETED)
+        if not listening.done():
+            await asyncio.sleep(FAREWELL_S)
+            await asyncio.gather(*ends)
+        for end in ends:
+            end.cancel()
         await listening
     finally:
         server.should_exit = server.force_exit = True

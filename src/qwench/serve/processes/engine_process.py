@@ -10,7 +10,6 @@ from __future__ import annotations
 import base64
 import contextlib
 import dataclasses
-import logging
 import os
 import queue
 import sys
@@ -35,9 +34,8 @@ from qwench.text.thoughts import has_thoughts
 from qwench.text.tokenizer import special_ids
 from qwench.text.tool_calls import tag_kind
 
-logger = logging.getLogger(__name__)
-
 METRICS_EVERY_S = 0.1
+LAST_WORDS_S = 1.0  # to send what is still to be said, when the parent doesn't read
 
 
 def main() -> int:
@@ -55,8 +53,6 @@ def main() -> int:
             link.send({"failed": str(error) or type(error).__name__})
         return 2
     EngineProcess(llm, link).run()
-    if isinstance(llm.engine.executor, TeamExecutor) and llm.engine.executor.lost:
-        logger.error("%s", llm.engine.executor.lost)
     llm.close()
     os._exit(0)  # the reader and writer threads block for ever
 
@@ -81,7 +77,7 @@ class EngineProcess:
     def __init__(self, llm: LLM, link: Link) -> None:
         self._llm, self._link = llm, link
         self._inbox: queue.SimpleQueue[Message | None] = queue.SimpleQueue()
-        self._outbox: queue.SimpleQueue[Message] = queue.SimpleQueue()
+        self._outbox: queue.SimpleQueue[Message | None] = queue.SimpleQueue()
         self._metrics_s = 0.0
         self._to_compile: queue.SimpleQueue[Message] = queue.SimpleQueue()
         self._compiling: set[str] = set()  # requests that wait for their grammar
@@ -90,10 +86,15 @@ class EngineProcess:
         if isinstance(executor := self._llm.engine.executor, TeamExecutor):
             executor.tell_of_loss(lambda: self._inbox.put(None))
         self._outbox.put({"ready": self._description()})
-        for work in (self._read, self._write, self._compile):
-            threading.Thread(target=work, daemon=True).start()
+        writer, *others = (threading.Thread(target=w, daemon=True) for w in (self._write, self._read, self._compile))
+        for thread in (writer, *others):
+            thread.start()
         while self._take_in():
             self._step()
+        if isinstance(executor, TeamExecutor) and executor.lost:
+            self._outbox.put({"failed": executor.lost})
+        self._outbox.put(None)
+        writer.join(LAST_WORDS_S)
 
     def _read(self) -> None:
         while (message := self._link.receive()) is not None:
@@ -102,8 +103,8 @@ class EngineProcess:
 
     def _write(self) -> None:
         try:
-            while True:
-                self._link.send(self._outbox.get())
+            while (message := self._outbox.get()) is not None:
+                self._link.send(message)
         except OSError:
             self._inbox.put(None)
 

@@ -15,6 +15,7 @@ import time
 from abc import ABC, abstractmethod
 
 from qwench.errors import QwenchError
+from qwench.host import mpi_place
 from qwench.serve.processes.children import Child
 from qwench.serve.processes.wire import LENGTH, Message, pack
 
@@ -60,6 +61,11 @@ class Supervised(ABC):
         self._task.add_done_callback(lambda task: ready.cancel())  # stopped before it was ready
         await ready
 
+    async def end(self) -> None:
+        """Waits until the child died and can't be started again, as one of several hosts can't. Raises StartError."""
+        assert self._task is not None
+        await asyncio.shield(self._task)
+
     async def _supervise(self, ready: asyncio.Future[None]) -> None:
         delay = 0.0
         while True:
@@ -74,6 +80,8 @@ class Supervised(ABC):
             if not ready.done():
                 ready.set_exception(StartError(reason))
                 return
+            if mpi_place()[1] > 1:
+                raise StartError(f"{reason}; hosts can't be joined anew: start mpiexec again")
             if self._was_killed:
                 self._was_killed = False
             else:
