@@ -130,23 +130,24 @@ struct ExpertDown final : Phase {
     for_values(e, step, out, columns, e.num_rows(step, out), visit);
   }
 
-  void run(Executor& e, const StepContext& step, int) override {
+  void run(Executor& e, const StepContext& step, int thread) override {
     const ExpertRows& rows = e.expert_rows();
     const int num_chosen = int(rows.chosen.size());
     for (int p; (p = panels.first + next_item.fetch_add(1, std::memory_order_relaxed)) < panels.last;) {
-      begin_sums(e, step.batch.num_tokens, residual, out, {p, p + 1});
+      const PanelSums sums(e, step.batch.num_tokens, residual, out, p, thread);
       for (int i = 0; i < num_chosen; ++i) {
         const int expert = rows.chosen[i];
         LinearArgs args = expert_args(e, in, experts[expert], rows, expert);
         args.epilogue = Epilogue::kWeightedAdd;
         args.width = out.width;
-        args.y = e.values(out);
+        args.y = sums.data();
         args.tokens = rows.tokens.data() + rows.first[expert];
         args.weights = rows.weights.data() + rows.first[expert];
         args.weight_stride = 1;
         args.next = i + 1 < num_chosen ? experts[rows.chosen[i + 1]].panel(p) : nullptr;
         e.kernels().linear(args, p, p + 1);
       }
+      sums.store();
     }
   }
 };
@@ -228,6 +229,7 @@ void Executor::add_shared_linear_add(Buffer in, Buffer routes, PackedMatrix weig
           "a rank's panels are outside the matrix");
   require(int(host_panels.size()) == num_hosts(), "panels of every host, or of none");
   require(routes.width == 2 * experts_per_token() + 1 && is_plain(out), "there is no weight of a shared expert");
+  reserve_thread_scratch(size_t(max_tokens()) * kPanelColumns);
   auto phase = std::make_unique<Linear>();
   phase->product = add_product(weight);
   phase->in = in;
@@ -277,6 +279,7 @@ void Executor::add_expert_linear_add(Buffer in, std::vector<PackedMatrix> expert
   check_experts(experts, in, expert_rows_.first.size() - 1, panels);
   require(int(host_panels.size()) == num_hosts(), "panels of every host, or of none");
   require(is_plain(out) && out.rows == Rows::kTokens, "experts are added to tokens");
+  reserve_thread_scratch(size_t(max_tokens()) * kPanelColumns);
   auto phase = std::make_unique<ExpertDown>();
   phase->in = in;
   phase->experts = std::move(experts);

@@ -84,19 +84,34 @@ inline void for_values(const Executor& e, const StepContext& step, const Buffer&
   for_floats(e.output(step, b), b.width, columns, num_rows, visit);
 }
 
-// What products are added to in the columns of some panels: the residual, or zeros if it has no width.
-inline void begin_sums(Executor& e, int num_rows, const Buffer& residual, const Buffer& out, Span panels) {
-  const int first = panels.first * kPanelColumns, count = std::min(panels.last * kPanelColumns, out.width) - first;
-  const float* x = residual.width ? e.values(residual) + first : nullptr;
-  float* y = e.values(out) + first;
-  if (x == y) return;
-  for (int row = 0; row < num_rows; ++row, y += out.width) {
-    if (x)
-      std::memcpy(y, x + size_t(row) * out.width, count * sizeof(float));
-    else
-      std::fill(y, y + count, 0.0f);
+// Columns of one panel that weighted products are added to, in this thread's scratch [rows, 64], where rows lie next to
+// each other and not pages apart: at first the residual's, or zeros if it has no width; then they go to `out`.
+class PanelSums {
+ public:
+  PanelSums(const Executor& e, int num_rows, const Buffer& residual, const Buffer& out, int panel, int thread)
+      : sums_(e.thread_scratch(thread)),
+        out_(e.values(out) + panel * kPanelColumns),
+        num_rows_(num_rows),
+        stride_(out.width),
+        count_(std::min(kPanelColumns, out.width - panel * kPanelColumns)) {
+    const float* x = residual.width ? e.values(residual) + panel * kPanelColumns : nullptr;
+    for (int row = 0; row < num_rows_; ++row) {
+      float* to = sums_ + size_t(row) * kPanelColumns;
+      std::fill(to, to + kPanelColumns, 0.0f);
+      if (x) std::memcpy(to, x + row * stride_, count_ * sizeof(float));
+    }
   }
-}
+  float* data() const { return sums_; }
+  void store() const {
+    for (int row = 0; row < num_rows_; ++row)
+      std::memcpy(out_ + row * stride_, sums_ + size_t(row) * kPanelColumns, count_ * sizeof(float));
+  }
+
+ private:
+  float *sums_, *out_;
+  int num_rows_;
+  size_t stride_, count_;
+};
 
 // Rows that one thread shrinks at a time: enough to read an adapter once for all rows of a step that decodes.
 constexpr int kShrunkRows = 16;
@@ -149,7 +164,13 @@ struct Linear final : Phase {
     const int count = num_items(panels_per_item);
     for (int i; (i = next_item.fetch_add(1, std::memory_order_relaxed)) < count;) {
       const Span item = this->item(i, panels_per_item);
-      if (epilogue == Epilogue::kWeightedAdd) begin_sums(e, args.num_rows, residual, out, item);
+      if (epilogue == Epilogue::kWeightedAdd) {
+        const PanelSums sums(e, args.num_rows, residual, out, item.first, thread);
+        args.y = sums.data();
+        e.kernels().linear(args, item.first, item.last);
+        sums.store();
+        continue;
+      }
       e.kernels().linear(args, item.first, item.last);
     }
   }

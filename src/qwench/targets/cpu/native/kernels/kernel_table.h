@@ -165,7 +165,7 @@ struct LinearLora {
 
 // y [rows, width] = epilogue(x @ weight.T). kStore adds `bias` if given; kAdd adds `residual` [rows, width]; kSiluMul
 // takes panels of 32 gate and 32 up columns and stores silu(gate) * up, 32 outputs a panel. kWeightedAdd adds to what
-// is in y: a row of x times its weight to the row of its token, of which several rows may be.
+// is in y, [rows, 64] of one panel: a row of x times its weight to the row of its token, of which several rows may be.
 struct LinearArgs {
   Activation x;
   PackedMatrix weight;

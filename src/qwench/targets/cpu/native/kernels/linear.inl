@@ -88,15 +88,12 @@ inline void finish_block(const LinearArgs& a, const Destination& to, int row, in
 }
 
 // The epilogue of rows that are experts' or the shared one's: each is added to its token's, times its weight.
-inline void add_weighted(const LinearArgs& a, const Destination& to, int row, int num_rows, float* sums) {
-  if (a.lora) lora_expand(*a.lora, to.panel, row, num_rows, sums);
-  for (int r = 0; r < num_rows; ++r) {
-    const float* t = sums + r * kPanelColumns;
-    float* y = to.y + (a.tokens ? a.tokens[row + r] : row + r) * to.stride;
-    const float weight = a.weights[(row + r) * a.weight_stride];
-    int j = 0;
-    for (; j + kLanes <= to.count; j += kLanes) store(y + j, fma(set(weight), load(t + j), load(y + j)));
-    for (; j < to.count; ++j) y[j] = fused(weight, t[j], y[j]);
+inline void add_weighted(const LinearArgs& a, int panel, int row, int num_rows, float* sums) {
+  if (a.lora) lora_expand(*a.lora, panel, row, num_rows, sums);
+  for (int r = row; r < row + num_rows; ++r, sums += kPanelColumns) {
+    float* y = a.y + size_t(a.tokens ? a.tokens[r] : r) * kPanelColumns;
+    const Float weight = set(a.weights[r * a.weight_stride]);
+    for (int j = 0; j < kPanelColumns; j += kLanes) store(y + j, fma(weight, load(sums + j), load(y + j)));
   }
 }
 
@@ -220,7 +217,7 @@ inline void linear_panel(const LinearArgs& a, const Destination& to) {
       add_int_products<false>(a, panel, block, num_rows, after, scratch, sums);
     if (parts == 2) add_parts(num_rows / 2, sums);
     if (a.epilogue == Epilogue::kWeightedAdd)
-      add_weighted(a, to, block / parts, num_rows / parts, sums);
+      add_weighted(a, to.panel, block / parts, num_rows / parts, sums);
     else
       finish_block(a, to, block / parts, num_rows / parts, sums);
   }
