@@ -26,6 +26,7 @@ from qwench.compiler import compile_checkpoint
 from qwench.errors import CheckpointError, TargetError
 
 sys.path.append(str(Path(__file__).parents[1] / "unit"))
+from gguf_models import write_gguf
 from quantized_folders import gptq_config, gptq_parts, write
 
 DEFAULT_MODEL = Path(__file__).parents[2] / "models" / "qwench-tiny"
@@ -150,6 +151,32 @@ def test_gptq(bits: int, sym: bool, desc_act: bool, base: Path, tmp_path: Path) 
     got = model(torch.from_numpy(ids.astype(np.int64))[None]).logits[0].numpy()
     rows = [float(np.corrcoef(a, b)[0, 1]) for a, b in zip(got, expected)]
     assert np.median(rows) > 0.999 and (desc_act or min(rows) > 0.9999)
+
+
+@pytest.mark.parametrize("kind", ["BF16", "Q8_0"])
+def test_gguf(kind: str, base: Path, tmp_path: Path) -> None:
+    """Stacks of experts' matrices; all layers have experts, as in all published files."""
+    for model_type in ("qwen2_moe", "qwen3_moe"):
+        folder = write_checkpoint(
+            tmp_path / model_type, model_type=model_type, num_experts=5, num_experts_per_tok=2, head_dim=16,
+            moe_intermediate_size=96, shared_expert_intermediate_size=64, vocab_size=2048,
+            norm_topk_prob=model_type == "qwen3_moe",
+        )  # fmt: skip
+        for name in TEXTS:
+            shutil.copyfile(DEFAULT_MODEL / name, folder / name)
+        path = tmp_path / f"{model_type}.gguf"
+        write_gguf(folder, path, lambda name: kind)
+        if kind == "BF16":
+            assert answers(path) == answers(folder)
+        config = QwenchConfig(activations="fp32", kv_cache="fp32")
+        artifact = compile_checkpoint(path, tmp_path / f"{model_type}-artifact", config)
+        exact = [c.relative_error == 0 for name, c in artifact.manifest.conversions.items() if ".experts." in name]
+        assert exact == [True] * (2 * 5 * 2)
+        ids = torch.arange(40)[None]
+        with torch.no_grad():
+            expected = load_truth(folder)(ids).logits.numpy().ravel()
+        got = QwenchForCausalLM.from_pretrained(artifact.path)(ids).logits.numpy().ravel()
+        assert np.corrcoef(got, expected)[0, 1] > (1 - 1e-6 if kind == "BF16" else 0.97)
 
 
 def test_a_live_model(base: Path) -> None:

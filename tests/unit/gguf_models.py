@@ -10,7 +10,7 @@ import gguf
 import numpy as np
 from safetensors.numpy import load_file
 
-from qwench.checkpoint.gguf.gguf_checkpoint import OF_LAYER, WHOLE
+from qwench.checkpoint.gguf.gguf_checkpoint import OF_EXPERTS, OF_LAYER, WHOLE
 
 
 def ggml_name(name: str) -> str:
@@ -35,7 +35,7 @@ def write_gguf(
     change: writes further metadata.
     """
     config = json.loads((checkpoint / "config.json").read_text())
-    writer = gguf.GGUFWriter(out, config["model_type"])
+    writer = gguf.GGUFWriter(out, config["model_type"].replace("_", ""))
     writer.add_block_count(config["num_hidden_layers"])
     writer.add_context_length(config["max_position_embeddings"])
     writer.add_embedding_length(config["hidden_size"])
@@ -49,16 +49,38 @@ def write_gguf(
     theta = config.get("rope_theta") or (config.get("rope_parameters") or {}).get("rope_theta", 10000.0)
     writer.add_rope_freq_base(theta)
     add_tokenizer(writer, checkpoint, config["vocab_size"])
+    if (chosen := config.get("num_experts_per_tok")) is not None:
+        writer.add_expert_count(config.get("num_experts") or config["num_local_experts"])
+        writer.add_expert_used_count(chosen)
+        writer.add_expert_feed_forward_length(config["moe_intermediate_size"])
+        writer.add_expert_shared_feed_forward_length(config.get("shared_expert_intermediate_size", 0))
     if change is not None:
         change(writer)
-    for name, tensor in load_file(checkpoint / "model.safetensors").items():
-        values, theirs = tensor.astype(np.float32), ggml_name(name)
-        kind = gguf.GGMLQuantizationType[kind_of(theirs) if values.ndim == 2 else "F32"]
+    for theirs, values in _stacked(load_file(checkpoint / "model.safetensors")).items():
+        is_matrix = values.ndim > 1 and ".ffn_gate_inp" not in theirs
+        kind = gguf.GGMLQuantizationType[kind_of(theirs) if is_matrix else "F32"]
         writer.add_tensor(theirs, gguf.quants.quantize(values, kind), raw_dtype=kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+
+
+def _stacked(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """By ggml's names, the experts' matrices of a layer as one, and what has one row as a vector: as convert_hf_to_gguf
+    of llama.cpp writes them."""
+    result: dict[str, np.ndarray] = {}
+    stacks: dict[str, dict[int, np.ndarray]] = {}
+    for name, tensor in tensors.items():
+        values = tensor.astype(np.float32)
+        layer, is_expert, rest = name.partition(".mlp.experts.")
+        if is_expert:
+            expert, projection, _ = rest.split(".")
+            kind = next(theirs for theirs, ours in OF_EXPERTS.items() if ours == projection)
+            stacks.setdefault(f"blk.{layer.rpartition('.')[2]}.{kind}.weight", {})[int(expert)] = values
+        else:
+            result[ggml_name(name)] = values.squeeze()
+    return result | {name: np.stack([of[i] for i in range(len(of))]) for name, of in stacks.items()}
 
 
 def add_tokenizer(writer: gguf.GGUFWriter, checkpoint: Path, vocab_size: int) -> None:

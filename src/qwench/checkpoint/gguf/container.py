@@ -52,6 +52,13 @@ class GgufTensor:
     start: int
     num_bytes: int
 
+    def matrices(self) -> list[GgufTensor]:
+        """Of a stack [experts, N, K], its matrices."""
+        size = self.num_bytes // self.shape[0]
+        return [
+            GgufTensor(self.name, self.type, self.shape[1:], self.start + i * size, size) for i in range(self.shape[0])
+        ]
+
 
 class GgufFile:
     """A memory-mapped GGUF file. metadata: key -> int, float, bool, str, an array of one of the first three, or a list
@@ -70,14 +77,12 @@ class GgufFile:
         reader = _Reader(path, self._map)
         self.metadata, self.tensors = reader.read()
 
-    def raw(self, name: str) -> Bytes:
+    def raw(self, tensor: GgufTensor) -> Bytes:
         """The bytes of one tensor: a read-only view [num_bytes] uint8 of the file, which it keeps mapped."""
-        tensor = self.tensors[name]
         return np.frombuffer(self._map, np.uint8, tensor.num_bytes, tensor.start)
 
-    def release(self, name: str) -> None:
+    def release(self, tensor: GgufTensor) -> None:
         """Gives the pages of one tensor back to the system; a later read fetches them again."""
-        tensor = self.tensors[name]
         start = -(-tensor.start // mmap.PAGESIZE) * mmap.PAGESIZE
         length = (tensor.start + tensor.num_bytes) // mmap.PAGESIZE * mmap.PAGESIZE - start
         if length > 0 and hasattr(mmap, "MADV_DONTNEED"):

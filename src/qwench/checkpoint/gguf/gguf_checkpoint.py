@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
 import re
@@ -34,7 +35,15 @@ OF_LAYER = {
     "attn_v": "self_attn.v_proj", "attn_output": "self_attn.o_proj", "ffn_norm": "post_attention_layernorm",
     "ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj", "ffn_down": "mlp.down_proj",
     "attn_q_norm": "self_attn.q_norm", "attn_k_norm": "self_attn.k_norm",
+    "ffn_gate_inp": "mlp.gate", "ffn_gate_inp_shexp": "mlp.shared_expert_gate",
+    "ffn_gate_shexp": "mlp.shared_expert.gate_proj", "ffn_up_shexp": "mlp.shared_expert.up_proj",
+    "ffn_down_shexp": "mlp.shared_expert.down_proj",
 }  # fmt: skip
+OF_EXPERTS = {
+    "ffn_gate_exps": "gate_proj",
+    "ffn_up_exps": "up_proj",
+    "ffn_down_exps": "down_proj",
+}  # stacks of matrices
 _LAYER_TENSOR = re.compile(r"blk\.(\d{1,4})\.(\w+)\.(weight|bias)")
 
 
@@ -49,12 +58,12 @@ class GgufCheckpoint:
         self._home: dict[str, tuple[GgufFile, GgufTensor]] = {}
         for file in self._files:
             for tensor in file.tensors.values():
-                name = transformers_name(tensor.name)
-                if name is None:
+                named = transformers_tensors(tensor)
+                if not named:
                     raise CheckpointError(f"{file.path} holds tensor {tensor.name!r}, which no model here has")
-                if name in self._home:
+                if named.keys() & self._home.keys():
                     raise CheckpointError(f"{file.path} holds tensor {tensor.name!r}, which another part has too")
-                self._home[name] = file, tensor
+                self._home |= {name: (file, part) for name, part in named.items()}
         self._metadata = Metadata(self._files[0].metadata, self._files[0].path)
         embedding = self._home.get(EMBEDDING)
         if embedding is None:
@@ -101,7 +110,7 @@ class GgufCheckpoint:
 
     def read(self, name: str) -> npt.NDArray[Any] | QuantizedMatrix:
         file, tensor = self._home[name]
-        raw = file.raw(tensor.name)
+        raw = file.raw(tensor)
         if tensor.type in FLOATS:
             if not all_finite(raw, NATIVE_NAMES[tensor.type], self.num_threads):
                 raise self._not_finite(file, tensor)
@@ -114,11 +123,11 @@ class GgufCheckpoint:
 
     def crcs(self, name: str) -> dict[str, int]:
         file, tensor = self._home[name]
-        return {name: int(crc32c(file.raw(tensor.name), self.num_threads))}
+        return {name: int(crc32c(file.raw(tensor), self.num_threads))}
 
     def release(self, name: str) -> None:
         file, tensor = self._home[name]
-        file.release(tensor.name)
+        file.release(tensor)
 
     def content_digest(
         self, crcs: Mapping[str, int] | None = None, report: Callable[[int, int], None] | None = None
@@ -141,6 +150,20 @@ class GgufCheckpoint:
 
     def _not_finite(self, file: GgufFile, tensor: GgufTensor) -> CheckpointError:
         return CheckpointError(f"tensor {tensor.name!r} in {file.path} holds NaN or infinite values or scales")
+
+
+def transformers_tensors(tensor: GgufTensor) -> dict[str, GgufTensor]:
+    """A tensor by the name that transformers has for it, the matrices of a stack by theirs; none if it has none."""
+    found = _LAYER_TENSOR.fullmatch(tensor.name)
+    if found is not None and found[2] in OF_EXPERTS and len(tensor.shape) == 3:
+        experts, part = f"model.layers.{int(found[1])}.mlp.experts", f"{OF_EXPERTS[found[2]]}.{found[3]}"
+        return {f"{experts}.{i}.{part}": matrix for i, matrix in enumerate(tensor.matrices())}
+    name = transformers_name(tensor.name)
+    if name is None:
+        return {}
+    if name.endswith("shared_expert_gate.weight") and len(tensor.shape) == 1:  # the matrix of one row
+        tensor = dataclasses.replace(tensor, shape=(1, *tensor.shape))
+    return {name: tensor}
 
 
 def transformers_name(name: str) -> str | None:

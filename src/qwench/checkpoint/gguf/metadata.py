@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from qwench.checkpoint.experts import MIXTURES
 from qwench.checkpoint.heads import FAMILIES
 from qwench.checkpoint.tokenizer_files import PRETOKENIZER
 from qwench.errors import CheckpointError
@@ -20,6 +21,7 @@ PRE_TOKENIZERS = ("qwen2", "deepseek-r1-qwen")  # which split alike
 CONTROL, USER_DEFINED, UNUSED = 3, 4, 5  # types of tokens; 1 is normal
 END_KEYS = ("eos_token_id", "eot_token_id", "eom_token_id")
 END_TOKENS = ("<|im_end|>", "<|endoftext|>")  # that llama.cpp counts as ends of an answer, whatever the keys say
+MODEL_TYPES = {name.replace("_", ""): name for name in FAMILIES}  # by what llama.cpp calls them
 _MISSING = object()
 
 
@@ -29,8 +31,8 @@ class Metadata:
     def __init__(self, values: Mapping[str, Any], path: Path) -> None:
         self._values, self._path = values, path
         self.architecture: str = self.get("general.architecture", str)
-        if self.architecture not in FAMILIES:  # which llama.cpp calls as transformers does
-            known = " and ".join(map(repr, FAMILIES))
+        if self.architecture not in MODEL_TYPES:
+            known = ", ".join(map(repr, MODEL_TYPES))
             raise self.error(f"its architecture is {self.architecture!r}; qwench compiles {known}")
 
     def error(self, message: str) -> CheckpointError:
@@ -52,8 +54,8 @@ class Metadata:
         """config.json, in transformers' words."""
         heads, hidden = self.number("attention.head_count"), self.number("embedding_length")
         config = {
-            "architectures": [FAMILIES[self.architecture] + "ForCausalLM"],
-            "model_type": self.architecture,
+            "architectures": [FAMILIES[MODEL_TYPES[self.architecture]] + "ForCausalLM"],
+            "model_type": MODEL_TYPES[self.architecture],
             "hidden_act": "silu",
             "vocab_size": vocab_size,
             "hidden_size": hidden,
@@ -69,10 +71,26 @@ class Metadata:
         }
         if (head_dim := self.number("attention.key_length", None)) is not None:
             config["head_dim"] = head_dim
+        if MODEL_TYPES[self.architecture] in MIXTURES:
+            config |= self._experts(config["intermediate_size"])
         if (scaling := self._rope_scaling()) is not None:
             config["rope_scaling"] = scaling
         ids = {name: self.token_id(name) for name in ("bos_token_id", "eos_token_id")}
         return config | {name: token for name, token in ids.items() if token is not None}
+
+    def _experts(self, intermediate_size: int) -> dict[str, Any]:
+        """As llama.cpp has it, also where older files don't say: llama-model.cpp."""
+        chosen = self.number("expert_used_count")
+        if chosen < 1:
+            raise self.error(f"expert_used_count is {chosen}")
+        is_qwen3 = self.architecture == "qwen3moe"
+        return {
+            "num_experts": self.number("expert_count"),
+            "num_experts_per_tok": chosen,
+            "moe_intermediate_size": self.number("expert_feed_forward_length", intermediate_size // chosen),
+            "shared_expert_intermediate_size": self.number("expert_shared_feed_forward_length", intermediate_size),
+            "norm_topk_prob": self.get(f"{self.architecture}.expert_weights_norm", bool, is_qwen3),
+        }
 
     def _rope_scaling(self) -> dict[str, Any] | None:
         at = f"{self.architecture}.rope.scaling"
