@@ -13,7 +13,7 @@ from typing import Any
 
 from qwench.calibration.text import text_identity
 from qwench.checkpoint.rope import parse_rope_scaling
-from qwench.checkpoint.spec import EMBEDDING, HEAD, SCORE, ModelSpec
+from qwench.checkpoint.spec import EMBEDDING, HEAD, SCORES, ModelSpec
 from qwench.errors import ConfigError
 from qwench.formats import (
     ACTIVATION_KINDS,
@@ -330,7 +330,7 @@ class QwenchConfig:
         for overrides that can't be."""
         if self.overrides and self.group_size and (given := overridden(weight, self.overrides, self.group_size)):
             return given
-        if weight.name == SCORE:
+        if weight.name in SCORES:
             return BF16  # a row a label, whose rounding would be the answer's
         is_head = weight.name in (EMBEDDING, HEAD)
         kind = self.head_weights if is_head else self.weights

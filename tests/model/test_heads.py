@@ -251,10 +251,40 @@ def test_what_is_refused(tmp_path: Path) -> None:
             llm.classify_tokens([[1]])
 
 
+@pytest.mark.parametrize("name", ["Qwen2ForRewardModel", "Qwen2ForProcessRewardModel"])
+@pytest.mark.parametrize("options", [{}, {"activations": "bf16"}, {"weights": "int8"}], ids=str)
+def test_heads_of_two_layers(name: str, options: dict[str, str], best_target: str, tmp_path: Path) -> None:
+    """Qwen2.5-Math-RM's and -PRM's, whose code gives the number of labels: config.json may say another one."""
+    num_labels, texts = 1 if name == "Qwen2ForRewardModel" else 2, [[5, 6, 7], [9] * 30]
+    folder = write_checkpoint(tmp_path, kind=AutoModel)
+    score = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.ReLU(), torch.nn.Linear(64, num_labels)).bfloat16()
+    body = load_truth(folder, kind=AutoModel)
+    with torch.no_grad():
+        expected = [score.float()(body(torch.tensor([ids])).last_hidden_state)[0] for ids in texts]
+    tensors = load_file(folder / "model.safetensors")
+    tensors |= {f"score.{part}": value.bfloat16() for part, value in score.state_dict().items()}
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    config = json.loads((folder / "config.json").read_text())
+    more = {"architectures": [name], "num_labels": 5, "auto_map": {"AutoModel": f"modeling_qwen2_rm.{name}"}}
+    (folder / "config.json").write_text(json.dumps(config | more))
+    tolerance = 1e-4 if not options else 0.05
+    for target in ("reference", best_target):
+        with LLM(folder, target=target, **options) as llm:
+            assert len(llm.labels) == num_labels
+            if num_labels == 1:
+                got = [llm.classify(texts, activation=False)]
+                expected_here = [torch.stack([rows[-1] for rows in expected])]
+            else:
+                got, expected_here = llm.classify_tokens(texts, activation=False), expected
+            for ours, theirs in zip(got, expected_here, strict=True):
+                torch.testing.assert_close(torch.from_numpy(ours), theirs, rtol=tolerance, atol=tolerance)
+
+
 @pytest.mark.parametrize(
     ("change", "match"),
     [
-        ({"architectures": ["Qwen2ForRewardModel"]}, "qwench reads Qwen2ForCausalLM, Qwen2Model"),
+        ({"architectures": ["Qwen2ForRanking"]}, "qwench reads Qwen2ForCausalLM, Qwen2Model"),
+        ({"architectures": ["Qwen2ForRewardModel"]}, r"lacks tensor 'score\.0\.weight' of shape \[64, 64\]"),
         ({"architectures": ["Qwen2ForCausalLM"]}, r"lacks tensor 'lm_head.weight'"),
         ({"architectures": ["Qwen2Model"]}, r"holds tensor 'score.weight', which a model of this config"),
         ({"id2label": {"0": "a"}, "num_labels": 1}, r"'score.weight' .* has shape \[2, 64\], but config.json asks for"),

@@ -20,17 +20,22 @@ ENDINGS: dict[str, HeadKind] = {
     "ForCausalLM": "causal_lm", "Model": "none", "ForSequenceClassification": "sequence_classification",
     "ForTokenClassification": "token_classification",
 }  # fmt: skip
+# Heads of two layers with a ReLU between them: kind and number of labels, which the code beside such models says.
+DEEP: dict[str, tuple[HeadKind, int]] = {
+    "Qwen2ForRewardModel": ("sequence_classification", 1), "Qwen2ForProcessRewardModel": ("token_classification", 2),
+}  # fmt: skip
 DEFAULT_LABELS = 2  # transformers'
 
 
 @dataclass(frozen=True)
 class HeadSpec:
     """causal_lm: logits of the next token. none: hidden states alone. The classifications: `num_labels` numbers of a
-    sequence, by its last token, or of each token."""
+    sequence, by its last token, or of each token. is_deep: by two layers with a ReLU between them."""
 
     kind: HeadKind = "causal_lm"
     num_labels: int = 0
     has_bias: bool = False
+    is_deep: bool = False
 
     def __post_init__(self) -> None:
         if self.kind not in ENDINGS.values():
@@ -61,10 +66,13 @@ def read_head(config: Fields, model_type: str) -> HeadSpec:
     architectures = config.get("architectures") or [FAMILIES[model_type] + "ForCausalLM"]
     if not isinstance(architectures, list) or not all(isinstance(name, str) for name in architectures):
         raise config.error(f"architectures must be a list of names, but is {architectures!r}")
+    deep = DEEP if model_type == "qwen2" else {}
+    if named := [name for name in architectures if name in deep]:
+        return HeadSpec(*deep[named[0]], has_bias=True, is_deep=True)
     kinds = [known[name] for name in architectures if name in known]
     if not kinds:
         raise config.error(f"architectures is {architectures!r}; of model_type {model_type!r} qwench reads "
-                           f"{', '.join(known)}")  # fmt: skip
+                           f"{', '.join([*known, *deep])}")  # fmt: skip
     is_classifier = kinds[0] in ("sequence_classification", "token_classification")
     return HeadSpec(kinds[0], _num_labels(config) if is_classifier else 0, kinds[0] == "token_classification")
 

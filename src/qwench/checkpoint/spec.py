@@ -19,7 +19,7 @@ from qwench.checkpoint.rope import RopeSpec, read_rope, rope_type_of
 from qwench.errors import CheckpointError, ConfigError
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"  # may be one matrix
-SCORE = "score.weight"  # of a classifier
+SCORES = ("score.weight", "score.0.weight", "score.2.weight")  # of a classifier, and of a deep one
 MOST_LAYERS = 4096
 
 

@@ -77,6 +77,8 @@ class SafetensorsCheckpoint:
         """What the tensors say of the head beside config.json: whether it has a bias, and that a body has none though
         it goes by the name of its language model, as sentence-transformers saves it."""
         head, ties = self.spec.head, self.spec.tie_word_embeddings
+        if head.is_deep:
+            return head
         if head.is_classifier:
             return dataclasses.replace(head, has_bias=SCORE_BIAS in self._home)
         is_body = HEAD not in self._home and not ties and (self.path / MODULES).is_file()

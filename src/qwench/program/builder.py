@@ -98,5 +98,9 @@ class Builder:
             source = "model.embed_tokens" if spec.tie_word_embeddings else "lm_head"
             self.linear("lm_head", h, source, spec.vocab_size, rows="logits")
         elif head.is_classifier:
-            self.linear("score", h, "score", head.num_labels, bias=head.has_bias, rows="logits")
+            if head.is_deep:
+                h = self.linear("score_hidden", h, "score.0", spec.hidden_size, bias=True, rows="logits")
+                h = self.op("relu", "score_relu", (h,), spec.hidden_size, rows="logits")
+            source = "score.2" if head.is_deep else "score"
+            self.linear("score", h, source, head.num_labels, bias=head.has_bias, rows="logits")
         return Program(spec, self.buffers, self.weights, tuple(self.ops))

@@ -14,6 +14,7 @@ Kinds as the builder writes them:
                    false; ordered likewise by its weight
     silu_mul       silu(gate) * up
     add            elementwise sum
+    relu           the larger of x and 0
     route          the experts that each token chooses, in order, their weights, and the shared expert's: softmax and
                    sigmoid of products with the router and the shared expert's gate
     dispatch       the row of a token for each of its experts; rows of one expert next to each other, experts and tokens
@@ -44,7 +45,7 @@ from qwench.checkpoint.spec import ModelSpec
 from qwench.formats import BF16, FP32, Format
 
 OP_KINDS = (
-    "embed", "rms_norm", "linear", "head_norm", "rope", "cache_write", "attention", "silu_mul", "add",
+    "embed", "rms_norm", "linear", "head_norm", "rope", "cache_write", "attention", "silu_mul", "add", "relu",
     "route", "dispatch", "expert_linear", "combine", "weigh_shared",
     "take_rows", "qkv_rope_write", "gate_up_silu", "linear_add",
     "expert_gate_up_silu", "expert_linear_add", "shared_linear_add",

@@ -89,6 +89,7 @@ class Executor:
         self, q: _Buffer, layer: int, window: int, is_causal: bool, scale: float, out: _Buffer,
         order: _Floats | None, /,
     ) -> None: ...  # fmt: skip
+    def add_relu(self, input: _Buffer, out: _Buffer, /) -> None: ...
     def add_take_rows(self, input: _Buffer, out: _Buffer, /) -> None: ...
     def add_route(
         self, input: _Buffer, format: _Format, n: int, k: int, weight: _Bytes, num_experts: int, normalizes: bool,

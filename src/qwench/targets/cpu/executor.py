@@ -306,6 +306,10 @@ class CpuExecutor:
         )
         return self._attention_name
 
+    def _relu(self, op: Op) -> str:
+        self.native.add_relu(self._buffer(op.inputs[0]), self._buffer(op.output))
+        return "relu"
+
     def _route(self, op: Op) -> str:
         experts = self._experts_spec()
         self.native.add_route(

@@ -167,6 +167,10 @@ def silu_mul(s: StepState, attrs: dict[str, Any], gate: Float32, up: Float32) ->
         return gate * np.reciprocal(np.float32(1) + np.exp(-gate)) * up
 
 
+def relu(s: StepState, attrs: dict[str, Any], x: Float32) -> Float32:
+    return np.maximum(x, np.float32(0))
+
+
 def route(s: StepState, attrs: dict[str, Any], x: Float32, *routers: Matrix) -> Float32:
     """routers: of the experts and of the shared one's gate, or both in one matrix. Of equal experts the first count."""
     scores = np.concatenate([linear(s, {}, x, router) for router in routers], axis=1)
@@ -278,7 +282,7 @@ def shared_linear_add(s: StepState, attrs: dict[str, Any], x: Float32, routes: F
 OPS: dict[str, Callable[..., Float32 | None]] = {
     function.__name__: function
     for function in (
-        embed, rms_norm, linear, head_norm, rope, cache_write, attention, silu_mul, add,
+        embed, rms_norm, linear, head_norm, rope, cache_write, attention, silu_mul, add, relu,
         route, dispatch, expert_linear, combine, weigh_shared,
         take_rows, qkv_rope_write, gate_up_silu, linear_add,
         expert_gate_up_silu, expert_linear_add, shared_linear_add,

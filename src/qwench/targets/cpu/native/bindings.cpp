@@ -412,6 +412,8 @@ NB_MODULE(_native, m) {
                             vector_of(order, std::get<1>(out)));
           },
           "q"_a, "layer"_a, "window"_a, "is_causal"_a, "scale"_a, "out"_a, "order"_a.noconvert().none())
+      .def("add_relu",
+           [](qwench::Executor& e, BufferTuple in, BufferTuple out) { e.add_relu(buffer(in), buffer(out)); })
       .def("add_take_rows",
            [](qwench::Executor& e, BufferTuple in, BufferTuple out) { e.add_take_rows(buffer(in), buffer(out)); })
       .def(

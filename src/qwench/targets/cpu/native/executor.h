@@ -191,6 +191,7 @@ class Executor {
                   Span panels, std::vector<Span> host_panels);
   void add_qkv_rope_write(Buffer in, PackedMatrix weight, const float* bias, HeadNorms norms, int layer, Buffer q);
   void add_attention(Buffer q, int layer, int window, bool is_causal, float scale, Buffer out, const float* order);
+  void add_relu(Buffer in, Buffer out);
   void add_take_rows(Buffer in, Buffer out);
   // Of a mixture of experts. routes: of each token its experts, their weights, and the shared expert's if there is one.
   // A residual without width is none. `experts` are alike but for their formats.

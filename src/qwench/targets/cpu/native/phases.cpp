@@ -216,6 +216,21 @@ struct Attention final : Phase {
   }
 };
 
+// From fp32 to what the next product reads; NaN stays.
+struct Relu final : Phase {
+  const char* kind() const override { return "relu"; }
+  Buffer in, out;
+  void run(Executor& e, const StepContext& step, int thread) override {
+    for_rows(e, e.num_rows(step, out), thread, [&](int row) {
+      const float* x = e.values(in) + size_t(row) * in.width;
+      float* y = is_plain(out) ? e.values(out) + size_t(row) * out.width : e.thread_scratch(thread);
+      for (int i = 0; i < in.width; ++i) y[i] = x[i] < 0.0f ? 0.0f : x[i];
+      if (!is_plain(out)) encode(e, y, out, row, {0, out.width});
+    });
+  }
+  bool is_idle(const Executor& e, const StepContext& step) const override { return e.num_rows(step, out) == 0; }
+};
+
 struct TakeRows final : Phase {
   const char* kind() const override { return "take_rows"; }
   Buffer in, out;
@@ -355,6 +370,16 @@ CachePlace Executor::cache_place(int layer) const {
   if (layer < 0 || layer >= int(config_.cache_places.size()))
     throw std::invalid_argument("a layer is outside the cache");
   return config_.cache_places[layer];
+}
+
+void Executor::add_relu(Buffer in, Buffer out) {
+  if (!is_plain(in) || in.width != out.width || in.rows != out.rows || out.is_result)
+    throw std::invalid_argument("relu changes neither rows nor width, and is no result");
+  reserve_thread_scratch(out.width);
+  auto phase = std::make_unique<Relu>();
+  phase->in = in;
+  phase->out = out;
+  add(std::move(phase));
 }
 
 void Executor::add_take_rows(Buffer in, Buffer out) {
