@@ -5,9 +5,13 @@ from __future__ import annotations
 import sys
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from qwench.cli import options
 from qwench.errors import ConfigError
+
+if TYPE_CHECKING:
+    from qwench.serve.settings import ServeSettings
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -61,29 +65,16 @@ def execute(args: Namespace) -> None:
 
     Ctrl-C and SIGTERM let the answers that are running end first.
     """
-    from qwench.cli.served_models import models_of
     from qwench.host import process_age_s
     from qwench.serve.processes.children import Children
-    from qwench.serve.settings import ServeSettings
 
-    models, memory = models_of(args)
-    settings = ServeSettings(
-        models=models, host=args.host, port=args.port, api_key_file=args.api_key_file, num_threads=args.threads,
-        enable_prefix_caching=not args.no_prefix_cache, max_queued=args.max_queued, lora_dir=args.lora_dir,
-        memory=memory, keep_alive_s=args.keep_alive, load_timeout_s=args.load_timeout,
-        allowed_hosts=tuple(args.allowed_host or ()), max_body_bytes=args.max_body_bytes, drain_s=args.drain,
-        text_limit_s=args.text_limit, strict_calls=args.strict_calls, whole_calls=args.whole_calls,
-        is_strict=args.strict, cors_origins=tuple(args.cors_origin or ()),
-    )  # fmt: skip
+    settings = settings_of(args)
 
     def say(url: str) -> None:
-        names = ", ".join(model.names[0] for model in models)
+        names = ", ".join(model.names[0] for model in settings.models)
         print(f"qwench: serving {names} at {url}, ready after {process_age_s():.1f} s", file=sys.stderr)
 
-    children = [Children.of(settings, model) for model in models]
-    for model, own in zip(models, children):
-        if model.starts:
-            own.start()
+    children = Children.launch(settings)
     try:
         from qwench.serve.server import serve  # takes as long as a small model to load
     except ModuleNotFoundError as error:
@@ -91,6 +82,22 @@ def execute(args: Namespace) -> None:
             own.end()
         raise ConfigError(f'serving needs {error.name}, which isn\'t installed: pip install "qwench[serve]"') from None
     serve(settings, children, say)
+
+
+def settings_of(args: Namespace) -> ServeSettings:
+    """The options as the server takes them, with models that are compiled first if need be. Raises QwenchError."""
+    from qwench.cli.served_models import models_of
+    from qwench.serve.settings import ServeSettings
+
+    models, memory = models_of(args)
+    return ServeSettings(
+        models=models, host=args.host, port=args.port, api_key_file=args.api_key_file, num_threads=args.threads,
+        enable_prefix_caching=not args.no_prefix_cache, max_queued=args.max_queued, lora_dir=args.lora_dir,
+        memory=memory, keep_alive_s=args.keep_alive, load_timeout_s=args.load_timeout,
+        allowed_hosts=tuple(args.allowed_host or ()), max_body_bytes=args.max_body_bytes, drain_s=args.drain,
+        text_limit_s=args.text_limit, strict_calls=args.strict_calls, whole_calls=args.whole_calls,
+        is_strict=args.strict, cors_origins=tuple(args.cors_origin or ()),
+    )  # fmt: skip
 
 
 def _duration(text: str) -> float:

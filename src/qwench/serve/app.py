@@ -1,6 +1,6 @@
 """The app: the routes of each API (openai/, pooling/, anthropic/, ollama/), of the state (state.py) and of the page.
 
-Called by server.py, which puts guard.py around it.
+Called by served_app.py, which puts guard.py around it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from qwench.serve.pooling import routes as pooling_routes
 from qwench.serve.state import add_state
 
 
-def make_app(models: Models) -> FastAPI:
+def make_app(models: Models, metrics: ServerMetrics) -> FastAPI:
     app = DocumentedApp(
         has_keys=models.settings.api_key_file is not None, open_paths=OPEN_PATHS, title="qwench",
         version=qwench.__version__, docs_url=None, redoc_url=None, redirect_slashes=False,
@@ -36,7 +36,7 @@ def make_app(models: Models) -> FastAPI:
     app.add_exception_handler(RequestValidationError, failures.answer_invalid_body)
     app.add_exception_handler(RequestError, failures.answer_user_error)
     app.add_exception_handler(Exception, failures.answer_fault)
-    add_state(app, models, ServerMetrics(models))
+    add_state(app, models, metrics)
     openai_routes.add_routes(app, models)
     pooling_routes.add_routes(app, models)
     anthropic_routes.add_routes(app, models)

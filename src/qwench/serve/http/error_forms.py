@@ -28,7 +28,9 @@ class ErrorForms:
 
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
-                MutableHeaders(scope=message).update(form.headers)
+                headers = MutableHeaders(scope=message)
+                for name, value in form.headers.items():
+                    headers.setdefault(name, value)  # a replica behind this process may have set it
             await send(message)
 
         await self._app({**scope, FORM_KEY: form}, receive, send_with_headers)

@@ -62,6 +62,15 @@ class Children:
     text: Child
 
     @classmethod
+    def launch(cls, settings: ServeSettings) -> list[Children]:
+        """Of each model; started are those that are to be there from the start."""
+        children = [cls.of(settings, model) for model in settings.models]
+        for model, own in zip(settings.models, children, strict=True):
+            if model.starts:
+                own.start()
+        return children
+
+    @classmethod
     def of(cls, settings: ServeSettings, model: ModelSettings) -> Children:
         """Not started yet."""
         config = model.config if model.share is None else dataclasses.replace(model.config, memory=model.share)
