@@ -19,7 +19,7 @@ ORDER = [
     "errors", "host", "file_lock", "progress", "log_lines", "safetensors_file", "option_checks", "formats",
     "quantized_matrix", "checkpoint", "lora", "program", "kept_weights", "targets", "calibration", "config", "artifact",
     "artifact_folder", "compiler", "compile_cache", "parallel", "load",
-    "runtime", "text", "load_draft", "llm", "async_llm", "modeling", "rbln", "evaluate", "serve", "cli",
+    "runtime", "text", "load_draft", "llm", "async_llm", "modeling", "rbln", "evaluate", "serve", "cli", "replicas",
 ]  # fmt: skip
 NATIVE = "qwench.targets.cpu._native"  # machine code that imports nothing: the whole house may use it
 HUGGING_FACE = {"torch", "transformers", "optimum", "accelerate"}

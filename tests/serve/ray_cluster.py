@@ -1,0 +1,119 @@
+"""`serve run deploy.ray_serve:app` as a user would start it, in a small cluster that lives and dies with its process:
+`python ray_cluster.py PORT key=value ...`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+
+ROOT = Path(__file__).parents[2]
+START_S = 240.0  # other work may be going on
+OBJECT_STORE_BYTES = 100_000_000
+
+
+class RayCluster:
+    """A running application. url: where Ray's proxy listens."""
+
+    def __init__(self, model: Path, log: Path, *options: str) -> None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        self.model, self.url, self._log = str(model), f"http://127.0.0.1:{port}", log
+        environment = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0", "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0"}
+        environment.pop("RAY_ADDRESS", None)  # that's somebody's own cluster
+        with log.open("wb") as output:
+            self.process = subprocess.Popen(
+                [sys.executable, __file__, str(port), f"model={model}", *options],
+                cwd=ROOT, env=environment, stdout=output, stderr=output, start_new_session=True,
+            )  # fmt: skip
+
+    @property
+    def log(self) -> str:
+        return self._log.read_text(errors="replace")
+
+    def wait_until_ready(self) -> None:
+        deadline = time.monotonic() + START_S
+        while not self.is_ready():
+            assert self.process.poll() is None and time.monotonic() < deadline, self.log[-4000:]
+            time.sleep(0.1)
+
+    def is_ready(self) -> bool:
+        with contextlib.suppress(httpx.TransportError):
+            return httpx.get(f"{self.url}/ready", timeout=2).status_code == 200
+        return False
+
+    def update(self, *options: str) -> None:
+        """As who types `serve run` anew, with other options."""
+        match = re.search(r"cluster at (\S+)", self.log)
+        assert match, self.log
+        command = ["run", "--non-blocking", "--address", match[1], "deploy.ray_serve:app", f"model={self.model}"]
+        subprocess.run(
+            [sys.executable, "-c", "from ray.serve.scripts import cli; cli()", *command, *options], cwd=ROOT, check=True
+        )
+
+    def engines(self) -> dict[int, int]:
+        """The engine processes, each with the process of its replica."""
+        found = {}
+        for folder in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):  # it has just ended
+                command = (folder / "cmdline").read_text()
+                if "engine_process" in command and self.model in command:
+                    found[int(folder.name)] = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+        return found
+
+    def processes(self) -> list[str]:
+        """Of qwench and of Ray, all that are left."""
+        left = []
+        for folder in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                command = (folder / "cmdline").read_text()
+                is_ours = os.getsid(int(folder.name)) == self.process.pid or self.model in command
+                if is_ours and (folder / "stat").read_text().rpartition(")")[2].split()[0] != "Z":
+                    left.append(command)
+        return left
+
+    def stop(self) -> None:
+        """Ctrl-C, and what doesn't end with it."""
+        self.process.send_signal(signal.SIGINT)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(60)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+
+@contextlib.contextmanager
+def running_cluster(model: Path, log: Path, *options: str) -> Iterator[RayCluster]:
+    cluster = RayCluster(model, log, *options)
+    try:
+        cluster.wait_until_ready()
+        yield cluster
+    finally:
+        cluster.stop()
+
+
+def main() -> None:
+    import ray
+    from ray import serve
+    from ray.serve.scripts import cli
+
+    port, *options = sys.argv[1:]
+    ray.init(num_cpus=2, object_store_memory=OBJECT_STORE_BYTES, include_dashboard=False, configure_logging=False)
+    print("cluster at", ray.get_runtime_context().gcs_address, flush=True)
+    serve.start(http_options={"host": "127.0.0.1", "port": int(port)})
+    cli(["run", "deploy.ray_serve:app", *options])
+
+
+if __name__ == "__main__":
+    main()
