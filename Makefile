@@ -76,9 +76,10 @@ bench-peers: install $(PEERS)/.stamp ## Compare with llama.cpp, OpenVINO and tra
 	$(BIN)/python -m benchmarks $(CHECKPOINT) --peer-python $(PEERS)/bin/python --json $(REPORT).json \
 		--plot $(REPORT).png $(BENCH_OPTIONS)
 
-# The tools that quantise checkpoints, each with its own versions of everything; their slow tests skip those that fail.
+# Tools that quantise checkpoints and clients of the server, each with its own versions of everything; the slow tests skip
+# those that fail.
 TOOLS := build/tools
-tools: tests/slow/tools.txt ## Install what quantises checkpoints for people, for the slow tests of what it makes
+tools: tests/slow/tools.txt ## Install what quantises checkpoints for people, and clients with pins of their own, for the slow tests
 	@grep -v '^#' $< | while read -r tool packages; do \
 		echo "==> $$tool in $(TOOLS)/$$tool"; \
 		$(PYTHON) -m venv $(TOOLS)/$$tool && \

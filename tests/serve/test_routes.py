@@ -35,7 +35,9 @@ def test_a_post_to_a_half_right_url_is_answered(server: ServerProcess, path: str
     [
         ("GET", "/models", 200), ("GET", "/v1/models/", 200), ("GET", "/models/tiny", 200), ("GET", "/v1", 200),
         ("GET", "/v1/", 200), ("GET", "/v1/models/Tiny:latest", 200), ("GET", "/props", 200), ("GET", "/slots", 200),
-        ("GET", "/version", 200), ("GET", "/v1/health", 200), ("GET", "/health/", 200), ("GET", "/healthz", 200),
+        ("GET", "/version", 200), ("GET", "/v1/health", 200), ("GET", "/anthropic/v1/models", 200),
+        ("GET", "/v1/api/tags", 200), ("GET", "/api/tags/", 200), ("HEAD", "/api/version", 200),
+        ("GET", "/health/", 200), ("GET", "/healthz", 200),
         ("GET", "/livez", 200), ("GET", "/readyz", 200), ("GET", "/ping", 200), ("GET", "/v1/metrics", 200),
         ("HEAD", "/", 200), ("HEAD", "/v1", 200), ("HEAD", "/v1/models", 200), ("HEAD", "/health", 200),
         ("HEAD", "/v1/chat/completions", 405), ("GET", "/v1/chat/completions/", 405), ("GET", "/v1/models/other", 404),
