@@ -1,5 +1,6 @@
-"""litellm and instructor, unmodified. Their pins contradict those of the other clients, so they need an environment of
-their own: `pip install litellm instructor` beside qwench's dev extra, whatever pip says of conflicts."""
+"""litellm and instructor, unmodified. Their pins contradict those of the other clients (instructor 1.17 wants a jiter
+below 0.15 and so an older openai), so they need an environment of their own: `pip install litellm instructor` beside
+qwench's dev extra, whatever pip says of conflicts."""
 
 from __future__ import annotations
 

@@ -137,6 +137,8 @@ def test_a_whole_round_with_tools(caller: Any) -> None:
     parts = [{"type": "text", "text": "Sunny,"}, {"type": "text", "text": "21 degrees."}]
     result = {"type": "tool_result", "tool_use_id": call.id, "content": parts, "cache_control": {"type": "ephemeral"}}
     turns = [*MESSAGES, {"role": "assistant", "content": first.content}, {"role": "user", "content": [result]}]
+    raw = caller.messages.with_raw_response.create(model="tiny", max_tokens=1, messages=turns, tools=TOOLS)
+    assert "x-qwench-ignored" not in raw.headers
     second = ask(caller, turns, 12, tools=TOOLS)
     assert second.content[0].type == "text"
     wished = ask(caller, MESSAGES, 300, tools=TOOLS, tool_choice={"type": "any", "disable_parallel_tool_use": True})

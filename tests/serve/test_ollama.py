@@ -165,6 +165,16 @@ def test_tools(caller: Any, tool_server: ServerProcess) -> None:
     assert answer.prompt_eval_count == expected["usage"]["prompt_tokens"]
 
 
+def test_what_was_answered_comes_back_without_a_word(tool_server: ServerProcess) -> None:
+    """The raw message, with the ids and places that the client leaves out."""
+    call = {"id": "call_1", "function": {"index": 0, "name": "weather", "arguments": {"city": "Paris"}}}
+    told = [*MESSAGES, {"role": "assistant", "content": "", "thinking": "Hm.", "tool_calls": [call]},
+            {"role": "tool", "tool_name": "weather", "tool_call_id": "call_1", "content": "sunny"}]  # fmt: skip
+    body = {"model": "tiny", "messages": told, "stream": False, "options": OPTIONS, "keep_alive": -1}
+    answer = httpx.post(f"{tool_server.url}/api/chat", json=body, timeout=60)
+    assert answer.status_code == 200 and "x-qwench-ignored" not in answer.headers, answer.headers
+
+
 def test_thinking(thinker: Any, thinking_artifact: Path) -> None:
     options = {"temperature": 0, "num_predict": 24, "max_thinking_tokens": 6}
     with LLM(thinking_artifact, num_threads=1) as llm:

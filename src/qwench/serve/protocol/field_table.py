@@ -132,8 +132,8 @@ TABLE: tuple[Row, ...] = (
         "reasoning_signature reasoning_id logprobs", NOTHING),
     Row("part", "id cache_control annotations logprobs citations signature provider_specific_fields extra_content",
         NOTHING),
-    Row("call", "cache_control provider_specific_fields extra_content thought_signature thoughtSignature caller",
-        NOTHING),
+    Row("call", "cache_control provider_specific_fields extra_content thought_signature thoughtSignature caller index "
+        "toolset_name", NOTHING),
     Row("tool", "cache_control", NOTHING),
     Row("function", "cache_control title annotations icons outputSchema output_schema _meta returns response "
         "input_examples eager_input_streaming defer_loading allowed_callers", NOTHING),
