@@ -149,8 +149,9 @@ def followed_blocks_are_right(engine: Engine) -> int:
         count += pool.num_followed[block]
     for request in engine.scheduler.running:
         if request.following is not None and request.following.num_computed is not None:
-            at = np.arange(request.following.num_computed)
-            slots = request.block_table[0, at // size] * size + at % size
+            group = draft.group
+            at = np.arange(request.first_block[group] * size, request.following.num_computed)
+            slots = request.block_table[group, at // size] * size + at % size
             assert (draft.executor.tokens[slots] == request.tokens[at]).all()
             count += len(at)
     return count
@@ -206,6 +207,28 @@ def test_sliding_windows(windows: tuple[int | None, ...], draft_windows: tuple[i
         engine = with_draft(circling_engine(**options), circling_logits, windows=draft_windows)
         assert answers_of(engine, prompt, GREEDY) == answers_of(circling_engine(**options), prompt, GREEDY)
         assert engine.metrics.accepted_tokens > 0
+
+
+def test_a_draft_that_falls_behind_a_window() -> None:
+    """While it isn't asked the window moves on, and other requests use the blocks that were behind it."""
+    options: dict[str, Any] = {"num_blocks": 20, "windows": (20,), "max_step_tokens": 40}
+    engine = with_draft(circling_engine(**options), circling_logits, windows=(20, 10))
+    prompts = [[i % 40 for i in range(start, start + 90)] for start in (0, 3, 7)]
+    params = dataclasses.replace(GREEDY, max_tokens=160)
+    names = [engine.add_request(prompt, params) for prompt in prompts]
+    answers: dict[str, list[Any]] = {name: [] for name in names}
+    while engine.has_unfinished():
+        for request in engine.scheduler.running:
+            if request.following is not None:  # asked for ten tokens, and then not for a hundred
+                request.following.acceptance = 1.0 if request.num_tokens % 110 < 10 else -10.0
+        for output in engine.step():
+            answers[output.request_id].append((output.token_id, output.logprobs, output.finish_reason))
+        engine.check_integrity()
+        followed_blocks_are_right(engine)
+    assert engine.metrics.accepted_tokens > 10
+    quiet = circling_engine(**options)
+    for name, prompt in zip(names, prompts, strict=True):
+        assert [answers[name]] == list(answers_of(quiet, prompt, params).values())
 
 
 def test_a_draft_that_sees_further_than_the_cache_keeps() -> None:

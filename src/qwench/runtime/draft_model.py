@@ -95,18 +95,14 @@ class DraftModel:
 
     def can_follow(self, request: Request) -> bool:
         """Whether it can guess what follows the known tokens of a request."""
-        if request.sampler is None or request.scorer is not None or request.num_tokens >= self.max_seq_len:
-            return False
-        following = request.following
-        # Once it has fallen behind a sliding window, what it needs to catch up is gone.
-        behind = 0 if following is None or following.num_computed is None else following.num_computed
-        return behind >= request.first_block[self.group] * self._size or behind == 0
+        return request.sampler is not None and request.scorer is None and request.num_tokens < self.max_seq_len
 
     def num_pending(self, request: Request, pool: BlockPool) -> int:
         """How many tokens of the request it must compute for a first guess, at least one."""
-        following = request.following
+        following, first = request.following, request.first_block[self.group] * self._size
         assert following is not None
-        if following.num_computed is None:
+        if following.num_computed is None or following.num_computed < first:
+            # Once it has fallen behind a sliding window it goes on within, without what was before.
             following.num_computed = self._find(request, pool)
         # The last known token is always computed, for logits, also once more after a step that was interrupted.
         following.num_computed = min(following.num_computed, request.num_tokens - 1)
