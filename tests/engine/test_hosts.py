@@ -86,6 +86,28 @@ def test_the_bits_are_those_of_one_process(
 
 
 @needs_mpi
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [{"weights": "bf16"}, {"weights": "int8", "group_size": 32}], ids=str)
+def test_experts_on_hosts(options: dict[str, Any], tmp_path: Path) -> None:
+    """Every host chooses experts by itself and computes its share of each; what they send is what was forecast."""
+    pytest.importorskip("torch")
+    sys.path.insert(0, str(Path(__file__).parents[1] / "model"))
+    from transformers_parity import write_checkpoint
+
+    base = write_checkpoint(
+        tmp_path / "base", model_type="qwen2_moe", hidden_size=128, num_experts=6, num_experts_per_tok=2,
+        moe_intermediate_size=200, shared_expert_intermediate_size=300, max_position_embeddings=1024,
+    )  # fmt: skip
+    compile_checkpoint(base, tmp_path / "a", QwenchConfig(**options, batch_size=8))
+    expected, found = findings(1, tmp_path / "a", tmp_path), findings(2, tmp_path / "a", tmp_path)
+    program = open_artifact(tmp_path / "a").program
+    planned = exchanges(program, Shares.parse(2, None, program.spec, 2))
+    sent = sum(e.row_bytes[0] for e in planned if e.to_all)
+    assert found.pop("exchanged") == [2 * len(planned), 4 * sent]
+    assert found == expected
+
+
+@needs_mpi
 @pytest.mark.parametrize("num_hosts", [2, 3])
 def test_the_forecast_s_bytes_are_those_that_are_sent(num_hosts: int, artifact: Path, tmp_path: Path) -> None:
     found = findings(num_hosts, artifact, tmp_path)["exchanged"]
