@@ -69,7 +69,7 @@ class Awq:
         require(self._entries, f"{module}.qzeros", ("I32",), (n, zeros.shape[1]))
         require(self._entries, f"{module}.scales", tuple(SCALE_ENCODINGS), (n, zeros.shape[1] * 8))
 
-    @functools.cache  # noqa: B019  # asked for twice, for the format and for the codes
+    @functools.lru_cache(maxsize=8)  # noqa: B019  # asked for again by `stored` and `read` of one matrix
     def _zero_points(self, module: str, shape: tuple[int, int]) -> Array:
         """[N, groups]."""
         words = self._read(f"{module}.qzeros")

@@ -101,7 +101,7 @@ class CompressedTensors:
         if f"{module}.weight_g_idx" in self._entries:
             require(self._entries, f"{module}.weight_g_idx", ("I32", "I64"), (k,))
 
-    @functools.cache  # noqa: B019  # asked for twice, for the format and for the codes
+    @functools.lru_cache(maxsize=8)  # noqa: B019  # asked for again by `stored` and `read` of one matrix
     def _zero_points(self, module: str, n: int) -> Array | None:
         """[N, groups], signed as the codes are; None where there are none, or all are 0."""
         name = f"{module}.weight_zero_point"

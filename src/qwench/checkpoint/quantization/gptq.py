@@ -71,7 +71,7 @@ class Gptq:
             if groups_of.min() < 0 or groups_of.max() >= groups:
                 raise CheckpointError(f"tensor '{module}.g_idx' names groups that there are not")
 
-    @functools.cache  # noqa: B019  # asked for twice, for the format and for the codes
+    @functools.lru_cache(maxsize=8)  # noqa: B019  # asked for again by `stored` and `read` of one matrix
     def _zero_points(self, module: str, n: int) -> Array:
         """[N, groups] int16."""
         stored = unpack_bits(self._read(f"{module}.qzeros"), self._bits)[:, :n]
