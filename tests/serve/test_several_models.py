@@ -196,7 +196,7 @@ def test_streams_keep_their_models_and_a_client_that_leaves_lets_them_serve_on(h
 @contextlib.contextmanager
 def streaming(http: httpx.Client, model: str) -> Iterator[Iterator[str]]:
     """The lines of a long answer behind the first."""
-    body = {"model": model, "prompt": PROMPT, "max_tokens": 1000, "ignore_eos": True, "stream": True}
+    body = {"model": model, "prompt": PROMPT, "max_tokens": 1900, "ignore_eos": True, "stream": True}
     with http.stream("POST", "/v1/completions", json=body) as stream:
         lines = stream.iter_lines()
         next(lines)
@@ -302,7 +302,8 @@ def test_a_single_model_stays_whatever_requests_say(server: ServerProcess) -> No
 @pytest.mark.parametrize(
     ("options", "message"),
     [(("{tiny}",), "two models are called"), (("b={short}", "B={rank}"), "two models are called"),
-     (("{short}", "--name", "x"), "NAME=MODEL"), (("=x",), "is not NAME=MODEL"),
+     (("{short}", "--name", "x"), "NAME=MODEL"), (("{short}", "--draft", "{short}"), "for a single model"),
+     (("=x",), "is not NAME=MODEL"),
      (("{short}", "--memory", "1MiB"), "none of the models fits"),
      (("copy={tiny}", "--lora", "fox={adapter}"), "fits tiny and copy; say whose it is"),
      (("{rank}", "--lora", "fox={short}"), "fits none of the models"),

@@ -11,7 +11,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from qwench.serve.protocol.chat import Turns
-from qwench.serve.protocol.common import LAX, NUMBER, Body, Count, Flag, ModelBody, TokenId, TopLogprobs
+from qwench.serve.protocol.common import LAX, NUMBER, Count, Flag, ModelBody, TokenId, TopLogprobs
 from qwench.serve.protocol.embeddings import MAX_INPUTS
 from qwench.serve.protocol.formats import Format, JsonObjectFormat, JsonSchemaFormat
 from qwench.serve.protocol.other_forms import no_flag
@@ -42,11 +42,10 @@ AnswerForm = Annotated[
 ]
 
 
-class NamedModel(Body):
+class NamedModel(ModelBody):
     """A model by its name. verbose, insecure, stream: of no consequence but for the form of the answer."""
 
     places = ("request", "ollama model")
-    model: str | None = None
     stream: Flag | None = None
 
 
