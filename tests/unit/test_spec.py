@@ -13,6 +13,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from tiny_checkpoint import CONFIG
 
+from qwench.checkpoint.experts import ExpertsSpec
 from qwench.checkpoint.spec import ModelSpec
 from qwench.errors import CheckpointError
 
@@ -54,6 +55,24 @@ PUBLISHED = {
          "max_window_layers": 28, "use_sliding_window": False, "sliding_window": None, "attention_bias": False,
          "rope_scaling": None},
         {"model_type": "qwen3", "head_dim": 128, "q_size": 2048, "kv_size": 1024},
+    ),
+    "Qwen1.5-MoE-A2.7B": (
+        {"model_type": "qwen2_moe", "architectures": ["Qwen2MoeForCausalLM"], "hidden_size": 2048,
+         "intermediate_size": 5632, "num_hidden_layers": 24, "num_attention_heads": 16, "num_key_value_heads": 16,
+         "vocab_size": 151936, "tie_word_embeddings": False, "rope_theta": 1000000.0, "max_position_embeddings": 8192,
+         "max_window_layers": 21, "use_sliding_window": False, "sliding_window": 32768, "decoder_sparse_step": 1,
+         "moe_intermediate_size": 1408, "shared_expert_intermediate_size": 5632, "num_experts_per_tok": 4,
+         "num_experts": 60, "norm_topk_prob": False},
+        {"experts": ExpertsSpec(60, 4, 1408, 5632, False, tuple(range(24)))},
+    ),
+    "Qwen3-30B-A3B": (
+        {"model_type": "qwen3_moe", "architectures": ["Qwen3MoeForCausalLM"], "hidden_size": 2048,
+         "intermediate_size": 6144, "num_hidden_layers": 48, "num_attention_heads": 32, "num_key_value_heads": 4,
+         "head_dim": 128, "vocab_size": 151936, "tie_word_embeddings": False, "rope_theta": 1000000.0,
+         "max_position_embeddings": 40960, "max_window_layers": 48, "use_sliding_window": False,
+         "sliding_window": None, "decoder_sparse_step": 1, "mlp_only_layers": [], "moe_intermediate_size": 768,
+         "num_experts_per_tok": 8, "num_experts": 128, "norm_topk_prob": True, "attention_bias": False},
+        {"experts": ExpertsSpec(128, 8, 768, 0, True, tuple(range(48))), "head_dim": 128, "q_size": 4096},
     ),
 }  # fmt: skip
 
