@@ -60,11 +60,13 @@ SLIDING = {"model_type": "qwen3_moe", "num_experts": 6, "num_experts_per_tok": 3
            "use_sliding_window": True, "sliding_window": 9}  # fmt: skip
 
 
-@pytest.mark.parametrize("index", range(9))
+# 0: windows. The others between them have 1 to 64 experts, of which 1 to 8 are chosen, of both families, normalised or
+# not, with layers that `decoder_sparse_step` and `mlp_only_layers` leave dense.
+@pytest.mark.parametrize("index", [0, 2, 5, 6, 8, 154, 187])
 def test_greedy(index: int, best_target: str, tmp_path: Path) -> None:
     folder = write_checkpoint(tmp_path, seed=index, **(random_config(index) if index else SLIDING))
     truth, ties = load_truth(folder), Ties([])
-    target = "reference" if index == 1 else best_target
+    target = "reference" if index == 6 else best_target
     model = QwenchForCausalLM.from_pretrained(
         folder, qwench_target=target, qwench_prefill_chunk_size=8, qwench_kvcache_block_size=16
     )
@@ -232,9 +234,9 @@ def test_adapters(base: Path, tmp_path: Path) -> None:
     assert answers(base, merged_lora=str(tmp_path / "expert")) != answers(base)
 
 
-@pytest.mark.parametrize("options", [{"weights": "bf16"}, {"weights": "int4"}], ids=str)
-def test_ranks(options: dict[str, str], base: Path, tmp_path: Path) -> None:
-    compile_checkpoint(base, tmp_path / "a", QwenchConfig(**options))
+def test_ranks(base: Path, tmp_path: Path) -> None:
+    """Some have no group of the small dense layer."""
+    compile_checkpoint(base, tmp_path / "a", QwenchConfig(weights="int4"))
     expected = answers(tmp_path / "a", num_threads=2)
     for size in (2, 3):
         assert answers(tmp_path / "a", tensor_parallel_size=size, num_threads=size) == expected
