@@ -31,7 +31,7 @@ def write_checkpoint(shape: str, folder: Path) -> None:
 
     folder.mkdir(parents=True, exist_ok=True)
     random = np.random.default_rng(0)
-    config = _config(shape)
+    config = published_config(shape)
     weight_map: dict[str, str] = {}
     for number, tensors in enumerate(_tensor_shapes(config)):
         arrays, file = {}, f"model-{number:05d}.safetensors"
@@ -44,7 +44,7 @@ def write_checkpoint(shape: str, folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps(config, indent=1))
 
 
-def _config(shape: str) -> dict[str, Any]:
+def published_config(shape: str) -> dict[str, Any]:
     hidden, intermediate, layers, heads, kv_heads, is_tied, vocab = SHAPES[shape]
     return {
         "architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "hidden_act": "silu", "hidden_size": hidden,

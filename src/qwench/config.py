@@ -29,7 +29,7 @@ from qwench.option_checks import batch_sizes, check_choice, check_flag, check_kn
 from qwench.program.cache_groups import most_blocks, windows_of
 from qwench.program.ops import Weight
 from qwench.program.recipes import RECIPES, Recipe, check_matches, check_overrides, overridden
-from qwench.targets.registry import target_names
+from qwench.targets.registry import default_target, target_names
 from qwench.targets.target import CacheConfig
 
 KEPT = "checkpoint"  # weights as a quantised checkpoint stores them
@@ -61,9 +61,10 @@ class QwenchConfig:
         is quantised already stores them, which is its default.
     head_weights: format of embedding and output head; default: int8 when `weights` is int4, else as `weights`.
     group_size: values along K that share a scale in int8 and int4.
-    activations: what weights are multiplied by. Beside bf16 weights fp32 (default), or bf16, which is faster where the
-        processor multiplies bf16; beside int8 and int4 weights int8 (default), int16, which is 128 times finer and
-        takes twice the multiplications, or fp32, exact and slow. Matrices that a choice isn't for keep their default.
+    activations: what weights are multiplied by. Beside bf16 weights fp32 (default; bf16 for the target cuda), or bf16,
+        which is faster where the processor multiplies bf16; beside int8 and int4 weights int8 (default), int16, which
+        is 128 times finer and takes twice the multiplications, or fp32, exact and slow. Matrices that a choice isn't
+        for keep their default.
     recipe: accuracy, balanced or speed: defaults for the four above, `overrides` and `kv_cache`; `program/recipes.py`.
     overrides: pattern of checkpoint names -> format, such as {"*.down_proj.weight": "int8/g64"}; the last match counts.
     calibrate: path of a text whose tokens the model reads while it is compiled, so that rounding harms least what it
@@ -97,7 +98,7 @@ class QwenchConfig:
     kvcache_block_size: positions in a cache block, a multiple of 16.
     kvcache_num_blocks: blocks in the cache; default: estimated from the memory there is when the model is loaded.
     memory: bytes that the loaded model may use; default: what the machine has free.
-    target: the kind of machine.
+    target: the kind of machine; default: cuda where there is a GPU and qwench[cuda] is installed, else cpu.
     create_runtimes: False makes a model that can be saved, not run, whether or not this machine's memory holds it.
     device: where it runs: cpu.
     timeout: seconds that a request, or a call of `forward`, may take before it fails with DeadlineError. Looked at
@@ -219,7 +220,8 @@ class QwenchConfig:
         head_weights = self.head_weights or (recipe.head_weights if recipe and not self.weights else None)
         overrides = {**(recipe.overrides if recipe else {}), **(self.overrides or {})}
         head_weights = head_weights or ("int8" if weights == "int4" else weights)
-        activations = self._activations({weights, head_weights, *overrides.values()}, recipe)
+        target = self.target or default_target()
+        activations = self._activations({weights, head_weights, *overrides.values()}, recipe, target)
         attn_impl = self.attn_impl or "flash_attn"
         partition_len = None if attn_impl == "eager" else self.kvcache_partition_len or DEFAULT_PARTITION_LEN
         batch_size = self.batch_size or 32
@@ -246,7 +248,7 @@ class QwenchConfig:
             attn_impl=attn_impl,
             kvcache_partition_len=partition_len,
             kvcache_block_size=self.kvcache_block_size or 32,
-            target=self.target or "cpu",
+            target=target,
             create_runtimes=self.create_runtimes is not False,
             device=self.device or "cpu",
             activate_profiler=self.activate_profiler is True,
@@ -255,11 +257,12 @@ class QwenchConfig:
         check_matches(overrides, spec)
         return resolved
 
-    def _activations(self, formats: set[str], recipe: Recipe | None) -> str:
+    def _activations(self, formats: set[str], recipe: Recipe | None, target: str) -> str:
         """What weights of these formats are multiplied by. Raises ConfigError for a choice that is for none of them."""
         has_integers = any(not text.startswith("bf16") for text in formats)
         if self.activations is None:
-            return (recipe.activations if recipe else "int8") if has_integers else "fp32"
+            floats = "bf16" if target.startswith("cuda") else "fp32"
+            return (recipe.activations if recipe else "int8") if has_integers else floats
         if self.activations in INTEGER_ACTIVATIONS and not has_integers:
             raise ConfigError(
                 f"activations is {self.activations!r}, but bf16 weights are multiplied by floats; say weights int8 or "

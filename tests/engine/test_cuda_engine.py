@@ -5,22 +5,30 @@ from __future__ import annotations
 from importlib.util import find_spec
 from typing import Any
 
+import numpy as np
 import pytest
-from engine_models import load_model, run_all
+from engine_models import load_model, packed_model, run_all
 
+from qwench.errors import CapacityError, TargetError
+from qwench.lora.adapter import LoraAdapter
+from qwench.runtime.loading import choose_num_blocks, memory_budget
 from qwench.runtime.sampling_params import SamplingParams
+from qwench.targets.cuda.interpreter import Interpreter
+from qwench.targets.cuda.target import MODEL_SHARE
+from qwench.targets.registry import get_target
+from qwench.targets.target import Team
 
 pytestmark = pytest.mark.skipif(find_spec("triton") is None, reason="needs Triton: pip install 'qwench[cuda]'")
 PARAMS = SamplingParams(max_tokens=4, temperature=0, logprobs=2)
 PROMPT = list(range(7, 20))
 
 
-def answer(target: str, crowd: int = 0, **options: Any) -> list[Any]:
-    engine = load_model(target=target, max_seq_len=64, **options)
+def answer(target: str, crowd: int = 0, params: SamplingParams = PARAMS, **options: Any) -> list[Any]:
+    engine = load_model(target=target, max_seq_len=64, activations="fp32", **options)
     try:
         for i in range(crowd):
             engine.add_request([i + 1] * (3 + i), SamplingParams(max_tokens=3, seed=i))
-        name = engine.add_request(PROMPT, PARAMS)
+        name = engine.add_request(PROMPT, params)
         return run_all(engine, {name})[name, 0]
     finally:
         engine.close()
@@ -28,5 +36,30 @@ def answer(target: str, crowd: int = 0, **options: Any) -> list[Any]:
 
 def test_tokens_are_the_references_and_bits_do_not_depend_on_the_batch() -> None:
     alone = answer("cuda-interpreter")
+    greedy = answer("cuda-interpreter", params=SamplingParams(max_tokens=4, temperature=0))
+    assert [token for token, _, _ in greedy] == [token for token, _, _ in alone]
     assert [token for token, _, _ in alone] == [token for token, _, _ in answer("reference")]
     assert answer("cuda-interpreter", crowd=2, prefill_chunk_size=5) == alone
+
+
+def test_the_cache_takes_what_is_free_on_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = packed_model("cuda-interpreter", max_seq_len=64, batch_size=1000)
+    least = memory_budget(model, 0)
+    block_bytes = model.config.cache(1).block_bytes(model.program)
+    free = (least.used + 100 * block_bytes) / MODEL_SHARE
+    monkeypatch.setattr(Interpreter, "free_bytes", property(lambda self: int(free) + 64))
+    assert choose_num_blocks(model) == 100
+    monkeypatch.setattr(Interpreter, "free_bytes", property(lambda self: int(free) // 2))
+    with pytest.raises(CapacityError, match="Lower max_seq_len"):
+        choose_num_blocks(model, 100)
+
+
+def test_one_gpu_and_no_adapters_beside_the_weights() -> None:
+    model = packed_model("cuda-interpreter", max_seq_len=64)
+    target = get_target("cuda-interpreter")
+    team = Team(np.zeros(64, np.uint8), 0, (1, 1))
+    with pytest.raises(TargetError, match="runs on one GPU"):
+        target.load(model.program, model.plan, model.tensors, model.config.cache(4), 1, team)
+    executor = target.load(model.program, model.plan, model.tensors, model.config.cache(4), 1)
+    with pytest.raises(TargetError, match="merge one"):
+        executor.set_adapter(0, LoraAdapter({}))

@@ -4,6 +4,7 @@ format, cache and kind of activation, and what only a whole step shows."""
 from __future__ import annotations
 
 import dataclasses
+import weakref
 import zlib
 from importlib.util import find_spec
 
@@ -174,6 +175,13 @@ def test_embeddings_hidden_states_and_maxima() -> None:
         logits = executor.step(step, hidden=hidden, maxima=maxima)
         starts = np.arange(0, spec.vocab_size, LOGIT_GROUP)
         np.testing.assert_array_equal(maxima, np.maximum.reduceat(logits, starts, axis=1))
+        if name == TARGET:
+            greedy = np.full_like(logits, -7)
+            executor.step(dataclasses.replace(step, is_greedy=True), greedy, maxima=maxima.copy())
+            for row, best in zip(greedy, logits):
+                start = int(best.argmax()) // LOGIT_GROUP * LOGIT_GROUP
+                np.testing.assert_array_equal(row[start : start + LOGIT_GROUP], best[start : start + LOGIT_GROUP])
+                assert (row == -7).sum() == len(row) - len(row[start : start + LOGIT_GROUP])
         results.append((logits, hidden, executor.embed(np.array([5, 0], np.int32))))
     for expected, got in zip(*results):
         np.testing.assert_allclose(got, expected, atol=1e-3 * np.abs(expected).max())
@@ -205,6 +213,10 @@ def test_blocks_are_copied_read_and_written() -> None:
     np.testing.assert_array_equal(executor.read_block(3), data)
     executor.write_block(2, data[::-1])
     np.testing.assert_array_equal(executor.read_block(2), data[::-1])
+    memory = weakref.ref(executor._cache.memory.memory)  # type: ignore[attr-defined]
+    executor.close()
+    executor.close()
+    assert memory() is None
 
 
 def test_ops_without_a_kernel_are_refused() -> None:

@@ -11,11 +11,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tiny_checkpoint import CONFIG
 
+from qwench.checkpoint.spec import ModelSpec
+from qwench.config import QwenchConfig
 from qwench.errors import CapacityError, TargetError
+from qwench.targets import cuda
 from qwench.targets.cuda.device import DeviceArray
 from qwench.targets.cuda.driver import Driver
 from qwench.targets.cuda.gpu import Gpu
+from qwench.targets.registry import default_target
 
 OUT_OF_MEMORY, NO_DEVICE, GONE = 2, 100, 46
 
@@ -148,3 +153,15 @@ def test_launches_are_recorded_once_and_replayed_as_one() -> None:
     replay()
     assert library.calls == ["cuGraphLaunch", "cuGraphLaunch"]
     assert len(launches) == 2
+
+
+@pytest.mark.parametrize(("device", "target", "activations"), [("/dev/null", "cuda", "bf16"), ("/no", "cpu", "fp32")])
+def test_a_machine_with_a_gpu_takes_it(
+    device: str, target: str, activations: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cuda, "_DRIVER_DEVICES", (device,))
+    monkeypatch.setattr(cuda, "find_spec", lambda name: object())
+    assert default_target() == target
+    resolved = QwenchConfig().resolve(ModelSpec.from_config(CONFIG))
+    assert (resolved.target, resolved.activations) == (target, activations)
+    assert QwenchConfig(target="cpu").resolve(ModelSpec.from_config(CONFIG)).activations == "fp32"

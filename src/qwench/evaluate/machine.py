@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from qwench.targets.cpu import _native
+from qwench.errors import TargetError
+from qwench.targets.cpu import NAMES, _native
 from qwench.targets.cpu.variants import variants_of
 
 
@@ -24,7 +25,10 @@ class Machine:
 
 
 def this_machine(target: str, num_threads: int) -> Machine:
-    """Measured with the instructions of `target`, the best there are for the reference."""
+    """Measured with the instructions of `target`, the best there are for the reference. Raises TargetError for one that
+    is no CPU."""
+    if target not in (*NAMES, "reference"):
+        raise TargetError(f"the ceilings of target {target!r} are not measured here; see benchmarks/gpu.py")
     variants = variants_of("cpu" if target == "reference" else target)
     return Machine(
         lambda megabytes: max(_native.measure_read_gbps(v, num_threads, megabytes) for v in variants),

@@ -427,6 +427,14 @@ def _salt(cache_salt: str, adapter: LoadedAdapter | None) -> bytes:
     return cache_salt.encode() if adapter is None else adapter.digest + cache_salt.encode()
 
 
+def _are_greedy(with_logits: list[tuple[Request, int, int]]) -> bool:
+    """Whether the largest logit of each row is all that is looked at: (request, rows to score, rows to sample from)."""
+    return all(
+        not num_scored and request.sampler is not None and request.sampler.is_greedy
+        for request, num_scored, _ in with_logits
+    )
+
+
 class _BatchArrays:
     """The arrays of a StepBatch, made once; `fill` returns views of them, valid until the next call."""
 
@@ -481,6 +489,6 @@ class _BatchArrays:
         batch = StepBatch(
             self.token_ids[:end], self.query_start[: n + 1], self.seq_lens[:n], self.block_tables[:n].reshape(n, -1),
             self.logit_rows[:num_logits], None, self.hidden_rows[:num_hidden] if num_hidden else None,
-            self.adapters[:n] if with_adapters else None,
+            self.adapters[:n] if with_adapters else None, not pooled and _are_greedy(with_logits),
         )  # fmt: skip
         return batch, with_logits, pooled

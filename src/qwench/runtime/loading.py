@@ -27,7 +27,7 @@ from qwench.runtime.engine import Engine
 from qwench.runtime.profiler import Profiler
 from qwench.runtime.scheduler import MAX_EXTRA_ROWS
 from qwench.targets.registry import get_target
-from qwench.targets.target import Array, CacheConfig, Executor, ThreadedExecutor, TimedExecutor
+from qwench.targets.target import Array, CacheConfig, DeviceTarget, Executor, ThreadedExecutor, TimedExecutor
 
 logger = logging.getLogger(__name__)
 
@@ -152,7 +152,7 @@ def memory_budget(
     """What the model, with its draft, takes of `memory` bytes, by default of what is free; of several hosts, on the one
     that has the least."""
     weights = sum(tensor.nbytes for tensor in model.tensors.values())
-    available = available_memory_bytes() if hosts is None else hosts.least_available_bytes()
+    available = _available_bytes(model.config) if hosts is None else hosts.least_available_bytes()
     fit = MemoryBudget(
         available if memory is None else memory,
         weights if hosts is None else largest_share(model, hosts).weight_bytes,
@@ -162,6 +162,19 @@ def memory_budget(
         return fit
     other = memory_budget(draft, memory)
     return MemoryBudget(fit.available, fit.weights + other.weights, fit.working + other.working)
+
+
+def _available_bytes(config: QwenchConfig) -> int:
+    """Of the memory that a model on its target lies in."""
+    device = _device_target(config)
+    return available_memory_bytes() if device is None else device.available_bytes()
+
+
+def _device_target(config: QwenchConfig) -> DeviceTarget | None:
+    """The target, if it has memory of its own."""
+    assert config.target is not None, "resolve() first"
+    target = get_target(config.target)
+    return target if isinstance(target, DeviceTarget) else None
 
 
 def draft_block_bytes(draft: Program, config: QwenchConfig, block_size: int) -> int:
@@ -195,7 +208,8 @@ def choose_num_blocks(
     With a draft each is one of the model's and one of the draft's.
 
     The budget is `memory` less what the model itself takes. Without `memory` it is half of what is free beside
-    the model, at most 4 GiB, but one full sequence if that needs more and is there. Of several hosts each must hold its
+    the model, at most 4 GiB, but one full sequence if that needs more and is there; on a device, which serves nobody
+    else, all that is free. Of several hosts each must hold its
     share, of as much memory. Raises CapacityError.
     """
     config = model.config
@@ -224,7 +238,7 @@ def choose_num_blocks(
             "kvcache_num_blocks or batch_size, compile to a smaller weight format, or free memory"
         )
     budget = rest
-    if memory is None:
+    if memory is None and _device_target(config) is None:
         budget = max(min(int(rest * DEFAULT_CACHE_SHARE), DEFAULT_CACHE_BYTES), one_sequence * block_bytes)
     blocks = wanted or min(budget // block_bytes, config.batch_size * one_sequence)
     logger.info(

@@ -51,6 +51,12 @@ class TokenSampler:
         self.is_plain = not (params.logit_bias or params.min_tokens or self.history.is_used)
 
     @property
+    def is_greedy(self) -> bool:
+        """Whether it takes the likeliest token and looks at no other."""
+        p = self.params
+        return self.is_plain and p.temperature == 0 and p.logprobs is None and self.matcher is None
+
+    @property
     def is_over(self) -> bool:
         """Whether the grammar allows no further token."""
         return self.matcher is not None and not self._thinks and self.matcher.is_over

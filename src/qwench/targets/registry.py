@@ -20,6 +20,10 @@ class TargetPackage(Protocol):
 
     NAMES: tuple[str, ...]
 
+    def is_preferred(self) -> bool:
+        """Whether this machine has what makes it the choice of a user who names no target. Quick to say."""
+        ...
+
     def make_target(self, name: str) -> Target:
         """Raises TargetError if this machine can't run it."""
         ...
@@ -38,6 +42,11 @@ def _packages() -> dict[str, TargetPackage]:
 def target_names() -> tuple[str, ...]:
     """All that `get_target` knows."""
     return tuple(_packages())
+
+
+def default_target() -> str:
+    """The target of those who name none: that of a device that is here, else `cpu`."""
+    return next((package.NAMES[0] for package in _packages().values() if package.is_preferred()), "cpu")
 
 
 def get_target(name: str) -> Target:

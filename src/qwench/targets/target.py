@@ -42,6 +42,8 @@ class StepBatch:
     embeddings: [num_embeddings, hidden_size] fp32, or None where all tokens have ids.
     hidden_rows: [num_hidden] int32, increasing token rows whose hidden states are wanted, or None.
     adapters: [num_seqs] int32, of each sequence the number of its LoRA adapter or -1, or None where all have none.
+    is_greedy: of each row of logits nobody needs more than the largest. A target may then write of a row no more than
+        the LOGIT_GROUP neighbours with the first of the largest, and leave the others as they were.
     """
 
     token_ids: Int32
@@ -52,6 +54,7 @@ class StepBatch:
     embeddings: Float32 | None = None
     hidden_rows: Int32 | None = None
     adapters: Int32 | None = None
+    is_greedy: bool = False
 
 
 @dataclass(frozen=True)
@@ -224,4 +227,13 @@ class Target(Protocol):
     ) -> Executor:  # fmt: skip
         """An executor over packed tensors, which it keeps alive and never writes. team: where the Program is one
         rank's. Raises TargetError for a target that has no ranks."""
+        ...
+
+
+@runtime_checkable
+class DeviceTarget(Target, Protocol):
+    """A Target whose models lie in the memory of a device, not in the host's."""
+
+    def available_bytes(self) -> int:
+        """Of that memory, what a model may take. Raises TargetError where there is no device."""
         ...

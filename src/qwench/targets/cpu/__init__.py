@@ -10,6 +10,10 @@ if TYPE_CHECKING:
 NAMES = ("cpu", "cpu-avx512", "cpu-avx2", "cpu-generic")
 
 
+def is_preferred() -> bool:
+    return False
+
+
 def make_target(name: str) -> Target:
     from qwench.targets.cpu.target import CpuTarget
 

@@ -61,7 +61,12 @@ class Device(Protocol):
     """One machine. What is asked of it happens in that order; `download` waits for its end."""
 
     name: str
-    shared_bytes: int  # fast memory that the programs on a processor share
+    shared_bytes: int  # fast memory that a program may have
+
+    @property
+    def free_bytes(self) -> int:
+        """Memory that could be allocated now."""
+        ...
 
     def zeros(self, dtype: str, *shape: int) -> DeviceArray:
         """Raises CapacityError where there is too little memory."""

@@ -15,6 +15,7 @@ from qwench.lora.adapter import LoraAdapter
 from qwench.program.memory import MemoryPlan
 from qwench.program.ops import Program
 from qwench.program.rope import cos_sin, inverse_frequencies
+from qwench.targets.cuda.attention import power_of_two
 from qwench.targets.cuda.device import Device, Replay, new_array
 from qwench.targets.cuda.kv_cache import KvCache
 from qwench.targets.cuda.lowering import Lowering, Step
@@ -42,7 +43,8 @@ class CudaExecutor:
         self._rope = device.zeros("fp32", 0, spec.head_dim)
         self._logits = device.zeros("fp32", 0, spec.num_outputs)
         self._maxima = device.zeros("fp32", 0, -(-spec.num_outputs // LOGIT_GROUP))
-        self._nothing = device.zeros("fp32", 1, 1, 1)
+        self._best = device.zeros("fp32", 0, LOGIT_GROUP)
+        self._nothing = device.zeros("fp32", 0, 0, 0)
         self._recorded: dict[Shape, Replay] = {}
 
     def step(
@@ -68,7 +70,7 @@ class CudaExecutor:
             self._replay(step)
         else:
             self._launch(step)
-        self._download(step, logits[:num_logits], maxima, hidden)
+        self._download(step, logits[:num_logits], maxima, hidden, batch.is_greedy)
         return logits[:num_logits]
 
     def _step_of(self, batch: StepBatch, shape: Shape, arrays: list[Int32], num_states: int) -> Step:
@@ -81,7 +83,7 @@ class CudaExecutor:
     def _launch(self, step: Step) -> None:
         for launch in self._lowering.launches:
             launch(step)
-        self._launch_maxima(step)
+        self._launch_likeliest(step)
 
     def _replay(self, step: Step) -> None:
         shape = step.arrays.shape
@@ -89,8 +91,8 @@ class CudaExecutor:
             self._recorded[shape] = self._device.record(lambda: self._launch(step))
         self._recorded[shape]()
 
-    def _launch_maxima(self, step: Step) -> None:
-        from qwench.targets.cuda.kernels.rows import group_maxima
+    def _launch_likeliest(self, step: Step) -> None:
+        from qwench.targets.cuda.kernels.rows import group_maxima, take_best
 
         num_logits, (_, width) = step.arrays.shape.num_logits, self._logits.shape
         if not num_logits or self.program.logits is None:
@@ -100,16 +102,34 @@ class CudaExecutor:
             group_maxima, (num_logits, -(-groups // 32), 1), logits=self._logits, out=self._maxima, num_groups=groups,
             WIDTH=width, GROUP=LOGIT_GROUP, BLOCK=32,
         )  # fmt: skip
+        self._device.launch(
+            take_best, (num_logits, 1, 1), logits=self._logits, maxima=self._maxima, out=self._best, num_groups=groups,
+            WIDTH=width, GROUP=LOGIT_GROUP, BLOCK=power_of_two(groups),
+        )  # fmt: skip
 
-    def _download(self, step: Step, logits: Float32, maxima: Float32 | None, hidden: Float32 | None) -> None:
+    def _download(
+        self, step: Step, logits: Float32, maxima: Float32 | None, hidden: Float32 | None, is_greedy: bool
+    ) -> None:
         if len(logits) and self.program.logits is not None:
             if maxima is not None:
                 self._device.download(self._maxima, maxima[: len(logits)])
-            self._device.download(self._logits, logits)
+            if maxima is None or not is_greedy or not self._download_best(logits, maxima[: len(logits)]):
+                self._device.download(self._logits, logits)
         count, width = step.arrays.shape.num_hidden, self.program.spec.hidden_size
         for i in range(step.num_states):
             assert hidden is not None
             self._device.download(step.hidden.part(i * count * width, count, width), hidden[i, :count])
+
+    def _download_best(self, logits: Float32, maxima: Float32) -> bool:
+        """The largest logits alone; false where NaN or infinities make that a question."""
+        if not np.isfinite(maxima).all():
+            return False
+        best = np.empty((len(logits), LOGIT_GROUP), np.float32)
+        self._device.download(self._best, best)
+        for row, group, values in zip(logits, maxima.argmax(axis=1), best):
+            place = row[group * LOGIT_GROUP : (group + 1) * LOGIT_GROUP]
+            place[:] = values[: len(place)]
+        return True
 
     def _grow(self, shape: Shape, arrays: list[Int32]) -> None:
         """Makes room for a step; what was recorded with the old places is forgotten."""
@@ -123,6 +143,7 @@ class CudaExecutor:
             rows = 2 * shape.num_logits
             self._logits = self._device.zeros("fp32", rows, spec.num_outputs)
             self._maxima = self._device.zeros("fp32", rows, self._maxima.shape[1])
+            self._best = self._device.zeros("fp32", rows, LOGIT_GROUP)
             self._recorded.clear()
         if self._uploader.reserve(arrays):
             self._recorded.clear()
@@ -156,5 +177,8 @@ class CudaExecutor:
         return dict(self._lowering.kernels)
 
     def close(self) -> None:
-        self._recorded.clear()
-        self._device.close()
+        if hasattr(self, "_lowering"):
+            self._recorded.clear()
+            self._lowering.launches.clear()  # which hold arrays, and the lowering itself
+            del self._lowering, self._cache, self._logits
+            self._device.close()

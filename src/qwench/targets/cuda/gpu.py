@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -52,6 +53,7 @@ class Gpu:
 
     @property
     def free_bytes(self) -> int:
+        self._driver.set_context(self._context)
         return self._driver.memory_info()[0]
 
     def zeros(self, dtype: str, *shape: int) -> DeviceArray:
@@ -109,7 +111,7 @@ class Gpu:
         return lambda: self._driver.launch_graph(graph, self._stream)
 
     def close(self) -> None:
-        self._functions.clear()
+        """Arrays free themselves, and the compiled kernels serve the next model."""
 
 
 class _Memory:
@@ -135,8 +137,9 @@ def _as_ctypes(value: Any) -> Any:
     return (ctypes.c_int32 if -(2**31) <= value < 2**31 else ctypes.c_int64)(value)
 
 
+@cache
 def open_gpu() -> Gpu:
-    """Raises TargetError without a driver, a GPU that is new enough, or Triton."""
+    """The one of this process. Raises TargetError without a driver, a GPU that is new enough, or Triton."""
     gpu = Gpu(load_driver())
     try:
         import triton  # noqa: F401

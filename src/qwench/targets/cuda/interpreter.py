@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from qwench.errors import TargetError
+from qwench.host import available_memory_bytes
 from qwench.targets.cuda.device import NUMPY_DTYPES, DeviceArray, Grid, HostArray, Replay
 
 INTERPRET = "TRITON_INTERPRET"
@@ -37,6 +38,10 @@ class Interpreter:
 
     name = "Triton's interpreter"
     shared_bytes = 227 << 10  # as an H100 has
+
+    @property
+    def free_bytes(self) -> int:
+        return available_memory_bytes()
 
     def zeros(self, dtype: str, *shape: int) -> DeviceArray:
         memory = np.zeros(shape, NUMPY_DTYPES[dtype])

@@ -42,7 +42,7 @@ class Step:
 
     @property
     def num_states(self) -> int:
-        return self.hidden.shape[0] if self.arrays.shape.num_hidden else 0
+        return self.hidden.shape[0]
 
 
 class Lowering:

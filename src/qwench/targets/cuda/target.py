@@ -12,6 +12,8 @@ from qwench.targets.cpu.target import CpuTarget
 from qwench.targets.cuda.device import Device
 from qwench.targets.target import Array, CacheConfig, Executor, PackedTensor, Team
 
+MODEL_SHARE = 0.9  # of the free memory
+
 
 class CudaTarget:
     """`name` is one of the package's NAMES. Packing needs no GPU, so that models are compiled where there is none."""
@@ -39,6 +41,10 @@ class CudaTarget:
         from qwench.targets.cuda.executor import CudaExecutor
 
         return CudaExecutor(self.open_device(), program, plan, tensors, cache)
+
+    def available_bytes(self) -> int:
+        """What is free on the device, less what kernels, partial sums and the driver itself take."""
+        return int(self.open_device().free_bytes * MODEL_SHARE)
 
     def open_device(self) -> Device:
         """Raises TargetError where there is none that this can use."""

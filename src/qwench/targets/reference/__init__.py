@@ -10,6 +10,10 @@ if TYPE_CHECKING:
 NAMES = ("reference",)
 
 
+def is_preferred() -> bool:
+    return False
+
+
 def make_target(name: str) -> Target:
     from qwench.targets.reference.target import ReferenceTarget
 

@@ -132,3 +132,14 @@ def group_maxima(logits, out, num_groups, WIDTH: tl.constexpr, GROUP: tl.constex
     x = tl.load(logits + row.to(tl.int64) * WIDTH + columns, mask=is_inside, other=-float("inf"))
     maxima = tl.max(x, axis=1) + tl.sum(tl.where(is_inside, x, 0.0) * 0.0, axis=1)
     tl.store(out + row.to(tl.int64) * num_groups + groups, maxima, mask=groups < num_groups)
+
+
+@triton.jit
+def take_best(logits, maxima, out, num_groups, WIDTH: tl.constexpr, GROUP: tl.constexpr, BLOCK: tl.constexpr):
+    """out [rows, GROUP]: the neighbours with the first of the largest logits."""
+    row = tl.program_id(0)
+    groups = tl.arange(0, BLOCK)
+    largest = tl.load(maxima + row.to(tl.int64) * num_groups + groups, mask=groups < num_groups, other=-float("inf"))
+    columns = tl.argmax(largest, axis=0) * GROUP + tl.arange(0, GROUP)
+    x = tl.load(logits + row.to(tl.int64) * WIDTH + columns, mask=columns < WIDTH, other=-float("inf"))
+    tl.store(out + row * GROUP + tl.arange(0, GROUP), x)
