@@ -245,13 +245,12 @@ def measure_all(report: Report, target: str) -> None:
     report.measure("0.5b: one user, bf16", generation(report, "0.5b", 1, 128, **bf16), 900)
     report.measure("7b: one user, bf16", generation(report, "7b", 1, 128, **bf16), 0.85)
     report.measure("7b: prompt of 2048, bf16", prompt(report, "7b", 2048, 2048, target=target), 0.6)
-    report.measure("7b: one user, int4", generation(report, "7b", 1, 128, **int4), 2.6)
-    report.measure("7b: one user, int8", generation(report, "7b", 1, 128, **int8), 1.6)
     report.measure("7b: 32 users, bf16", generation(report, "7b", 32, 64, **bf16), 25)
     report.measure("7b: prompt of 32768, bf16", prompt(report, "7b", 32768, 2048, target=target), 0.4)
-    report.measure(
-        "7b: one user, bf16 with fp32 activations", generation(report, "7b", 1, 64, target=target, activations="fp32")
-    )
+    exact = {**bf16, "activations": "fp32"}
+    report.measure("7b: one user, bf16, fp32 activations", generation(report, "7b", 1, 64, **exact))
+    report.measure("7b: one user, int4", generation(report, "7b", 1, 128, **int4), 2.6)
+    report.measure("7b: one user, int8", generation(report, "7b", 1, 128, **int8), 1.6)
     report.measure("0.5b: 32 users, bf16", generation(report, "0.5b", 32, 64, **bf16))
     report.measure("7b: transformers, one user, bf16", transformers_generation("7b", 64))
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -48,11 +49,15 @@ def random_model(shape: str, **options: Any) -> RandomModel:
     spec = ModelSpec.from_config(published_config(shape))
     config = QwenchConfig(**options).resolve(spec)
     program = derive_program(config.model(spec), config.format_of, str(config.activations))
-    random, tensors = np.random.default_rng(0), {}
-    for weight in program.weights.values():
-        tensors[weight.name] = _packed(weight, str(config.target), random)
+    tensors = _packed_tensors(tuple(program.weights.values()), str(config.target))
     plan = plan_memory(program, config.prefill_chunk_size or 512)
     return RandomModel(Path("random"), program, plan, config, tensors)
+
+
+@lru_cache(maxsize=1)  # rows of a benchmark that follow one another often have the same
+def _packed_tensors(weights: tuple[Weight, ...], target: str) -> Mapping[str, Array]:
+    random = np.random.default_rng(0)
+    return {weight.name: _packed(weight, target, random) for weight in weights}
 
 
 def _packed(weight: Weight, target_name: str, random: np.random.Generator) -> Array:

@@ -40,6 +40,16 @@ def mpi_place() -> tuple[int, int]:
     return 0, 1
 
 
+def interprets_triton() -> bool:
+    """Whether $TRITON_INTERPRET has Triton run kernels on the CPU, to test them."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def interpret_triton() -> None:
+    """Has Triton do so. Takes effect before it is imported alone."""
+    os.environ["TRITON_INTERPRET"] = "1"
+
+
 def cpu_name() -> str:
     """The processor's model name."""
     import platform  # slow to import, and rarely needed

@@ -47,7 +47,11 @@ def add_options(parser: ArgumentParser) -> None:
     add("--kvcache-block-size", type=int, metavar="N", help="positions in a cache block, default 32")
     add("--kvcache-num-blocks", type=int, metavar="N", help="cache blocks; default: what memory allows when loaded")
     add("--memory", metavar="SIZE", help="what the loaded model may use, such as 8GiB or 800MB; default: what is free")
-    add("--target", metavar="T", help="cpu (default), cpu-avx512, cpu-avx2, cpu-generic or reference")
+    add(
+        "--target",
+        metavar="T",
+        help="cpu, cpu-avx512, cpu-avx2, cpu-generic, cuda or reference; default: cuda where there is a GPU, else cpu",
+    )
 
 
 def execute(args: Namespace) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from qwench.errors import QwenchError, TargetError
+from qwench.host import interprets_triton
 from qwench.targets.cuda.compilation import Variant, compile_kernel, variant_of
 from qwench.targets.cuda.device import NUMPY_DTYPES, DeviceArray, Grid, HostArray, Replay
 from qwench.targets.cuda.driver import Driver, load_driver
@@ -141,6 +142,8 @@ def _as_ctypes(value: Any) -> Any:
 def open_gpu() -> Gpu:
     """The one of this process. Raises TargetError without a driver, a GPU that is new enough, or Triton."""
     gpu = Gpu(load_driver())
+    if interprets_triton():
+        raise TargetError("TRITON_INTERPRET=1 has Triton run on the CPU; unset it, or take --target cuda-interpreter")
     try:
         import triton  # noqa: F401
     except ImportError as error:

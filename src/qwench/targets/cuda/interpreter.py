@@ -8,7 +8,6 @@ interpreted when its module is imported, so `make_interpreter` comes before that
 from __future__ import annotations
 
 import ctypes
-import os
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -16,10 +15,9 @@ from typing import Any
 import numpy as np
 
 from qwench.errors import TargetError
-from qwench.host import available_memory_bytes
+from qwench.host import available_memory_bytes, interpret_triton, interprets_triton
 from qwench.targets.cuda.device import NUMPY_DTYPES, DeviceArray, Grid, HostArray, Replay
 
-INTERPRET = "TRITON_INTERPRET"
 _TORCH_NAMES = {"fp32": "float32", "bf16": "bfloat16", "i32": "int32", "i8": "int8", "u8": "uint8"}
 
 
@@ -84,16 +82,15 @@ class Interpreter:
 
 def make_interpreter() -> Interpreter:
     """Raises TargetError without Triton, and where Triton was imported for a GPU already."""
-    is_late = "triton" in sys.modules and os.environ.get(INTERPRET) != "1"
-    os.environ[INTERPRET] = "1"
+    if "triton" in sys.modules and not interprets_triton():
+        raise TargetError("this process uses Triton for a GPU already; start cuda-interpreter with TRITON_INTERPRET=1")
+    interpret_triton()
     try:
         from qwench.targets.cuda.interpreter_repairs import repair_interpreter
+
+        repair_interpreter()
     except ImportError as error:
         raise TargetError(f'the target cuda-interpreter needs Triton ({error}): pip install "qwench[cuda]"') from None
-    if is_late:
-        os.environ[INTERPRET] = "0"
-        raise TargetError(f"this process uses Triton for a GPU already; start cuda-interpreter with {INTERPRET}=1")
-    repair_interpreter()
     return Interpreter()
 
 
