@@ -100,7 +100,6 @@ TABLE: tuple[Row, ...] = (
     Row("messages", "stop stopping_strings stop_strings", Renamed("stop_sequences")),
     Row("messages", "output_format", Renamed("output_config.format")),
     Row("messages", "reasoning_effort effort", Renamed("output_config.effort")),
-    Row("messages tool", "parameters inputSchema", Renamed("input_schema")),
     Row("ollama", "max_tokens max_completion_tokens n_predict max_new_tokens max_output_tokens",
         Renamed("num_predict")),
     Row("ollama", "thinking enable_thinking", Renamed("think", other_forms.is_thinking)),
@@ -115,6 +114,7 @@ TABLE: tuple[Row, ...] = (
     Row("message", "partial", Renamed("prefix")),
     Row("message", "tool_name", Renamed("name")),
     Row("function", "input_schema inputSchema parametersJsonSchema", Renamed("parameters")),
+    Row("messages tool", "parameters inputSchema parametersJsonSchema", Renamed("input_schema")),
     Row("answers", "options extra_body", Unpacked()),
     # Of no consequence
     Row("request", "user metadata store service_tier safety_identifier prompt_cache_key prompt_cache_retention "

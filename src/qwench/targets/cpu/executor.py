@@ -173,7 +173,7 @@ class CpuExecutor:
         return result
 
     def close(self) -> None:
-        if hasattr(self, "_native"):
+        if hasattr(self, "native"):
             del self.native
 
     @property

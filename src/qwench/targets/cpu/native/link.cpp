@@ -96,8 +96,7 @@ void Link::start_receive(void* data, size_t num_bytes, int host, int tag) {
 
 void Link::listen() {
   next_message_ = {};
-  reinterpret_cast<Irecv>(mpi_.irecv)(&message_, sizeof message_, mpi_.byte, 0, kMessageTag, mpi_.comm,
-                                      &next_message_);
+  reinterpret_cast<Irecv>(mpi_.irecv)(&message_, sizeof message_, mpi_.byte, 0, kMessageTag, mpi_.comm, &next_message_);
 }
 
 bool Link::is_done(Request& request) const {
