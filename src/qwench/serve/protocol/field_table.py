@@ -139,7 +139,8 @@ TABLE: tuple[Row, ...] = (
         "input_examples eager_input_streaming defer_loading allowed_callers", NOTHING),
     Row("messages", "context_management anthropic_version anthropic_beta betas inference_geo speed diagnostics "
         "user_profile_id workspace_id", NOTHING),
-    Row("turn", "type stop_sequence stop_details container context_management", NOTHING),
+    Row("turn", "type stop_sequence stop_details container context_management tool_name partial reasoning "
+        "reasoning_text thinking thinking_blocks reasoning_details", NOTHING),
     Row("ollama", "f16_kv logits_all vocab_only embedding_only shift width height steps", NOTHING),
     Row("ollama model", "verbose insecure system template options", NOTHING),
     Row("ollama embed", "options", NOTHING),
