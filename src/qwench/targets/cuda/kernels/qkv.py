@@ -25,6 +25,7 @@ def rope_write(
     columns = tl.arange(0, HALF)
     is_inside = (head < HEADS + 2 * KV_HEADS)[:, None] & (columns < half)[None, :]
     is_query, is_value = head < HEADS, head >= HEADS + KV_HEADS
+    is_key, is_kept = (head >= HEADS) & (head < HEADS + KV_HEADS), head >= HEADS
     first = head[:, None] * HEAD_DIM + columns[None, :]
     x1, x2 = tl.zeros([BLOCK, HALF], tl.float32), tl.zeros([BLOCK, HALF], tl.float32)
     for split in tl.static_range(SPLITS):
@@ -38,11 +39,11 @@ def rope_write(
     if HAS_NORMS:
         variance = (tl.sum(x1 * x1, axis=1) + tl.sum(x2 * x2, axis=1)) / HEAD_DIM
         inverse = tl.where(is_value, 1.0, tl.div_rn(1.0, tl.sqrt_rn(variance + eps)))[:, None]
-        x1 = x1 * inverse * _gains(q_gain, k_gain, columns, is_inside, is_query, is_value)
-        x2 = x2 * inverse * _gains(q_gain + half, k_gain + half, columns, is_inside, is_query, is_value)
+        x1 = x1 * inverse * _gains(q_gain, k_gain, columns, is_inside, is_query, is_key)
+        x2 = x2 * inverse * _gains(q_gain + half, k_gain + half, columns, is_inside, is_query, is_key)
     position = tl.load(positions + row)
     angle = rope_table + tl.maximum(position, 0) * HEAD_DIM + columns
-    turns = ~is_value[:, None]
+    turns = (head < HEADS + KV_HEADS)[:, None]
     cosine = tl.where(turns, tl.load(angle, mask=columns < half, other=0.0)[None, :], 1.0)
     sine = tl.where(turns, tl.load(angle + half, mask=columns < half, other=0.0)[None, :], 0.0)
     x1, x2 = x1 * cosine - x2 * sine, x2 * cosine + x1 * sine
@@ -51,28 +52,27 @@ def rope_write(
     tl.store(place + half, x2, mask=is_inside & is_query[:, None])
 
     if IS_INT8 and HAS_BIAS:
-        is_key = (~is_value & ~is_query)[:, None]
-        x1 -= tl.where(is_key, b1 * cosine - b2 * sine, 0.0)
-        x2 -= tl.where(is_key, b2 * cosine + b1 * sine, 0.0)
+        x1 -= tl.where(is_key[:, None], b1 * cosine - b2 * sine, 0.0)
+        x2 -= tl.where(is_key[:, None], b2 * cosine + b1 * sine, 0.0)
     block = tl.load(tables + tl.load(token_seq + row) * table_width + tl.maximum(position, 0) // BLOCK_SIZE)
     slot = (head - HEADS) % KV_HEADS * BLOCK_SIZE + position % BLOCK_SIZE
     slot_place = block.to(tl.int64) * block_stride + slot * ROW + tl.where(is_value, value_place, key_place)
     place = cache + slot_place[:, None] + columns[None, :]
-    is_kept = is_inside & ~is_query[:, None] & (position >= 0)
+    is_stored = is_inside & is_kept[:, None] & (position >= 0)
     if IS_INT8:
         step, inverse = steps(tl.maximum(tl.max(tl.abs(x1), axis=1), tl.max(tl.abs(x2), axis=1)), 1)
         step += tl.sum(x1 * 0.0, axis=1) + tl.sum(x2 * 0.0, axis=1)  # NaN stays NaN
         of_scale = block.to(tl.int64) * scale_stride + slot + tl.where(is_value, value_scale_place, key_scale_place)
-        is_head = ~is_query & (head < HEADS + 2 * KV_HEADS) & (position >= 0)
+        is_head = is_kept & (head < HEADS + 2 * KV_HEADS) & (position >= 0)
         tl.store(cache_scales + of_scale, step, mask=is_head)
         x1, x2 = round_codes(x1 * inverse[:, None]), round_codes(x2 * inverse[:, None])
-    tl.store(place, x1.to(cache.dtype.element_ty), mask=is_kept)
-    tl.store(place + half, x2.to(cache.dtype.element_ty), mask=is_kept)
+    tl.store(place, x1.to(cache.dtype.element_ty), mask=is_stored)
+    tl.store(place + half, x2.to(cache.dtype.element_ty), mask=is_stored)
 
 
 @triton.jit
-def _gains(q_gain, k_gain, columns, is_inside, is_query, is_value):
+def _gains(q_gain, k_gain, columns, is_inside, is_query, is_key):
     """[BLOCK, HALF]: of q's norm, of k's, and 1 for values."""
     of_query = tl.load(q_gain + columns[None, :], mask=is_inside & is_query[:, None], other=1.0)
-    of_key = tl.load(k_gain + columns[None, :], mask=is_inside & ~is_query[:, None] & ~is_value[:, None], other=1.0)
+    of_key = tl.load(k_gain + columns[None, :], mask=is_inside & is_key[:, None], other=1.0)
     return of_query * of_key
