@@ -1,12 +1,12 @@
 """`serve run deploy.ray_serve:app` as a user would start it, in a small cluster that lives and dies with its process:
-`python ray_cluster.py PORT key=value ...`.
+`python ray_cluster.py PORT`, which reads the arguments of each deployment as a line of JSON and ends with them.
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
-import re
 import signal
 import socket
 import subprocess
@@ -34,9 +34,10 @@ class RayCluster:
         environment.pop("RAY_ADDRESS", None)  # that's somebody's own cluster
         with log.open("wb") as output:
             self.process = subprocess.Popen(
-                [sys.executable, __file__, str(port), f"model={model}", *options],
-                cwd=ROOT, env=environment, stdout=output, stderr=output, start_new_session=True,
+                [sys.executable, __file__, str(port)], cwd=ROOT, env=environment, start_new_session=True,
+                stdin=subprocess.PIPE, stdout=output, stderr=output,
             )  # fmt: skip
+        self.update(*options)
 
     @property
     def log(self) -> str:
@@ -55,12 +56,9 @@ class RayCluster:
 
     def update(self, *options: str) -> None:
         """As who types `serve run` anew, with other options."""
-        match = re.search(r"cluster at (\S+)", self.log)
-        assert match, self.log
-        command = ["run", "--non-blocking", "--address", match[1], "deploy.ray_serve:app", f"model={self.model}"]
-        subprocess.run(
-            [sys.executable, "-c", "from ray.serve.scripts import cli; cli()", *command, *options], cwd=ROOT, check=True
-        )
+        assert self.process.stdin is not None
+        self.process.stdin.write(json.dumps([f"model={self.model}", *options]).encode() + b"\n")
+        self.process.stdin.flush()
 
     def engines(self) -> dict[int, int]:
         """The engine processes, each with the process of its replica."""
@@ -84,9 +82,10 @@ class RayCluster:
         return left
 
     def stop(self) -> None:
-        """Ctrl-C, and what doesn't end with it."""
-        self.process.send_signal(signal.SIGINT)
-        with contextlib.suppress(subprocess.TimeoutExpired):
+        """In order, and by force what doesn't end so."""
+        assert self.process.stdin is not None
+        with contextlib.suppress(BrokenPipeError, subprocess.TimeoutExpired):
+            self.process.stdin.close()
             self.process.wait(60)
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
@@ -108,11 +107,12 @@ def main() -> None:
     from ray import serve
     from ray.serve.scripts import cli
 
-    port, *options = sys.argv[1:]
     ray.init(num_cpus=2, object_store_memory=OBJECT_STORE_BYTES, include_dashboard=False, configure_logging=False)
-    print("cluster at", ray.get_runtime_context().gcs_address, flush=True)
-    serve.start(http_options={"host": "127.0.0.1", "port": int(port)})
-    cli(["run", "deploy.ray_serve:app", *options])
+    serve.start(http_options={"host": "127.0.0.1", "port": int(sys.argv[1])})
+    for line in sys.stdin:
+        cli(["run", "--non-blocking", "deploy.ray_serve:app", *json.loads(line)], standalone_mode=False)
+    serve.shutdown()
+    ray.shutdown()
 
 
 if __name__ == "__main__":

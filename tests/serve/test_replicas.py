@@ -21,7 +21,7 @@ pytest.importorskip("ray.serve", reason='replicas need pip install "qwench[ray]"
 from ray_cluster import RayCluster, running_cluster
 
 KEY = "a-key-of-this-server"
-SMALL = ("replicas=2", "num_cpus=0.5", "name=tiny")
+SMALL = ("replicas=2", "name=tiny")  # a processor each, which are all there are
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from qwench.replicas.router import ConversationRouter
 
 # The engine has a queue of its own, whose limit is told with status 429; Ray shall not keep requests from it.
 MANY = 1 << 16
-INGRESS_CPUS = 0.1  # it waits most of the time
+INGRESS_CPUS = 0  # it waits most of the time, as Ray's own proxies do, and replicas may have all processors
 
 
 def app(args: ReplicaOptions) -> Application:

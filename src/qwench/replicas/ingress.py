@@ -112,7 +112,7 @@ class Ingress:
         """Of all replicas, each with its name."""
         try:
             texts = await self._replicas.broadcast("metrics").results_async(timeout_s=WAIT_S)
-        except (RayError, RayServeException, TimeoutError):
+        except (RayError, RayServeException, TimeoutError, asyncio.TimeoutError):
             raise ApiError.unavailable("a replica ended meanwhile; try again") from None
         await PlainTextResponse(merged(dict(texts)))(scope, receive, send)
 
