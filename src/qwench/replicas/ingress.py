@@ -6,7 +6,6 @@ Checks keys, hosts and sizes as the server does, before it reads a body. Made by
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import dataclasses
 import logging
 from argparse import Namespace
@@ -73,8 +72,7 @@ class Ingress:
                 return
             body = await _read(receive)
             request = ForwardedRequest(received(scope), body, conversation_of(body))
-            async with _while_connected(receive):
-                await self._try_replicas(request, reply)
+            await self._try_replicas(request, reply)  # which Ray cancels when the client leaves
         except ApiError as error:
             await reply.fail(error)
 
@@ -150,28 +148,10 @@ async def _never() -> Message:
 
 
 async def _read(receive: Receive) -> bytes:
-    """The whole body; empty when the client leaves before it is complete. Raises ApiError."""
+    """The whole body. Raises ApiError, and CancelledError when the client leaves before it is complete."""
     parts = []
     while (message := await receive())["type"] == "http.request":
         parts.append(message.get("body", b""))
         if not message.get("more_body", False):
             return b"".join(parts)
     raise asyncio.CancelledError
-
-
-@contextlib.asynccontextmanager
-async def _while_connected(receive: Receive) -> AsyncIterator[None]:
-    """Cancels the body as soon as the client leaves."""
-    task = asyncio.current_task()
-    assert task is not None
-
-    async def watch() -> None:
-        while (await receive())["type"] != "http.disconnect":
-            pass
-        task.cancel()
-
-    watcher = asyncio.create_task(watch())
-    try:
-        yield
-    finally:
-        watcher.cancel()
