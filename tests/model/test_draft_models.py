@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "engine"))
+from engine_models import FixedCosts
 from test_cli_end_to_end import write_checkpoint
 
 from qwench import LLM, SamplingParams
@@ -47,6 +51,9 @@ def answers(llm: LLM) -> list[Any]:
 def test_the_same_answers_with_a_padded_vocabulary(checkpoint: Path, tmp_path: Path, num_tokens: int) -> None:
     draft = resized(checkpoint, tmp_path / "draft", num_tokens)
     with LLM(checkpoint, weights="int8") as plain, LLM(checkpoint, weights="int8", draft=draft) as drafting:
+        speculation = drafting.engine.speculation
+        assert speculation is not None and speculation.draft is not None
+        speculation.costs, speculation.draft.costs = FixedCosts(1.0), FixedCosts(0.1, 0.005)
         assert answers(drafting) == answers(plain)
         metrics = drafting.metrics
         assert metrics.draft_steps > 0

@@ -15,7 +15,7 @@ from typing import NoReturn
 
 import qwench
 from qwench.cli.failure import INTERRUPTED, OUR_FAULT, USER_ERROR, UsageError, explain
-from qwench.cli.streams import discard, open_closed_streams, say, unwritable_stdout
+from qwench.cli.streams import discard, flush_stdout, open_closed_streams, say, unwritable_stdout
 from qwench.errors import QwenchError
 from qwench.host import mpi_place, wants_traceback
 from qwench.log_lines import log_in_one_line_each
@@ -108,7 +108,7 @@ def _execute(arguments: list[str]) -> int:
         code = int(done.code or 0)
     else:
         code = args.execute(args) or 0
-    sys.stdout.flush()
+    flush_stdout()
     return code
 
 

@@ -34,6 +34,17 @@ def say(text: str) -> None:
         discard(sys.stderr)
 
 
+def flush_stdout() -> None:
+    """Raises BrokenPipeError when its reader has left, and OSError that names it for all else."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        discard(sys.stdout)
+        raise OSError(error.errno, error.strerror, "stdout") from None
+
+
 def unwritable_stdout() -> str | None:
     """Why stdout doesn't take what was printed, as one line; None if it did. After that nothing more goes there."""
     try:
