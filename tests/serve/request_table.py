@@ -57,7 +57,7 @@ QUIET: dict[str, Any] = {
     "xtc_threshold": 0.1, "dynatemp_range": 0.0, "dynatemp_exponent": 1.0, "top_n_sigma": -1, "repeat_last_n": -1,
     "samplers": ["top_k"], "min_keep": 0, "post_sampling_probs": False, "timings_per_token": True,
     "t_max_predict_ms": 9,
-    "return_progress": True, "lora": [], "image_data": [], "images": [], "keep_alive": "5m", "ttl": 300, "n_indent": 0,
+    "return_progress": True, "lora": [], "image_data": [], "images": [], "keep_alive": "5m", "n_indent": 0,
     "options": {"num_ctx": 4096, "num_gpu": 1, "main_gpu": 0, "num_thread": 4, "use_mmap": True},
     # text-generation-webui, SillyTavern, HF
     "no_repeat_ngram_size": 0, "guidance_scale": 1, "penalty_alpha": 0, "num_beams": 1, "smoothing_factor": 0,

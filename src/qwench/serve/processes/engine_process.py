@@ -53,7 +53,6 @@ def main() -> int:
             link.send({"failed": str(error) or type(error).__name__})
         return 2
     EngineProcess(llm, link).run()
-    llm.close()
     os._exit(0)  # the reader and writer threads block for ever
 
 
@@ -91,8 +90,10 @@ class EngineProcess:
             thread.start()
         while self._take_in():
             self._step()
-        if isinstance(executor, TeamExecutor) and executor.lost:
-            self._outbox.put({"failed": executor.lost})
+        lost = executor.lost if isinstance(executor, TeamExecutor) else None
+        self._llm.close()  # before the parent hears of it, which ends this process
+        if lost:
+            self._outbox.put({"failed": lost})
         self._outbox.put(None)
         writer.join(LAST_WORDS_S)
 
