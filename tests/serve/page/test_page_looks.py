@@ -108,6 +108,7 @@ def test_by_keyboard_alone(page: Any) -> None:
     page.keyboard.type("A question")
     page.keyboard.press("Enter")
     last_answer(page)
+    page.wait_for_timeout(300)  # the answer's buttons are put there anew once the conversation is kept
     is_copy = "document.activeElement.ariaLabel === 'Copy'"
     for _ in range(8):  # from the field by what lies between to the answer's buttons
         page.keyboard.press("Shift+Tab")
