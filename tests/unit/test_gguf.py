@@ -215,7 +215,7 @@ def test_hostile_headers(tmp_path: Path, data: bytes, message: str) -> None:
 
 
 def test_mutated_headers_never_crash(q8_0: Path, tmp_path: Path) -> None:
-    """10,000 times some bytes of a real header are others: it opens as something, or it is refused."""
+    """Some thousand times some bytes of a real header are others: it opens as something, or it is refused."""
     data = bytearray(q8_0.read_bytes())
     tensors = GgufFile(q8_0).tensors
     end = min(tensor.start for tensor in tensors.values())
@@ -224,13 +224,13 @@ def test_mutated_headers_never_crash(q8_0: Path, tmp_path: Path) -> None:
     path = tmp_path / "m.gguf"
     # What the tokens are doesn't matter to the container: only its frame is mutated, in a small file.
     small = header(0, 0)[:8] + data[8 : min(end, 1500)]
-    for _ in range(9000):
+    for _ in range(4000):
         mutated = bytearray(small)
         for at in rng.integers(4, len(small), int(rng.integers(1, 5))):
             mutated[at] = int(rng.choice([0, 1, 255, 127, 128, int(rng.integers(256))]))
         path.write_bytes(mutated)
         opens(lambda: GgufFile(path))
-    for _ in range(1000 if names else 0):
+    for _ in range(150 if names else 0):
         mutated = data[:]
         for at in rng.integers(names - 64, end, int(rng.integers(1, 4))):
             mutated[at] = int(rng.choice([0, 1, 255, 127, 128, int(rng.integers(256))]))

@@ -157,4 +157,4 @@ def test_damaged_files_are_refused_in_time(tmp_path: Path) -> None:
             read_adapter(folder, SHAPES)
         except QwenchError:
             refused += 1
-    assert refused > 1000 and time.monotonic() - start < 60
+    assert refused > 300 and time.monotonic() - start < 60
