@@ -155,6 +155,23 @@ def test_a_host_that_lacks_the_artifact_says_so(artifact: Path, tmp_path: Path) 
 
 
 @needs_mpi
+def test_a_host_that_has_another_model_says_so(artifact: Path, tmp_path: Path) -> None:
+    compile_checkpoint(MODEL, tmp_path / "other", QwenchConfig(weights="int4", max_seq_len=1024, batch_size=8))
+    code = (
+        "import sys, qwench.host, qwench.parallel.host_process as hosts\n"
+        "from qwench.artifact import open_artifact\n"
+        "if qwench.host.mpi_place()[0] == 1:\n"
+        "    hosts.open_artifact = lambda path: open_artifact(sys.argv[2])\n"
+        "from qwench import LLM\nfrom qwench.errors import TargetError\n"
+        "try:\n    LLM(sys.argv[1])\nexcept TargetError as error:\n    print(error)\n"
+    )
+    (tmp_path / "script.py").write_text(code)
+    done = run(2, sys.executable, str(tmp_path / "script.py"), str(artifact), str(tmp_path / "other"))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == f"host 1: {artifact} isn't the model that host 0 has there; copy it"
+
+
+@needs_mpi
 def test_a_killed_host_ends_the_server_and_leaves_nobody_behind(artifact: Path) -> None:
     program = [sys.executable, "-m", "qwench.cli.main", "serve", str(artifact), "--port", "0"]
     server = subprocess.Popen(

@@ -13,7 +13,7 @@ from qwench.artifact import open_artifact
 from qwench.errors import QwenchError, TargetError
 from qwench.parallel import messages
 from qwench.parallel.hosts import DESCRIBE, END, describe
-from qwench.parallel.layout import Layout
+from qwench.parallel.layout import Layout, identity_of
 from qwench.parallel.load import start_ranks
 from qwench.parallel.mpi import Mpi
 from qwench.parallel.rank_process import RankProcess
@@ -48,6 +48,8 @@ class HostProcess(RankProcess):
 
     def __init__(self, mpi: Mpi, layout: Layout) -> None:
         artifact = open_artifact(layout.artifact)
+        if identity_of(artifact.path) != layout.identity:
+            raise TargetError(f"{layout.artifact} isn't the model that host 0 has there; copy it")
         ranks = layout.ranks_of(mpi.place)
         self._mpi = mpi
         self._others = start_ranks(layout, mpi.place, artifact.program, artifact.plan)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from qwench.artifact import MANIFEST, PROGRAM, Manifest
 from qwench.errors import TargetError
 from qwench.parallel.block_parts import BlockParts
 from qwench.parallel.memory import release_pages
@@ -17,12 +21,20 @@ from qwench.targets.registry import get_target
 from qwench.targets.target import Bytes, CacheConfig, Link, Team
 
 
+def identity_of(artifact: Path) -> str:
+    """Of what an artifact computes, wherever and whenever it was compiled: its Program and its weights."""
+    manifest = Manifest.from_json((artifact / MANIFEST).read_bytes())
+    weights = json.dumps(manifest.crc32c, sort_keys=True).encode()
+    return hashlib.sha256((artifact / PROGRAM).read_bytes() + weights).hexdigest()
+
+
 @dataclass(frozen=True)
 class Layout:
-    """artifact: the folder's path. shares, threads: of each rank. hosts: ranks of each host. Plain values, as JSON and
-    pickle carry them."""
+    """artifact: the folder's path. identity: `identity_of` it on host 0. shares, threads: of each rank. hosts: ranks of
+    each host. Plain values, as JSON and pickle carry them."""
 
     artifact: str
+    identity: str
     target: str
     shares: tuple[int, ...]
     hosts: tuple[int, ...]

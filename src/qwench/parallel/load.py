@@ -13,7 +13,7 @@ from qwench.checkpoint.spec import ModelSpec
 from qwench.config import QwenchConfig
 from qwench.host import num_cpus
 from qwench.parallel.hosts import Hosts
-from qwench.parallel.layout import Layout
+from qwench.parallel.layout import Layout, identity_of
 from qwench.parallel.ranks import Ranks
 from qwench.parallel.team_executor import TeamExecutor
 from qwench.program.memory import MemoryPlan
@@ -37,7 +37,10 @@ def load_team(
     shares = shares_of(config, program.spec, hosts)
     size = len(shares.parts)
     threads = share_threads(shares, num_threads, [num_cpus()] if hosts is None else hosts.num_cpus())
-    layout = Layout(str(path.resolve()), config.target, shares.parts, shares.hosts, threads, dataclasses.asdict(cache))
+    layout = Layout(
+        str(path.resolve()), identity_of(path), config.target, shares.parts, shares.hosts, threads,
+        dataclasses.asdict(cache),
+    )  # fmt: skip
     ranks = start_ranks(layout, 0, program, plan)
     try:
         if hosts is not None:
