@@ -69,7 +69,7 @@ def print_fidelity(checkpoint: str, num_prompts: int, num_tokens: int) -> None:
     def make(target: str, cache: str) -> Executor:
         return load(models[target], cache, num_tokens)
 
-    executors = {f"{t} {c}": make(t, c) for t in models for c in ("fp32", "bf16", "int8")}
+    executors = {f"{t} {c}": make(t, c) for t in models for c in ("fp32", "bf16", "int16", "int8")}
     with patch.object(ReferenceExecutor, "key_bias", lambda self, op: np.zeros(self.program.spec.kv_size, np.float32)):
         executors["reference int8, naive"] = make("reference", "int8")
     found: dict[str, list[float]] = {name: [] for name in executors}
@@ -98,7 +98,7 @@ def print_speed(checkpoint: str, weights: str, context: int, num_users: int, num
     """A line for each cache."""
     model = resolve_model(checkpoint, QwenchConfig(weights=weights, max_seq_len=32768))
     blocks = -(-context // BLOCK) + 1
-    executors = {cache: with_context(model, cache, context, num_users) for cache in ("bf16", "fp32", "int8")}
+    executors = {cache: with_context(model, cache, context, num_users) for cache in ("bf16", "int16", "fp32", "int8")}
     users = np.arange(num_users + 1, dtype=np.int32)
     step = StepBatch(
         users[:-1], users, np.full(num_users, context, np.int32),

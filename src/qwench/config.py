@@ -33,7 +33,7 @@ from qwench.targets.registry import default_target, target_names
 from qwench.targets.target import CacheConfig
 
 KEPT = "checkpoint"  # weights as a quantised checkpoint stores them
-KV_CACHE_DTYPES = ("bf16", "fp32", "int8")
+KV_CACHE_DTYPES = ("int16", "bf16", "fp32", "int8")
 ATTN_IMPLS = ("eager", "flash_attn")
 DEVICES = ("cpu",)
 BLOCK_MULTIPLE = 16  # cache positions per vector of scores; see targets/cpu/native/attention
@@ -73,9 +73,10 @@ class QwenchConfig:
         larger and hardly changes it.
     merged_lora: folder of a LoRA adapter, as PEFT saves it, that becomes part of the weights before they are rounded.
         An artifact keeps the folder's name and the sha256 of its files.
-    kv_cache: fp32, bf16 or int8 (half of bf16); default: fp32 beside bf16 weights with fp32 activations and in the
-        recipe accuracy, where answers must match the original's, else bf16. bf16 activations beside a bf16 cache round
-        what attention multiplies, too.
+    kv_cache: fp32, int16 (codes with a scale per position and head), bf16 or int8 (half of bf16); default: fp32 beside
+        bf16 weights with fp32 activations and in the recipe accuracy, where answers must match the original's, bf16
+        beside bf16 activations and on GPUs, else int16. bf16 activations beside a bf16 cache round what attention
+        multiplies, too.
     quantization: weights, activations, kv_cache and group_size as one dict, in Optimum RBLN's words:
         `QUANTIZATION_KEYS`.
     max_seq_len: tokens in a sequence, prompt and answer; default: the model's max_position_embeddings, or what its rope
@@ -236,7 +237,7 @@ class QwenchConfig:
             overrides=overrides or None,
             calibrate=None if self.calibrate is None else text_identity(self.calibrate),
             merged_lora=None if self.merged_lora is None else adapter_identity(self.merged_lora),
-            kv_cache=self.kv_cache or _default_kv_cache(weights, activations, recipe),
+            kv_cache=self.kv_cache or _default_kv_cache(weights, activations, recipe, target),
             max_seq_len=max_seq_len,
             bidirectional=not is_causal,
             batch_size=batch_size,
@@ -371,10 +372,12 @@ class QwenchConfig:
         return dataclasses.replace(self, **{name: v for name, v in other.to_dict().items() if v is not None})
 
 
-def _default_kv_cache(weights: str, activations: str, recipe: Recipe | None) -> str:
+def _default_kv_cache(weights: str, activations: str, recipe: Recipe | None, target: str) -> str:
     if weights == "bf16":
         return "fp32" if activations == "fp32" else "bf16"
-    return recipe.kv_cache if recipe else "bf16"
+    if recipe and recipe.kv_cache:
+        return recipe.kv_cache
+    return "bf16" if target.startswith("cuda") else "int16"
 
 
 def _spread(quantization: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -6,6 +6,7 @@ against `quantize_weight`, the native kernels against `quantize_activation`.
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -202,13 +203,20 @@ def dequantize_weight(codes: Int8, scales: Float32, k: int) -> Float32:
     return (groups * scales[..., None]).reshape(len(codes), -1)[:, :k]
 
 
-def quantize_activation(x: Float32, group_size: int, kind: str = "int8") -> tuple[npt.NDArray[Any], Float32]:
-    """Symmetric integers per (token, group along K): scale = max|x| / L, code = rint(x * (L / max|x|)), where L is the
-    kind's LARGEST_CODE.
+def largest_word(num_terms: int) -> int:
+    """Of codes of 16 bits, the largest so that a sum of `num_terms` products of two of them fits 32 bits."""
+    return math.isqrt((2**31 - 1) // num_terms)
+
+
+def quantize_activation(
+    x: Float32, group_size: int, kind: str = "int8", largest: int | None = None
+) -> tuple[npt.NDArray[Any], Float32]:
+    """Symmetric integers per (token, group along K): scale = max|x| / L, code = rint(x * (L / max|x|)), where L is
+    `largest`, or the kind's LARGEST_CODE.
 
     x: [tokens, K] fp32. Returns codes [tokens, padded K], of the kind's dtype, and scales [tokens, groups] fp32.
     """
-    groups, largest = _groups(x, group_size), LARGEST_CODE[kind]
+    groups, largest = _groups(x, group_size), largest or LARGEST_CODE[kind]
     amax = np.abs(groups).max(axis=2)
     codes = np.rint(groups * _inverse(largest, amax)[..., None]).astype(kind)
     return codes.reshape(len(x), groups.shape[1] * group_size), (amax * np.float32(1 / largest)).astype(np.float32)

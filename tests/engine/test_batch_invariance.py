@@ -46,7 +46,7 @@ def test_same_bits(weights: str) -> None:
 
 
 @pytest.mark.parametrize("variant", _native.supported_variants())
-@pytest.mark.parametrize("kv_cache", ["fp32", "bf16", "int8"])
+@pytest.mark.parametrize("kv_cache", ["fp32", "bf16", "int16", "int8"])
 def test_every_variant(variant: str, kv_cache: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("QWENCH_KERNELS", variant)
     short: dict[str, Any] = {"kv_cache": kv_cache, "prompt": PROMPT[:75]}

@@ -76,7 +76,7 @@ def test_int16_activations(variant: str, fmt: Format) -> None:
 
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("fmt", [BF16, Format("int8", 128), Format("int4", 32)], ids=str)
-@pytest.mark.parametrize("cache_dtype", ["fp32", "bf16", "int8"])
+@pytest.mark.parametrize("cache_dtype", ["fp32", "bf16", "int16", "int8"])
 def test_random_models(variant: str, fmt: Format, cache_dtype: str) -> None:
     """Whole models of each kind in odd shapes: a mixed batch of three sequences in scattered blocks, then one more
     step."""
@@ -109,7 +109,7 @@ def test_random_models(variant: str, fmt: Format, cache_dtype: str) -> None:
 BOTH_WAYS = {"is_causal": False, "num_layers": 2, "sliding_windows": (None, None)}
 
 
-@pytest.mark.parametrize("cache_dtype", ["fp32", "bf16", "int8"])
+@pytest.mark.parametrize("cache_dtype", ["fp32", "bf16", "int16", "int8"])
 def test_attention_in_both_directions(cache_dtype: str) -> None:
     """Sequences of several tiles and partitions, whose parts threads share: near the reference, the same bits on all
     kernels, and for each sequence those that it has alone."""

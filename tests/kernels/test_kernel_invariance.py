@@ -17,8 +17,8 @@ INT16 = [(Format("int8", 32), "int16"), (Format("int4", 128), "int16")]
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize(
     ("fmt", "activations", "cache_dtype"),
-    [(*product, cache_dtype) for product in PRODUCTS for cache_dtype in ("fp32", "bf16", "int8")]
-    + [(*product, cache_dtype) for product in INT16 for cache_dtype in ("bf16", "int8")],
+    [(*product, cache_dtype) for product in PRODUCTS for cache_dtype in ("fp32", "bf16", "int16", "int8")]
+    + [(*product, cache_dtype) for product in INT16 for cache_dtype in ("int16", "int8")],
     ids=str,
 )
 def test_bits_are_those_of_the_request_alone(variant: str, fmt: Format, activations: str, cache_dtype: str) -> None:
@@ -62,7 +62,7 @@ def test_bits_are_those_of_the_request_alone(variant: str, fmt: Format, activati
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("cache_dtype", ["fp32", "bf16", "int8"])
+@pytest.mark.parametrize("cache_dtype", ["fp32", "bf16", "int16", "int8"])
 @pytest.mark.parametrize(("window", "partition_len"), [(None, 512), (700, 512), (None, 192), (700, 1344)])
 def test_a_long_context_is_split_over_threads_without_a_trace(
     variant: str, cache_dtype: str, window: int | None, partition_len: int

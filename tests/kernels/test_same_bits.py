@@ -39,7 +39,7 @@ FOREIGN = [Format.parse(text) for text in (
     "int8/g32/nested+min", "int8/g32/nested", "int4/g128/fp16+zero", "int4/g128/bf16+zero", "int8/g64/fp16+zero",
     "int8/g16/nested", "int8/g16/nested+min", "int4/g64/fp32", "int8/g256/fp32+min")]  # fmt: skip
 WHOLE_BLOCKS = {"hidden_size": 256, "intermediate_size": 512, "head_dim": 64, "num_heads": 4, "num_kv_heads": 2}
-CACHES = ["fp32", "bf16", "int8"]
+CACHES = ["fp32", "bf16", "int16", "int8"]
 
 # Options -> sha256 of the packed weights, and for each cache of a prompt's logits and of those of 24 decode steps.
 # They change only with the meaning of the numbers, and then docs/log.md says why.
@@ -47,27 +47,32 @@ GOLDEN: dict[str, tuple[str, dict[str, tuple[str, str]]]] = {
     "bf16": ("c6227904d5fe9d08", {
         "fp32": ("f545fca1dd84c43c", "3ccc09faea2b1f85"),
         "bf16": ("c4da71d992dfad43", "daa932d597f70f31"),
-        "int8": ("a46c4fd38bad25a6", "ccbe687f7d905599"),
+        "int16": ("c2c3da9e267bbdd5", "bd350b61a2d8f64d"),
+        "int8": ("dc19f55a73521cd9", "794382a1bca893fa"),
     }),
     "bf16 bf16": ("c6227904d5fe9d08", {
         "fp32": ("759357680df3199a", "885cf7d7a1e2fc31"),
         "bf16": ("18a2e919b2350087", "ca8466a88937f9a7"),
-        "int8": ("72c673b634c28e14", "a8270521f5c3aad5"),
+        "int16": ("41a7bacea8bfbb60", "c370c8ee6fa9c058"),
+        "int8": ("38f90d09a0f0c2a4", "0b4bd9c8aabbbce4"),
     }),
     "int8": ("1915891d0410ac69", {
         "fp32": ("48fcf9536477c058", "0d0f10853f136d8c"),
         "bf16": ("a31bdd7044b422c5", "5c776c4ecd9e7b58"),
-        "int8": ("1fb3254bcfb21dad", "32979f18675e030d"),
+        "int16": ("3f255faa36fa2684", "94ba5a25be93697f"),
+        "int8": ("a9c90c59f1001489", "4dd6942f0345485b"),
     }),
     "int4": ("d0badf12a8d8070e", {
         "fp32": ("8b4ce1b9a6ffac3e", "aed985eb318e0249"),
         "bf16": ("09a36f3580ee7382", "db65806c4157eadb"),
-        "int8": ("6ed145a6b30f0339", "29fce9199634a48c"),
+        "int16": ("7f7ec9857a8b7002", "461b0348f12b825d"),
+        "int8": ("b3a75b7e8a3b021f", "0763b7f0a6dca2b8"),
     }),
     "accuracy": ("02d7940e3fd2ed13", {
         "fp32": ("c87cc8c3ef9374b3", "314d6c405a08a55a"),
         "bf16": ("2a983eee8c03891c", "a446325c640bfe79"),
-        "int8": ("c1ad364328881355", "19548c179d793c89"),
+        "int16": ("2eb535d7d99bc34b", "9fa2b6a7b22b30df"),
+        "int8": ("5103d021a7fdbd17", "246b8c0246643edd"),
     }),
 }  # fmt: skip
 

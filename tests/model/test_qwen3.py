@@ -70,7 +70,8 @@ def test_greedy(index: int, best_target: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("options", "least"),
-    [({"kv_cache": "bf16"}, 0.9999), ({"kv_cache": "int8"}, 0.999), ({"activations": "bf16"}, 0.999),
+    [({"kv_cache": "bf16"}, 0.9999), ({"kv_cache": "int16"}, 0.99999), ({"kv_cache": "int8"}, 0.999),
+     ({"activations": "bf16"}, 0.999),
      ({"weights": "int8"}, 0.998), ({"recipe": "accuracy"}, 0.9995), ({"weights": "int4", "group_size": 32}, 0.94)],
     ids=str,
 )  # fmt: skip

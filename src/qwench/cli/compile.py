@@ -36,7 +36,7 @@ def add_options(parser: ArgumentParser) -> None:
     add("--overrides", type=Path, metavar="FILE", help='JSON: {"pattern of weight names": "format", ...}')
     add("--calibrate", metavar="FILE", help="text like the model's own; rounds weights so that it is harmed least")
     add("--lora", dest="merged_lora", metavar="FOLDER", help="merge this LoRA adapter, before rounding")
-    add("--kv-cache", metavar="KIND", help="bf16, fp32 or int8; default: bf16; beside bf16 weights fp32")
+    add("--kv-cache", metavar="KIND", help="int16, bf16, fp32 or int8; default: int16; beside bf16 weights fp32")
     add("--max-seq-len", type=int, metavar="N", help="tokens of prompt and answer; default: the model's")
     add("--rope-scaling", metavar="S", help=ROPE_SCALING_HELP)
     add("--bidirectional", action="store_true", default=None, help="each token sees all of its text: embedding models")

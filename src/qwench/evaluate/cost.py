@@ -92,13 +92,13 @@ class CostModel:
     """Costs of one compiled model's ops.
 
     weight_bytes: packed size of each weight. position_bytes: what one position of the KV cache takes, all layers.
-    attention: kind of arithmetic.
+    attention: kind of arithmetic, and how many of its operations one of attention takes.
     """
 
     program: Program
     weight_bytes: Mapping[str, int]
     position_bytes: float
-    attention: str = "fp32"
+    attention: tuple[str, int] = ("fp32", 1)
 
     @classmethod
     def for_target(cls, program: Program, target: Target, cache: CacheConfig) -> CostModel:
@@ -107,7 +107,7 @@ class CostModel:
             name: sum(tensor.num_bytes for tensor in target.packed_tensors(weight))
             for name, weight in program.weights.items()
         }
-        attention = "bf16" if cache.rounds_queries else "fp32"
+        attention = (cache.attends_in, 1) if cache.attends_in in ("fp32", "bf16") else ("int8", 2)
         return cls(program, weight_bytes, cache.block_bytes(program) / cache.block_size, attention)
 
     def of_step(self, step: StepShape) -> Cost:
@@ -131,7 +131,8 @@ class CostModel:
             window = op.attrs["window"]
             read = sum(min(c, window + n - 1) if window else c for n, c in zip(step.new, step.context))
             pairs = sum(_visible_positions(n, c, window) for n, c in zip(step.new, step.context))
-            operations = {self.attention: 4.0 * self.program.spec.q_size * pairs}
+            kind, times = self.attention
+            operations = {kind: 4.0 * times * self.program.spec.q_size * pairs}
             return Cost(0.0, read * layer_bytes, activations, operations)
         written = step.num_tokens * layer_bytes if op.kind in ("cache_write", "qkv_rope_write") else 0.0
         weights = float(sum(self.weight_bytes[name] for name in op.weights))

@@ -30,7 +30,7 @@ class Recipe:
     group_size: int
     overrides: Overrides = field(default_factory=dict)
     activations: str = "int8"
-    kv_cache: str = "bf16"
+    kv_cache: str | None = None
 
 
 RECIPES = {

@@ -75,8 +75,8 @@ class CacheConfig:
     """The paged KV cache: `num_blocks` blocks of `block_size` positions, each for the layers of one cache group, which
     are all layers unless some slide.
 
-    dtype: fp32, bf16, or int8: codes with one fp32 scale per position and head, and keys less their layer's bias, which
-        is added again where they are read.
+    dtype: fp32, bf16, int16: codes with one fp32 scale per position and head, or int8: the same with keys less their
+        layer's bias, which is added again where they are read.
     partition_len: positions, a multiple of 64, whose attention a target may compute apart from that of others.
     rounds_queries: whether attention rounds queries and probabilities to bf16 before it multiplies them; bf16 alone.
     """
@@ -87,11 +87,16 @@ class CacheConfig:
     partition_len: int = 512
     rounds_queries: bool = False
 
+    @property
+    def attends_in(self) -> str:
+        """What queries and probabilities become before they are multiplied: fp32, bf16 or int16."""
+        return "int16" if self.dtype in ("int16", "int8") else "bf16" if self.rounds_queries else "fp32"
+
     def block_bytes(self, program: Program) -> int:
         """Bytes of one block over the layers of a group, as this configuration stores it (head_dim padded to 16)."""
         spec = program.spec
         padded = -(-spec.head_dim // 16) * 16
-        vector_bytes = {"fp32": 4 * padded, "bf16": 2 * padded, "int8": padded + 4}[self.dtype]
+        vector_bytes = {"fp32": 4 * padded, "bf16": 2 * padded, "int16": 2 * padded + 4, "int8": padded + 4}[self.dtype]
         return 2 * len(cache_groups(spec)[0].layers) * spec.num_kv_heads * self.block_size * vector_bytes
 
 

@@ -83,7 +83,7 @@ class CpuExecutor:
             team=None if team is None else (team.memory.ctypes.data, team.memory.nbytes, team.rank, list(team.threads)),
             link=None if team is None or team.link is None else dataclasses.astuple(team.link),
         )
-        self._attention_name = f"paged_attention.{'bf16' if cache.rounds_queries else 'fp32'}_x_{cache.dtype}"
+        self._attention_name = f"paged_attention.{cache.attends_in}_x_{cache.dtype}"
         self._phases_until: dict[str, int] = {}  # op -> how many native phases there were once it was lowered
         self._products: dict[str, int] = {}  # op -> its number among the native executor's products
         for op in program.ops:

@@ -20,11 +20,11 @@ from qwench.targets.target import Bytes, CacheConfig
 
 
 class KvCache:
-    """dtype: of keys and values as stored."""
+    """dtype: of keys and values as stored; int16 is bf16 here, the 16 bits that tensor cores multiply."""
 
     def __init__(self, device: Device, program: Program, config: CacheConfig) -> None:
         self._device, self.config, self._spec = device, config, program.spec
-        self.dtype = {"fp32": "fp32", "bf16": "bf16", "int8": "i8"}[config.dtype]
+        self.dtype = {"fp32": "fp32", "bf16": "bf16", "int16": "bf16", "int8": "i8"}[config.dtype]
         self.block_bytes = config.block_bytes(program)
         self.memory = device.zeros("u8", config.num_blocks, self.block_bytes)
         self.row = padded(program.spec.head_dim, 16)

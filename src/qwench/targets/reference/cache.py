@@ -1,4 +1,4 @@
-"""What the KV cache keeps of keys and values, in NumPy: all of them, rounded to bf16, or int8 codes.
+"""What the KV cache keeps of keys and values, in NumPy: all of them, rounded to bf16, or codes of 16 or 8 bits.
 
 Knows slots and positions, nothing of blocks or sequences. Made by the reference executor, read and written by its ops.
 """
@@ -13,11 +13,13 @@ import numpy as np
 import numpy.typing as npt
 
 from qwench.checkpoint.spec import ModelSpec
-from qwench.formats import quantize_activation
+from qwench.formats import LARGEST_CODE, largest_word, quantize_activation
 from qwench.program.rope import cos_sin, inverse_frequencies
 
 Float32 = npt.NDArray[np.float32]
 Int = npt.NDArray[np.int64]
+
+SCORE_TILE = 64  # positions whose products with int16 probabilities are summed as integers
 
 
 def rotate(x: Float32, table: Float32) -> Float32:
@@ -57,14 +59,17 @@ class PlainCache:
 
 
 class CodeCache:
-    """int8 codes with a scale per position and head; keys less their rotated bias.
+    """Codes of a kind, int16 or int8, with a scale per position and head; keys less their rotated bias.
 
-    key_bias: [num_kv_heads, head_dim] fp32. Qwen2's is many times as large as what varies beside it, so with it the
-    codes would have few steps left for the rest.
+    largest: of the keys' codes, and of the values'. key_bias: [num_kv_heads, head_dim] fp32. Qwen2's is many times as
+    large as what varies beside it, so with it codes of 8 bits would have few steps left for the rest.
     """
 
-    def __init__(self, shape: tuple[int, int, int], spec: ModelSpec, key_bias: Float32) -> None:
-        self._codes = [np.zeros(shape, np.int8) for _ in range(2)]
+    def __init__(
+        self, shape: tuple[int, int, int], kind: str, largest: tuple[int, int], spec: ModelSpec, key_bias: Float32
+    ) -> None:
+        self._kind, self._largest = kind, largest
+        self._codes = [np.zeros(shape, kind) for _ in range(2)]
         self._scales = [np.zeros((*shape[:2], 1), np.float32) for _ in range(2)]
         self._rope = inverse_frequencies(spec.rope, spec.head_dim)
         self._key_bias = key_bias.reshape(1, *shape[1:])
@@ -74,9 +79,10 @@ class CodeCache:
         return rotate(np.repeat(self._key_bias, len(positions), axis=0), table)
 
     def write(self, slots: Int, positions: Int, k: Float32, v: Float32) -> None:
-        for codes, scales, x in zip(self._codes, self._scales, (k - self._bias_at(positions), v), strict=True):
+        kept = (k - self._bias_at(positions), v)
+        for codes, scales, x, largest in zip(self._codes, self._scales, kept, self._largest, strict=True):
             head_dim = x.shape[2]
-            new_codes, new_scales = quantize_activation(x.reshape(-1, head_dim), head_dim)
+            new_codes, new_scales = quantize_activation(x.reshape(-1, head_dim), head_dim, self._kind, largest)
             codes[slots], scales[slots] = new_codes.reshape(x.shape), new_scales.reshape(*x.shape[:2], 1)
 
     def read(self, slots: Int, positions: Int) -> tuple[Float32, Float32]:
@@ -91,6 +97,10 @@ def make_caches(num_slots: int, dtype: str, spec: ModelSpec, key_biases: Sequenc
     """One a layer; `dtype` as of CacheConfig, `key_biases` a layer's [num_kv_heads * head_dim]."""
     shape = (num_slots, spec.num_kv_heads, spec.head_dim)
     if dtype == "int8":
-        return [CodeCache(shape, spec, bias) for bias in key_biases]
+        largest = LARGEST_CODE["int8"]
+        return [CodeCache(shape, dtype, (largest, largest), spec, bias) for bias in key_biases]
+    if dtype == "int16":
+        words = largest_word(-(-spec.head_dim // 16) * 16), largest_word(SCORE_TILE)
+        return [CodeCache(shape, dtype, words, spec, np.zeros_like(bias)) for bias in key_biases]
     plain: dict[str, Any] = {"fp32": np.float32, "bf16": ml_dtypes.bfloat16}
     return [PlainCache(shape, plain[dtype]) for _ in range(spec.num_layers)]

@@ -49,6 +49,7 @@ qwench::CacheKind cache_kind(const std::string& name) {
   if (name == "fp32") return qwench::CacheKind::kFp32;
   if (name == "bf16") return qwench::CacheKind::kBf16;
   if (name == "int8") return qwench::CacheKind::kInt8;
+  if (name == "int16") return qwench::CacheKind::kInt16;
   throw std::invalid_argument("cache dtype must be fp32, bf16 or int8");
 }
 

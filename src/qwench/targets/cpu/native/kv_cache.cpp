@@ -8,9 +8,8 @@
 namespace qwench {
 
 KVCache::KVCache(const Shape& shape) : shape_(shape) {
-  const size_t position_bytes = shape.kind == CacheKind::kInt8
-                                    ? code_group_bytes(shape.padded_dim()) / kKeyGroup
-                                    : shape.padded_dim() * (shape.kind == CacheKind::kFp32 ? 4 : 2);
+  const size_t position_bytes = has_codes(shape.kind) ? code_group_bytes(shape.kind, shape.padded_dim()) / kKeyGroup
+                                                      : shape.padded_dim() * (shape.kind == CacheKind::kFp32 ? 4 : 2);
   head_stride_ = position_bytes * shape.block_size;
   block_stride_ = 2 * head_stride_ * shape.num_kv_heads;
   place_stride_ = block_stride_ * shape.num_blocks;

@@ -36,17 +36,19 @@ struct Gathered {
   }
 };
 
-inline float exp_of(float x) {
+// e^x, or 2^x where scores are powers of two.
+inline float weight_of(bool of_codes, float x) {
   float lanes[kLanes];
-  store(lanes, exp(set(x)));
+  store(lanes, of_codes ? exp2(set(x)) : exp(set(x)));
   return lanes[0];
 }
 
 // `all` with `part`, which lies behind it.
-inline void merge(const Gathered& all, const Gathered& part) {
+inline void merge(bool of_codes, const Gathered& all, const Gathered& part) {
   for (int r = 0; r < all.num_rows; ++r) {
     const float peak = part.peak[r] > all.peak[r] ? part.peak[r] : all.peak[r];
-    const float old_factor = exp_of(all.peak[r] - peak), factor = exp_of(part.peak[r] - peak);
+    const float old_factor = weight_of(of_codes, all.peak[r] - peak);
+    const float factor = weight_of(of_codes, part.peak[r] - peak);
     for (int panel = 0; panel < all.num_panels; ++panel)
       for (int i = 0; i < kPanelColumns; i += kLanes) {
         float* at = all.row(panel, r) + i;
@@ -112,16 +114,13 @@ inline void lay_out_values(const AttentionArgs& a, int kv_head, int tile, int co
 
 inline int clamp(int v, int low, int high) { return v < low ? low : v > high ? high : v; }
 
-// Hides what row r may not see and returns its highest score, times `scale`.
-inline float mask_row(const AttentionArgs& a, const AttentionItem& item, int tile, int r, float* scores) {
+// Hides what row r may not see.
+inline void mask_row(const AttentionArgs& a, const AttentionItem& item, int tile, int r, float* scores) {
   const int position = item.first_position + r / item.num_heads;
   const int low = a.window ? clamp(position + 1 - a.window - tile, 0, kScoreTile) : 0;
   for (int i = 0; i < low; ++i) scores[i] = kMasked;
   const int high = a.is_causal ? position + 1 : item.end;
   for (int i = clamp(high - tile, 0, kScoreTile); i < kScoreTile; ++i) scores[i] = kMasked;
-  Float best = load(scores);
-  for (int i = kLanes; i < kScoreTile; i += kLanes) best = max(best, load(scores + i));
-  return reduce_max(best) * a.scale;
 }
 
 // The same as bf16 pairs, as they are in the cache: keys [head_dim / 2][64], values [panels][32][64]. Of the last pair,
@@ -153,7 +152,11 @@ inline void softmax_tile(const AttentionArgs& a, const AttentionItem& item, int 
                          const Gathered& state) {
   alignas(64) float peaks[kMaxAttentionRows], factors[kMaxAttentionRows + kLanes];  // exp takes whole vectors
   for (int r = 0; r < state.num_rows; ++r) {
-    const float tile_peak = mask_row(a, item, tile, r, scores + r * kScoreTile);
+    float* row = scores + r * kScoreTile;
+    mask_row(a, item, tile, r, row);
+    Float best = load(row);
+    for (int i = kLanes; i < kScoreTile; i += kLanes) best = max(best, load(row + i));
+    const float tile_peak = reduce_max(best) * a.scale;
     peaks[r] = tile_peak > state.peak[r] ? tile_peak : state.peak[r];
     factors[r] = state.peak[r] - peaks[r];
     state.peak[r] = peaks[r];
@@ -189,7 +192,7 @@ struct AttentionScratch {
   }
 };
 
-#include "kernels/attention_int8.inl"
+#include "kernels/attention_codes.inl"
 
 // Adds the tile at position `tile` to `state`. kPairs: queries, probabilities and the cache lie in pairs of bf16.
 template <bool kPairs>
@@ -218,6 +221,13 @@ inline void attend_tile(const AttentionArgs& a, const AttentionItem& item, const
     float_rows<kValues>({s.scores, kScoreTile * sizeof(float), values + panel * panel_bytes,
                          kPairs ? (count + 1) / 2 * 2 : count, state.row(panel, 0), values},
                         state.num_rows, 0);
+}
+
+// Adds the tiles from position `tile` to `last` to `state`.
+template <bool kPairs>
+inline void attend_tiles(const AttentionArgs& a, const AttentionItem& item, const AttentionScratch& s, int tile,
+                         int last, const Gathered& state) {
+  for (; tile < last; tile += kScoreTile) attend_tile<kPairs>(a, item, s, tile, state);
 }
 
 // The rows' output: what they gathered over the sum of their probabilities.
@@ -250,9 +260,10 @@ void attention(const AttentionArgs& a, const AttentionItem& item) {
     else
       __builtin_memcpy(row, q, row_bytes);
   }
-  const bool is_int8 = a.cache == CacheKind::kInt8;
-  const CodeScratch codes(s.rest, a.padded_dim);
-  if (is_int8) prepare_queries(a, kv_head_of(a, item), num_rows, s.q, codes);
+  const CodeScratch<SplitRows> bytes(s.rest, a.padded_dim);
+  const CodeScratch<WordRows> words(s.rest, a.padded_dim);
+  if (a.cache == CacheKind::kInt8) prepare_queries(a, kv_head_of(a, item), num_rows, s.q, bytes);
+  if (a.cache == CacheKind::kInt16) prepare_queries(a, kv_head_of(a, item), num_rows, s.q, words);
   if (num_panels * kPanelColumns > a.padded_dim)  // columns that lay_out_values leaves alone
     for (int i = 0; i < num_panels * kScoreTile * kPanelColumns; i += kLanes) store(s.values + i, set(0.0f));
 
@@ -264,17 +275,17 @@ void attention(const AttentionArgs& a, const AttentionItem& item) {
     const int first = p * a.partition_len,
               last = first + a.partition_len < item.end ? first + a.partition_len : item.end;
     if (begin >= last && !item.partial) continue;
+    const int tile = (begin > first ? begin : first) / kScoreTile * kScoreTile;
     part.clear();
-    for (int tile = (begin > first ? begin : first) / kScoreTile * kScoreTile; tile < last; tile += kScoreTile)
-      if (is_int8) {
-        attend_codes(a, item, s.q, s.scores, reinterpret_cast<uint8_t*>(s.keys), reinterpret_cast<uint8_t*>(s.values),
-                     codes, tile, last, part);
-      } else if constexpr (kBf16Pairs) {
-        a.rounds ? attend_tile<true>(a, item, s, tile, part) : attend_tile<false>(a, item, s, tile, part);
-      } else {
-        attend_tile<false>(a, item, s, tile, part);
-      }
-    if (!item.partial) merge(running, part);
+    if (a.cache == CacheKind::kInt8)
+      attend_codes(a, item, s, bytes, tile, last, part);
+    else if (a.cache == CacheKind::kInt16)
+      attend_codes(a, item, s, words, tile, last, part);
+    else if (a.rounds && kBf16Pairs)
+      attend_tiles<kBf16Pairs>(a, item, s, tile, last, part);
+    else
+      attend_tiles<false>(a, item, s, tile, last, part);
+    if (!item.partial) merge(has_codes(a.cache), running, part);
   }
   if (!item.partial) write_output(a, item, running);
 }
@@ -286,7 +297,7 @@ void merge_attention(const AttentionArgs& a, const AttentionItem& item, const fl
   running.clear();
   for (int i = 0; i < num_partials; ++i) {
     const size_t at = i * Gathered::num_floats(num_rows, num_panels);
-    merge(running, Gathered(const_cast<float*>(partials) + at, num_rows, num_panels));
+    merge(has_codes(a.cache), running, Gathered(const_cast<float*>(partials) + at, num_rows, num_panels));
   }
   write_output(a, item, running);
 }

@@ -17,52 +17,74 @@ inline void put(CacheKind cache, uint8_t* block_head, int index, float v) {
     reinterpret_cast<uint16_t*>(block_head)[index] = float_to_bf16(v);
 }
 
-// Of int8, where the group of 16 positions that holds `offset` begins: 16 scales, then codes.
-inline uint8_t* code_group(uint8_t* block_head, int offset, int padded_dim) {
-  return block_head + size_t(offset / kKeyGroup) * code_group_bytes(padded_dim);
+// Of codes, where the group of 16 positions that holds `offset` begins: 16 scales, then codes.
+inline uint8_t* code_group(CacheKind cache, uint8_t* block_head, int offset, int padded_dim) {
+  return block_head + size_t(offset / kKeyGroup) * code_group_bytes(cache, padded_dim);
 }
 
-// x to int8 codes + 128, element d at codes[d / kTogether * stride + d % kTogether], zero from `dim` on; returns their
-// scale, which is NaN if an element isn't finite: codes can't say so.
-template <int kTogether>
-inline float write_codes(const float* x, int dim, int padded_dim, int stride, uint8_t* codes) {
+inline void round_codes(const float* scaled, uint8_t* codes) {
+  int8_t rounded[kLanes];
+  store_codes(rounded, load(scaled));
+  for (int i = 0; i < kLanes; ++i) codes[i] = uint8_t(rounded[i] + 128);
+}
+inline void round_codes(const float* scaled, int16_t* codes) { store_words(codes, load(scaled)); }
+
+// x to codes of at most `range`, element d at codes[d / kTogether * stride + d % kTogether], zero from `dim` on;
+// returns their scale, which is NaN if an element isn't finite: codes can't say so.
+template <int kTogether, class Code>
+inline float write_codes(const float* x, int dim, int padded_dim, int stride, float range, Code* codes) {
   float amax = 0.0f, broken = 0.0f;
   for (int d = 0; d < dim; ++d) {
     const float v = __builtin_fabsf(x[d]);
     amax = v > amax ? v : amax;
     broken += x[d] - x[d];
   }
-  const float inverse = broken == 0.0f && amax > kNoMagnitude ? 127.0f / amax : 0.0f;
+  const float inverse = broken == 0.0f && amax > kNoMagnitude ? range / amax : 0.0f;
   for (int d = 0; d < padded_dim; d += kLanes) {
     alignas(64) float values[kLanes];
-    alignas(64) int8_t rounded[64];
-    for (int i = 0; i < kLanes; ++i) values[i] = broken == 0.0f && d + i < dim ? x[d + i] : 0.0f;
-    store_codes(rounded, mul(load(values), set(inverse)));
-    for (int i = 0; i < kLanes; ++i)
-      codes[size_t((d + i) / kTogether) * stride + (d + i) % kTogether] = uint8_t(rounded[i] + 128);
+    alignas(64) Code rounded[kLanes];
+    for (int i = 0; i < kLanes; ++i) values[i] = broken == 0.0f && d + i < dim ? x[d + i] * inverse : 0.0f;
+    round_codes(values, rounded);
+    for (int i = 0; i < kLanes; ++i) codes[size_t((d + i) / kTogether) * stride + (d + i) % kTogether] = rounded[i];
   }
-  return amax * (1.0f / 127.0f) + broken;
+  return amax * (1.0f / range) + broken;
+}
+
+// Code: uint8_t or int16_t, of which a dword holds kTogether.
+template <class Code>
+inline void write_key_codes(const float* k, int head_dim, int padded_dim, int lane, float range, uint8_t* group) {
+  constexpr int kTogether = kColumnBytes / sizeof(Code);
+  Code* codes = reinterpret_cast<Code*>(group + kGroupScaleBytes) + lane * kTogether;
+  reinterpret_cast<float*>(group)[lane] =
+      write_codes<kTogether>(k, head_dim, padded_dim, kKeyGroup * kTogether, range, codes);
+}
+template <class Code>
+inline void write_value_codes(const float* v, int head_dim, int padded_dim, int lane, float range, uint8_t* group) {
+  constexpr int kTogether = kColumnBytes / sizeof(Code);
+  Code* codes = reinterpret_cast<Code*>(group + kGroupScaleBytes) + size_t(lane / kTogether) * padded_dim * kTogether +
+                lane % kTogether;
+  reinterpret_cast<float*>(group)[lane] = write_codes<1>(v, head_dim, padded_dim, kTogether, range, codes);
 }
 
 void write_keys(const float* k, int head_dim, int padded_dim, int offset, CacheKind cache, uint8_t* block_head) {
-  if (cache == CacheKind::kInt8) {
-    uint8_t* group = code_group(block_head, offset, padded_dim);
-    const int lane = offset % kKeyGroup;
-    reinterpret_cast<float*>(group)[lane] =
-        write_codes<4>(k, head_dim, padded_dim, kKeyGroup * 4, group + kGroupScaleBytes + lane * 4);
-    return;
-  }
-  for (int d = 0; d < head_dim; ++d) put(cache, block_head, key_index(cache, offset, d, head_dim), k[d]);
+  const int lane = offset % kKeyGroup;
+  uint8_t* group = code_group(cache, block_head, offset, padded_dim);
+  if (cache == CacheKind::kInt8)
+    write_key_codes<uint8_t>(k, head_dim, padded_dim, lane, 127.0f, group);
+  else if (cache == CacheKind::kInt16)
+    write_key_codes<int16_t>(k, head_dim, padded_dim, lane, float(largest_word(padded_dim)), group);
+  else
+    for (int d = 0; d < head_dim; ++d) put(cache, block_head, key_index(cache, offset, d, head_dim), k[d]);
 }
 
 void write_values(const float* v, int head_dim, int padded_dim, int offset, CacheKind cache, uint8_t* block_head) {
-  if (cache == CacheKind::kInt8) {
-    uint8_t* group = code_group(block_head, offset, padded_dim);
-    const int lane = offset % kKeyGroup;
-    reinterpret_cast<float*>(group)[lane] = write_codes<1>(
-        v, head_dim, padded_dim, 4, group + kGroupScaleBytes + size_t(lane / 4) * padded_dim * 4 + lane % 4);
-    return;
-  }
-  for (int d = 0; d < padded_dim; ++d)
-    put(cache, block_head, value_index(cache, offset, d, padded_dim), d < head_dim ? v[d] : 0.0f);
+  const int lane = offset % kKeyGroup;
+  uint8_t* group = code_group(cache, block_head, offset, padded_dim);
+  if (cache == CacheKind::kInt8)
+    write_value_codes<uint8_t>(v, head_dim, padded_dim, lane, 127.0f, group);
+  else if (cache == CacheKind::kInt16)
+    write_value_codes<int16_t>(v, head_dim, padded_dim, lane, float(largest_word(kScoreTile)), group);
+  else
+    for (int d = 0; d < padded_dim; ++d)
+      put(cache, block_head, value_index(cache, offset, d, padded_dim), d < head_dim ? v[d] : 0.0f);
 }

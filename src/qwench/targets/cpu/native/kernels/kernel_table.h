@@ -30,7 +30,7 @@ enum class WeightKind : int { kBf16 = 0, kInt8 = 1, kInt4 = 2 };
 enum class ScaleKind : int { kBf16 = 0, kFp16 = 1, kFp32 = 2, kNested = 3 };
 enum class OffsetKind : int { kNone = 0, kMinimum = 1, kZeroPoint = 2 };
 enum class SourceKind : int { kBf16 = 0, kFp16 = 1, kFp32 = 2 };
-enum class CacheKind : int { kFp32 = 0, kBf16 = 1, kInt8 = 2 };
+enum class CacheKind : int { kFp32 = 0, kBf16 = 1, kInt8 = 2, kInt16 = 3 };
 enum class ActivationKind : int { kFp32 = 0, kBf16 = 1, kInt8 = 2, kInt16 = 3 };
 enum class PeakKind : int { kFp32 = 0, kBf16 = 1, kInt8 = 2 };
 enum class Epilogue : int { kStore = 0, kAdd = 1, kSiluMul = 2, kWeightedAdd = 3 };
@@ -195,7 +195,8 @@ struct LinearArgs {
 // One sequence's view of one layer of the paged cache. Of a block and head, fp32: keys [block_size / 16][head_dim][16],
 // values [block_size][padded_dim]; bf16 in pairs, the first in the high half: keys [block_size / 16][head_dim / 2][16],
 // values [block_size / 2][padded_dim]; int8: per 16 positions their fp32 scales, then codes + 128, keys less their
-// rotated bias [padded_dim / 4][16][4], values [4][padded_dim][4].
+// rotated bias [padded_dim / 4][16][4], values [4][padded_dim][4]; int16: the same with codes of 16 bits, keys whole
+// [padded_dim / 2][16][2], values [8][padded_dim][2].
 struct AttentionArgs {
   const float* q;         // [tokens of the step, num_heads, head_dim], rotated
   float* out;             // the same shape
@@ -219,8 +220,16 @@ struct AttentionArgs {
 };
 
 constexpr int kGroupScaleBytes = kKeyGroup * sizeof(float);
-// Of 16 positions of one head's keys, or values, in an int8 cache: scales and codes.
-QWENCH_INLINE size_t code_group_bytes(int padded_dim) { return kGroupScaleBytes + size_t(kKeyGroup) * padded_dim; }
+QWENCH_INLINE constexpr bool has_codes(CacheKind cache) {
+  return cache == CacheKind::kInt8 || cache == CacheKind::kInt16;
+}
+QWENCH_INLINE constexpr int code_bytes(CacheKind cache) { return cache == CacheKind::kInt8 ? 1 : 2; }
+// Of 16 positions of one head's keys, or values, in a cache of codes: scales and codes.
+QWENCH_INLINE size_t code_group_bytes(CacheKind cache, int padded_dim) {
+  return kGroupScaleBytes + size_t(kKeyGroup) * padded_dim * code_bytes(cache);
+}
+// The largest magnitude of codes of 16 bits, so that a sum of `num_terms` products of two of them fits 32 bits.
+QWENCH_INLINE int largest_word(int num_terms) { return int(__builtin_sqrt(2147483647.0 / num_terms)); }
 
 // The state of attention over some positions: `rows` of values, a highest score and a sum each.
 QWENCH_INLINE size_t attention_state_floats(int num_rows, int padded_dim) {
@@ -232,7 +241,7 @@ QWENCH_INLINE size_t attention_scratch_floats(int head_dim, int padded_dim) {
                               size_t(panels) * kScoreTile * kPanelColumns +
                               2 * attention_state_floats(kMaxAttentionRows, padded_dim);
   const size_t of_codes = size_t(kMaxAttentionRows) * (padded_dim + padded_dim / 2 + kScoreTile / 2 + 8);
-  return of_any_cache + of_codes + 2 * kScoreTile;
+  return of_any_cache + of_codes + 2 * kScoreTile + size_t(kMaxAttentionRows) * 16;
 }
 
 // Heads [first_head, first_head + num_heads), which share a kv head, of `num_tokens` tokens: rows first_row... of the

@@ -28,6 +28,20 @@ inline Float exp(Float x) {
   return zero_below(x, kLow, add_to_exponent(y, rounded));
 }
 
+// 2^x, relative error below 2e-7; 2^-126 from -126 down (and for -inf), NaN stays NaN. For x up to 1: a minimax
+// polynomial of the rest behind the nearest integer, 1 at 0.
+inline Float exp2(Float x) {
+  constexpr float kLow = -126.0f, kMagic = 12582912.0f;
+  const Float c = max(set(kLow), x), rounded = add(c, set(kMagic));
+  const Float r = sub(c, sub(rounded, set(kMagic)));
+  Float p = set(1.326472615e-3f);
+  p = fma(p, r, set(9.671512991e-3f));
+  p = fma(p, r, set(5.550733581e-2f));
+  p = fma(p, r, set(2.402224243e-1f));
+  p = fma(p, r, set(6.931470037e-1f));
+  return add_to_exponent(fma(p, r, set(1.0f)), rounded);
+}
+
 // -1 / v of -1 to -2^125, to about an ulp: a guess from the bits, within 5 %, and three Newton steps that square the
 // error. Not the processors' estimates, of which each maker has its own.
 inline Float minus_reciprocal(Float v) {

@@ -12,9 +12,9 @@ namespace qwench {
 constexpr int kColumnBytes = 4;  // a column of a panel row: 4 codes, 8 nibbles, 2 bf16 or 1 fp32
 constexpr int kPanelRowBytes = kPanelColumns * kColumnBytes;
 
-// How the codes of a group lie: bytes (+128), two nibbles a byte, or nibbles unpacked to bytes (+8, or as they are
-// beside minima).
-enum class Codes { kBytes, kNibbles, kUnpacked };
+// How the codes of a group lie: bytes (+128), two nibbles a byte, nibbles unpacked to bytes (+8, or as they are beside
+// minima), or words: signed 16 bits, two in a dword, as x then is.
+enum class Codes { kBytes, kNibbles, kUnpacked, kWords };
 // How weights of a float tile lie: [k][64] fp32, or [k / 2][64] pairs of bf16, the first in the high half; kPairs: x
 // lies in pairs as well, and num_k is even.
 enum class Values { kFp32, kBf16, kPairs };
@@ -25,11 +25,11 @@ enum class Values { kFp32, kBf16, kPairs };
 struct IntTile {
   const int8_t* x;  // row r at r * x_stride bytes
   size_t x_stride;
-  const int32_t* starts;  // [rows] minus the sum of the row's codes
+  const int32_t* starts;  // [rows] minus the sum of the row's codes, where they have a bias
   const float* x_scales;  // [rows]
   const uint8_t* codes;
-  const float* w_scales;  // [64]
-  int group_size;
+  const float* w_scales;            // [64]
+  int group_size;                   // bytes of a row of x
   float* sums;                      // [rows][64]
   const uint8_t* next;              // memory to prefetch, soon to be read; need not be valid
   const float* w_minima = nullptr;  // [64]
@@ -42,7 +42,9 @@ struct IntTile {
 };
 
 // What is added to a code where it is stored.
-constexpr int code_bias(Codes codes, bool has_minima) { return codes == Codes::kBytes ? 128 : has_minima ? 0 : 8; }
+constexpr int code_bias(Codes codes, bool has_minima) {
+  return codes == Codes::kBytes ? 128 : codes == Codes::kWords || has_minima ? 0 : 8;
+}
 
 // Where an integer sum starts; in unsigned arithmetic, since the codes that stand for NaN may give any start.
 QWENCH_INLINE int32_t first_sum(int bias, int32_t start) { return int32_t(uint32_t(bias) * uint32_t(start)); }

@@ -7,7 +7,9 @@ QWENCH_INLINE void dot_step(const IntTile& t, int k, const Int* w, Int (&acc)[R]
   for (int r = 0; r < R; ++r) {
     const Broadcast value = broadcast_codes(t.row(r) + k);
     for (int v = 0; v < V; ++v)
-      if constexpr (C == Codes::kBytes)
+      if constexpr (C == Codes::kWords)
+        dot2_words_to(acc[r][v], w[v], value);
+      else if constexpr (C == Codes::kBytes)
         dot4_to(acc[r][v], w[v], value);
       else
         dot4_nibbles_to(acc[r][v], w[v], value);

@@ -50,6 +50,13 @@ alignas(32) constexpr uint32_t kByteOffsets[8] = {0x80808080, 0x80808080, 0x8080
   TILE_IF_ROW(r,                                            \
     "vpbroadcastd " offset TILE_ROW_##r ", %%ymm2\n"        \
     TILE_BYTE_VECTOR(0, 12, s0, 3) TILE_BYTE_VECTOR(1, 13, s1, 14))
+#define TILE_WORDS(offset, r, s0, s1)                       \
+  TILE_IF_ROW(r,                                            \
+    "vpbroadcastd " offset TILE_ROW_##r ", %%ymm2\n"        \
+    "vpmaddwd %%ymm2, %%ymm0, %%ymm3\n"                     \
+    "vpaddd %%ymm3, %%ymm" #s0 ", %%ymm" #s0 "\n"           \
+    "vpmaddwd %%ymm2, %%ymm1, %%ymm3\n"                     \
+    "vpaddd %%ymm3, %%ymm" #s1 ", %%ymm" #s1 "\n")
 #define TILE_FMA(offset, r, s0, s1)                         \
   TILE_IF_ROW(r,                                            \
     "vbroadcastss " offset TILE_ROW_##r ", %%ymm2\n"        \
@@ -59,6 +66,8 @@ alignas(32) constexpr uint32_t kByteOffsets[8] = {0x80808080, 0x80808080, 0x8080
 #define TILE_NIBBLES_4(...) TILE_NIBBLES("4", __VA_ARGS__)
 #define TILE_BYTES_0(...) TILE_BYTES("", __VA_ARGS__)
 #define TILE_BYTES_4(...) TILE_BYTES("4", __VA_ARGS__)
+#define TILE_WORDS_0(...) TILE_WORDS("", __VA_ARGS__)
+#define TILE_WORDS_4(...) TILE_WORDS("4", __VA_ARGS__)
 #define TILE_FMA_0(...) TILE_FMA("", __VA_ARGS__)
 #define TILE_FMA_4(...) TILE_FMA("4", __VA_ARGS__)
 
@@ -138,6 +147,9 @@ QWENCH_INLINE const uint8_t* int_columns(const IntTile& t, const uint8_t* next, 
   if constexpr (C == Codes::kBytes) {
     TILE_ASM("vmovdqa %[word_ones], %%ymm15\n" TILE_ROWS(TILE_ZERO) TILE_LOOP(
         1, TILE_SIGNED(0), TILE_BYTES_0, TILE_SIGNED(256), TILE_BYTES_4, 512, x_end) TILE_ROWS(TILE_STORE_INTEGERS));
+  } else if constexpr (C == Codes::kWords) {
+    TILE_ASM(TILE_ROWS(TILE_ZERO) TILE_LOOP(1, TILE_WHOLE(0), TILE_WORDS_0, TILE_WHOLE(256), TILE_WORDS_4, 512, x_end)
+                 TILE_ROWS(TILE_STORE_INTEGERS));
   } else {
     for (int r = 0; r < R; ++r)
       for (int v = 0; v < kTileColumns; v += kLanes)
@@ -212,11 +224,14 @@ QWENCH_INLINE void float_tile(const FloatTile& t) {
 #undef TILE_NIBBLES
 #undef TILE_BYTE_VECTOR
 #undef TILE_BYTES
+#undef TILE_WORDS
 #undef TILE_FMA
 #undef TILE_NIBBLES_0
 #undef TILE_NIBBLES_4
 #undef TILE_BYTES_0
 #undef TILE_BYTES_4
+#undef TILE_WORDS_0
+#undef TILE_WORDS_4
 #undef TILE_FMA_0
 #undef TILE_FMA_4
 #undef TILE_WHOLE

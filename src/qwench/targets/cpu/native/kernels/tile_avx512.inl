@@ -2,10 +2,10 @@
 // Included inside namespace avx512, where it takes the place of kernels/tile.inl: same functions, same bits.
 //
 // Assembly, because g++ 12 keeps such sums in registers or in memory as it pleases, which is a factor of two. A step
-// multiplies four vectors of weights, 16 columns each, by one dword of activations per row: four codes, two bf16 or
-// one fp32. It has 24 multiply-adds for two ports, so it takes 12 cycles; its 4 loads and 6 broadcasts hide behind
-// them. Each turn of the loop is two steps and prefetches a line of the weights that come next: without it a fifth of
-// the time goes into waiting for the second-level cache.
+// multiplies four vectors of weights, 16 columns each, by one dword of activations per row: four bytes, two words
+// or bf16, or one fp32. It has 24 multiply-adds for two ports, so it takes 12 cycles; its 4 loads and 6 broadcasts hide
+// behind them. Each turn of the loop is two steps and prefetches a line of the weights that come next: without it a
+// fifth of the time goes into waiting for the second-level cache.
 //
 // Registers: zmm0-3 weights, zmm4-6 activations in turns, zmm7 the mask of a split, zmm8-31 sums, four a row.
 
@@ -33,6 +33,8 @@ constexpr int kPasses = 1;  // over a chunk, of a tile
     op " %%zmm" #x ", %%zmm3, %%zmm" #s3 "\n")
 #define TILE_DOT_0(...) TILE_MULTIPLY("vpdpbusd", "", __VA_ARGS__)
 #define TILE_DOT_4(...) TILE_MULTIPLY("vpdpbusd", "4", __VA_ARGS__)
+#define TILE_WORDS_0(...) TILE_MULTIPLY("vpdpwssd", "", __VA_ARGS__)
+#define TILE_WORDS_4(...) TILE_MULTIPLY("vpdpwssd", "4", __VA_ARGS__)
 #define TILE_FMA_0(...) TILE_MULTIPLY("vfmadd231ps", "", __VA_ARGS__)
 #define TILE_FMA_4(...) TILE_MULTIPLY("vfmadd231ps", "4", __VA_ARGS__)
 #define TILE_PAIRS_0(...) TILE_MULTIPLY("vdpbf16ps", "", __VA_ARGS__)
@@ -149,6 +151,8 @@ QWENCH_INLINE void int_tile(const IntTile& t) {
   if constexpr (C == Codes::kNibbles)
     TILE_INT(TILE_LOAD_MASK TILE_LOOP(TILE_MASKED, TILE_DOT_0, TILE_SHIFTED("vpsrld $4") TILE_MASK_SHIFTED, TILE_DOT_4,
                                       256));
+  else if constexpr (C == Codes::kWords)
+    TILE_INT(TILE_LOOP(TILE_WHOLE(0), TILE_WORDS_0, TILE_WHOLE(256), TILE_WORDS_4, 512));
   else
     TILE_INT(TILE_LOOP(TILE_WHOLE(0), TILE_DOT_0, TILE_WHOLE(256), TILE_DOT_4, 512));
 }
@@ -191,6 +195,8 @@ QWENCH_INLINE void float_tile(const FloatTile& t) {
 #undef TILE_MULTIPLY
 #undef TILE_DOT_0
 #undef TILE_DOT_4
+#undef TILE_WORDS_0
+#undef TILE_WORDS_4
 #undef TILE_FMA_0
 #undef TILE_FMA_4
 #undef TILE_PAIRS_0

@@ -4,7 +4,9 @@
 
 static_assert(kFloatRows <= 6 && kByteRows <= 6 && kNibbleRows <= 6);
 
-constexpr int int_tile_rows(Codes codes) { return codes == Codes::kBytes ? kByteRows : kNibbleRows; }
+constexpr int int_tile_rows(Codes codes) {
+  return codes == Codes::kBytes ? kByteRows : codes == Codes::kWords ? kFloatRows : kNibbleRows;
+}
 
 // What a tile prefetches in all its passes, in lines for every two dwords of activations.
 constexpr int lines_of_tile(int lines) { return lines > 0 ? lines * kPasses : 1; }

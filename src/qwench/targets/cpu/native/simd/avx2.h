@@ -93,6 +93,10 @@ inline float reduce_max(Float v) {
   m = _mm_max_ps(m, _mm_movehl_ps(m, m));
   return _mm_cvtss_f32(_mm_max_ss(m, _mm_movehdup_ps(m)));
 }
+// Of each row [num_rows][kLanes].
+inline void reduce_max_rows(const float* rows, int num_rows, float* y) {
+  for (int r = 0; r < num_rows; ++r) y[r] = reduce_max(load(rows + r * kLanes));
+}
 inline int32_t reduce_add_int(Int v) {
   __m128i s = _mm_add_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
   s = _mm_add_epi32(s, _mm_shuffle_epi32(s, 0x4e));
@@ -110,6 +114,12 @@ inline Int store_codes(int8_t* p, Float v) {
   const __m128i words = _mm_packs_epi32(_mm256_castsi256_si128(codes), _mm256_extracti128_si256(codes, 1));
   _mm_storel_epi64(reinterpret_cast<__m128i*>(p), _mm_packs_epi16(words, words));
   return codes;
+}
+// The same to 16 bits.
+inline void store_words(int16_t* p, Float v) {
+  const Int codes = _mm256_cvtps_epi32(v);
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p),
+                   _mm_packs_epi32(_mm256_castsi256_si128(codes), _mm256_extracti128_si256(codes, 1)));
 }
 
 }  // namespace qwench::QWENCH_SIMD

@@ -102,6 +102,27 @@ inline float reduce_add(Float v) {
   return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
 }
 inline float reduce_max(Float v) { return _mm512_reduce_max_ps(v); }
+// Of each row [num_rows][kLanes], 16 at a time, halved and transposed in one go; rows beyond may hold anything.
+inline void reduce_max_rows(const float* rows, int num_rows, float* y) {
+  for (; num_rows > 0; num_rows -= 16, rows += 16 * kLanes, y += 16) {
+    Float quarters[4];
+    for (int i = 0; i < 4; ++i) {
+      Float halves[2];
+      for (int j = 0; j < 2; ++j) {
+        const Float a = load(rows + (4 * i + 2 * j) * kLanes), b = load(rows + (4 * i + 2 * j + 1) * kLanes);
+        halves[j] = max(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+      }
+      const __m512d a = _mm512_castps_pd(halves[0]), b = _mm512_castps_pd(halves[1]);
+      quarters[i] = max(_mm512_castpd_ps(_mm512_unpacklo_pd(a, b)), _mm512_castpd_ps(_mm512_unpackhi_pd(a, b)));
+    }
+    Float halves[2];
+    for (int i = 0; i < 2; ++i) {
+      const Float a = quarters[2 * i], b = quarters[2 * i + 1];
+      halves[i] = max(_mm512_shuffle_f32x4(a, b, 0x44), _mm512_shuffle_f32x4(a, b, 0xee));
+    }
+    store(y, max(_mm512_shuffle_f32x4(halves[0], halves[1], 0x88), _mm512_shuffle_f32x4(halves[0], halves[1], 0xdd)));
+  }
+}
 inline int32_t reduce_add_int(Int v) {  // not _mm512_reduce_add_epi32, whose last sum may not overflow
   const __m256i half = _mm256_add_epi32(_mm512_castsi512_si256(v), _mm512_extracti64x4_epi64(v, 1));
   __m128i s = _mm_add_epi32(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1));
@@ -119,6 +140,10 @@ inline Int store_codes(int8_t* p, Float v) {
   const Int codes = _mm512_cvtps_epi32(v);
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(codes));
   return codes;
+}
+// The same to 16 bits.
+inline void store_words(int16_t* p, Float v) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(_mm512_cvtps_epi32(v)));
 }
 
 }  // namespace qwench::QWENCH_SIMD

@@ -135,6 +135,11 @@ inline void dot4_to(Int& acc, Int weights, Broadcast x) {  // unsigned bytes tim
     acc += w * (bits<Int>(bits<Uint>(x) << (24 - 8 * byte)) >> 24);
   }
 }
+inline void dot2_words_to(Int& acc, Int weights, Broadcast x) {  // signed 16 bits
+  const Int w_low = bits<Int>(bits<Uint>(weights) << 16) >> 16, x_low = bits<Int>(bits<Uint>(x) << 16) >> 16;
+  const Int low = bits<Int>(bits<Uint>(w_low) * bits<Uint>(x_low));
+  acc = add_int(acc, add_int(low, bits<Int>(bits<Uint>(weights >> 16) * bits<Uint>(x >> 16))));
+}
 inline void dot4_nibbles_to(Int& acc, Int weights, Broadcast x) { dot4_to(acc, weights, x); }
 
 // Sum over lanes: halves are added until one is left.
@@ -142,6 +147,10 @@ inline float reduce_add(Float v) { return (v[0] + v[2]) + (v[1] + v[3]); }
 inline float reduce_max(Float v) {
   const float a = v[0] > v[1] ? v[0] : v[1], b = v[2] > v[3] ? v[2] : v[3];
   return a > b ? a : b;
+}
+// Of each row [num_rows][kLanes].
+inline void reduce_max_rows(const float* rows, int num_rows, float* y) {
+  for (int r = 0; r < num_rows; ++r) y[r] = reduce_max(load(rows + r * kLanes));
 }
 inline int32_t reduce_add_int(Int v) {
   const Uint u = bits<Uint>(v);
@@ -158,6 +167,11 @@ inline Int store_codes(int8_t* p, Float v) {
   const Int codes = to_int(round_even(v));
   for (int i = 0; i < kLanes; ++i) p[i] = static_cast<int8_t>(codes[i]);
   return codes;
+}
+// The same to 16 bits.
+inline void store_words(int16_t* p, Float v) {
+  const Int codes = to_int(round_even(v));
+  for (int i = 0; i < kLanes; ++i) p[i] = static_cast<int16_t>(codes[i]);
 }
 
 }  // namespace qwench::QWENCH_SIMD

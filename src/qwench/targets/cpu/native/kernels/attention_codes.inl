@@ -1,0 +1,340 @@
+// Attention over a tile of a cache of codes. Included inside the namespace of one simd header, by
+// kernels/attention.inl.
+//
+// Both products are those of integer weights: a tile's keys, and its values, are a group of codes with a scale per
+// position, and what they meet, queries and probabilities, becomes integers too.
+//   int16: words times words. Of a sum of n products none may exceed sqrt((2^31 - 1) / n), 5792 for 64 positions.
+//   int8: bytes times 15-bit integers, two bytes a value, so that nothing but the cache is as coarse as 8 bits.
+//
+// In an int8 cache keys lie without their layer's bias, which can be a hundred times what varies and would take all of
+// the codes' range. Rotated, it is known for each position, and its part of the scores is
+//   q . rotate(bias, p) = sum over pairs i of  c_i cos(angle_i(p)) + s_i sin(angle_i(p)),
+// with c and s of the query alone. At p = tile + j, the angles' sum turns c and s by the tile's angle, and what is left
+// is a product with the cosines and sines of 64 positions, the same for every tile, head and layer.
+
+// Codes of rows x [num_rows][width] come from a pass over all rows at a time, so that the reductions of different rows
+// overlap. `peaks` are the rows' largest magnitudes, NaN or infinite for a row that isn't finite: codes can't say so,
+// scales can.
+inline bool is_broken(float peak) { return !(peak - peak == 0); }
+constexpr int kCodeRows = 48;  // whose scores are computed together
+
+// range / peak of each row, 0 for rows of zeros.
+inline void invert_peaks(const float* peaks, int num_rows, float range, float* inverses) {
+  for (int r = 0; r < num_rows; r += kLanes) {
+    const Float peak = load(peaks + r), finite = max(peak, set(kNoMagnitude));
+    store(inverses + r, zero_below(peak, kNoMagnitude, div(set(range), finite)));
+  }
+}
+
+// Rows as words, [rows][width]: x = scale * code.
+struct WordRows {
+  static constexpr CacheKind kCache = CacheKind::kInt16;
+  static constexpr int32_t kNoStarts[kMaxAttentionRows] = {};  // words have no bias
+  int16_t* codes;
+  float* scales;
+  int width, range;
+
+  WordRows(float* memory, int rows, int row_width)
+      : codes(reinterpret_cast<int16_t*>(memory)),
+        scales(memory + size_t(rows) * row_width / 2),
+        width(row_width),
+        range(largest_word(row_width)) {}
+  void set_rows(const float* x, int num_rows, const float* peaks) const {
+    alignas(64) float inverses[kMaxAttentionRows + kLanes];
+    invert_peaks(peaks, num_rows, range, inverses);
+    for (int r = 0; r < num_rows; ++r) {
+      const Float inverse = set(inverses[r]);
+      for (int i = 0; i < width; i += kLanes) {
+        const size_t at = size_t(r) * width + i;
+        store_words(codes + at, is_broken(peaks[r]) ? set(0.0f) : mul(load(x + at), inverse));
+      }
+      scales[r] = peaks[r] * (1.0f / range);
+    }
+  }
+  // sums [num_rows][64] += x[first:] @ columns, while the loop of a few rows brings in `next`.
+  void multiply(int first, int num_rows, const uint8_t* columns, const float* column_scales, float* sums,
+                const uint8_t* const (&next)[2], size_t next_bytes) const {
+    const int row_bytes = width * sizeof(int16_t);
+    const auto* x = reinterpret_cast<const int8_t*>(codes + size_t(first) * width);
+    IntTile tile = {x, size_t(row_bytes), kNoStarts, scales + first, columns, column_scales, row_bytes, sums, columns};
+    if (!next_bytes) return int_rows<Codes::kWords>(tile, num_rows, 0);
+    // Half of the rows bring in one part of what comes next, the others the other.
+    const int half = (num_rows + 1) / 2,
+              rows = half > kFloatRows ? (half + kFloatRows - 1) / kFloatRows * kFloatRows : half;
+    tile.next = next[0];
+    int_rows<Codes::kWords>(tile, rows, next_bytes);
+    tile.advance(rows, 0);
+    tile.next = next[1];
+    int_rows<Codes::kWords>(tile, num_rows - rows, next_bytes);
+  }
+};
+
+// Rows as two bytes a value, [rows][width] each: x = scales[0] * codes[0] + scales[1] * codes[1]. `starts` as of
+// IntTile.
+struct SplitRows {
+  static constexpr CacheKind kCache = CacheKind::kInt8;
+  int8_t* codes[2];
+  float* scales[2];
+  int32_t* starts[2];
+  int width;
+
+  SplitRows(float* memory, int rows, int row_width) : width(row_width) {
+    for (int part = 0; part < 2; ++part) {
+      codes[part] = reinterpret_cast<int8_t*>(memory) + size_t(part) * rows * width;
+      scales[part] = memory + size_t(rows) * width / 2 + part * rows;
+      starts[part] = reinterpret_cast<int32_t*>(memory + size_t(rows) * width / 2 + (2 + part) * rows);
+    }
+  }
+  void set_rows(const float* x, int num_rows, const float* peaks) const {
+    alignas(64) float inverses[kMaxAttentionRows + kLanes];
+    invert_peaks(peaks, num_rows, kSplitRange, inverses);
+    for (int r = 0; r < num_rows; ++r) {
+      const size_t at = size_t(r) * width;
+      Int sums[2] = {set_int(0), set_int(0)};
+      split(x + at, set(inverses[r]), is_broken(peaks[r]), width, codes[0] + at, codes[1] + at, sums);
+      for (int part = 0; part < 2; ++part) {
+        scales[part][r] = peaks[r] * ((part == 0 ? 128 : 1) / kSplitRange);
+        starts[part][r] = negative(reduce_add_int(sums[part]));
+      }
+    }
+  }
+  void multiply(int first, int num_rows, const uint8_t* columns, const float* column_scales, float* sums,
+                const uint8_t* const (&next)[2], size_t next_bytes) const {
+    for (int part = 0; part < 2; ++part)
+      int_rows<Codes::kBytes>(
+          {codes[part] + size_t(first) * width, size_t(width), starts[part] + first, scales[part] + first, columns,
+           column_scales, width, sums, next_bytes ? next[part] : columns},
+          num_rows, next_bytes);
+  }
+};
+
+// What attention over a cache of codes needs in working space, beside what any cache needs.
+template <class Rows>
+struct CodeScratch {
+  float* turned;  // [rows][padded_dim]
+  Rows q, probabilities;
+  float *key_scales, *value_scales;  // of a tile
+  float* totals;                     // [rows][16], sums of probabilities
+  CodeScratch(float* memory, int padded_dim)
+      : turned(memory),
+        q(turned + size_t(kMaxAttentionRows) * padded_dim, kMaxAttentionRows, padded_dim),
+        probabilities(turned + size_t(kMaxAttentionRows) * (padded_dim + padded_dim / 2 + 4), kMaxAttentionRows,
+                      kScoreTile),
+        key_scales(turned + size_t(kMaxAttentionRows) * (padded_dim + padded_dim / 2 + 4 + kScoreTile / 2 + 4)),
+        value_scales(key_scales + kScoreTile),
+        totals(value_scales + kScoreTile) {}
+};
+
+// Where the scales, then the codes, of the 16 positions that hold `at` lie.
+inline const uint8_t* cached_codes(const AttentionArgs& a, const uint8_t* layer, int kv_head, int at) {
+  return code_group(
+      a.cache,
+      const_cast<uint8_t*>(layer) + a.block_table[at / a.block_size] * a.block_stride + kv_head * a.head_stride,
+      at % a.block_size, a.padded_dim);
+}
+
+inline void copy_bytes(uint8_t* to, const uint8_t* from, int num_bytes) {
+  for (int i = 0; i < num_bytes; i += kLanes * 4) store_int(to + i, load_int(from + i));
+}
+
+// Keys of positions [tile, tile + count) to rows of dwords [padded_dim / codes of a dword][64]; columns beyond hold
+// anything.
+template <CacheKind kCache>
+inline void lay_out_key_codes(const AttentionArgs& a, int kv_head, int tile, int count, uint8_t* keys, float* scales) {
+  for (int g = 0; g < count; g += kKeyGroup) {
+    const uint8_t* from = cached_codes(a, a.keys, kv_head, tile + g);
+    copy_bytes(reinterpret_cast<uint8_t*>(scales + g), from, kGroupScaleBytes);
+    from += kGroupScaleBytes;
+    uint8_t* to = keys + g * kColumnBytes;
+    for (int d = a.padded_dim; d > 0;
+         d -= kColumnBytes / code_bytes(kCache), to += kPanelRowBytes, from += kKeyGroup * 4)
+      copy_bytes(to, from, kKeyGroup * 4);
+  }
+}
+
+// Values of positions [tile, tile + count) to panels of dwords [dim / 64][64 positions / codes of a dword][64]; scales
+// beyond are 0.
+template <CacheKind kCache>
+inline void lay_out_value_codes(const AttentionArgs& a, int kv_head, int tile, int count, uint8_t* values,
+                                float* scales) {
+  constexpr int kTogether = kColumnBytes / code_bytes(kCache), kPanelBytes = kScoreTile / kTogether * kPanelRowBytes;
+  for (int g = 0; g < count; g += kKeyGroup) {
+    const uint8_t* from = cached_codes(a, a.values, kv_head, tile + g);
+    copy_bytes(reinterpret_cast<uint8_t*>(scales + g), from, kGroupScaleBytes);
+    from += kGroupScaleBytes;
+    uint8_t* to = values + g / kTogether * kPanelRowBytes;
+    for (int d = 0; d < a.padded_dim; d += kPanelColumns, to += kPanelBytes) {
+      const int row_bytes = (a.padded_dim - d < kPanelColumns ? a.padded_dim - d : kPanelColumns) * kColumnBytes;
+      for (int i = 0; i < kKeyGroup / kTogether; ++i)
+        copy_bytes(to + i * kPanelRowBytes, from + (size_t(i) * a.padded_dim + d) * kColumnBytes, row_bytes);
+    }
+  }
+  for (int i = count; i < kScoreTile; ++i) scales[i] = 0.0f;
+}
+
+// What `tile_scales` of a tile adds to a row that reads it: 0, or NaN where one of them is broken.
+inline float brokenness(const float* tile_scales) {
+  Float check = set(0.0f);
+  for (int i = 0; i < kScoreTile; i += kLanes) {
+    const Float v = load(tile_scales + i);
+    check = add(check, sub(v, v));
+  }
+  return reduce_add(check);
+}
+
+// The highest of each row's scores [num_rows][64], of those that it sees.
+inline void find_peaks(const AttentionArgs& a, const AttentionItem& item, int tile, int first_row, int num_rows,
+                       float* scores, float* peaks) {
+  alignas(64) float bests[(kCodeRows + kLanes) * kLanes];
+  const bool is_masked = a.window || tile + kScoreTile > (a.is_causal ? item.first_position + 1 : item.end);
+  for (int r = 0; r < num_rows; ++r) {
+    float* row = scores + r * kScoreTile;
+    if (is_masked) mask_row(a, item, tile, first_row + r, row);
+    Float best = load(row);
+    for (int i = kLanes; i < kScoreTile; i += kLanes) best = max(best, load(row + i));
+    store(bests + r * kLanes, best);
+  }
+  reduce_max_rows(bests, num_rows, peaks);
+}
+
+// Turns scores [num_rows][64], powers of two, of rows first_row... into codes: probabilities relative to the rows'
+// running peaks, times the scales of their positions' values. Rescales what the rows gathered.
+template <class Rows>
+inline void softmax_codes(const AttentionArgs& a, const AttentionItem& item, const CodeScratch<Rows>& s, int tile,
+                          int first_row, int num_rows, float* scores, const Gathered& state) {
+  alignas(64) float peaks[kCodeRows + kLanes], factors[kCodeRows + kLanes], bests[(kCodeRows + kLanes) * kLanes];
+  find_peaks(a, item, tile, first_row, num_rows, scores, peaks);
+  for (int r = 0; r < num_rows; ++r) {
+    float& peak = state.peak[first_row + r];
+    peaks[r] = peaks[r] > peak ? peaks[r] : peak;
+    factors[r] = peak - peaks[r];
+    peak = peaks[r];
+  }
+  for (int r = 0; r < num_rows; r += kLanes) store(factors + r, exp2(load(factors + r)));
+  for (int r = 0; r < num_rows; ++r) {
+    float *row = scores + r * kScoreTile, *total = s.totals + size_t(first_row + r) * kPartialSums;
+    const Float peak = set(peaks[r]);
+    Float sums[kWide], best = set(0.0f);
+    for (int i = 0; i < kScoreTile; i += kPartialSums)
+      for (int v = 0; v < kWide; ++v) {
+        float* at = row + i + v * kLanes;
+        const Float e = exp2(sub(load(at), peak)), scaled = mul(e, load(s.value_scales + i + v * kLanes));
+        sums[v] = i == 0 ? e : add(sums[v], e);
+        best = max(best, scaled);
+        store(at, scaled);
+      }
+    for (int v = 0; v < kWide; ++v) store(total + v * kLanes, fma(load(total + v * kLanes), set(factors[r]), sums[v]));
+    store(bests + r * kLanes, best);
+    if (factors[r] != 1.0f) state.scale_row(first_row + r, factors[r]);
+  }
+  reduce_max_rows(bests, num_rows, peaks);
+  const Float broken = set(brokenness(s.value_scales));
+  for (int r = 0; r < num_rows; r += kLanes) store(peaks + r, add(load(peaks + r), broken));
+  s.probabilities.set_rows(scores, num_rows, peaks);
+}
+
+// c and s of one query: [head_dim] each half.
+inline void bias_part(const float* q, const float* bias, int head_dim, float* y) {
+  const int half = head_dim / 2;
+  for (int i = 0; i < half; ++i) {
+    y[i] = q[i] * bias[i] + q[half + i] * bias[half + i];
+    y[half + i] = q[half + i] * bias[i] - q[i] * bias[half + i];
+  }
+}
+
+// The same of a query turned back by a position's angles: that position's cosines, then sines.
+inline void turn_back(const float* x, const float* table_row, int head_dim, float* y) {
+  const int half = head_dim / 2;
+  const float *cosines = table_row, *sines = table_row + half;
+  int i = 0;
+  for (; i + kLanes <= half; i += kLanes) {
+    const Float c = load(x + i), s = load(x + half + i), cosine = load(cosines + i), sine = load(sines + i);
+    store(y + i, add(mul(c, cosine), mul(s, sine)));
+    store(y + half + i, sub(mul(s, cosine), mul(c, sine)));
+  }
+  for (; i < half; ++i) {
+    const float c = x[i], s = x[half + i];
+    y[i] = c * cosines[i] + s * sines[i];
+    y[half + i] = s * cosines[i] - c * sines[i];
+  }
+}
+
+// Of each query, times a factor that makes its scores powers of two: codes and, where keys have a bias, c and s.
+// q: [rows][head_dim].
+template <class Rows>
+inline void prepare_queries(const AttentionArgs& a, int kv_head, int num_rows, float* q, const CodeScratch<Rows>& s) {
+  alignas(64) float peaks[kMaxAttentionRows + kLanes];
+  const float factor = a.scale * 1.44269504f;
+  for (int r = 0; r < num_rows; ++r) {
+    float *row = q + size_t(r) * a.head_dim, *padded = s.turned + size_t(r) * a.padded_dim;
+    float peak = 0.0f, broken = 0.0f;
+    for (int d = 0; d < a.padded_dim; ++d) {
+      padded[d] = d < a.head_dim ? row[d] * factor : 0.0f;
+      peak = __builtin_fabsf(padded[d]) > peak ? __builtin_fabsf(padded[d]) : peak;
+      broken += padded[d] - padded[d];
+    }
+    peaks[r] = peak + broken;
+    if (a.key_bias) bias_part(padded, a.key_bias + size_t(kv_head) * a.head_dim, a.head_dim, row);
+  }
+  s.q.set_rows(s.turned, num_rows, peaks);
+}
+
+// The bias' part of the scores [rows][64] of a tile, q being what prepare_queries left there.
+template <class Rows>
+inline void add_bias_scores(const AttentionArgs& a, const float* q, const CodeScratch<Rows>& s, int tile, int first_row,
+                            int num_rows, float* scores) {
+  const float* table_row = a.far_rope + size_t(tile / kScoreTile) * a.head_dim;
+  for (int r = 0; r < num_rows; ++r)
+    turn_back(q + size_t(first_row + r) * a.head_dim, table_row, a.head_dim, s.turned + size_t(r) * a.head_dim);
+  const auto* columns = reinterpret_cast<const uint8_t*>(a.near_rope);
+  float_rows<Values::kFp32>({s.turned, a.head_dim * sizeof(float), columns, a.head_dim, scores, columns}, num_rows, 0);
+}
+
+// Adds the tile at position `tile` to `state`, in blocks of rows whose scores stay in the first-level cache.
+template <class Rows>
+inline void attend_code_tile(const AttentionArgs& a, const AttentionItem& item, const AttentionScratch& scratch,
+                             const CodeScratch<Rows>& s, int tile, int last, const Gathered& state) {
+  alignas(64) static constexpr struct Ones {
+    float values[kPanelColumns];
+    constexpr Ones() : values() {
+      for (float& v : values) v = 1.0f;
+    }
+  } kOnes;
+  constexpr size_t kPanelBytes = size_t(kScoreTile) * kPanelColumns * code_bytes(Rows::kCache);
+  const int kv_head = kv_head_of(a, item), count = item.end - tile < kScoreTile ? item.end - tile : kScoreTile;
+  auto *keys = reinterpret_cast<uint8_t*>(scratch.keys), *values = reinterpret_cast<uint8_t*>(scratch.values);
+  // The next tile's halves: with few rows, memory is what the products wait for.
+  const int near = tile + kScoreTile, far = near + kScoreTile / 2;
+  size_t next_bytes = far < (item.partial ? last : item.end) ? 2 * code_group_bytes(Rows::kCache, a.padded_dim) : 0;
+  const uint8_t *next_keys[2] = {}, *next_values[2] = {};
+  for (int half = 0; half < 2 && next_bytes; ++half) {
+    next_keys[half] = cached_codes(a, a.keys, kv_head, half ? far : near);
+    next_values[half] = cached_codes(a, a.values, kv_head, half ? far : near);
+  }
+  lay_out_key_codes<Rows::kCache>(a, kv_head, tile, count, keys, s.key_scales);
+  lay_out_value_codes<Rows::kCache>(a, kv_head, tile, count, values, s.value_scales);
+  for (int first = 0; first < state.num_rows; first += kCodeRows) {
+    const int num_rows = state.num_rows - first < kCodeRows ? state.num_rows - first : kCodeRows;
+    for (int i = 0; i < num_rows * kScoreTile; i += kLanes) store(scratch.scores + i, set(0.0f));
+    if (a.key_bias) add_bias_scores(a, scratch.q, s, tile, first, num_rows, scratch.scores);
+    s.q.multiply(first, num_rows, keys, s.key_scales, scratch.scores, next_keys, next_bytes);
+    softmax_codes(a, item, s, tile, first, num_rows, scratch.scores, state);
+    for (int panel = 0; panel < state.num_panels; ++panel)
+      s.probabilities.multiply(0, num_rows, values + panel * kPanelBytes, kOnes.values, state.row(panel, first),
+                               next_values, panel ? 0 : next_bytes);
+    next_bytes = 0;
+  }
+}
+
+// Adds the tiles from position `tile` to `last` to `state`.
+template <class Rows>
+inline void attend_codes(const AttentionArgs& a, const AttentionItem& item, const AttentionScratch& scratch,
+                         const CodeScratch<Rows>& s, int tile, int last, const Gathered& state) {
+  for (int i = 0; i < state.num_rows * kPartialSums; i += kLanes) store(s.totals + i, set(0.0f));
+  for (; tile < last; tile += kScoreTile) attend_code_tile(a, item, scratch, s, tile, last, state);
+  for (int r = 0; r < state.num_rows; ++r) {
+    Float sums[kWide];
+    for (int v = 0; v < kWide; ++v) sums[v] = load(s.totals + r * kPartialSums + v * kLanes);
+    state.total[r] = fold(sums);
+  }
+}
