@@ -94,8 +94,14 @@ chromium:
 		DEBIAN_FRONTEND=noninteractive apt-get install -y -qq chromium; } >/dev/null 2>&1; } || \
 		echo "Chromium can't be installed here, so the tests of the page skip; as root: apt install chromium" >&2
 
+# What measures speed runs first and has the processors for itself, then all else with a worker a processor. A file stays
+# with one worker for its fixtures' sake, and files run in order, so that workers meet what all of a folder share once.
+WORKERS ?= logical --maxprocesses 4
 test: dev chromium ## The tests, without the slow ones
-	$(BIN)/python -m pytest -m "not slow"
+	@status=0; $(BIN)/python -m pytest -m "not slow" tests/performance || status=1; \
+	$(BIN)/python -m pytest -m "not slow" --ignore tests/performance \
+		-n $(WORKERS) --dist loadfile --no-loadscope-reorder && \
+	{ test $$status = 0 || { echo "==> these passed, but tests/performance failed, above" >&2; exit 1; }; }
 
 test-slow: dev ## The slow tests
 	$(BIN)/python -m pytest -m slow

@@ -13,6 +13,9 @@ from hypothesis import settings
 
 # Before anything imports Triton, in whose interpreter the cuda target is tested. tests/gpu: TRITON_INTERPRET=0.
 os.environ.setdefault("TRITON_INTERPRET", "1")
+# Of several workers each has a processor: more threads of torch and BLAS than that would only wait for each other.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 settings.register_profile("same", derandomize=True)
 settings.register_profile("anew", derandomize=False, print_blob=True)

@@ -107,6 +107,10 @@ class ServerProcess:
         """Of the three processes."""
         return {"http": self.process.pid, "engine": self.child("engine_process"), "text": self.child("text_process")}
 
+    def cpu_s(self) -> float:
+        """Seconds of processors that they have used, in hundredths: what took long also on a busy machine."""
+        return sum(map(cpu_s, self.pids().values()))
+
     def stop(self, timeout_s: float = 30) -> int:
         """SIGTERM; the exit code."""
         self.process.send_signal(signal.SIGTERM)

@@ -20,17 +20,20 @@ MODULE = "import pytest; pytest.importorskip('no_such_module', reason='a whole f
 
 
 @pytest.mark.parametrize(
-    ("ci", "test", "code", "says"),
+    ("ci", "options", "test", "code", "says"),
     [
-        ("true", SKIPS.format(reason="needs Chromium"), 1, "doesn't name: needs Chromium"),
-        ("true", MODULE, 1, "doesn't name: a whole file"),
-        ("true", SKIPS.format(reason="needs systemd"), 0, "1 passed, 1 skipped"),
-        ("", SKIPS.format(reason="needs Chromium"), 0, "1 passed, 1 skipped"),
+        ("true", (), SKIPS.format(reason="needs Chromium"), 1, "doesn't name: needs Chromium"),
+        ("true", ("-n", "1"), SKIPS.format(reason="needs Chromium"), 1, "doesn't name: needs Chromium"),
+        ("true", ("-n", "1"), MODULE, 1, "doesn't name: a whole file"),
+        ("true", (), SKIPS.format(reason="needs systemd"), 0, "1 passed, 1 skipped"),
+        ("", (), SKIPS.format(reason="needs Chromium"), 0, "1 passed, 1 skipped"),
     ],
 )
-def test_a_skip(tmp_path: Path, ci: str, test: str, code: int, says: str) -> None:
+def test_a_skip(tmp_path: Path, ci: str, options: tuple[str, ...], test: str, code: int, says: str) -> None:
+    """In a process that tests, or in one that has workers do it."""
     shutil.copy(CONFTEST, tmp_path)
     (tmp_path / "test_it.py").write_text(test)
-    command = [sys.executable, "-m", "pytest", "-q", "--rootdir", tmp_path, "-c", os.devnull, tmp_path]
-    done = subprocess.run(command, env={**os.environ, "CI": ci}, capture_output=True, text=True, timeout=60)
+    command = [sys.executable, "-m", "pytest", "-q", "--rootdir", tmp_path, "-c", os.devnull, "-p", "xdist", *options]
+    environment = {**os.environ, "CI": ci, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}  # most of them take long to import
+    done = subprocess.run([*command, tmp_path], env=environment, capture_output=True, text=True, timeout=300)
     assert (done.returncode, says in done.stdout) == (code, True), done.stdout
