@@ -28,12 +28,13 @@ def dist(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_wheel_answers_where_nothing_can_be_built(dist: Path, tmp_path: Path) -> None:
     [wheel] = dist.glob("*.whl")
-    subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True)
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "venv"], check=True)
     programs = tmp_path / "venv" / "bin"
     bare = {"PATH": str(programs), "HOME": str(tmp_path), "QWENCH_CACHE": str(tmp_path / "cache")}
     assert not any(shutil.which(tool, path=bare["PATH"]) for tool in ("c++", "g++", "clang++", "cc", "cmake", "ninja"))
     pip = {name: value for name, value in os.environ.items() if name.startswith("PIP_")}
-    install = [programs / "pip", "install", "-q", "--only-binary", ":all:", "-c", ROOT / "requirements/dev.txt", wheel]
+    install = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--python", programs / "python", "install"]
+    install += ["-q", "--no-compile", "--only-binary", ":all:", "-c", ROOT / "requirements/dev.txt", wheel]
     done = subprocess.run(install, env=pip | bare, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     ask = [programs / "qwench", "run", MODEL, "-p", "Hello.", "--temperature", "0", "--max-new-tokens", "8", "--json"]
