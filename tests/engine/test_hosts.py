@@ -185,10 +185,10 @@ def test_a_killed_host_ends_the_server_and_leaves_nobody_behind(artifact: Path) 
     start = time.monotonic()
     os.kill(victim, signal.SIGKILL)
     said = server.stdout.read()
-    assert server.wait(10) != 0
-    assert time.monotonic() - start < 5
+    assert server.wait(30) != 0
+    assert time.monotonic() - start < 15  # a host that is only silent has 20
     assert "rank 1" in said and "signal 9" in said
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 30
     while any(Path(f"/proc/{pid}").exists() for pid in pids) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not [pid for pid in pids if Path(f"/proc/{pid}").exists()]

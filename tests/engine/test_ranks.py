@@ -121,7 +121,7 @@ def test_a_rank_that_is_killed_is_told_and_leaves_nobody_behind(artifact: Path) 
         with pytest.raises(TargetError, match=rf"rank 2 \(process {pids[1]}\) was ended by signal 9"):
             for _ in stream:
                 pass
-        assert time.monotonic() - start < 2
+        assert time.monotonic() - start < 10
         with pytest.raises(QwenchError, match="rank 2"):
             llm.generate([1, 2, 3], PARAMS)
     for pid in pids:
@@ -138,7 +138,7 @@ def test_ranks_end_with_rank_0_however_that_ends(artifact: Path) -> None:
     pid = int(process.stdout.readline())
     process.kill()
     process.wait()
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 30
     while Path(f"/proc/{pid}").exists() and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not Path(f"/proc/{pid}").exists()

@@ -400,6 +400,10 @@ class Terminal:
             self.read()
         self.shown = self.shown.split(text.encode(), 1)[1]
 
+    def wait_until_asleep(self) -> None:
+        while Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()[0] != "S":
+            time.sleep(0.01)
+
     def interrupt(self) -> None:
         self.process.send_signal(signal.SIGINT)
 
@@ -435,7 +439,8 @@ def test_a_reader_that_has_enough_is_no_error(endless: Path) -> None:
 def test_ctrl_c_stops_the_answer_and_not_the_program(endless: Path) -> None:
     terminal = Terminal("chat", endless, "--temperature", "0", "--max-new-tokens", "30000")
     terminal.wait_for("> ")
-    time.sleep(0.5)  # readline shows the prompt a moment before it listens to signals
+    time.sleep(0.5)  # readline shows the prompt a moment before it listens to signals, and sleeps
+    terminal.wait_until_asleep()
     terminal.interrupt()
     terminal.wait_for("/exit")  # at the prompt it tells how to leave
     for _ in range(2):

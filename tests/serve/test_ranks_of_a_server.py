@@ -45,7 +45,7 @@ def test_a_server_of_ranks_and_one_that_is_killed(artifact: Path, llm: LLM) -> N
             os.kill(ranks[0], signal.SIGKILL)
             killed = time.monotonic()
             rest = "\n".join(lines)
-        assert time.monotonic() - killed < 2 and '"error"' in rest
+        assert time.monotonic() - killed < 10 and '"error"' in rest
         wait_for(lambda: not Path(f"/proc/{engine}").exists(), timeout_s=60)
         wait_for(lambda: client.get("/ready").status_code == 200, timeout_s=60)
         assert complete(client).json()["choices"][0]["text"] == expected

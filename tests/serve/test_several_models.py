@@ -267,7 +267,7 @@ def test_models_that_do_not_fit_and_one_whose_folder_vanishes(folders: dict[str,
         (tmp_path / "elsewhere").rename(tmp_path / "copy")
         assert complete(http, "copy", max_tokens=2).status_code == 200
         start = time.monotonic()
-        assert server.stop() == 0 and time.monotonic() - start < 10
+        assert server.stop() == 0 and time.monotonic() - start < 20
 
 
 def test_a_process_is_stopped_while_it_starts_and_started_again(artifact: Path) -> None:

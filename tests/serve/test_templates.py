@@ -120,7 +120,7 @@ def test_templates_that_take_for_ever_or_all_memory(tmp_path: Path) -> None:
             body = {"messages": [{"role": "user", "content": str(i)}], "max_tokens": 1}
             answer = http.post("/v1/chat/completions", json=body)
             assert answer.status_code == 400, (EXPENSIVE[i], answer.text)
-            assert time.monotonic() - start < 5
+            assert time.monotonic() - start < 15
             # The next request finds a fresh process.
             good = http.post("/v1/chat/completions", json={"messages": MESSAGES, "max_tokens": 1})
             assert good.status_code == 200, good.text
