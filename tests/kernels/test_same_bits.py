@@ -152,16 +152,18 @@ def test_the_default_model_s_bits_are_those_of_every_machine(options: dict[str, 
         batch([ids[:176]], [176], [list(range(7))]),
         *(batch([ids[i : i + 1]], [i + 1], [list(range(7))]) for i in range(176, 200)),
     ]
+    golden_weights, golden = GOLDEN[" ".join(options.values())]
     for variant in VARIANTS:
         found = {}
-        for cache_dtype in CACHES:
+        # Portable products of bf16 take long and don't know the cache, so one is enough.
+        for cache_dtype in ["bf16"] if variant == "generic" and options.get("weights") == "bf16" else CACHES:
             rounds = options.get("activations") == cache_dtype == "bf16"
             cache = CacheConfig(8, 32, cache_dtype, partition_len=64, rounds_queries=rounds)
             executor = CpuTarget("cpu", variant).load(artifact.program, artifact.plan, artifact.tensors, cache, 2)
             found[cache_dtype] = digest(run(executor, steps[:1])), digest(run(executor, steps[1:]))
             executor.close()
         weights = digest(b"".join(artifact.tensors[name].tobytes() for name in sorted(artifact.tensors)))
-        assert (weights, found) == GOLDEN[" ".join(options.values())], variant
+        assert weights == golden_weights and found == {cache: golden[cache] for cache in found}, variant
 
 
 def digest(data: bytes) -> str:
