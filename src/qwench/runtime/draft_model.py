@@ -4,8 +4,8 @@ Its cache has a place for each block of the large model's pool, and it uses the 
 prefixes, preemption and freeing are the pool's, and nothing is kept twice. Only how much of a block the draft has
 computed is its own to know (`BlockPool.num_followed`), since it reads a prompt when it is first asked to guess.
 
-It runs for all requests that want guesses at once: `begin` computes what it lacks of them and gives each a first guess,
-`go_on` the following ones. Decides nothing: `runtime/speculation.py`, its only caller, says for whom and how far.
+It guesses for all requests that want it at once, a token of each in a step: `runtime/speculation.py`, its only caller,
+says for whom, and in an `Ask` how far.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _FEW_GROUPS = 16  # of logits: the second likeliest token is often in the group of the likeliest
-_NUM_TRIES = 5  # steps, when it is loaded: the first finds nothing in the caches
+_CATCH_UP = 2  # tokens of a request that a step computes at most, if it reads no prompt: all guesses were right
+_NUM_TRIES = 8  # steps, when it is loaded: the first finds nothing in the caches
 
 # How far the largest logit must stand above those of other groups of LOGIT_GROUP, in temperatures where one is given,
 # for each class of confidence.
@@ -43,6 +44,15 @@ class Guess(NamedTuple):
 
     token: int
     confidence: int
+
+
+class Ask(NamedTuple):
+    """How far to guess for a request: at most `most` tokens, and only as long as all of them are right with a
+    probability of `least`. odds: of a guess, by its confidence."""
+
+    most: int
+    odds: Sequence[float]
+    least: float
 
 
 class DraftModel:
@@ -108,7 +118,28 @@ class DraftModel:
         following.num_computed = min(following.num_computed, request.num_tokens - 1)
         return request.num_tokens - following.num_computed
 
-    def begin(self, requests: Sequence[Request], pool: BlockPool) -> dict[Request, Guess]:
+    def guess(self, asks: dict[Request, Ask], pool: BlockPool) -> dict[Request, list[Guess]]:
+        """Guesses of the next tokens; the last of a request may be one that its `Ask` finds too unlikely. Requests that
+        the draft doesn't know well enough yet have none."""
+        guessed: dict[Request, list[Guess]] = {request: [] for request in asks}
+        odds = dict.fromkeys(asks, 1.0)
+        for request in asks:
+            assert request.following is not None
+            request.following.num_fed = 0
+        found, ahead = self._begin(list(asks), pool), 0
+        while found:
+            last = {}
+            for request, guess in found.items():
+                ask = asks[request]
+                guessed[request].append(guess)
+                odds[request] *= ask.odds[guess.confidence]
+                if odds[request] >= ask.least and len(guessed[request]) < ask.most:
+                    last[request] = guess.token
+            ahead += 1
+            found = self._go_on(last, ahead) if last else {}
+        return guessed
+
+    def _begin(self, requests: Sequence[Request], pool: BlockPool) -> dict[Request, Guess]:
         """Computes what it lacks of these requests, as much of it as a step holds, and guesses the next token of those
         that it has caught up with."""
         start, budget, end, ready = time.perf_counter(), self._max_step_tokens, 0, 0
@@ -138,11 +169,11 @@ class DraftModel:
             kept = [s for s, (request, _) in enumerate(batch) if request in self._active]
             self._compact(kept)
         guesses = self._guesses(ahead=0)
-        self._count(end, start)
+        self._count(end if end <= _CATCH_UP * len(batch) else None, start)
         return guesses
 
-    def go_on(self, last: dict[Request, int], ahead: int) -> dict[Request, Guess]:
-        """Guesses of the tokens behind `last`, of requests that `begin` or the last `go_on` gave guesses, in that
+    def _go_on(self, last: dict[Request, int], ahead: int) -> dict[Request, Guess]:
+        """Guesses of the tokens behind `last`, of requests that the last step gave guesses, in that
         order; they are the `ahead`-th behind the next token."""
         start = time.perf_counter()
         if len(last) < len(self._active):
@@ -173,10 +204,11 @@ class DraftModel:
         self._advance(request, min(num_accepted, following.num_fed), pool)
         following.num_fed = 0
 
-    def _count(self, num_tokens: int, start: float) -> None:
-        """A step has ended, with the choice of its guesses."""
+    def _count(self, num_tokens: int | None, start: float) -> None:
+        """A step has ended, with the choice of its guesses. num_tokens: None if it read a prompt."""
         seconds = time.perf_counter() - start
-        self.costs.observe(num_tokens, seconds)
+        if num_tokens is not None:
+            self.costs.observe(num_tokens, seconds)
         self.num_steps, self.seconds = self.num_steps + 1, self.seconds + seconds
 
     def _step(self, batch: StepBatch) -> float:

@@ -211,7 +211,8 @@ class Engine:
         except Exception as error:
             return self._fail_running(error)
         now = time.monotonic()
-        self.speculation.costs.observe(len(batch.token_ids), now - start)
+        if len(batch.logit_rows) == len(batch.token_ids):  # it read no prompt
+            self.speculation.costs.observe(len(batch.token_ids), now - start)
         metrics = self.metrics
         metrics.steps += 1
         metrics.step_tokens += len(batch.token_ids)

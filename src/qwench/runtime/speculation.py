@@ -12,9 +12,8 @@ budget, the rows of logits and the blocks that the scheduler leaves over. Called
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
-from qwench.runtime.draft_model import MARGINS, DraftModel, Guess
+from qwench.runtime.acceptance import Acceptance
+from qwench.runtime.draft_model import Ask, DraftModel, Guess
 from qwench.runtime.following import Following
 from qwench.runtime.request import Request
 from qwench.runtime.scheduler import Scheduler
@@ -24,15 +23,13 @@ MOST_GUESSES = 8  # of a draft model, in one step of one request
 # Cost of one more token in a step, as a share of a step of one token, for lookup, which costs nothing else. Measured on
 # two cores: 0.05 to 0.08 (0.5B, all formats); set a little higher, so that draft tokens which hardly pay are left out.
 _TOKEN_COST = 0.1
-# Of a draft that hasn't guessed yet: how often it is right, by confidence.
-_FIRST_ODDS = (0.3, 0.4, 0.45, 0.55, 0.6, 0.7, 0.8, 0.9, 0.95)
-_FIRST_ACCEPTANCE = 0.7
-_SLOWEST_RATE = 0.02
-_LEAST_GAIN = 1.1  # of a first guess, in what it costs: what is known of costs is never exact
+_LEAST_GAIN = 1.2  # of a first guess, in what it costs, before a draft that was given up is asked again
 # Of the time, for guesses that aren't believed to pay, else nobody would notice when they do: because they are mostly
-# wrong, or because the steps cost too much even if they are all right.
-_TRIAL_SHARE, _HOPELESS_SHARE = 0.02, 0.005
-_PASSED_OVER, _FORGOTTEN = 0.1, 0.002
+# wrong, soon after they were given up and then half as often after each trial; or because the steps cost too much even
+# if they are all right.
+_FIRST_TRIAL_SHARE, _TRIAL_SHARE, _HOPELESS_SHARE = 0.05, 0.02, 0.005
+_TRIAL_STEPS = 4
+_FREE_GUESSES = 2 * MOST_GUESSES  # in a step; more of them may no more than double what it computes without
 _DRIFT = 0.01  # a step, of what a request without guesses is believed to accept, towards what others do
 _READING_SHARE = 0.25  # of what an answer may still take, that reading its prompt with the draft may
 
@@ -42,12 +39,10 @@ class Speculation:
 
     def __init__(self, scheduler: Scheduler, draft: DraftModel | None = None) -> None:
         self.scheduler, self.draft, self.costs = scheduler, draft, StepCosts()
-        self.acceptance = _FIRST_ACCEPTANCE
-        self._num_learned = 0
-        # [greedy, sampled][confidence]
-        self._odds = [list(_FIRST_ODDS), list(_FIRST_ODDS)]
-        assert len(_FIRST_ODDS) == len(MARGINS) + 1
-        self._credit_s = 0.0
+        self.acceptance = Acceptance()
+        self._is_given_up = True
+        self._credit_s, self._trial_share = 0.0, _FIRST_TRIAL_SHARE
+        self._trial: tuple[Request, int] | None = None  # and how many more steps
 
     def extend(self, plan: dict[Request, int]) -> None:
         """Adds draft tokens to requests that sample in this step, with blocks for them."""
@@ -67,7 +62,7 @@ class Speculation:
             elif self.draft is not None and count == 1 and request.num_generated:
                 without.append(request)
         if without and self.draft is not None:
-            self._draft(self.draft, plan, without, step.expected, budget)
+            self._draft(self.draft, plan, without, step.expected, min(budget, max(num_tokens, _FREE_GUESSES)))
 
     # --- prompt lookup ---------------------------------------------------------------------------------------------
 
@@ -100,37 +95,47 @@ class Speculation:
             return
         step = _Step(expected, self.costs.seconds(sum(plan.values())))
         wanted = self._worth_guessing(draft, requests, step, min(budget, draft.max_rows))
-        if not wanted:
-            return
-        limits = {}
+        asks, extra_s = {}, self._extra_s(draft, len(wanted))
+        rate = self._best_rate(wanted, step, extra_s)
         for request in wanted:
             limit = self.scheduler.room_for_drafts(request, min(MOST_GUESSES, budget // len(wanted)))
             limit = min(limit, draft.max_seq_len - request.num_tokens)
             if limit > 0:
                 # Reserved for the most there can be; a step that is interrupted leaves them for `withdraw_drafts`.
                 self.scheduler.reserve_drafts(request, limit)
-                limits[request] = limit
-        for request, tokens in self._guess(draft, limits, step).items():
+                asks[request] = self._ask(request, limit, rate, extra_s / len(wanted))
+        if not asks:
+            return
+        least = 0.0 if self._trial is not None else self.costs.slope * rate
+        for request, guesses in draft.guess(asks, self.scheduler.pool).items():
+            tokens = self._worth_a_place(request, guesses, asks[request], least)
             request.tokens[request.num_tokens : request.num_tokens + len(tokens)] = tokens
             self.scheduler.keep_drafts(request, len(tokens))
             plan[request] += len(tokens)
+
+    def _extra_s(self, draft: DraftModel, count: int) -> float:
+        """Seconds of one more guess for each of so many requests: of the draft's step, and of the places in the
+        model's."""
+        return draft.costs.seconds(count) + count * self.costs.slope
 
     def _worth_guessing(self, draft: DraftModel, requests: list[Request], step: _Step, most: int) -> list[Request]:
         """Those of the requests for which a first guess pays; or one that is tried, if the time for that was saved."""
         candidates, one_s = [], self.costs.slope + draft.costs.slope
         for request in filter(draft.can_follow, requests):
-            following = request.following = request.following or Following(self.acceptance)
+            following = request.following = request.following or Following(self.acceptance.rate)
             if following.acceptance * step.cost <= one_s * step.expected:
-                following.drift(self.acceptance, _DRIFT)
+                following.drift(self.acceptance.rate, _DRIFT)
             elif self._is_worth_reading(draft, request):
                 candidates.append(request)
         candidates = candidates[:most]
-        gain = sum(request.following.acceptance for request in candidates if request.following)
-        count = len(candidates)
-        extra_s = draft.costs.seconds(count) + count * self.costs.slope
-        if count and gain * step.cost > _LEAST_GAIN * extra_s * step.expected:
-            return candidates
-        return self._on_trial(draft, requests, step)
+        gain = sum(_acceptance(request) for request in candidates)
+        least_gain = _LEAST_GAIN if self._is_given_up else 1.0
+        extra_s = self._extra_s(draft, len(candidates))
+        self._is_given_up = not candidates or gain * step.cost <= least_gain * extra_s * step.expected
+        if self._is_given_up:
+            return self._on_trial(draft, requests, step)
+        self._trial, self._trial_share = None, _FIRST_TRIAL_SHARE
+        return candidates
 
     def _is_worth_reading(self, draft: DraftModel, request: Request) -> bool:
         """Whether what the draft lacks of a request is little beside what may still come."""
@@ -138,71 +143,62 @@ class Speculation:
         left_s = (request.max_len - request.num_tokens) * self.costs.seconds(1)
         return num_pending <= MOST_GUESSES or draft.costs.seconds(num_pending) < _READING_SHARE * left_s
 
+    def _best_rate(self, requests: list[Request], step: _Step, extra_s: float) -> float:
+        """Tokens per second with so many guesses as are best, if all are as likely as those so far."""
+        expected, cost = step.expected, step.cost
+        acceptances = [_acceptance(request) for request in requests]
+        gains = acceptances
+        for _ in range(MOST_GUESSES):
+            gain = sum(gains)
+            if gain * cost <= extra_s * expected:
+                break
+            expected, cost = expected + gain, cost + extra_s
+            gains = [gain * acceptance for gain, acceptance in zip(gains, acceptances)]
+        return expected / cost
+
+    def _ask(self, request: Request, limit: int, rate: float, extra_s: float) -> Ask:
+        """Until the next guess isn't likely enough to bring as many tokens as its seconds do at `rate`."""
+        place, guess = self.costs.slope * rate, extra_s * rate / max(_acceptance(request), 1e-3)
+        return Ask(limit, self.acceptance.odds(request.params.temperature > 0), max(place, guess))
+
+    def _worth_a_place(self, request: Request, guesses: list[Guess], ask: Ask, least: float) -> list[int]:
+        """The first of the guesses, as far as all up to there are right with a probability of `least`."""
+        following, is_sampled = request.following, request.params.temperature > 0
+        assert following is not None
+        following.confidences, tokens, odds = [], [], 1.0
+        for token, confidence in guesses:
+            odds *= ask.odds[confidence]
+            if odds < least or token in request.stop_tokens:
+                self.acceptance.pass_over(following, is_sampled, confidence)
+                break
+            following.confidences.append(confidence)
+            tokens.append(token)
+        return tokens
+
+    # --- on trial --------------------------------------------------------------------------------------------------
+
     def _on_trial(self, draft: DraftModel, requests: list[Request], step: _Step) -> list[Request]:
-        """At most one, the one that is tried soonest."""
-        is_hopeless = step.cost <= (draft.costs.seconds(1) + self.costs.slope) * step.expected
-        self._credit_s += (_HOPELESS_SHARE if is_hopeless else _TRIAL_SHARE) * step.cost
+        """At most one, the one that is tried soonest, for a few steps once all of them are paid for. A single step
+        would say little: the first one finds nothing of the draft in the caches."""
+        if self._trial is not None:
+            request, num_left = self._trial
+            if num_left and request in requests and draft.can_follow(request):
+                self._trial = request, num_left - 1
+                return [request]
+            self._trial = None
+        is_hopeless = step.cost <= self._extra_s(draft, 1) * step.expected
+        self._credit_s += (_HOPELESS_SHARE if is_hopeless else self._trial_share) * step.cost
         pending = {r: draft.num_pending(r, self.scheduler.pool) for r in requests if r.following is not None}
         nearest = min(pending, key=pending.__getitem__, default=None)
         if nearest is None or not draft.can_follow(nearest):
             return []
         price_s = draft.costs.seconds(pending[nearest]) + self.costs.slope
+        price_s += (_TRIAL_STEPS - 1) * self._extra_s(draft, 1)
         if self._credit_s < price_s:
             return []
-        self._credit_s, step.is_trial = 0.0, True
+        self._credit_s, self._trial = 0.0, (nearest, _TRIAL_STEPS - 1)
+        self._trial_share = max(_TRIAL_SHARE, self._trial_share / 2)
         return [nearest]
-
-    def _guess(self, draft: DraftModel, limits: dict[Request, int], step: _Step) -> dict[Request, list[int]]:
-        """Lets the draft guess, a token of each request at a time, for as long as that pays: at most `limits` of each.
-        Requests that the draft doesn't know well enough yet get none."""
-        guessed: dict[Request, list[int]] = {request: [] for request in limits}
-        odds = dict.fromkeys(limits, 1.0)
-        for request in limits:
-            assert request.following is not None
-            request.following.confidences, request.following.num_fed = [], 0
-        step.cost += draft.costs.seconds(len(limits))
-        found = draft.begin(list(limits), self.scheduler.pool) if limits else {}
-        for ahead in range(1, MOST_GUESSES + 1):
-            last = {}
-            for request, guess in found.items():
-                if self._takes(request, guess, odds, step):
-                    guessed[request].append(guess.token)
-                    if len(guessed[request]) < limits[request] and self._goes_on(draft, request, odds, step):
-                        last[request] = guess.token
-            extra_s = draft.costs.seconds(len(last)) + len(last) * self.costs.slope
-            if not last or step.is_trial or self._gain(last, odds) * step.cost <= extra_s * step.expected:
-                break
-            step.cost += draft.costs.seconds(len(last))
-            found = draft.go_on(last, ahead)
-        return guessed
-
-    def _takes(self, request: Request, guess: Guess, odds: dict[Request, float], step: _Step) -> bool:
-        """Whether the guess is worth its place in the step."""
-        following, is_sampled = request.following, request.params.temperature > 0
-        assert following is not None
-        known = self._odds[is_sampled]
-        odds[request] *= known[guess.confidence]
-        is_worth_it = odds[request] * step.cost > self.costs.slope * step.expected
-        if not (is_worth_it or step.is_trial) or guess.token in request.stop_tokens:
-            self._pass_over(following, known, guess.confidence)
-            return False
-        following.confidences.append(guess.confidence)
-        step.expected, step.cost = step.expected + odds[request], step.cost + self.costs.slope
-        return True
-
-    def _pass_over(self, following: Following, odds: list[float], confidence: int) -> None:
-        """A guess wasn't worth its place, so nobody will know whether it was right: what it was believed to be counts,
-        and what is believed of such guesses tends to what it was at first, until one is looked at again."""
-        following.drift(odds[confidence], _PASSED_OVER)
-        self.acceptance += _SLOWEST_RATE * (odds[confidence] - self.acceptance)
-        odds[confidence] += _FORGOTTEN * (_FIRST_ODDS[confidence] - odds[confidence])
-
-    def _goes_on(self, draft: DraftModel, request: Request, odds: dict[Request, float], step: _Step) -> bool:
-        return self._gain((request,), odds) * step.cost > (self.costs.slope + draft.costs.slope) * step.expected
-
-    def _gain(self, requests: Iterable[Request], odds: dict[Request, float]) -> float:
-        """Tokens to be expected of one more guess for each of them."""
-        return sum(odds[request] * request.following.acceptance for request in requests if request.following)
 
     # --- what became of them ---------------------------------------------------------------------------------------
 
@@ -212,14 +208,9 @@ class Speculation:
         following = request.following
         if self.draft is None or following is None or not following.confidences:
             return False
-        odds = self._odds[request.params.temperature > 0]
+        is_sampled = request.params.temperature > 0
         for place, confidence in enumerate(following.confidences[: num_accepted + is_rejected]):
-            is_right = place < num_accepted
-            rate = max(_SLOWEST_RATE, 1 / (self._num_learned + 5))
-            self._num_learned += 1
-            odds[confidence] += max(rate, 0.05) * (is_right - odds[confidence])
-            self.acceptance += rate * (is_right - self.acceptance)
-            following.learn(is_right)
+            self.acceptance.learn(following, is_sampled, confidence, place < num_accepted)
         following.confidences = []
         if request.is_running:
             self.draft.settle(request, num_accepted, self.scheduler.pool)
@@ -227,10 +218,14 @@ class Speculation:
 
 
 class _Step:
-    """What a step is expected to give, in tokens, and to cost, in seconds or in steps of one token. is_trial: a draft
-    guesses though that isn't believed to pay."""
+    """What a step is expected to give, in tokens, and to cost, in seconds or in steps of one token."""
 
-    __slots__ = ("cost", "expected", "is_trial")
+    __slots__ = ("cost", "expected")
 
     def __init__(self, expected: float, cost: float) -> None:
-        self.expected, self.cost, self.is_trial = expected, cost, False
+        self.expected, self.cost = expected, cost
+
+
+def _acceptance(request: Request) -> float:
+    assert request.following is not None
+    return request.following.acceptance
