@@ -279,7 +279,7 @@ class LLM(PooledAnswers):
             )
         self.generate(ids[:count].tolist(), SamplingParams(max_tokens=1, temperature=0.0))
         with self.shared.turn():
-            found = self.engine.copy_prefix(ids[:count])
+            found = self.engine.prefixes.copy(ids[:count])
         if found is None:
             raise CapacityError("the cache is too full to keep the prompt; try again with fewer requests beside it")
         SavedPrefix(model, ids[:count].tolist(), *found).write(Path(path))
@@ -300,7 +300,7 @@ class LLM(PooledAnswers):
         if not self.engine.scheduler.enable_prefix_caching:
             raise PrefixError("without prefix caching no prefix can be used")
         with self.shared.turn():
-            self.engine.restore_prefix(np.array(saved.token_ids, np.int32), saved.firsts, saved.blocks)
+            self.engine.prefixes.restore(np.array(saved.token_ids, np.int32), saved.firsts, saved.blocks)
         return len(saved.token_ids)
 
     def _fingerprint(self) -> str:

@@ -171,16 +171,16 @@ def test_with_sliding_windows(windows: tuple[int | None, ...]) -> None:
     first, second, cold = (history_engine(64, windows=windows) for _ in range(3))
     first.add_request(tokens.tolist(), params)
     run_all(first)
-    found = first.copy_prefix(tokens)
+    found = first.prefixes.copy(tokens)
     assert found is not None
-    second.restore_prefix(tokens, *found)
+    second.prefixes.restore(tokens, *found)
     second.check_integrity()
     prompt = [*tokens.tolist(), 3, 4]
     for engine in (second, cold):
         engine.add_request(prompt, params, "a")
     assert run_all(second) == run_all(cold)
     assert second.metrics.cached_prompt_tokens == 96
-    assert first.copy_prefix(np.arange(32, dtype=np.int32)) is None
+    assert first.prefixes.copy(np.arange(32, dtype=np.int32)) is None
 
 
 def test_a_cache_that_is_too_small() -> None:
@@ -188,8 +188,8 @@ def test_a_cache_that_is_too_small() -> None:
     big, small = history_engine(64), history_engine(5, max_seq_len=80)
     big.add_request(tokens.tolist(), SamplingParams(max_tokens=1))
     run_all(big)
-    found = big.copy_prefix(tokens)
+    found = big.prefixes.copy(tokens)
     assert found is not None
     with pytest.raises(CapacityError, match="6 cache blocks and 5"):
-        small.restore_prefix(tokens, *found)
+        small.prefixes.restore(tokens, *found)
     small.check_integrity()

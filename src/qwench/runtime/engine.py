@@ -16,10 +16,12 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from qwench.checkpoint.heads import LANGUAGE_MODEL, HeadSpec
-from qwench.errors import CapacityError, DeadlineError, GrammarError, NumericalError, QwenchError, RequestError
+from qwench.errors import DeadlineError, GrammarError, NumericalError, QwenchError, RequestError
 from qwench.runtime.adapters import Adapters, LoadedAdapter
-from qwench.runtime.block_pool import BlockPool, extend_hashes
+from qwench.runtime.block_pool import BlockPool
+from qwench.runtime.cached_prefixes import CachedPrefixes
 from qwench.runtime.draft_model import DraftModel
+from qwench.runtime.input_batch import InputBatch
 from qwench.runtime.limits import RequestLimits
 from qwench.runtime.matcher import CompiledGrammar
 from qwench.runtime.metrics import Metrics
@@ -33,7 +35,7 @@ from qwench.runtime.sampling_params import SamplingParams
 from qwench.runtime.scheduler import MAX_EXTRA_ROWS, Scheduler
 from qwench.runtime.speculation import Speculation
 from qwench.runtime.thoughts import Thought, Thoughts
-from qwench.targets.target import LOGIT_GROUP, Bytes, CacheConfig, Executor, Float32, Int32, SharedExecutor, StepBatch
+from qwench.targets.target import LOGIT_GROUP, CacheConfig, Executor, Float32, Int32, SharedExecutor
 
 logger = logging.getLogger(__name__)
 
@@ -76,11 +78,12 @@ class Engine:
             BlockPool(cache.num_blocks), cache.block_size, max_num_seqs, max_step_tokens,
             enable_prefix_caching and is_causal, self.metrics, windows, whole_prompts=not is_causal,
         )  # fmt: skip
+        self.prefixes = CachedPrefixes(self.scheduler, executor)
         self.speculation = Speculation(self.scheduler, draft)
         self.requests: dict[str, dict[int, Request]] = {}
         self._arrivals, self._names = itertools.count(), itertools.count()
         num_rows = max_step_tokens if head.is_classifier else max_num_seqs + MAX_EXTRA_ROWS
-        self._batch = _BatchArrays(
+        self._batch = InputBatch(
             max_step_tokens, max_num_seqs, len(windows), -(-max_seq_len // cache.block_size), num_rows
         )
         num_outputs = vocab_size if head.kind == "causal_lm" else head.num_labels
@@ -374,40 +377,6 @@ class Engine:
             if request.timings.arrival_s < latest_arrival_s
         ]
 
-    def copy_prefix(self, token_ids: Int32) -> tuple[list[int], Bytes] | None:
-        """Copies the cached full blocks of tokens [n] int32, as the fields `firsts` and `blocks` of SavedPrefix. None
-        unless all blocks are cached that a request needs to continue after these tokens."""
-        hashes = self._block_hashes(token_ids)
-        length, found = self.scheduler.find(hashes)
-        if length < len(hashes):
-            return None
-        blocks = [self.executor.read_block(block) for group in found for block in group]
-        return [length - len(group) for group in found], np.stack(blocks)
-
-    def restore_prefix(self, token_ids: Int32, firsts: Sequence[int], blocks: Bytes) -> None:
-        """Puts the blocks of `copy_prefix` into the prefix cache, where they stay until evicted. Raises CapacityError
-        when there are too few free blocks."""
-        hashes = self._block_hashes(token_ids)
-        needed = sum(len(hashes) - first for first in firsts)
-        assert needed == len(blocks)
-        if needed > self.scheduler.pool.num_free:
-            raise CapacityError(
-                f"the prefix needs {needed} cache blocks and {self.scheduler.pool.num_free} are free; give the cache "
-                "more memory (kvcache_num_blocks)"
-            )
-        starts = np.cumsum([0, *(len(hashes) - first for first in firsts)])
-
-        def fill(group: int, index: int, block: int) -> None:
-            self.executor.write_block(block, blocks[starts[group] + index - firsts[group]])
-
-        self.scheduler.insert(hashes, firsts, fill)
-
-    def _block_hashes(self, token_ids: Int32) -> list[bytes]:
-        """Of the full blocks of tokens, for requests without a salt."""
-        hashes: list[bytes] = []
-        extend_hashes(hashes, b"", token_ids, self.cache.block_size, len(token_ids) // self.cache.block_size)
-        return hashes
-
     def check_integrity(self) -> None:
         """Asserts that requests, queues and blocks agree; for tests."""
         self.scheduler.check_integrity()
@@ -426,70 +395,3 @@ class Engine:
 def _salt(cache_salt: str, adapter: LoadedAdapter | None) -> bytes:
     """Of a request's first block in the prefix cache: keys and values depend on the adapter's values, not its name."""
     return cache_salt.encode() if adapter is None else adapter.digest + cache_salt.encode()
-
-
-def _are_greedy(with_logits: list[tuple[Request, int, int]]) -> bool:
-    """Whether the largest logit of each row is all that is looked at: (request, rows to score, rows to sample from)."""
-    return all(
-        not num_scored and request.sampler is not None and request.sampler.is_greedy
-        for request, num_scored, _ in with_logits
-    )
-
-
-class _BatchArrays:
-    """The arrays of a StepBatch, made once; `fill` returns views of them, valid until the next call."""
-
-    def __init__(
-        self, max_step_tokens: int, max_num_seqs: int, num_groups: int, max_blocks: int, max_rows: int
-    ) -> None:
-        self.token_ids = np.empty(max_step_tokens, np.int32)
-        self.query_start = np.zeros(max_num_seqs + 1, np.int32)
-        self.seq_lens = np.empty(max_num_seqs, np.int32)
-        self.block_tables = np.zeros((max_num_seqs, num_groups, max_blocks), np.int32)
-        self.logit_rows = np.empty(max_rows, np.int32)
-        self.hidden_rows = np.empty(max_step_tokens, np.int32)
-        self.adapters = np.empty(max_num_seqs, np.int32)
-
-    def fill(
-        self, plan: dict[Request, int], *, with_adapters: bool = False
-    ) -> tuple[StepBatch, list[tuple[Request, int, int]], list[tuple[Request, int]]]:
-        """The batch, and which request gets which rows of its outputs, in order: (request, rows of logits for
-        prompt_logprobs, rows of logits to sample from: 0 during prefill, else 1 and one per draft token), and for
-        embeddings and scores (request, rows of hidden states or of logits)."""
-        with_logits: list[tuple[Request, int, int]] = []
-        pooled: list[tuple[Request, int]] = []
-        end = num_logits = num_hidden = 0
-        for s, (request, count) in enumerate(plan.items()):
-            done = request.num_computed
-            self.token_ids[end : end + count] = request.tokens[done : done + count]
-            end += count
-            self.query_start[s + 1] = end
-            self.seq_lens[s] = done + count
-            self.adapters[s] = -1 if request.adapter is None else request.adapter.number
-            self.block_tables[s, :, : request.num_blocks] = request.block_table[:, : request.num_blocks]
-            first = end - count - done  # the batch's row for position 0 of the request, which may be negative
-            if request.pooler is not None:
-                wanted = request.pooler.wanted(done, done + count)
-                pooled.append((request, len(wanted)))
-                rows = range(first + wanted.start, first + wanted.stop)
-                if request.pooler.params.source == "hidden":
-                    self.hidden_rows[num_hidden : num_hidden + len(rows)] = rows
-                    num_hidden += len(rows)
-                else:
-                    self.logit_rows[num_logits : num_logits + len(rows)] = rows
-                    num_logits += len(rows)
-                continue
-            scored = range(0) if request.scorer is None else request.scorer.wanted(done, done + count)
-            num_sampled = 1 + request.num_drafts if done + count >= request.num_tokens else 0
-            for rows in (range(first + scored.start, first + scored.stop), range(end - num_sampled, end)):
-                self.logit_rows[num_logits : num_logits + len(rows)] = rows
-                num_logits += len(rows)
-            if scored or num_sampled:
-                with_logits.append((request, len(scored), num_sampled))
-        n = len(plan)
-        batch = StepBatch(
-            self.token_ids[:end], self.query_start[: n + 1], self.seq_lens[:n], self.block_tables[:n].reshape(n, -1),
-            self.logit_rows[:num_logits], None, self.hidden_rows[:num_hidden] if num_hidden else None,
-            self.adapters[:n] if with_adapters else None, not pooled and _are_greedy(with_logits),
-        )  # fmt: skip
-        return batch, with_logits, pooled
