@@ -177,7 +177,8 @@ def test_embeddings_hidden_states_and_maxima() -> None:
         np.testing.assert_array_equal(maxima, np.maximum.reduceat(logits, starts, axis=1))
         if name == TARGET:
             greedy = np.full_like(logits, -7)
-            executor.step(dataclasses.replace(step, is_greedy=True), greedy, maxima=maxima.copy())
+            one_group = np.ones(2, np.int32)
+            executor.step(dataclasses.replace(step, top_groups=one_group), greedy, maxima=maxima.copy())
             for row, best in zip(greedy, logits):
                 start = int(best.argmax()) // LOGIT_GROUP * LOGIT_GROUP
                 np.testing.assert_array_equal(row[start : start + LOGIT_GROUP], best[start : start + LOGIT_GROUP])

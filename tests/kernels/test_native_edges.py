@@ -50,6 +50,8 @@ GOOD = batch([np.arange(5, dtype=np.int32)], [5], [[0]])
         {"block_tables": np.array([[4]], np.int32)},
         {"block_tables": np.array([[-1]], np.int32)},
         {"logit_rows": np.array([5], np.int32)},
+        {"top_groups": np.array([1, 1], np.int32)},
+        {"top_groups": np.array([1, 1, -1, 1, 1], np.int32)},
         {"query_start": np.array([0, 5, 5], np.int32)},
     ],
     ids=lambda change: "+".join(change),

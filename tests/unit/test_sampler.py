@@ -155,25 +155,41 @@ def test_kth_largest(seed: int, size: int, k: int, ties: bool) -> None:
 
 @given(
     seed=st.integers(0, 2**32), size=st.sampled_from([5, 64, 2000, 5003]), ties=st.booleans(),
-    params=st.sampled_from([{"temperature": 0}, {"top_k": 3}, {"top_k": 9, "top_p": 0.7}, {}, {"min_p": 0.1}]),
-    bad=st.sampled_from([None, np.nan, np.inf]),
+    params=st.sampled_from(
+        [{"temperature": 0}, {"top_k": 1}, {"top_k": 3}, {"top_k": 9, "top_p": 0.7}, {"top_k": 70}, {}, {"min_p": 0.1}]
+    ),
+    bad=st.sampled_from([None, np.nan, np.inf, -np.inf]),
 )  # fmt: skip
 def test_maxima_of_groups_change_nothing(
     seed: int, size: int, ties: bool, params: dict[str, Any], bad: float | None
 ) -> None:  # fmt: skip
+    """And with them no more than the top groups is looked at; the others are of another row, or -inf beside a NaN."""
     row = np.round(logits(seed, size)) if ties else logits(seed, size)
     if bad is not None:
         row[seed % size] = bad
     maxima = np.array([row[i : i + 64].max() for i in range(0, size, 64)], np.float32)
     maxima[~np.isfinite(maxima)] = np.nan
-    results = []
-    for known in (None, maxima):
+    results, count = [], make(**params).top_groups
+    lowest = np.sort(maxima)[-count] if 0 < count < len(maxima) else -np.inf
+    unseen = np.repeat(maxima < lowest, 64)[:size]
+    partial = np.where(unseen, -np.inf if np.isnan(maxima).any() else 99, row).astype(np.float32)
+    for values, known in ((row, None), (row, maxima), (partial, maxima)):
         try:
-            results.append(make(seed=seed, **params).sample(row.copy(), known)[0])
+            results.append(make(seed=seed, **params).sample(values.copy(), known)[0])
         except NumericalError as error:
             results.append(str(error))
-    assert results[0] == results[1]
-    assert isinstance(results[0], str) == (bad is not None)
+    assert results[0] == results[1] == results[2]
+    assert isinstance(results[0], str) == (bad is not None and bad != -np.inf)
+
+
+def test_how_many_groups_are_looked_at() -> None:
+    assert make(temperature=0).top_groups == make(top_k=1).top_groups == 1
+    assert make(top_k=20, top_p=0.8).top_groups == 20
+    everything: list[dict[str, Any]] = [
+        {}, {"top_p": 0.8}, {"temperature": 0, "logprobs": 0}, {"temperature": 0, "repetition_penalty": 1.05},
+        {"top_k": 20, "logit_bias": {3: 1.0}}, {"top_k": 20, "min_tokens": 2},
+    ]  # fmt: skip
+    assert [make(**params).top_groups for params in everything] == [0] * len(everything)
 
 
 def test_logprobs_of_equals_go_by_id() -> None:

@@ -42,11 +42,13 @@ class Network:
 
 @dataclass(frozen=True)
 class Exchange:
-    """Behind one op: the bytes of one row that each host computed; to_all: else to host 0 alone."""
+    """Behind one op: the bytes of one row that each host computed; to_all: else to host 0 alone. follows: it leaves
+    with the one before it, whose latency is that of both."""
 
     op: str
     row_bytes: tuple[float, ...]
-    to_all: bool
+    to_all: bool = True
+    follows: bool = False
 
     def seconds(self, network: Network) -> float:
         """Everybody sends what is its own to everybody, at once."""
@@ -55,12 +57,12 @@ class Exchange:
             most = max(max(own * (size - 1), everything - own) for own in self.row_bytes)
         else:
             most = everything - self.row_bytes[0]
-        return network.latency_s + most / network.bytes_per_s
+        return most / network.bytes_per_s + (0.0 if self.follows else network.latency_s)
 
 
 @dataclass(frozen=True)
 class Forecast:
-    """Of one token of one user. sent_bytes: by the host that sends most."""
+    """Of one greedy token of one user. sent_bytes: by the host that sends most."""
 
     num_exchanges: int
     sent_bytes: float
@@ -94,8 +96,9 @@ def _read_of_experts(program: Program, weight_bytes: Mapping[str, int]) -> dict[
     return {} if experts is None else {n: weight_bytes[n] * experts.top_k / experts.num_experts for n in names}
 
 
-def exchanges(program: Program, shares: Shares) -> list[Exchange]:
-    """In order; none for a single host. What `Executor::gather` of the cpu target does."""
+def exchanges(program: Program, shares: Shares, top_groups: int = 1) -> list[Exchange]:
+    """In order; none for a single host. What `Executor::gather` of the cpu target does. top_groups: of a row of logits,
+    as `StepBatch` has them; by default of a greedy one."""
     if len(shares.hosts) == 1:
         return []
     result = []
@@ -106,19 +109,27 @@ def exchanges(program: Program, shares: Shares) -> list[Exchange]:
             result.append(_exchange(op, _as_sent(op, out, columns), columns))
         elif matrices_of(op) and op.kind != "qkv_rope_write" and out is not None:
             columns = [_scaled(panels, outputs_per_panel(program, op)) for panels in op.attrs["host_panels"]]
-            to_all, num_rows = out.name not in program.results, rows_per_token(program, out)
-            result.append(_exchange(op, out, columns, to_all, num_rows))
+            if out.name in program.results:
+                result += _exchanges_of_logits(op, out, columns, top_groups)
+            else:
+                result.append(_exchange(op, out, columns, rows_per_token(program, out)))
     return result
 
 
-def _exchange(op: Op, out: Buffer, columns: Sequence[Span], to_all: bool = True, num_rows: int = 1) -> Exchange:
+def _exchange(op: Op, out: Buffer, columns: Sequence[Span], num_rows: int = 1) -> Exchange:
     sizes = []
     for first, last in columns:
         width = min(last, out.width) - first
-        maxima = 0 if to_all else 4 * -(-width // PANEL)
-        sent = Buffer(out.name, width, out.rows, out.format)
-        sizes.append(buffer_bytes(sent, num_rows) + maxima if width > 0 else 0.0)
-    return Exchange(op.name, tuple(sizes), to_all)
+        sizes.append(buffer_bytes(Buffer(out.name, width, out.rows, out.format), num_rows) if width > 0 else 0.0)
+    return Exchange(op.name, tuple(sizes))
+
+
+def _exchanges_of_logits(op: Op, out: Buffer, columns: Sequence[Span], top_groups: int) -> list[Exchange]:
+    """To host 0: first the largest of each panel, then what is looked at of the logits, mostly whole panels."""
+    widths = [max(min(last, out.width) - first, 0) for first, last in columns]
+    maxima = tuple(4.0 * -(-width // PANEL) for width in widths)
+    logits = tuple(4.0 * (min(width, top_groups * PANEL) if top_groups else width) for width in widths)
+    return [Exchange(op.name, maxima, to_all=False), Exchange(op.name, logits, to_all=False, follows=True)]
 
 
 def _as_sent(op: Op, out: Buffer, columns: Sequence[Span]) -> Buffer:

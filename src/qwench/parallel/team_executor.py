@@ -66,8 +66,8 @@ class TeamExecutor:
     def waited_seconds(self) -> float:
         return self._own.native.waited_seconds()
 
-    def exchanged(self) -> tuple[int, int]:
-        """Exchanges between hosts so far, and bytes that this one sent in them."""
+    def exchanged(self) -> tuple[int, int, int]:
+        """Exchanges between hosts so far, and bytes that this one sent and received in them."""
         return self._own.native.exchanged()
 
     def embed(self, token_ids: Int32) -> Float32:

@@ -21,7 +21,7 @@ class InputBatch:
         self.query_start = np.zeros(max_num_seqs + 1, np.int32)
         self.seq_lens = np.empty(max_num_seqs, np.int32)
         self.block_tables = np.zeros((max_num_seqs, num_groups, max_blocks), np.int32)
-        self.logit_rows = np.empty(max_rows, np.int32)
+        self.logit_rows, self.top_groups = np.empty(max_rows, np.int32), np.zeros(max_rows, np.int32)
         self.hidden_rows = np.empty(max_step_tokens, np.int32)
         self.adapters = np.empty(max_num_seqs, np.int32)
 
@@ -52,12 +52,17 @@ class InputBatch:
                     num_hidden += len(rows)
                 else:
                     self.logit_rows[num_logits : num_logits + len(rows)] = rows
+                    self.top_groups[num_logits : num_logits + len(rows)] = 0
                     num_logits += len(rows)
                 continue
             scored = range(0) if request.scorer is None else request.scorer.wanted(done, done + count)
             num_sampled = 1 + request.num_drafts if done + count >= request.num_tokens else 0
-            for rows in (range(first + scored.start, first + scored.stop), range(end - num_sampled, end)):
+            top_groups = 0 if request.sampler is None else request.sampler.top_groups
+            for rows, groups in (
+                (range(first + scored.start, first + scored.stop), 0), (range(end - num_sampled, end), top_groups)
+            ):  # fmt: skip
                 self.logit_rows[num_logits : num_logits + len(rows)] = rows
+                self.top_groups[num_logits : num_logits + len(rows)] = groups
                 num_logits += len(rows)
             if scored or num_sampled:
                 with_logits.append((request, len(scored), num_sampled))
@@ -65,14 +70,6 @@ class InputBatch:
         batch = StepBatch(
             self.token_ids[:end], self.query_start[: n + 1], self.seq_lens[:n], self.block_tables[:n].reshape(n, -1),
             self.logit_rows[:num_logits], None, self.hidden_rows[:num_hidden] if num_hidden else None,
-            self.adapters[:n] if with_adapters else None, not pooled and _are_greedy(with_logits),
+            self.adapters[:n] if with_adapters else None, self.top_groups[:num_logits],
         )  # fmt: skip
         return batch, with_logits, pooled
-
-
-def _are_greedy(with_logits: list[tuple[Request, int, int]]) -> bool:
-    """Whether the largest logit of each row is all that is looked at: (request, rows to score, rows to sample from)."""
-    return all(
-        not num_scored and request.sampler is not None and request.sampler.is_greedy
-        for request, num_scored, _ in with_logits
-    )

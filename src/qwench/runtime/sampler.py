@@ -51,10 +51,12 @@ class TokenSampler:
         self.is_plain = not (params.logit_bias or params.min_tokens or self.history.is_used)
 
     @property
-    def is_greedy(self) -> bool:
-        """Whether it takes the likeliest token and looks at no other."""
+    def top_groups(self) -> int:
+        """How many groups of a row it looks at, as `StepBatch` counts them."""
         p = self.params
-        return self.is_plain and p.temperature == 0 and p.logprobs is None and self.matcher is None
+        if not self.is_plain or p.logprobs is not None or self.matcher is not None:
+            return 0
+        return 1 if p.temperature == 0 else max(p.top_k, 0)
 
     @property
     def is_over(self) -> bool:
@@ -69,9 +71,11 @@ class TokenSampler:
     def sample(self, row: Float32, maxima: Float32 | None = None) -> tuple[int | None, TokenLogprobs | None]:
         """The token, None where the grammar allows none, and its log-probabilities if they are wanted.
 
-        row: [vocab_size] fp32 contiguous, overwritten. maxima: of each LOGIT_GROUP of them, if they are known. Raises
-        NumericalError for NaN or infinite logits, GrammarError when the grammar allows no token.
+        row: [vocab_size] fp32 contiguous, overwritten. maxima: of each LOGIT_GROUP of them, if they are known; then the
+        row needs no more than the `top_groups` of them. Raises NumericalError for NaN or infinite logits, GrammarError
+        when the grammar allows no token.
         """
+        maxima = _finite(maxima)
         best = _argmax(row, maxima)
         top = float(row[best])
         if not np.isfinite(top):
@@ -105,6 +109,7 @@ class TokenSampler:
 
         row, maxima: as of `sample`. Changes nothing but `row`.
         """
+        maxima = _finite(maxima)
         if not self.is_plain:
             self._process(row)
             maxima = None
@@ -220,35 +225,39 @@ def _bounded(strength: float) -> float:
     return min(max(strength, -_STRONGEST), _STRONGEST)
 
 
+def _finite(maxima: Float32 | None) -> Float32 | None:
+    """None where they say nothing of their row, since a NaN hides what else is in its group."""
+    return None if maxima is None or np.isnan(maxima.max()) else maxima
+
+
 def _argmax(row: Float32, maxima: Float32 | None) -> int:
     """The first index of the largest value; of the first NaN, if there is one."""
     if maxima is None:
         return int(row.argmax())
     group = int(maxima.argmax())
-    if not np.isfinite(maxima[group]):
-        return int(row.argmax())
     start = group * LOGIT_GROUP
     return start + int(row[start : start + LOGIT_GROUP].argmax())
 
 
 def at_least_kth(row: Float32, k: int, maxima: Float32 | None = None) -> npt.NDArray[np.int64]:
-    """Ids, increasing, of all values not below the k-th largest.
+    """Ids, increasing, of all values not below the k-th largest. maxima: finite, of each LOGIT_GROUP of them.
 
     The k-th largest of some groups' maxima is at most the k-th largest value: only groups that reach it matter.
     """
-    depth = _CHUNK // 2 if maxima is None else LOGIT_GROUP
+    if maxima is not None and k < len(maxima):
+        likely = np.flatnonzero(maxima >= _kth_largest(maxima, k))
+        ids = (likely[:, None] * LOGIT_GROUP + np.arange(LOGIT_GROUP)).reshape(-1)
+        ids = ids[: np.searchsorted(ids, len(row))]  # the last group may have fewer
+        found: npt.NDArray[np.int64] = ids[row[ids] >= _kth_largest(row[ids], k)]
+        return found
+    depth = _CHUNK // 2
     groups = len(row) // depth
     if 4 * k > groups:
         return np.flatnonzero(row >= _kth_largest(row, k))
-    if maxima is None:
-        # Group g holds every groups-th value from g on: so its maximum takes a fifth of the time of neighbours'.
-        maxima = row[: depth * groups].reshape(depth, groups).max(axis=0)
-        likely = np.flatnonzero(maxima >= _kth_largest(maxima, k))
-        ids = (np.arange(depth)[:, None] * groups + likely).reshape(-1)
-    else:
-        maxima = maxima[:groups]  # a last one of fewer values is looked through like the rest of the row
-        likely = np.flatnonzero(maxima >= _kth_largest(maxima, k))
-        ids = (likely[:, None] * depth + np.arange(depth)).reshape(-1)
+    # Group g holds every groups-th value from g on: so its maximum takes a fifth of the time of neighbours'.
+    maxima = row[: depth * groups].reshape(depth, groups).max(axis=0)
+    likely = np.flatnonzero(maxima >= _kth_largest(maxima, k))
+    ids = (np.arange(depth)[:, None] * groups + likely).reshape(-1)
     ids = np.concatenate([ids, np.arange(depth * groups, len(row))])
     values = row[ids]
     result: npt.NDArray[np.int64] = np.sort(ids[values >= _kth_largest(values, k)])

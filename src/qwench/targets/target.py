@@ -42,8 +42,9 @@ class StepBatch:
     embeddings: [num_embeddings, hidden_size] fp32, or None where all tokens have ids.
     hidden_rows: [num_hidden] int32, increasing token rows whose hidden states are wanted, or None.
     adapters: [num_seqs] int32, of each sequence the number of its LoRA adapter or -1, or None where all have none.
-    is_greedy: of each row of logits nobody needs more than the largest. A target may then write of a row no more than
-        the LOGIT_GROUP neighbours with the first of the largest, and leave the others as they were.
+    top_groups: [num_logits] int32, how many groups of LOGIT_GROUP neighbours are looked at of each row of logits: those
+        with the largest maxima, and all that equal the last of them; 0, or None for all rows: any. A target may leave
+        the values of other groups as they were; of a row with NaN among its maxima it computes them, or writes -inf.
     """
 
     token_ids: Int32
@@ -54,7 +55,7 @@ class StepBatch:
     embeddings: Float32 | None = None
     hidden_rows: Int32 | None = None
     adapters: Int32 | None = None
-    is_greedy: bool = False
+    top_groups: Int32 | None = None
 
 
 @dataclass(frozen=True)

@@ -120,6 +120,7 @@ class CpuExecutor:
             logits,
             _NO_STATES if hidden is None else hidden,
             maxima,
+            batch.top_groups,
         )
         return logits[:num_logits]
 

@@ -70,7 +70,8 @@ class CudaExecutor:
             self._replay(step)
         else:
             self._launch(step)
-        self._download(step, logits[:num_logits], maxima, hidden, batch.is_greedy)
+        is_greedy = batch.top_groups is not None and bool((batch.top_groups == 1).all())
+        self._download(step, logits[:num_logits], maxima, hidden, is_greedy)
         return logits[:num_logits]
 
     def _step_of(self, batch: StepBatch, shape: Shape, arrays: list[Int32], num_states: int) -> Step:
@@ -121,8 +122,8 @@ class CudaExecutor:
             self._device.download(step.hidden.part(i * count * width, count, width), hidden[i, :count])
 
     def _download_best(self, logits: Float32, maxima: Float32) -> bool:
-        """The largest logits alone; false where NaN or infinities make that a question."""
-        if not np.isfinite(maxima).all():
+        """The group with the largest logit of each row; false where NaN, or equals, make that a question."""
+        if not ((maxima == maxima.max(axis=1, keepdims=True)).sum(axis=1) == 1).all():
             return False
         best = np.empty((len(logits), LOGIT_GROUP), np.float32)
         self._device.download(self._best, best)

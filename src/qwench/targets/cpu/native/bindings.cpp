@@ -485,7 +485,7 @@ NB_MODULE(_native, m) {
           [](qwench::Executor& e, const Ints& token_ids, const Ints& query_start, const Ints& seq_lens,
              const IntRows& block_tables, const Ints& logit_rows, const ConstFloatRows& embeddings,
              const Ints& hidden_rows, std::optional<Ints> adapters, FloatRows logits, FloatStates hidden,
-             std::optional<FloatRows> maxima) {
+             std::optional<FloatRows> maxima, std::optional<Ints> top_groups) {
             const int num_seqs = int(seq_lens.size());
             require(num_seqs >= 1 && int(query_start.size()) == num_seqs + 1,
                     "query_start must have num_seqs + 1 entries");
@@ -495,6 +495,7 @@ NB_MODULE(_native, m) {
             require(logits.shape(0) >= logit_rows.size() && int(logits.shape(1)) == e.num_outputs(),
                     "logits have the wrong shape");
             require(!adapters || int(adapters->size()) == num_seqs, "one adapter per sequence");
+            require(!top_groups || top_groups->size() == logit_rows.size(), "one number of groups per row of logits");
             const size_t width = e.hidden_width();
             require(embeddings.shape(0) == 0 || embeddings.shape(1) == width, "embeddings have the wrong width");
             const qwench::Batch batch{int(token_ids.size()),
@@ -511,6 +512,7 @@ NB_MODULE(_native, m) {
                                       logit_rows.data(),
                                       hidden_rows.data(),
                                       adapters ? adapters->data() : nullptr,
+                                      top_groups ? top_groups->data() : nullptr,
                                       embeddings.data()};
             const size_t num_maxima = (e.num_outputs() + qwench::kPanelColumns - 1) / qwench::kPanelColumns;
             require(!maxima || (maxima->shape(0) >= logit_rows.size() && maxima->shape(1) == num_maxima),
@@ -533,7 +535,7 @@ NB_MODULE(_native, m) {
           "token_ids"_a.noconvert(), "query_start"_a.noconvert(), "seq_lens"_a.noconvert(),
           "block_tables"_a.noconvert(), "logit_rows"_a.noconvert(), "embeddings"_a.noconvert(),
           "hidden_rows"_a.noconvert(), "adapters"_a.noconvert().none(), "logits"_a.noconvert(), "hidden"_a.noconvert(),
-          "maxima"_a.noconvert().none())
+          "maxima"_a.noconvert().none(), "top_groups"_a.noconvert().none())
       .def(
           "embed",
           [](const qwench::Executor& e, const Ints& token_ids, FloatRows rows) {

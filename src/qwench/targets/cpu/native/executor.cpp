@@ -33,19 +33,20 @@ constexpr int kStep = 1;  // the kind of a message
 struct StepMail {
   Batch batch;  // counts alone
   int num_states;
-  bool has_adapters, wants_maxima;
+  bool has_adapters, has_top_groups, wants_maxima;
 };
 
-// The arrays of a batch behind a StepMail, one after another: `visit` gets each with its length.
+// The arrays of a batch behind its StepMail, one after another: `visit` gets each with its length.
 template <class Visit>
-void for_arrays(Batch& b, bool has_adapters, int hidden_width, Visit visit) {
+void for_arrays(Batch& b, const StepMail& head, int hidden_width, Visit visit) {
   visit(b.token_ids, b.num_tokens);
   visit(b.query_start, b.num_seqs + 1);
   visit(b.seq_lens, b.num_seqs);
   visit(b.block_tables, size_t(b.num_seqs) * b.num_groups * b.max_blocks);
   visit(b.logit_rows, b.num_logits);
   visit(b.hidden_rows, b.num_hidden);
-  visit(b.adapters, has_adapters ? b.num_seqs : 0);
+  visit(b.adapters, head.has_adapters ? b.num_seqs : 0);
+  visit(b.top_groups, head.has_top_groups ? b.num_logits : 0);
   visit(b.embeddings, size_t(b.num_embeddings) * hidden_width);
 }
 
@@ -153,6 +154,8 @@ void Executor::check(const Batch& b) const {
             "a token id is outside the vocabulary and the embeddings");
   for (int i = 0; i < b.num_logits; ++i)
     require(b.logit_rows[i] >= 0 && b.logit_rows[i] < b.num_tokens, "a logit row is out of bounds");
+  for (int i = 0; b.top_groups && i < b.num_logits; ++i)
+    require(b.top_groups[i] >= 0, "a row's number of groups is negative");
   for (int i = 0; i < b.num_hidden; ++i)
     require(b.hidden_rows[i] >= 0 && b.hidden_rows[i] < b.num_tokens, "a hidden row is out of bounds");
   for (int s = 0; s < b.num_seqs; ++s) {
@@ -362,9 +365,11 @@ bool Executor::is_gathered(const Phase& phase) const {
 }
 
 bool Executor::exchange(const Phase& phase, Link::To to) {
+  const bool receives = to == Link::To::kAll || host() == 0;
   std::vector<size_t>& sizes = exchanged_bytes_;
   for (int from = 0; from < num_hosts(); ++from) {
     sizes[from] = 0;
+    if (!receives && from != host()) continue;
     phase.for_pieces(*this, step_, from, [&](void*, size_t num_bytes) { sizes[from] += num_bytes; });
   }
   uint8_t* out = link_->outgoing(sizes[host()]);
@@ -377,7 +382,8 @@ bool Executor::exchange(const Phase& phase, Link::To to) {
   sent_bytes_ += sizes[host()] * num_targets;
   if (!link_->exchange(sizes, to)) return false;
   for (int from = 0; from < num_hosts(); ++from) {
-    if (from == host() || (to == Link::To::kHost0 && host() > 0)) continue;
+    if (from == host() || !receives) continue;
+    received_bytes_ += sizes[from];
     const uint8_t* in = link_->incoming(from, sizes[from]);
     phase.for_pieces(*this, step_, from, [&](void* piece, size_t num_bytes) {
       std::memcpy(piece, in, num_bytes);
@@ -397,11 +403,12 @@ size_t Executor::mail_bytes() const {
 
 void Executor::send_step(const Batch& batch, const Results& results) {
   if (batch.max_blocks > config_.max_blocks) throw std::invalid_argument("batch: a block table is too long for ranks");
-  const StepMail head{batch, results.num_states, batch.adapters != nullptr, results.maxima != nullptr};
+  const StepMail head{batch, results.num_states, batch.adapters != nullptr, batch.top_groups != nullptr,
+                      results.maxima != nullptr};
   std::memcpy(team_->mail(), &head, sizeof head);
   uint8_t* to = team_->mail() + sizeof head;
   Batch from = batch;
-  for_arrays(from, head.has_adapters, hidden_width_, [&](const auto*& array, size_t count) {
+  for_arrays(from, head, hidden_width_, [&](const auto*& array, size_t count) {
     if (count) std::memcpy(to, array, count * sizeof *array);
     to += count * sizeof *array;
   });
@@ -426,11 +433,12 @@ void Executor::receive(Batch& batch, Results& results) const {
   std::memcpy(&head, team_->mail(), sizeof head);
   batch = head.batch;
   const uint8_t* from = team_->mail() + sizeof head;
-  for_arrays(batch, head.has_adapters, hidden_width_, [&]<class T>(const T*& array, size_t count) {
+  for_arrays(batch, head, hidden_width_, [&]<class T>(const T*& array, size_t count) {
     array = reinterpret_cast<const T*>(from);
     from += count * sizeof(T);
   });
   if (!head.has_adapters) batch.adapters = nullptr;
+  if (!head.has_top_groups) batch.top_groups = nullptr;
   results = {team_logits_, head.wants_maxima ? team_maxima_ : nullptr, nullptr, head.num_states, 0};
 }
 

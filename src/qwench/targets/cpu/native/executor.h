@@ -6,6 +6,7 @@
 #include <functional>
 #include <memory>
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include "kernels/kernel_table.h"
@@ -37,7 +38,8 @@ struct Buffer {
 struct Batch {
   int num_tokens, num_seqs, num_logits, num_hidden, num_embeddings, num_groups, max_blocks;
   const int32_t *token_ids, *query_start, *seq_lens, *block_tables, *logit_rows, *hidden_rows;
-  const int32_t* adapters;  // null: none
+  const int32_t* adapters;    // null: none
+  const int32_t* top_groups;  // null: all
   const float* embeddings;
   const int32_t* block_table(int seq, int group) const {
     return block_tables + (size_t(seq) * num_groups + group) * max_blocks;
@@ -230,8 +232,8 @@ class Executor {
   int lost_host() const { return link_ ? link_->lost_host() : -1; }
   // Seconds so far that thread 0 waited for other threads, ranks and hosts.
   double waited_seconds() const { return waited_seconds_; }
-  // Exchanges with other hosts so far, and bytes that this one sent in them.
-  std::pair<uint64_t, uint64_t> exchanged() const { return {num_exchanges_, sent_bytes_}; }
+  // Exchanges with other hosts so far, and bytes that this one sent and received in them.
+  std::tuple<uint64_t, uint64_t, uint64_t> exchanged() const { return {num_exchanges_, sent_bytes_, received_bytes_}; }
   // Rows of the embedding matrix, [num_tokens, hidden_width()]. Throws std::invalid_argument for an unknown token.
   void embed(const int32_t* token_ids, int num_tokens, float* rows) const;
   // Blocks of the cache, each cache().block_bytes(). Throw std::invalid_argument for one outside it.
@@ -329,6 +331,7 @@ class Executor {
   void plan(const Batch& batch);
   void plan_adapters();
   void split_attention();
+  void add_logits_of_hosts(int width, std::vector<Span> host_panels);
   void add(std::unique_ptr<Phase> phase) { phases_.push_back(std::move(phase)); }
   int add_product(const PackedMatrix& weight) {
     products_.push_back({weight, {}, {}});
@@ -344,7 +347,7 @@ class Executor {
   std::unique_ptr<Link> link_;
   const bool has_results_;
   double waited_seconds_ = 0;
-  uint64_t num_exchanges_ = 0, sent_bytes_ = 0;
+  uint64_t num_exchanges_ = 0, sent_bytes_ = 0, received_bytes_ = 0;
   std::vector<size_t> exchanged_bytes_;  // by host, of the op at hand
   // Of a team, the arena, the work and what ranks other than 0 find of results lie in its memory.
   Memory<uint8_t> own_arena_;

@@ -2,7 +2,10 @@
 // of experts are in experts.cpp.
 #include "phases.h"
 
+#include <limits>
 #include <stdexcept>
+
+#include "top_groups.h"
 
 namespace qwench {
 namespace {
@@ -245,6 +248,47 @@ struct TakeRows final : Phase {
   bool is_idle(const Executor& e, const StepContext& step) const override { return e.num_rows(step, out) == 0; }
 };
 
+// On host 0, of other hosts' logits those that are looked at, once all maxima are there, and -inf for the others. A
+// host sends the groups that are largest among its own: those of all hosts together are some of them.
+struct LogitsOfHosts final : Phase {
+  const char* kind() const override { return "logits_of_hosts"; }
+  int width;
+  std::vector<Span> host_panels;
+
+  void run(Executor& e, const StepContext& step, int thread) override {
+    if (!e.has_results()) return;
+    const int own_end = std::min(host_panels[0].last * kPanelColumns, width);
+    for_own_rows(e, step.batch.num_logits, thread, [&](int row) {
+      float* logits = step.results.logits + size_t(row) * width;
+      if (num_groups(step, row)) std::fill(logits + own_end, logits + width, -std::numeric_limits<float>::infinity());
+    });
+  }
+  bool is_idle(const Executor&, const StepContext& step) const override { return step.batch.num_logits == 0; }
+  Gathered gathered(const Executor&) const override { return Gathered::kByHost0; }
+  void for_pieces(const Executor& e, const StepContext& step, int host, const PieceVisitor& visit) const override {
+    for (int row = 0; row < step.batch.num_logits; ++row) for_groups(e, step, host_panels[host], row, visit);
+  }
+
+ private:
+  static int num_groups(const StepContext& step, int row) {  // 0: all
+    return step.results.maxima && step.batch.top_groups ? step.batch.top_groups[row] : 0;
+  }
+  void for_groups(const Executor& e, const StepContext& step, Span panels, int row, const PieceVisitor& visit) const {
+    float* logits = step.results.logits + size_t(row) * width;
+    auto visit_panels = [&](int first, int last) {
+      const int begin = first * kPanelColumns, end = std::min(last * kPanelColumns, width);
+      visit(logits + begin, size_t(end - begin) * sizeof(float));
+    };
+    const int count = num_groups(step, row), num_panels = (width + kPanelColumns - 1) / kPanelColumns;
+    if (panels.first == panels.last) return;
+    if (count == 0) return visit_panels(panels.first, panels.last);
+    const float* maxima = step.results.maxima + size_t(row) * num_panels;
+    const float floor = top_group_floor(maxima + panels.first, panels.last - panels.first, count, e.thread_scratch(0));
+    for (int panel = panels.first; panel < panels.last; ++panel)
+      if (!(maxima[panel] < floor)) visit_panels(panel, panel + 1);
+  }
+};
+
 }  // namespace
 
 void Executor::add_embed(PackedMatrix weight, Buffer out) {
@@ -282,8 +326,8 @@ void Executor::add_linear(Buffer in, PackedMatrix weight, const float* bias, Epi
   phase->residual = residual;
   phase->out = out;
   phase->panels = {panels};
-  phase->host_panels = std::move(host_panels);
-  if (out.is_result && out.rows == Rows::kLogits) {
+  phase->host_panels = host_panels;
+  if (out.is_result) {
     logit_panels_ = panels;
     host_logit_panels_ = phase->host_panels[0];
   }
@@ -294,6 +338,15 @@ void Executor::add_linear(Buffer in, PackedMatrix weight, const float* bias, Epi
   phase->destination = is_plain(out)    ? Linear::Destination::kBuffer
                        : out.group_size ? Linear::Destination::kCodes
                                         : Linear::Destination::kRounded;
+  add(std::move(phase));
+  if (out.is_result && num_hosts() > 1) add_logits_of_hosts(out.width, host_panels);
+}
+
+void Executor::add_logits_of_hosts(int width, std::vector<Span> host_panels) {
+  auto phase = std::make_unique<LogitsOfHosts>();
+  phase->width = width;
+  phase->host_panels = std::move(host_panels);
+  reserve_thread_scratch((width + kPanelColumns - 1) / kPanelColumns);
   add(std::move(phase));
 }
 

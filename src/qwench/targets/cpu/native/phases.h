@@ -79,6 +79,7 @@ inline void for_codes(const QuantizedRows& rows, Span columns, int num_rows, con
 // Columns of any buffer that products are written to.
 inline void for_values(const Executor& e, const StepContext& step, const Buffer& b, Span columns, int num_rows,
                        const PieceVisitor& visit) {
+  if (columns.first >= columns.last) return;
   if (b.group_size) return for_codes(e.quantized_rows(b), columns, num_rows, visit);
   if (b.kind == ActivationKind::kBf16) return for_rounded(e, b, columns, num_rows, visit);
   for_floats(e.output(step, b), b.width, columns, num_rows, visit);
@@ -200,8 +201,8 @@ struct Linear final : Phase {
     const Span span = host_panels[host];
     const Span columns{span.first * per_panel, std::min(span.last * per_panel, width)};
     const int num_rows = e.num_rows(step, in);
-    for_values(e, step, out, columns, num_rows, visit);
-    if (!out.is_result || out.rows != Rows::kLogits || !step.results.maxima) return;
+    if (!out.is_result) return for_values(e, step, out, columns, num_rows, visit);
+    if (!step.results.maxima) return;  // logits themselves come behind them
     for_floats(step.results.maxima, (width + kPanelColumns - 1) / kPanelColumns, span, num_rows, visit);
   }
 
