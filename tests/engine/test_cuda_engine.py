@@ -57,7 +57,7 @@ def test_the_cache_takes_what_is_free_on_the_device(monkeypatch: pytest.MonkeyPa
 def test_one_gpu_and_no_adapters_beside_the_weights() -> None:
     model = packed_model("cuda-interpreter", max_seq_len=64)
     target = get_target("cuda-interpreter")
-    team = Team(np.zeros(64, np.uint8), 0, (1, 1))
+    team = Team(np.zeros(64, np.uint8), 0, 0, (1, 1))
     with pytest.raises(TargetError, match="runs on one GPU"):
         target.load(model.program, model.plan, model.tensors, model.config.cache(4), 1, team)
     executor = target.load(model.program, model.plan, model.tensors, model.config.cache(4), 1)

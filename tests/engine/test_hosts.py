@@ -129,6 +129,21 @@ def test_the_forecast_s_bytes_are_those_that_are_sent(num_hosts: int, artifact: 
 
 
 @needs_mpi
+def test_the_determinism_demo_has_one_transcript(artifact: Path, tmp_path: Path) -> None:
+    """Of one process, and of two hosts of which one has more to do."""
+    (tmp_path / "prompts.json").write_text(json.dumps([{"prompt": f"What is {i} plus {i % 3}?"} for i in range(8)]))
+    program = [sys.executable, "-m", "qwench.cli.main", "demo", str(artifact), "--determinism", "--iterations", "3"]
+    program += ["--prompts", str(tmp_path / "prompts.json"), "--json", "-"]
+    found = []
+    for num_hosts, ranks in ((1, []), (2, ["--tensor-parallel-size", "2", "--shares", "2,1"])):
+        done = run(num_hosts, *program, *ranks)
+        assert done.returncode == 0, done.stderr
+        found.append(json.loads(done.stdout)["determinism"])
+    assert found[0]["identical"] is True and found[0]["num_answers"] == 24
+    assert found[0] == found[1]
+
+
+@needs_mpi
 def test_what_can_t_be_is_said_in_one_line(artifact: Path, tmp_path: Path) -> None:
     qwench = [sys.executable, "-m", "qwench.cli.main"]
     done = run(2, *qwench, "run", str(artifact), "-p", "Once", "--tensor-parallel-size", "3")

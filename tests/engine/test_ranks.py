@@ -15,12 +15,16 @@ import numpy as np
 import pytest
 
 from qwench import LLM, QwenchConfig, SamplingParams, compile_checkpoint
+from qwench.artifact import open_artifact
 from qwench.checkpoint.spec import ModelSpec, RopeSpec
 from qwench.errors import ConfigError, QwenchError, TargetError
+from qwench.parallel.ranks import Ranks
 from qwench.parallel.team_executor import TeamExecutor
+from qwench.parallel.team_memory import TeamMemory
 from qwench.program.models import build_program
 from qwench.program.passes import fuse
 from qwench.program.shard import Shares, shard
+from qwench.targets.target import CacheConfig
 
 MODEL = Path(__file__).parents[2] / "models" / "qwench-tiny"
 PARAMS = SamplingParams(temperature=0.0, max_tokens=10, ignore_eos=True, logprobs=3)
@@ -107,6 +111,43 @@ def test_prefixes_blocks_and_adapters(artifact: Path, tmp_path: Path) -> None:
         assert answers(one, lora=names) == answers(two, lora=names) != answers(two)
         two.unload_lora("a")
         assert answers(two) == answers(one)
+
+
+def test_what_ranks_share_has_room_for_any_block_of_any_number_of_them(artifact: Path) -> None:
+    """Blocks of more than 256 MiB, more than 8 ranks: every place is one rank's own, and none is native code's."""
+    opened = open_artifact(artifact)
+    cache = CacheConfig(num_blocks=2, block_size=1 << 20, dtype="fp32")
+    for num_ranks in (1, 2, 9, 64):
+        shared = TeamMemory.of(opened.program, opened.plan, cache, num_ranks)
+        assert shared.result_bytes == cache.block_bytes(opened.program) > 256 << 20
+        assert shared.mail_bytes > shared.result_bytes  # which a call brings to all ranks
+        memory = Ranks(shared.num_bytes, [], 1).memory
+        for rank in range(1, num_ranks):
+            shared.result(memory, rank, shared.result_bytes)[[0, -1]] = rank
+        assert shared.native(memory)[-1] == 0
+        for rank in range(1, num_ranks):
+            assert shared.result(memory, rank, shared.result_bytes)[[0, -1]].tolist() == [rank, rank]
+
+
+def test_too_much_to_share_is_said_with_the_number() -> None:
+    with pytest.raises(TargetError, match=r"ranks need .*iB of addresses to share"):
+        Ranks(1 << 55, [], 1)
+
+
+@pytest.mark.slow
+def test_more_than_eight_ranks_save_a_prefix(tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    sys.path.insert(0, str(Path(__file__).parents[1] / "model"))
+    from transformers_parity import write_checkpoint
+
+    base = write_checkpoint(tmp_path / "base", hidden_size=80, num_attention_heads=10, num_key_value_heads=10)
+    saved = []
+    for size in (1, 10):
+        with LLM(base, tensor_parallel_size=size, num_threads=size, kvcache_block_size=16) as llm:
+            llm.save_prefix(list(range(3, 70)), tmp_path / f"{size}.prefix")
+            saved.append((tmp_path / f"{size}.prefix").read_bytes())
+            llm.load_prefix(tmp_path / f"{size}.prefix")
+    assert saved[0] == saved[1]
 
 
 def test_a_rank_that_is_killed_is_told_and_leaves_nobody_behind(artifact: Path) -> None:

@@ -4,6 +4,7 @@ that are those of `LLM`, and the determinism test as users run it."""
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +116,20 @@ def test_determinism(capfd: pytest.CaptureFixture[str], short: Path) -> None:
     assert "96 in 3 rounds" in out and "64 compared" in out and "identical: tokens, and logits bit for bit" in out
     report = report_of(capfd, "--determinism", "--users", "3")
     assert report["determinism"]["identical"] is True and report["determinism"]["num_compared"] == 6
+
+
+@pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="ranks need Linux")
+def test_determinism_over_ranks(capfd: pytest.CaptureFixture[str], short: Path) -> None:
+    """32 users, three rounds, computed by one, two and three processes: one transcript, logits included."""
+    options = ["--determinism", "--prompts", short, "--iterations", "4", "--json", "-"]
+    found = []
+    for size in (1, 2, 3):
+        ranks = ["--tensor-parallel-size", str(size), "--threads", str(size)]
+        found.append(json.loads(demo(capfd, *options, *ranks))["determinism"])
+    assert found[0]["num_answers"] == 96 and found[0]["identical"] is True
+    assert found[0] == found[1] == found[2]
+    other = json.loads(demo(capfd, *options[:-3], "3", *options[-2:], "--threads", "2"))["determinism"]
+    assert other["sha256"] != found[0]["sha256"]  # one token less
 
 
 def test_a_difference_is_exit_code_1(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -61,6 +61,7 @@ def determinism_report(found: Determinism) -> dict[str, Any]:
         "num_answers": len(answers),
         "num_compared": found.num_compared,
         "num_tokens": sum(len(answer.token_ids) for answer in answers),
+        "sha256": found.sha256,
         "differences": [dataclasses.asdict(difference) for difference in found.differences],
     }
 
@@ -131,6 +132,7 @@ def print_determinism(report: dict[str, Any]) -> None:
         f"answers  {report['num_answers']} in {report['rounds']} rounds, {report['num_tokens']} tokens; "
         f"{report['num_compared']} compared with the first one to the same prompt"
     )
+    print(f"sha256   {report['sha256']}, the same for any number of threads, ranks and hosts")
     print(f"verdict  {'identical: tokens, and logits bit for bit' if report['identical'] else 'NOT deterministic'}")
     for difference in report["differences"][:10]:
         users, rounds = difference["users"], difference["rounds"]

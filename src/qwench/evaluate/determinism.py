@@ -8,8 +8,10 @@ by `qwench demo --determinism`.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,10 +35,12 @@ class Difference:
 
 @dataclass(frozen=True)
 class Determinism:
-    """What the test found. num_compared: answers that were held against an earlier one to the same prompt."""
+    """What the test found. num_compared: answers that were held against an earlier one to the same prompt. sha256: of
+    all tokens and checksums of logits, by which runs can be compared."""
 
     recording: Recording
     num_compared: int
+    sha256: str
     differences: list[Difference]
 
 
@@ -91,4 +95,11 @@ def check_determinism(
             rounds, users = (expected.batch, answer.batch), (expected.user, answer.user)
             same_tokens = expected.token_ids == answer.token_ids
             differences.append(Difference(answer.prompt, users, rounds, same, same_tokens))
-    return Determinism(recording, len(recording.answers) - len(first), differences)
+    compared = len(recording.answers) - len(first)
+    return Determinism(recording, compared, _transcript_sha256(recording.answers, checksums), differences)
+
+
+def _transcript_sha256(answers: Sequence[Answer], checksums: Mapping[str, Sequence[int]]) -> str:
+    """Of the answers in their order: tokens, and what their logits were."""
+    transcript = [(answer.token_ids, checksums[answer.request_id]) for answer in answers]
+    return hashlib.sha256(json.dumps(transcript).encode()).hexdigest()

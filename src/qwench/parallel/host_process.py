@@ -11,7 +11,6 @@ from typing import NoReturn
 
 from qwench.artifact import open_artifact
 from qwench.errors import QwenchError, TargetError
-from qwench.parallel import messages
 from qwench.parallel.hosts import DESCRIBE, END, describe
 from qwench.parallel.layout import Layout, identity_of
 from qwench.parallel.load import start_ranks
@@ -57,7 +56,8 @@ class HostProcess(RankProcess):
             executor = layout.load(
                 ranks[0], artifact.program, artifact.plan, artifact.tensors, self._others.memory, mpi.link()
             )
-            super().__init__(executor, 0)
+            shared = layout.memory_of(mpi.place, artifact.program, artifact.plan)
+            super().__init__(executor, 0, shared, self._others.memory)
             self._parts_of_others = [layout.parts_of(artifact.program, rank) for rank in ranks[1:]]
             self._others.watch(executor.native.lose)
             error = self._native.wait_for_others()
@@ -90,5 +90,5 @@ class HostProcess(RankProcess):
             whole_bytes = self._parts.whole_bytes(result)
             results = [result.tobytes()]
             for rank, parts in enumerate(self._parts_of_others, 1):
-                results.append(messages.result(self._native.mail(), rank, parts.part_bytes(whole_bytes)).tobytes())
+                results.append(self._shared.result(self._memory, rank, parts.part_bytes(whole_bytes)).tobytes())
         self._mpi.reply((error, results))

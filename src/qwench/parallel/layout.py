@@ -13,6 +13,7 @@ from qwench.artifact import MANIFEST, PROGRAM, Manifest
 from qwench.errors import TargetError
 from qwench.parallel.block_parts import BlockParts
 from qwench.parallel.memory import release_pages
+from qwench.parallel.team_memory import TeamMemory
 from qwench.program.memory import MemoryPlan
 from qwench.program.ops import Program
 from qwench.program.shard import Shares, shard
@@ -44,6 +45,13 @@ class Layout:
     def ranks_of(self, host: int) -> range:
         return self._shares.ranks(host)
 
+    def memory_of(self, host: int, program: Program, plan: MemoryPlan) -> TeamMemory:
+        """What the ranks of a host share."""
+        return TeamMemory.of(program, plan, CacheConfig(**self.cache), len(self.ranks_of(host)))
+
+    def host_of(self, rank: int) -> int:
+        return next(host for host in range(len(self.hosts)) if rank in self.ranks_of(host))
+
     def parts_of(self, program: Program, rank: int) -> BlockParts:
         """program: the whole one."""
         return BlockParts.of(shard(program, self._shares, rank))
@@ -54,9 +62,10 @@ class Layout:
     ) -> CpuExecutor:  # fmt: skip
         """memory: that the ranks of this host share. link: the first of them has, if hosts are several. Raises
         CapacityError, TargetError."""
-        host = next(h for h in range(len(self.hosts)) if rank in self.ranks_of(h))
-        ranks = self.ranks_of(host)
-        team = Team(memory, rank - ranks[0], tuple(self.threads[ranks[0] : ranks[-1] + 1]), host, link)
+        host = self.host_of(rank)
+        ranks, shared = self.ranks_of(host), self.memory_of(host, program, plan)
+        threads_of_host = tuple(self.threads[ranks[0] : ranks[-1] + 1])
+        team = Team(shared.native(memory), shared.mail_bytes, rank - ranks[0], threads_of_host, host, link)
         program = shard(program, self._shares, rank)
         threads = self.threads[rank]
         own = get_target(self.target).load(program, plan, tensors, CacheConfig(**self.cache), threads, team)

@@ -21,8 +21,6 @@ from qwench.program.ops import Program
 from qwench.program.shard import Shares
 from qwench.targets.target import CacheConfig
 
-ROOM_BYTES = 16 << 30  # address space beside activations and logits: the mailbox
-
 
 def load_team(
     path: Path, program: Program, plan: MemoryPlan, tensors: Any, config: QwenchConfig, cache: CacheConfig,
@@ -47,7 +45,8 @@ def load_team(
             hosts.load(layout)
         link = None if hosts is None else hosts.link
         own = layout.load(0, program, plan, tensors, ranks.memory, link)
-        return TeamExecutor(own, ranks, [layout.parts_of(program, rank) for rank in range(1, size)], hosts)
+        shared = layout.memory_of(0, program, plan)
+        return TeamExecutor(own, ranks, shared, [layout.parts_of(program, rank) for rank in range(1, size)], hosts)
     except BaseException:
         ranks.close()
         raise
@@ -65,7 +64,7 @@ def start_ranks(layout: Layout, host: int, program: Program, plan: MemoryPlan) -
     common = dataclasses.asdict(layout)
     cores = _cores([layout.threads[rank] for rank in own])
     options = [{"layout": common, "rank": rank, "cores": cores[rank - own[0]]} for rank in own[1:]]
-    return Ranks(_memory_bytes(program, plan), options, own[0] + 1)
+    return Ranks(layout.memory_of(host, program, plan).num_bytes, options, own[0] + 1)
 
 
 def share_threads(shares: Shares, num_threads: int | None, cpus: list[int]) -> tuple[int, ...]:
@@ -90,9 +89,3 @@ def _cores(threads: list[int]) -> list[list[int]]:
         return [[] for _ in threads]
     ends = np.cumsum(threads).tolist()
     return [allowed[end - count : end] for count, end in zip(threads, ends, strict=True)]
-
-
-def _memory_bytes(program: Program, plan: MemoryPlan) -> int:
-    """Of what ranks share, most of which is never written and takes no memory."""
-    logits = plan.max_step_tokens * program.spec.vocab_size * 4
-    return plan.num_bytes + 2 * logits + ROOM_BYTES

@@ -1,6 +1,7 @@
 """What rank 0 tells the other ranks beside steps: calls of their executors, written into the team's mailbox.
 
-Pickled, since they come from the process that started the ranks, and hold arrays. Used on both sides.
+Pickled, since they come from the process that started the ranks, and hold arrays. Used on both sides. What a call gives
+back has a place of its own in `team_memory.py`.
 """
 
 from __future__ import annotations
@@ -13,15 +14,14 @@ from qwench.targets.target import Bytes
 
 CALL, CLOSE = 2, 3  # kinds of messages; 1 is a step
 _HEAD_BYTES = 8
-_RESULTS_AT, _RESULT_BYTES = 1 << 31, 1 << 28  # where in the mailbox the results of a call lie, rank after rank
 
 
 def write(mail: Bytes, method: str, arguments: tuple[Any, ...]) -> int:
     """Returns the number of bytes. Raises CapacityError for arguments that are too large."""
     data = pickle.dumps((method, arguments), protocol=5)
     num_bytes = _HEAD_BYTES + len(data)
-    if num_bytes > _RESULTS_AT:
-        raise CapacityError(f"{method} needs {len(data)} bytes, more than ranks can be told at once")
+    if num_bytes > len(mail):
+        raise CapacityError(f"{method} needs {num_bytes} bytes; ranks can be told {len(mail)} at once")
     mail[:num_bytes] = memoryview(len(data).to_bytes(_HEAD_BYTES, "little") + data)
     return num_bytes
 
@@ -30,10 +30,3 @@ def read(mail: Bytes) -> tuple[str, tuple[Any, ...]]:
     size = int.from_bytes(mail[:_HEAD_BYTES].tobytes(), "little")
     method, arguments = pickle.loads(mail[_HEAD_BYTES : _HEAD_BYTES + size].tobytes())
     return method, arguments
-
-
-def result(mail: Bytes, rank: int, num_bytes: int) -> Bytes:
-    """Where a rank of this host, of which it is the `rank`th, writes what a call gave, and the first one finds it."""
-    assert num_bytes <= _RESULT_BYTES
-    start = _RESULTS_AT + (rank - 1) * _RESULT_BYTES
-    return mail[start : start + num_bytes]

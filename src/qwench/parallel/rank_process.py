@@ -21,6 +21,7 @@ from qwench.errors import QwenchError
 from qwench.parallel import messages
 from qwench.parallel.block_parts import BlockParts
 from qwench.parallel.layout import Layout
+from qwench.parallel.team_memory import TeamMemory
 from qwench.targets.cpu.executor import CpuExecutor
 from qwench.targets.target import Bytes
 
@@ -32,11 +33,10 @@ def main() -> int:
     if options["cores"]:
         os.sched_setaffinity(0, options["cores"])
     try:
-        executor, rank = _open(options)
+        process = _open(options)
     except (QwenchError, OSError, MemoryError) as error:
         print(error or type(error).__name__, flush=True)
         return 2
-    process = RankProcess(executor, rank)
     process.answer("", None)  # ready
     return 0 if process.run() else 1
 
@@ -46,20 +46,22 @@ def _end_with_the_first_rank() -> None:
     os._exit(0)
 
 
-def _open(options: dict[str, Any]) -> tuple[CpuExecutor, int]:
-    """And which of its host's ranks it is."""
+def _open(options: dict[str, Any]) -> RankProcess:
     memory = np.frombuffer(mmap.mmap(options["descriptor"], options["num_bytes"]), np.uint8)
     layout, rank = Layout(**options["layout"]), options["rank"]
     artifact = open_artifact(layout.artifact, verify="rank")
     executor = layout.load(rank, artifact.program, artifact.plan, artifact.tensors, memory)
-    return executor, rank - next(ranks[0] for ranks in map(layout.ranks_of, range(len(layout.hosts))) if rank in ranks)
+    host = layout.host_of(rank)
+    shared = layout.memory_of(host, artifact.program, artifact.plan)
+    return RankProcess(executor, rank - layout.ranks_of(host)[0], shared, memory)
 
 
 class RankProcess:
-    """Serves until rank 0 closes, or a rank is lost. rank: among those of its host."""
+    """Serves until rank 0 closes, or a rank is lost. rank: among those of its host, which share `memory`."""
 
-    def __init__(self, executor: CpuExecutor, rank: int) -> None:
+    def __init__(self, executor: CpuExecutor, rank: int, shared: TeamMemory, memory: Bytes) -> None:
         self._executor, self._rank, self._native = executor, rank, executor.native
+        self._shared, self._memory = shared, memory
         self._parts = BlockParts.of(executor.program)
 
     def run(self) -> int:
@@ -76,7 +78,7 @@ class RankProcess:
 
     def answer(self, error: str, result: Bytes | None) -> None:
         if result is not None:
-            messages.result(self._native.mail(), self._rank, len(result))[:] = result
+            self._shared.result(self._memory, self._rank, len(result))[:] = result
         self._native.acknowledge(error)
 
     def grow_rope_table(self, positions: int) -> None:

@@ -18,6 +18,7 @@ from typing import IO, Any
 import numpy as np
 
 from qwench.errors import TargetError
+from qwench.host import format_bytes
 from qwench.targets.target import Bytes
 
 END_S = 5.0  # that ranks have to end by themselves
@@ -38,8 +39,7 @@ class Ranks:
         except (AttributeError, OSError) as error:
             raise TargetError(f"ranks need memory to share, which this system doesn't give: {error}") from None
         try:
-            os.ftruncate(descriptor, num_bytes)
-            self.memory: Bytes = np.frombuffer(mmap.mmap(descriptor, num_bytes), np.uint8)
+            self.memory = _mapped(descriptor, num_bytes)
             self._processes = [self._start(descriptor, num_bytes, rank) for rank in options]
         finally:
             os.close(descriptor)
@@ -80,6 +80,17 @@ class Ranks:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+
+
+def _mapped(descriptor: int, num_bytes: int) -> Bytes:
+    try:
+        os.ftruncate(descriptor, num_bytes)
+        return np.frombuffer(mmap.mmap(descriptor, num_bytes), np.uint8)
+    except (OSError, OverflowError) as error:
+        raise TargetError(
+            f"ranks need {format_bytes(num_bytes)} of addresses to share, of which they use a part, and this system "
+            f"doesn't give them (ulimit -v, ulimit -f): {error}"
+        ) from None
 
 
 def _close(stream: IO[str] | None) -> None:

@@ -17,18 +17,22 @@ from qwench.parallel import messages
 from qwench.parallel.block_parts import BlockParts
 from qwench.parallel.hosts import Hosts
 from qwench.parallel.ranks import Ranks
+from qwench.parallel.team_memory import TeamMemory
 from qwench.targets.cpu.executor import CpuExecutor
 from qwench.targets.target import Bytes, Float32, Int32, StepBatch
 
 
 class TeamExecutor:
-    """own: of this rank. ranks: of this host. others: their parts of a block, in the order of ranks. hosts: if there
-    are several. Once a rank or a host was lost, every call raises TargetError, which says which one and why."""
+    """own: of this rank. ranks: of this host. shared: what lies where in their memory. others: their parts of a block,
+    in the order of ranks. hosts: if there are several. Once a rank or a host was lost, every call raises TargetError,
+    which says which one and why."""
 
     def __init__(
-        self, own: CpuExecutor, ranks: Ranks, others: Sequence[BlockParts], hosts: Hosts | None = None
-    ) -> None:
+        self, own: CpuExecutor, ranks: Ranks, shared: TeamMemory, others: Sequence[BlockParts],
+        hosts: Hosts | None = None,
+    ) -> None:  # fmt: skip
         self.program, self._own, self._ranks, self._others = own.program, own, ranks, others
+        self._shared = shared
         self._hosts = hosts
         self._parts = BlockParts.of(own.program)
         self._closed = False
@@ -86,9 +90,9 @@ class TeamExecutor:
         whole = np.empty(self._parts.whole_bytes(part), np.uint8)
         of_hosts = self._call("read_block", int(block))
         self._parts.put(part, whole)
-        mail, num_here = self._own.native.mail(), len(self._others) - sum(map(len, of_hosts))
+        num_here = len(self._others) - sum(map(len, of_hosts))
         for rank, parts in enumerate(self._others[:num_here], 1):
-            parts.put(messages.result(mail, rank, parts.part_bytes(len(whole))), whole)
+            parts.put(self._shared.result(self._ranks.memory, rank, parts.part_bytes(len(whole))), whole)
         elsewhere = [part for parts in of_hosts for part in parts]
         for parts, data in zip(self._others[num_here:], elsewhere, strict=True):
             parts.put(np.frombuffer(data, np.uint8), whole)

@@ -105,11 +105,13 @@ class CacheConfig:
 class Team:
     """The ranks of one host that run each step together; program/shard.py says who computes what.
 
-    memory: [num_bytes] uint8, zeros at first, mapped by all of them. rank: among them. threads: of each rank. host:
-    this one. link: to the other hosts, if there are any, of the first rank.
+    memory: [num_bytes] uint8, zeros at first, mapped by all of them. mail_bytes: of it for the mailbox, by which the
+    first rank tells the others what to do. rank: among them. threads: of each rank. host: this one. link: to the other
+    hosts, if there are any, of the first rank.
     """
 
     memory: Bytes
+    mail_bytes: int
     rank: int
     threads: tuple[int, ...]
     host: int = 0

@@ -47,8 +47,6 @@ class Executor:
         arena_bytes: int,
         scratch_width: int,
         experts_per_token: int,
-        max_blocks: int,
-        embedding_width: int,
         cache_places: Sequence[tuple[int, int]],
         num_places: int,
         num_blocks: int,
@@ -61,7 +59,7 @@ class Executor:
         heads: tuple[int, int],
         host_heads: Sequence[tuple[int, int]],
         host: int,
-        team: tuple[int, int, int, list[int]] | None,
+        team: tuple[int, int, int, int, list[int]] | None,
         link: tuple[tuple[int, int, int, int, int], int, int] | None,
     ) -> None: ...
     def share_threads(self, other: Executor) -> None: ...

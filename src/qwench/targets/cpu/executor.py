@@ -66,8 +66,6 @@ class CpuExecutor:
             arena_bytes=plan.arena_bytes,
             scratch_width=work_width(program),
             experts_per_token=1 if spec.experts is None else spec.experts.top_k,
-            max_blocks=cache.num_blocks,
-            embedding_width=spec.hidden_size,
             cache_places=[places[layer] for layer in range(spec.num_layers)],
             num_places=len(groups[0].layers),
             num_blocks=cache.num_blocks,
@@ -80,7 +78,7 @@ class CpuExecutor:
             heads=heads.get("heads", all_heads),
             host_heads=heads.get("host_heads", [all_heads]),
             host=0 if team is None else team.host,
-            team=None if team is None else (team.memory.ctypes.data, team.memory.nbytes, team.rank, list(team.threads)),
+            team=None if team is None else _team_tuple(team),
             link=None if team is None or team.link is None else dataclasses.astuple(team.link),
         )
         self._attention_name = f"paged_attention.{cache.attends_in}_x_{cache.dtype}"
@@ -365,3 +363,8 @@ class CpuExecutor:
     def _take_rows(self, op: Op) -> str:
         self.native.add_take_rows(self._buffer(op.inputs[0]), self._buffer(op.output))
         return "take_rows"
+
+
+def _team_tuple(team: Team) -> tuple[int, int, int, int, list[int]]:
+    """Address and size of its memory, bytes of the mailbox, rank, and threads of each."""
+    return team.memory.ctypes.data, team.memory.nbytes, team.mail_bytes, team.rank, list(team.threads)

@@ -116,9 +116,8 @@ qwench::ActivationKind activation_kind(const std::string& name) {
   throw std::invalid_argument("an activation is fp32, bf16, int8 or int16");
 }
 
-// Address and size of the memory that ranks share, this one's rank, and the threads of each.
-using TeamTuple = std::tuple<uintptr_t, size_t, int, std::vector<int>>;
-constexpr size_t kMessageBytes = size_t(4) << 30;  // address space; memory as far as it is used
+// Address and size of the memory that ranks share, that of its mailbox, this one's rank, and the threads of each.
+using TeamTuple = std::tuple<uintptr_t, size_t, size_t, int, std::vector<int>>;
 
 // Addresses of MPI's functions and its handles, this host and how many there are.
 using LinkTuple = std::tuple<std::tuple<uintptr_t, uintptr_t, uintptr_t, uintptr_t, uintptr_t>, int, int>;
@@ -299,11 +298,10 @@ NB_MODULE(_native, m) {
           "__init__",
           [](qwench::Executor* self, const std::string& variant, int num_threads, int max_tokens, int num_heads,
              int vocab_size, int num_outputs, size_t arena_bytes, int scratch_width, int experts_per_token,
-             int max_blocks, int embedding_width, const std::vector<std::pair<int, int>>& cache_places, int num_places,
-             int num_blocks, int block_size, int num_kv_heads, int head_dim, const std::string& cache_dtype,
-             bool rounds_queries, int partition_len, std::pair<int, int> heads,
-             const std::vector<std::pair<int, int>>& host_heads, int host, const std::optional<TeamTuple>& team,
-             const std::optional<LinkTuple>& link) {
+             const std::vector<std::pair<int, int>>& cache_places, int num_places, int num_blocks, int block_size,
+             int num_kv_heads, int head_dim, const std::string& cache_dtype, bool rounds_queries, int partition_len,
+             std::pair<int, int> heads, const std::vector<std::pair<int, int>>& host_heads, int host,
+             const std::optional<TeamTuple>& team, const std::optional<LinkTuple>& link) {
             require(num_threads >= 1 && max_tokens >= 1 && num_blocks >= 1 && num_places >= 1,
                     "threads, tokens, blocks and places must be positive");
             require(experts_per_token >= 1 && experts_per_token <= qwench::kMaxExperts, "too many experts, or none");
@@ -324,7 +322,7 @@ NB_MODULE(_native, m) {
             for (const auto& [group, place] : cache_places) places.push_back({group, place});
             std::unique_ptr<qwench::Team> ranks;
             if (team) {
-              const auto& [address, num_bytes, rank, threads] = *team;
+              const auto& [address, num_bytes, mail_bytes, rank, threads] = *team;
               ranks = std::make_unique<qwench::Team>(reinterpret_cast<uint8_t*>(address), num_bytes, rank, threads);
             }
             std::unique_ptr<qwench::Link> hosts;
@@ -345,9 +343,7 @@ NB_MODULE(_native, m) {
                                          spans(host_heads, num_heads),
                                          host,
                                          arena_bytes,
-                                         max_blocks,
-                                         embedding_width,
-                                         kMessageBytes,
+                                         team ? std::get<2>(*team) : 0,
                                          scratch_width,
                                          experts_per_token,
                                          rounds_queries,
@@ -357,9 +353,9 @@ NB_MODULE(_native, m) {
                                         std::move(ranks), std::move(hosts));
           },
           "variant"_a, "num_threads"_a, "max_tokens"_a, "num_heads"_a, "vocab_size"_a, "num_outputs"_a, "arena_bytes"_a,
-          "scratch_width"_a, "experts_per_token"_a, "max_blocks"_a, "embedding_width"_a, "cache_places"_a,
-          "num_places"_a, "num_blocks"_a, "block_size"_a, "num_kv_heads"_a, "head_dim"_a, "cache_dtype"_a,
-          "rounds_queries"_a, "partition_len"_a, "heads"_a, "host_heads"_a, "host"_a, "team"_a.none(), "link"_a.none())
+          "scratch_width"_a, "experts_per_token"_a, "cache_places"_a, "num_places"_a, "num_blocks"_a, "block_size"_a,
+          "num_kv_heads"_a, "head_dim"_a, "cache_dtype"_a, "rounds_queries"_a, "partition_len"_a, "heads"_a,
+          "host_heads"_a, "host"_a, "team"_a.none(), "link"_a.none())
       // Arrays are never converted: the executor keeps their addresses, or writes to them.
       .def(
           "add_embed",

@@ -86,7 +86,7 @@ Executor::Executor(const ExecutorConfig& config, const KVCache::Shape& cache, st
   const size_t near_bytes = size_t(kScoreTile) * cache.head_dim * sizeof(float);
   near_rope_rows_.reset(static_cast<float*>(allocate(near_bytes)));
   near_rope_panel_.reset(static_cast<float*>(allocate(near_bytes)));
-  if (team_) team_->set_mailbox(team_->take(mail_bytes()), mail_bytes());
+  if (team_) team_->set_mailbox(team_->take(config.mail_bytes), config.mail_bytes);
   key_bias_.resize(config.cache_places.size());
   exchanged_bytes_.resize(num_hosts());
   step_.positions.resize(config.max_tokens);
@@ -393,21 +393,15 @@ bool Executor::exchange(const Phase& phase, Link::To to) {
   return true;
 }
 
-// What the largest step needs: a table of blocks for every token, and their embeddings. It is memory that is used as
-// far as it is written.
-size_t Executor::mail_bytes() const {
-  const size_t tokens = config_.max_tokens, tables = size_t(num_cache_groups_) * config_.max_blocks;
-  return std::max<size_t>(sizeof(StepMail) + (tokens + 1) * (8 + tables + config_.mail_width) * sizeof(int32_t),
-                          config_.message_bytes);
-}
-
 void Executor::send_step(const Batch& batch, const Results& results) {
-  if (batch.max_blocks > config_.max_blocks) throw std::invalid_argument("batch: a block table is too long for ranks");
   const StepMail head{batch, results.num_states, batch.adapters != nullptr, batch.top_groups != nullptr,
                       results.maxima != nullptr};
   std::memcpy(team_->mail(), &head, sizeof head);
   uint8_t* to = team_->mail() + sizeof head;
   Batch from = batch;
+  size_t num_bytes = sizeof head;
+  for_arrays(from, head, hidden_width_, [&](const auto*& array, size_t count) { num_bytes += count * sizeof *array; });
+  if (num_bytes > team_->mail_bytes()) throw std::invalid_argument("batch: its block tables are too long for ranks");
   for_arrays(from, head, hidden_width_, [&](const auto*& array, size_t count) {
     if (count) std::memcpy(to, array, count * sizeof *array);
     to += count * sizeof *array;

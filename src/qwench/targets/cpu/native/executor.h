@@ -166,10 +166,7 @@ struct ExecutorConfig {
   std::vector<Span> host_heads;  // that the ranks of each host compute
   int host;                      // this one
   size_t arena_bytes;
-  // Of a team: the entries of a row of block tables, the floats of a token's embedding, and the bytes of a message that
-  // isn't a step, at most.
-  int max_blocks, mail_width;
-  size_t message_bytes;
+  size_t mail_bytes;                     // of a team's mailbox
   int scratch_width;                     // floats per token of working space between the halves of a fused op
   int experts_per_token;                 // rows that a routed buffer has for each token
   bool rounds_queries;                   // to bf16, and probabilities
@@ -326,7 +323,6 @@ class Executor {
   void take_logits_of_others(const Results& results) const;
   CachePlace cache_place(int layer) const;
   std::vector<Span> panels_of_heads(int q_width) const;
-  size_t mail_bytes() const;
   void reserve_thread_scratch(size_t num_floats);
   void plan(const Batch& batch);
   void plan_adapters();
