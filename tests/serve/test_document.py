@@ -98,6 +98,6 @@ def short_context(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerPr
 
 
 def test_schemathesis(short_context: ServerProcess, tmp_path: Path) -> None:
-    summary = run_schemathesis(short_context, tmp_path, phases="fuzzing", max_examples=8)
+    summary = run_schemathesis(short_context, tmp_path, phases="fuzzing", max_examples=4)
     print(summary)
     assert short_context.metric("qwench_engine_restarts_total") == 0

@@ -10,7 +10,7 @@ from typing import Any
 
 import httpx
 import pytest
-from server_process import ServerProcess, cpu_s, running_server
+from server_process import ServerProcess, running_server
 
 MESSAGES = [{"role": "user", "content": "Hello"}]
 KEY = "0123456789abcdef-a-good-key"
@@ -135,8 +135,7 @@ def test_paths_and_methods(http: httpx.Client) -> None:
 
 
 def test_refusals_are_quick(http: httpx.Client, server: ServerProcess) -> None:
-    """Below 20 ms on a quiet machine; here of processors' time, which is longer beside other work."""
-    pids = server.pids()
+    """Below 20 ms on a quiet machine; here of processors' time, which is twice as long beside much other work."""
     bodies = (
         {"messages": MESSAGES, "n": 10**9}, {"messages": MESSAGES, "max_tokens": 10**10},
         {"messages": [{"role": "user", "content": "fox " * 50_000}]}, {"messages": [{"role": "x"}] * 5000},
@@ -151,11 +150,11 @@ def test_refusals_are_quick(http: httpx.Client, server: ServerProcess) -> None:
         {"messages": [{"role": "user", "content": "x", **{f"y{i}": 1 for i in range(250)}}] * 33, "n": 0},
     )  # fmt: skip
     for body in bodies:
-        start = cpu_s(pids["http"]) + cpu_s(pids["text"])
+        before_s = server.cpu_s()
         for _ in range(10):
             assert http.post("/v1/chat/completions", json=body).status_code == 400
-        taken = (cpu_s(pids["http"]) + cpu_s(pids["text"]) - start) / 10
-        assert taken < 0.04, f"{taken} for {str(body)[:60]}"
+        taken_s = (server.cpu_s() - before_s) / 10
+        assert taken_s < 0.06, f"{taken_s} for {str(body)[:60]}"
 
 
 def test_a_conversation_has_so_many_turns_and_parts(http: httpx.Client) -> None:

@@ -320,7 +320,7 @@ def test_what_is_refused(http: httpx.Client, path: str, fields: dict[str, Any]) 
 
 
 def test_refusals_are_quick(http: httpx.Client, tool_server: ServerProcess) -> None:
-    """Below 20 ms on a quiet machine; here with room for others, who take the caches."""
+    """Below 20 ms on a quiet machine; here of processors' time, which is twice as long beside much other work."""
     call = {"id": "a", "type": "function", "function": {"name": "x", "arguments": "[" * 100}}
     bodies: list[dict[str, Any]] = [
         {"tools": [named(f"f{i}") for i in range(5000)]}, {"tools": [{str(i): i for i in range(10_000)}]},
@@ -337,7 +337,7 @@ def test_refusals_are_quick(http: httpx.Client, tool_server: ServerProcess) -> N
             assert answer.status_code == 400
         taken_s = (tool_server.cpu_s() - before_s) / 9
         print(f"{taken_s * 1e3:.1f} ms for {content[:60]}")
-        assert taken_s < 0.04, content[:60]
+        assert taken_s < 0.06, content[:60]
 
 
 def test_answers_with_calls_are_as_documented(http: httpx.Client) -> None:
