@@ -142,7 +142,7 @@ def measure_dictated(plain: LLM, drafting: LLM, args: argparse.Namespace) -> lis
     draft = drafting.engine.speculation.draft
     assert draft is not None
     dictated = DictatedDraft(draft.executor, plain.engine.vocab_size)
-    draft.executor = dictated
+    draft.executor, draft.chain = dictated, None  # all guesses are dictated, step by step
     rng, rows = np.random.default_rng(0), []
     prompt = rng.integers(0, min(plain.engine.vocab_size, 100_000), args.prompt).tolist()
     params = SamplingParams(temperature=0.0, max_tokens=args.generate, ignore_eos=True)

@@ -351,3 +351,36 @@ def test_same_bits_on_a_model(weights: str, kv_cache: str) -> None:
             assert [answers[name, index] for index in range(params.n)] == list(expected.values())
         engine.close()
     plain.close()
+
+
+WARM = SamplingParams(max_tokens=80, seed=1, temperature=0.2)
+
+
+@pytest.mark.parametrize(
+    "params", [GREEDY, WARM, dataclasses.replace(WARM, repetition_penalty=1.1)], ids=["greedy", "sampled", "penalty"]
+)
+def test_chains_are_steps(params: SamplingParams) -> None:
+    """Guesses that native code finds one after another, and those of single steps: the same, and as many."""
+    options: dict[str, Any] = {"target": "cpu", "weights": "int8", "max_seq_len": 320, "kvcache_block_size": 32}
+    counts, links = [], 0
+    for has_chain in (False, True):
+        engine = load_model(**options, draft=packed_model(**options | {"weights": "int4"}))
+        engine.speculation.costs, engine.speculation.draft.costs = FixedCosts(1.0), FixedCosts(0.05, 0.005)
+        draft = engine.speculation.draft
+        assert draft is not None and draft.chain is not None
+        chain = draft.chain
+
+        def counted(*args: Any, chain: Any = chain) -> Any:
+            nonlocal links
+            found = chain(*args)
+            links += len(found.tokens)
+            return found
+
+        draft.chain = counted if has_chain else None
+        answers = [answers_of(engine, [seed, 2, 3], params) for seed in range(6)]
+        metrics = engine.metrics
+        counts.append((answers, metrics.steps, metrics.drafted_tokens, metrics.accepted_tokens, metrics.draft_steps))
+        engine.close()
+    assert counts[0] == counts[1]
+    assert counts[0][2] > 50
+    assert links > 20 or params.repetition_penalty != 1  # for which tokens are chosen by the caller

@@ -15,6 +15,8 @@ from qwench import LLM, SamplingParams
 from qwench.cli.main import main
 from qwench.compiler import compile_checkpoint
 from qwench.config import QwenchConfig
+from qwench.runtime.speculation import Speculation
+from qwench.runtime.step_costs import StepCosts
 
 torch = pytest.importorskip("torch", reason="the default model needs torch: pip install qwench[hf]")
 transformers = pytest.importorskip(
@@ -144,3 +146,28 @@ def test_the_draft_is_mostly_right(temperature: float, share: float) -> None:
         llm.chat([[{"role": "user", "content": question}] for question in questions], params)
         metrics = llm.metrics
     assert metrics.accepted_tokens > share * metrics.drafted_tokens > 50
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.7])
+def test_the_drafts_chains_are_steps(temperature: float) -> None:
+    """Guesses that native code finds one after another are those of single steps."""
+    params = SamplingParams(temperature=temperature, top_k=20, top_p=0.8, seed=1, max_tokens=60)
+    counts = []
+    with LLM(FOLDER, weights="int8", draft=DRAFT, num_threads=1, enable_prefix_caching=False) as llm:
+        draft = llm.engine.speculation.draft
+        assert draft is not None and draft.chain is not None
+        for chain in (draft.chain, None):
+            draft.chain = chain
+            llm.engine.speculation = speculation = Speculation(llm.engine.scheduler, draft)
+            speculation.costs, draft.costs = StepCosts(), StepCosts()
+            for costs, base in ((speculation.costs, 1.0), (draft.costs, 0.1)):
+                for tokens in (1, 2, 3, 4) * 10:
+                    costs.observe(tokens, base * (1 + 0.05 * tokens))
+                costs.observe = lambda tokens, seconds: None  # type: ignore[method-assign]
+            before = llm.metrics.to_dict()
+            llm.chat([{"role": "user", "content": "Tell me a story about a fox."}], params)
+            now = llm.metrics.to_dict()
+            names = ("steps", "drafted_tokens", "accepted_tokens", "draft_steps")
+            counts.append([now[name] - before[name] for name in names])
+    assert counts[0] == counts[1]
+    assert counts[0][1] > 20

@@ -14,7 +14,7 @@ import logging
 import math
 import time
 from bisect import bisect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -22,11 +22,22 @@ import numpy as np
 from qwench.errors import ConfigError, NumericalError
 from qwench.runtime.block_pool import BlockPool
 from qwench.runtime.step_costs import StepCosts
-from qwench.targets.target import LOGIT_GROUP, CacheConfig, Executor, Float32, Int32, StepBatch
+from qwench.targets.target import (
+    LOGIT_GROUP,
+    CacheConfig,
+    Chain,
+    ChainingExecutor,
+    ChainRule,
+    Executor,
+    Float32,
+    Int32,
+    StepBatch,
+)
 
 if TYPE_CHECKING:
     from qwench.runtime.request import Request
 
+Chaining = Callable[[int, int, Int32, ChainRule, Float32, Float32], Chain]
 logger = logging.getLogger(__name__)
 
 _FEW_GROUPS = 16  # of logits: the second likeliest token is often in the group of the likeliest
@@ -36,6 +47,7 @@ _NUM_TRIES = 8  # steps, when it is loaded: the first finds nothing in the cache
 # How far the largest logit must stand above those of other groups of LOGIT_GROUP, in temperatures where one is given,
 # for each class of confidence.
 MARGINS = (0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
+_MARGINS = np.array(MARGINS)
 _CERTAIN = 7  # from which confidence on a sampled token is the likeliest one so often that drawing doesn't pay
 
 
@@ -71,6 +83,7 @@ class DraftModel:
         target_windows: Sequence[int | None] = (None,),
     ) -> None:  # fmt: skip
         self.executor, self.cache, self.costs = executor, cache, StepCosts()
+        self.chain = executor.chain if isinstance(executor, ChainingExecutor) else None
         self.max_seq_len, self.max_rows = max_seq_len, min(max_rows, max_step_tokens)
         self.num_steps, self.seconds = 0, 0.0
         self._vocab_size, self._target_vocab_size = vocab_size, target_vocab_size
@@ -136,7 +149,14 @@ class DraftModel:
                 if odds[request] >= ask.least and len(guessed[request]) < ask.most:
                     last[request] = guess.token
             ahead += 1
-            found = self._go_on(last, ahead) if last else {}
+            if self.chain is not None and len(last) == 1:
+                [(request, token)] = last.items()
+                links, found = self._follow(self.chain, request, token, asks[request], odds[request], ahead)
+                guessed[request] += links
+                ahead += len(links)
+                odds[request] *= math.prod(asks[request].odds[confidence] for _, confidence in links)
+            else:
+                found = self._go_on(last, ahead) if last else {}
         return guessed
 
     def _begin(self, requests: Sequence[Request], pool: BlockPool) -> dict[Request, Guess]:
@@ -176,10 +196,7 @@ class DraftModel:
         """Guesses of the tokens behind `last`, of requests that the last step gave guesses, in that
         order; they are the `ahead`-th behind the next token."""
         start = time.perf_counter()
-        if len(last) < len(self._active):
-            kept = [s for s, request in enumerate(self._active) if request in last]
-            self._compact(kept)
-            self._active = [self._active[s] for s in kept]
+        self._keep_active(last)
         count = len(last)
         self._token_ids[:count] = list(last.values())
         self._keep_vocabulary(count)
@@ -197,6 +214,32 @@ class DraftModel:
         self._count(count, start)
         return guesses
 
+    def _follow(
+        self, chain: Chaining, request: Request, token: int, ask: Ask, odds: float, ahead: int
+    ) -> tuple[list[Guess], dict[Request, Guess]]:
+        """As `_go_on`, for one request: all guesses behind `token` that needn't be drawn, and the one that must. A
+        small draft's step takes no longer than the work between two of them here. odds: of the guesses so far."""
+        start, sampler, following = time.perf_counter(), request.sampler, request.following
+        assert sampler is not None and following is not None
+        self._keep_active({request: token})
+        temperature = sampler.params.temperature
+        needed = 0 if temperature == 0 else _CERTAIN
+        rule = ChainRule(
+            ask.most - ahead, _MARGINS, np.array(ask.odds), odds, ask.least, temperature or 1.0,
+            needed if sampler.is_plain else len(MARGINS) + 1, self._target_vocab_size,
+        )  # fmt: skip
+        length = int(self._seq_lens[0]) + 1
+        self._token_ids[0] = token
+        self._keep_vocabulary(1)
+        found = chain(
+            int(self._token_ids[0]), length, self._tables[:1].reshape(1, -1), rule, self._logits, self._maxima
+        )
+        following.num_fed += found.num_steps
+        self._seq_lens[0] += found.num_steps
+        guess = None if found.has_ended else self._guess(request, 0, ahead + len(found.tokens))
+        self._count(1, start, found.num_steps)
+        return list(map(Guess, found.tokens, found.confidences)), {} if guess is None else {request: guess}
+
     def settle(self, request: Request, num_accepted: int, pool: BlockPool) -> None:
         """So many guesses of the last step were right: what it computed of them stays."""
         following = request.following
@@ -204,12 +247,13 @@ class DraftModel:
         self._advance(request, min(num_accepted, following.num_fed), pool)
         following.num_fed = 0
 
-    def _count(self, num_tokens: int | None, start: float) -> None:
-        """A step has ended, with the choice of its guesses. num_tokens: None if it read a prompt."""
+    def _count(self, num_tokens: int | None, start: float, num_steps: int = 1) -> None:
+        """A step has ended, or several, with the choice of guesses. num_tokens: None if it read a prompt."""
         seconds = time.perf_counter() - start
         if num_tokens is not None:
-            self.costs.observe(num_tokens, seconds)
-        self.num_steps, self.seconds = self.num_steps + 1, self.seconds + seconds
+            for _ in range(num_steps):
+                self.costs.observe(num_tokens, seconds / num_steps)
+        self.num_steps, self.seconds = self.num_steps + num_steps, self.seconds + seconds
 
     def _step(self, batch: StepBatch) -> float:
         """Into the rows of logits; returns how long it took, in seconds."""
@@ -276,6 +320,13 @@ class DraftModel:
     def _set_table(self, row: int, request: Request) -> None:
         held = request.num_blocks
         np.add(request.block_table[self.group, :held], self._offsets, out=self._tables[row, :, :held])
+
+    def _keep_active(self, last: dict[Request, int]) -> None:
+        """Only these go on, in this order."""
+        if len(last) < len(self._active):
+            kept = [s for s, request in enumerate(self._active) if request in last]
+            self._compact(kept)
+            self._active = [self._active[s] for s in kept]
 
     def _compact(self, kept: Sequence[int]) -> None:
         """Rows `kept`, increasing, move to the front."""

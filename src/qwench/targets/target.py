@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +21,7 @@ from qwench.quantized_matrix import QuantizedMatrix
 
 Array = npt.NDArray[np.generic]
 Float32 = npt.NDArray[np.float32]
+Float64 = npt.NDArray[np.float64]
 Bytes = npt.NDArray[np.uint8]
 Int8 = npt.NDArray[np.int8]
 Int32 = npt.NDArray[np.int32]
@@ -198,6 +199,52 @@ class SharedExecutor(Executor, Protocol):
 
     def waited_seconds(self) -> float:
         """So far, for the others, of the first thread of the first."""
+        ...
+
+
+@dataclass(frozen=True)
+class ChainRule:
+    """How far a chain of guesses goes: up to `most`, as long as all are right with a probability of `least`, `product`
+    being that of those before.
+
+    margins: [n] float64, increasing, how far the largest logit stands above the second one, in temperatures, where a
+        guess has the next confidence. odds: [n + 1] float64, of a guess, by its confidence. In the place of the second
+        logit stands the largest outside the LOGIT_GROUP of the first, unless there are few groups.
+    least_confidence: a likelier token than that of others must be, to be chosen without the caller.
+    vocab_size: tokens from here on are padding, and end the chain.
+    """
+
+    most: int
+    margins: Float64
+    odds: Float64
+    product: float
+    least: float
+    temperature: float
+    least_confidence: int
+    vocab_size: int
+
+
+class Chain(NamedTuple):
+    """tokens, confidences: of the guesses. num_steps: that it took. has_ended: by the rule; else the last step's row
+    of logits is the caller's to choose from."""
+
+    tokens: list[int]
+    confidences: list[int]
+    num_steps: int
+    has_ended: bool
+
+
+@runtime_checkable
+class ChainingExecutor(Executor, Protocol):
+    """An Executor that takes many steps of one sequence at once, each for the likeliest token behind the one before."""
+
+    def chain(
+        self, token: int, length: int, block_table: Int32, rule: ChainRule, logits: Float32, maxima: Float32
+    ) -> Chain:
+        """Computes `token`, the last of `length` tokens, and then its guesses of what follows.
+
+        block_table: [1, num_groups * max_blocks], with blocks for all of them. logits, maxima: as of `step`, one row.
+        """
         ...
 
 

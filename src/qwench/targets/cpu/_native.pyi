@@ -9,6 +9,7 @@ import numpy.typing as npt
 _Bytes = npt.NDArray[Any]
 _Floats = npt.NDArray[np.float32]
 _Halves = npt.NDArray[np.uint16]
+_Doubles = npt.NDArray[np.float64]
 _Ints = npt.NDArray[np.int32]
 _Buffer = tuple[int, int, str, int, str, bool]
 _Format = tuple[str, int, str, str]  # kind, group size, scales, offsets
@@ -118,6 +119,11 @@ class Executor:
         embeddings: _Floats, hidden_rows: _Ints, adapters: _Ints | None, logits: _Floats, hidden: _Floats,
         maxima: _Floats | None, top_groups: _Ints | None, /,
     ) -> None: ...  # fmt: skip
+    def chain(
+        self, token: int, length: int, block_table: _Ints, margins: _Doubles, odds: _Doubles, product: float,
+        least: float, most: int, temperature: float, least_confidence: int, vocab_size: int, logits: _Floats,
+        maxima: _Floats, /,
+    ) -> tuple[list[int], list[int], int, bool]: ...  # fmt: skip
     def embed(self, token_ids: _Ints, rows: _Floats, /) -> None: ...
     def serve(self) -> int: ...
     def mail(self) -> _Bytes: ...

@@ -24,7 +24,7 @@ from qwench.targets.adapted_products import adapted_products
 from qwench.targets.cpu import _native
 from qwench.targets.cpu.pack import FormatTuple, format_tuple
 from qwench.targets.cpu.rank_panels import copy_panels, panels_of
-from qwench.targets.target import Array, Bytes, CacheConfig, Executor, Float32, Int32, StepBatch, Team
+from qwench.targets.target import Array, Bytes, CacheConfig, Chain, ChainRule, Executor, Float32, Int32, StepBatch, Team
 
 # Offset in the arena, width, kind, group size (0: floats), which rows, and whether it is a result: then the caller's,
 # and the offset of a hidden state says how many come after it.
@@ -121,6 +121,15 @@ class CpuExecutor:
             batch.top_groups,
         )
         return logits[:num_logits]
+
+    def chain(
+        self, token: int, length: int, block_table: Int32, rule: ChainRule, logits: Float32, maxima: Float32
+    ) -> Chain:
+        self.grow_rope_table(length + rule.most)
+        return Chain(*self.native.chain(
+            token, length, block_table, rule.margins, rule.odds, rule.product, rule.least, rule.most, rule.temperature,
+            rule.least_confidence, rule.vocab_size, logits, maxima,
+        ))  # fmt: skip
 
     def embed(self, token_ids: Int32) -> Float32:
         rows = np.empty((len(token_ids), self.program.spec.hidden_size), np.float32)

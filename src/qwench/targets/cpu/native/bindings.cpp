@@ -10,6 +10,7 @@
 #include <optional>
 #include <stdexcept>
 
+#include "chain.h"
 #include "checksum.h"
 #include "cpu_features.h"
 #include "executor.h"
@@ -31,6 +32,7 @@ using FloatRows = nb::ndarray<float, nb::ndim<2>, nb::c_contig, nb::device::cpu>
 using FloatStates = nb::ndarray<float, nb::ndim<3>, nb::device::cpu>;  // any strides
 using ConstFloatRows = nb::ndarray<const float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 using Ints = nb::ndarray<const int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Doubles = nb::ndarray<const double, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Halves = nb::ndarray<const uint16_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using IntRows = nb::ndarray<const int32_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 
@@ -532,6 +534,48 @@ NB_MODULE(_native, m) {
           "block_tables"_a.noconvert(), "logit_rows"_a.noconvert(), "embeddings"_a.noconvert(),
           "hidden_rows"_a.noconvert(), "adapters"_a.noconvert().none(), "logits"_a.noconvert(), "hidden"_a.noconvert(),
           "maxima"_a.noconvert().none(), "top_groups"_a.noconvert().none())
+      .def(
+          "chain",
+          [](qwench::Executor& e, int token, int length, const IntRows& block_table, const Doubles& margins,
+             const Doubles& odds, double product, double least, int most, double temperature, int least_confidence,
+             int vocab_size, FloatRows logits, FloatRows maxima) {
+            const int num_groups = e.num_cache_groups();
+            require(block_table.shape(0) == 1 && block_table.shape(1) % num_groups == 0,
+                    "one block table per cache group");
+            const size_t num_maxima = (e.num_outputs() + qwench::kPanelColumns - 1) / qwench::kPanelColumns;
+            require(logits.shape(0) >= 1 && int(logits.shape(1)) == e.num_outputs() && maxima.shape(0) >= 1 &&
+                        maxima.shape(1) == num_maxima,
+                    "logits or maxima have the wrong shape");
+            require(odds.size() == margins.size() + 1 && most >= 1 && temperature > 0, "the chain has no rule");
+            const int32_t query_start[] = {0, 1}, row = 0, ids[] = {token}, lengths[] = {length};
+            const qwench::Batch batch{1,
+                                      1,
+                                      1,
+                                      0,
+                                      0,
+                                      num_groups,
+                                      int(block_table.shape(1)) / num_groups,
+                                      ids,
+                                      query_start,
+                                      lengths,
+                                      block_table.data(),
+                                      &row,
+                                      nullptr,
+                                      nullptr,
+                                      nullptr};
+            const qwench::Results results{logits.data(), maxima.data(), nullptr, 0, 0};
+            const qwench::ChainRule rule{most,  margins.data(), int(margins.size()), odds.data(), product,
+                                         least, temperature,    least_confidence,    vocab_size};
+            qwench::Chain chain;
+            {
+              nb::gil_scoped_release release;
+              chain = qwench::follow_likeliest(e, batch, results, rule);
+            }
+            return std::tuple(chain.tokens, chain.confidences, chain.num_steps, chain.has_ended);
+          },
+          "token"_a, "length"_a, "block_table"_a.noconvert(), "margins"_a.noconvert(), "odds"_a.noconvert(),
+          "product"_a, "least"_a, "most"_a, "temperature"_a, "least_confidence"_a, "vocab_size"_a,
+          "logits"_a.noconvert(), "maxima"_a.noconvert(), "chain.h says what it does.")
       .def(
           "embed",
           [](const qwench::Executor& e, const Ints& token_ids, FloatRows rows) {
