@@ -62,16 +62,30 @@ inline void add_parts(int num_rows, float* sums) {
     }
 }
 
+// Of rows of 32 gate and 32 up values: silu(gate) * up takes the gate's place.
+template <int Rows>
+inline void silu_mul(float* rows) {
+  constexpr int kPerRow = kPanelColumns / 2 / kLanes;
+  const auto at = [&](int v) { return rows + v / kPerRow * kPanelColumns + v % kPerRow * kLanes; };
+  Float gate[Rows * kPerRow];
+  for (int v = 0; v < Rows * kPerRow; ++v) gate[v] = load(at(v));
+  silu(gate);
+  for (int v = 0; v < Rows * kPerRow; ++v) store(at(v), mul(gate[v], load(at(v) + kPanelColumns / 2)));
+}
+
+inline void silu_mul_rows(int num_rows, float* rows) {
+  constexpr int kPerRow = kPanelColumns / 2 / kLanes, kRows = kPerRow < 4 ? 4 / kPerRow : 1;
+  for (; num_rows >= kRows; num_rows -= kRows, rows += kRows * kPanelColumns) silu_mul<kRows>(rows);
+  for (; num_rows > 0; --num_rows, rows += kPanelColumns) silu_mul<1>(rows);
+}
+
 // The epilogue of a block's sums [num_rows, 64].
 inline void finish_block(const LinearArgs& a, const Destination& to, int row, int num_rows, float* sums) {
-  const bool is_silu = a.epilogue == Epilogue::kSiluMul;
   if (a.lora) lora_expand(*a.lora, to.panel, row, num_rows, sums);
+  if (a.epilogue == Epilogue::kSiluMul) silu_mul_rows(num_rows, sums);
   for (int r = 0; r < num_rows; ++r) {
     float* t = sums + r * kPanelColumns;
     float* y = to.y + (row + r) * to.stride;
-    if (is_silu)
-      for (int j = 0; j < kPanelColumns / 2; j += kLanes)
-        store(t + j, mul(silu(load(t + j)), load(t + kPanelColumns / 2 + j)));
     const float* addend = a.epilogue == Epilogue::kAdd ? a.residual + size_t(row + r) * a.width + to.first
                           : a.bias                     ? a.bias + to.first
                                                        : nullptr;

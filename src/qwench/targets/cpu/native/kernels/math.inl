@@ -11,21 +11,32 @@ inline float fused(float a, float b, float c) {
 inline int32_t negative(int32_t v) { return int32_t(0u - uint32_t(v)); }
 
 // exp by Cody and Waite's reduction and Cephes' polynomial, relative error below 2e-7; exactly 0 below -87.3 (and for
-// -inf), saturated above 86; NaN stays NaN. Adding kMagic rounds to an integer and leaves it in the low bits.
-inline Float exp(Float x) {
+// -inf), saturated above 86; NaN stays NaN. Adding kMagic rounds to an integer and leaves it in the low bits. Vectors
+// go step by step together: in each of them a step waits for the one before.
+template <int N>
+inline void exp(Float (&x)[N]) {
   constexpr float kLow = -87.3f, kHigh = 86.0f, kMagic = 12582912.0f;
-  const Float c = max(set(kLow), min(set(kHigh), x));
-  const Float rounded = fma(c, set(1.44269504088896341f), set(kMagic));
-  const Float n = sub(rounded, set(kMagic));
-  const Float r = fma(n, set(2.12194440e-4f), fma(n, set(-0.693359375f), c));
-  Float p = set(1.9875691500e-4f);
-  p = fma(p, r, set(1.3981999507e-3f));
-  p = fma(p, r, set(8.3334519073e-3f));
-  p = fma(p, r, set(4.1665795894e-2f));
-  p = fma(p, r, set(1.6666665459e-1f));
-  p = fma(p, r, set(5.0000001201e-1f));
-  const Float y = add(fma(p, mul(r, r), r), set(1.0f));
-  return zero_below(x, kLow, add_to_exponent(y, rounded));
+  constexpr float kTerms[] = {1.3981999507e-3f, 8.3334519073e-3f, 4.1665795894e-2f, 1.6666665459e-1f, 5.0000001201e-1f};
+  Float rounded[N], r[N], p[N];
+  for (int i = 0; i < N; ++i) r[i] = max(set(kLow), min(set(kHigh), x[i]));
+  for (int i = 0; i < N; ++i) rounded[i] = fma(r[i], set(1.44269504088896341f), set(kMagic));
+  for (int i = 0; i < N; ++i) {
+    const Float n = sub(rounded[i], set(kMagic));
+    r[i] = fma(n, set(2.12194440e-4f), fma(n, set(-0.693359375f), r[i]));
+  }
+  for (int i = 0; i < N; ++i) p[i] = set(1.9875691500e-4f);
+  for (float term : kTerms)
+    for (int i = 0; i < N; ++i) p[i] = fma(p[i], r[i], set(term));
+  for (int i = 0; i < N; ++i) {
+    const Float y = add(fma(p[i], mul(r[i], r[i]), r[i]), set(1.0f));
+    x[i] = zero_below(x[i], kLow, add_to_exponent(y, rounded[i]));
+  }
+}
+
+inline Float exp(Float x) {
+  Float v[1] = {x};
+  exp(v);
+  return v[0];
 }
 
 // 2^x, relative error below 2e-7; 2^-126 from -126 down (and for -inf), NaN stays NaN. For x up to 1: a minimax
@@ -44,13 +55,30 @@ inline Float exp2(Float x) {
 
 // -1 / v of -1 to -2^125, to about an ulp: a guess from the bits, within 5 %, and three Newton steps that square the
 // error. Not the processors' estimates, of which each maker has its own.
-inline Float minus_reciprocal(Float v) {
-  Float r = bits_of_floats(sub_int(set_int(int32_t(0xfef311c7)), bits_of(v)));
-  for (int step = 0; step < 3; ++step) r = fma(fma(v, r, set(1.0f)), r, r);
-  return r;
+template <int N>
+inline void minus_reciprocal(Float (&v)[N]) {
+  Float r[N];
+  for (int i = 0; i < N; ++i) r[i] = bits_of_floats(sub_int(set_int(int32_t(0xfef311c7)), bits_of(v[i])));
+  for (int step = 0; step < 3; ++step)
+    for (int i = 0; i < N; ++i) r[i] = fma(fma(v[i], r[i], set(1.0f)), r[i], r[i]);
+  for (int i = 0; i < N; ++i) v[i] = r[i];
 }
 
-inline Float silu(Float x) { return mul(x, minus_reciprocal(sub(set(-1.0f), exp(sub(set(0.0f), x))))); }
+inline Float minus_reciprocal(Float v) {
+  Float r[1] = {v};
+  minus_reciprocal(r);
+  return r[0];
+}
+
+template <int N>
+inline void silu(Float (&x)[N]) {
+  Float v[N];
+  for (int i = 0; i < N; ++i) v[i] = sub(set(0.0f), x[i]);
+  exp(v);
+  for (int i = 0; i < N; ++i) v[i] = sub(set(-1.0f), v[i]);
+  minus_reciprocal(v);
+  for (int i = 0; i < N; ++i) x[i] = mul(x[i], v[i]);
+}
 
 // Sums over a row are kept as 16 partial sums, of every 16th value each, whatever the length of a vector; `fold` adds
 // halves of them until one is left.
