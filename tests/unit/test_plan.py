@@ -64,7 +64,7 @@ def test_a_plan_with_a_draft(tmp_path: Path, capsys: pytest.CaptureFixture[str])
 
 def test_seven_billion_at_131072_within_24_gib(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """By arithmetic: int4 with a scale per 128 is 4.25 bits a weight, embedding and head 8.25; the cache of a token is
-    2 * 28 layers * 4 heads * 128 * 2 bytes."""
+    2 * 28 layers * 4 heads * 128 * 2 bytes and as many scales of 4 bytes as it has heads."""
     shape = {
         "hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28, "num_attention_heads": 28,
         "num_key_value_heads": 4, "vocab_size": 152064, "tie_word_embeddings": False, "rope_theta": 1000000.0,
@@ -77,7 +77,7 @@ def test_seven_billion_at_131072_within_24_gib(tmp_path: Path, capsys: pytest.Ca
     assert plan["config"]["max_seq_len"] == 131072
     layers = 28 * (2 * 3584**2 + 2 * 3584 * 512 + 3 * 3584 * 18944)
     assert plan["weights_bytes"] == pytest.approx(layers * 4.125 / 8 + 2 * 152064 * 3584 * 8.125 / 8, rel=1e-3)
-    assert plan["cache_bytes_per_sequence"] == 131072 * 2 * 28 * 4 * 128 * 2
+    assert plan["cache_bytes_per_sequence"] == 131072 * 2 * 28 * 4 * (128 * 2 + 4)
     assert plan["total_bytes"] < 24 * 2**30 and plan["num_sequences"] >= 1
     assert main(command) == 0
-    assert "one sequence of 131072 tokens, bf16" in capsys.readouterr().out
+    assert "one sequence of 131072 tokens, int16" in capsys.readouterr().out
