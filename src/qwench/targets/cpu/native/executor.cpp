@@ -78,6 +78,7 @@ Executor::Executor(const ExecutorConfig& config, const KVCache::Shape& cache, st
     arena_ = own_arena_.get();
   }
   reserve_thread_scratch(attention_scratch_floats(cache.head_dim, cache.padded_dim()));
+  unpacked_panels_.reset(static_cast<uint8_t*>(allocate(kUnpackedPanelBytes * num_threads())));
   for (const CachePlace& at : config.cache_places) {
     if (at.group < 0 || at.place < 0 || at.place >= cache.num_places)
       throw std::invalid_argument("a layer's place is outside the cache");

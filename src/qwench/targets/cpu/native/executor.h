@@ -297,6 +297,7 @@ class Executor {
   const LoraMatrix* lora(int product) const { return products_[product].views.data(); }
   QuantizedRows quantized_rows(const Buffer& b) const;
   Activation activation(const Buffer& b) const;
+  uint8_t* unpacked_panel(int thread) const { return unpacked_panels_.get() + thread * kUnpackedPanelBytes; }
   float* thread_scratch(int thread) const { return thread_scratch_.get() + thread * thread_scratch_floats_; }
   int max_tokens() const { return config_.max_tokens; }
   int experts_per_token() const { return config_.experts_per_token; }
@@ -354,6 +355,7 @@ class Executor {
   Span logit_panels_{0, 0}, host_logit_panels_{0, 0};  // that this rank computes, and all of host 0
   Memory<float> thread_scratch_;
   size_t thread_scratch_floats_ = 0;
+  Memory<uint8_t> unpacked_panels_;  // of each thread; untouched where there is no int4
   Memory<float> shrunk_;
   size_t lora_stride_ = 0;
   int num_adapters_ = 0;  // the largest number of one, and one

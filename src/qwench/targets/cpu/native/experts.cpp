@@ -61,12 +61,13 @@ struct Dispatch final : Phase {
 
 // One expert's products, of the rows that are its.
 LinearArgs expert_args(const Executor& e, const Buffer& in, const PackedMatrix& weight, const ExpertRows& rows,
-                       int expert) {
+                       int expert, int thread) {
   const int first = rows.first[expert];
   LinearArgs args{};
   args.x = e.activation(in).after(first, weight.padded_k());
   args.weight = weight;
   args.num_rows = rows.first[expert + 1] - first;
+  args.unpacked = e.unpacked_panel(thread);
   return args;
 }
 
@@ -93,7 +94,7 @@ struct ExpertGateUp final : Phase {
     const int count = int(rows.chosen.size()) * per_expert;
     for (int i; (i = next_item.fetch_add(1, std::memory_order_relaxed)) < count;) {
       const int expert = rows.chosen[i / per_expert], first = panels.first + i % per_expert * size;
-      LinearArgs args = expert_args(e, in, experts[expert], rows, expert);
+      LinearArgs args = expert_args(e, in, experts[expert], rows, expert, thread);
       args.epilogue = Epilogue::kSiluMul;
       args.width = out.width;
       write_to(e, rows.first[expert], thread, args);
@@ -137,7 +138,7 @@ struct ExpertDown final : Phase {
       const PanelSums sums(e, step.batch.num_tokens, residual, out, p, thread);
       for (int i = 0; i < num_chosen; ++i) {
         const int expert = rows.chosen[i];
-        LinearArgs args = expert_args(e, in, experts[expert], rows, expert);
+        LinearArgs args = expert_args(e, in, experts[expert], rows, expert, thread);
         args.epilogue = Epilogue::kWeightedAdd;
         args.width = out.width;
         args.y = sums.data();

@@ -135,6 +135,7 @@ struct Linear final : Phase {
     args.x = e.activation(in);
     args.weight = weight;
     args.num_rows = e.num_rows(step, in);
+    args.unpacked = e.unpacked_panel(thread);
     args.width = width;
     args.y = destination == Destination::kWork ? e.own_work() : e.output(step, out);
     args.maxima = destination == Destination::kBuffer && out.is_result && out.rows == Rows::kLogits

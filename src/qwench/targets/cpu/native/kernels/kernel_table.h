@@ -21,6 +21,8 @@ constexpr int kScoreTile = 64;     // cache positions per step of the online sof
 // A group whose largest magnitude is no more than this counts as zeros: the inverse of its scale would overflow.
 constexpr float kNoMagnitude = 1e-30f;
 constexpr float kSplitRange = 127 * 128 + 63;  // largest magnitude of 128 * high + low
+// Of a panel's int4 codes as bytes, which stay in a second-level cache of a megabyte while all rows meet them.
+constexpr size_t kUnpackedPanelBytes = size_t(512) << 10;
 constexpr int kMaxAttentionRows = 84;
 constexpr int kLoraBlock = 16;          // ranks that are computed together, and outputs whose ranks are neighbours
 constexpr int kMaxExperts = 1024;       // that a router chooses from
@@ -190,6 +192,7 @@ struct LinearArgs {
   const float* weights = nullptr;
   size_t weight_stride = 0;
   const uint8_t* next = nullptr;  // what is read after the last panel; null: what follows it
+  uint8_t* unpacked = nullptr;    // this thread's kUnpackedPanelBytes, or null
 };
 
 // One sequence's view of one layer of the paged cache. Of a block and head, fp32: keys [block_size / 16][head_dim][16],

@@ -111,11 +111,19 @@ inline void add_weighted(const LinearArgs& a, int panel, int row, int num_rows, 
   }
 }
 
+// Where nibbles are unpacked to: each group to the same place, or, when several blocks of rows meet a panel, to its
+// own, by the first block for the others.
+struct Unpacked {
+  uint8_t* codes;
+  size_t group_stride;
+  bool is_done;
+};
+
 // Adds a panel's products to a block's sums [num_rows, 64], group by group; a part counts as a row. `after`: what is
 // read when the last group is done.
 template <Codes C, bool kMinima, int Lines>
 inline void add_int_products(const LinearArgs& a, const uint8_t* panel, int first_row, int num_rows,
-                             const uint8_t* after, uint8_t* scratch, float* sums) {
+                             const uint8_t* after, const Unpacked& unpacked, float* sums) {
   const PackedMatrix& w = a.weight;
   const int groups = w.num_groups(), groups_per_block = w.block_bytes() ? w.groups_per_block() : groups;
   const size_t header_bytes = w.header_bytes(), group_bytes = w.group_bytes(), block_bytes = w.block_bytes();
@@ -124,7 +132,7 @@ inline void add_int_products(const LinearArgs& a, const uint8_t* panel, int firs
                size_t(w.padded_k()),
                a.x.starts + first_row,
                a.x.scales + first_row,
-               scratch,
+               nullptr,
                scales.scales,
                w.group_size,
                sums,
@@ -137,11 +145,16 @@ inline void add_int_products(const LinearArgs& a, const uint8_t* panel, int firs
     const uint8_t* next = g + 1 == groups ? after + block_bytes : group + group_bytes + (in_block ? 0 : block_bytes);
     widen_group(w, group, begins_block, scales);
     for (size_t i = 0; kPrefetches && i < header_bytes; i += 64) __builtin_prefetch(next + i);
-    if constexpr (C == Codes::kUnpacked)
-      unpack(w.kind, group + header_bytes, w.group_size / 8, scratch);
-    else
-      tile.codes = group + header_bytes;
+    tile.codes = group + header_bytes;
     tile.next = next + header_bytes;
+    if constexpr (C == Codes::kUnpacked) {
+      uint8_t* codes = unpacked.codes + g * unpacked.group_stride;
+      if (!unpacked.is_done)
+        unpack(w.kind, tile.codes, w.group_size / 8, codes);
+      else if (g + 1 < groups)
+        tile.next = codes + unpacked.group_stride;
+      tile.codes = codes;
+    }
     int_tiles<C, kMinima, Lines>(tile, num_rows);
     tile.x += w.group_size, tile.starts += a.x.group_stride, tile.x_scales += a.x.group_stride;
     group = next;
@@ -150,22 +163,22 @@ inline void add_int_products(const LinearArgs& a, const uint8_t* panel, int firs
 
 template <Codes C, bool kMinima>
 inline void add_int_products(const LinearArgs& a, const uint8_t* panel, int first_row, int num_rows,
-                             const uint8_t* after, uint8_t* scratch, float* sums) {
-  const size_t code_bytes = a.weight.group_bytes() - a.weight.header_bytes();
+                             const uint8_t* after, const Unpacked& unpacked, float* sums) {
+  const size_t code_bytes = (a.weight.group_bytes() - a.weight.header_bytes()) * (unpacked.is_done ? 2 : 1);
   with_lines(lines_per_turn(code_bytes, num_rows, int_tile_rows(C), a.weight.group_size / 8), [&](auto lines) {
-    add_int_products<C, kMinima, lines.value>(a, panel, first_row, num_rows, after, scratch, sums);
+    add_int_products<C, kMinima, lines.value>(a, panel, first_row, num_rows, after, unpacked, sums);
   });
 }
 
 template <bool kMinima>
 inline void add_int_products(const LinearArgs& a, const uint8_t* panel, int first_row, int num_rows,
-                             const uint8_t* after, uint8_t* scratch, float* sums) {
+                             const uint8_t* after, const Unpacked& unpacked, float* sums) {
   if (a.weight.kind == WeightKind::kInt8)
-    add_int_products<Codes::kBytes, kMinima>(a, panel, first_row, num_rows, after, scratch, sums);
-  else if (num_rows >= kUnpackRows)
-    add_int_products<Codes::kUnpacked, kMinima>(a, panel, first_row, num_rows, after, scratch, sums);
+    add_int_products<Codes::kBytes, kMinima>(a, panel, first_row, num_rows, after, unpacked, sums);
+  else if (num_rows >= kUnpackRows || unpacked.is_done)
+    add_int_products<Codes::kUnpacked, kMinima>(a, panel, first_row, num_rows, after, unpacked, sums);
   else
-    add_int_products<Codes::kNibbles, kMinima>(a, panel, first_row, num_rows, after, scratch, sums);
+    add_int_products<Codes::kNibbles, kMinima>(a, panel, first_row, num_rows, after, unpacked, sums);
 }
 
 // The same for floats, a chunk of K after the other. bf16 weights are widened once for many rows; integers always
@@ -217,18 +230,23 @@ inline void linear_panel(const LinearArgs& a, const Destination& to) {
   alignas(64) uint8_t scratch[kScratchBytes];
   const uint8_t *panel = a.weight.panel(to.panel), *next = a.next ? a.next : panel + a.weight.panel_bytes();
   const int parts = a.x.parts, all_rows = a.num_rows * parts;
+  const bool stays_unpacked = a.unpacked && a.weight.kind == WeightKind::kInt4 && all_rows > kBlockRows &&
+                              size_t(kPanelColumns) * a.weight.padded_k() <= kUnpackedPanelBytes;
   static_assert(kBlockRows % 2 == 0, "a value's parts are in one block");
   for (int block = 0; block < all_rows; block += kBlockRows) {
     const bool is_last = block + kBlockRows >= all_rows;
     const int num_rows = is_last ? all_rows - block : kBlockRows;
     for (int i = 0; i < num_rows * kPanelColumns; i += kLanes) store(sums + i, set(0.0f));
     const uint8_t* after = is_last ? next : panel;
+    const Unpacked unpacked = stays_unpacked
+                                  ? Unpacked{a.unpacked, size_t(kPanelColumns) * a.weight.group_size, block > 0}
+                                  : Unpacked{scratch, 0, false};
     if (has_floats(a.x))
       add_float_products(a, panel, block, num_rows, after, scratch, sums);
     else if (a.weight.has_offsets())
-      add_int_products<true>(a, panel, block, num_rows, after, scratch, sums);
+      add_int_products<true>(a, panel, block, num_rows, after, unpacked, sums);
     else
-      add_int_products<false>(a, panel, block, num_rows, after, scratch, sums);
+      add_int_products<false>(a, panel, block, num_rows, after, unpacked, sums);
     if (parts == 2) add_parts(num_rows / 2, sums);
     if (a.epilogue == Epilogue::kWeightedAdd)
       add_weighted(a, to.panel, block / parts, num_rows / parts, sums);
