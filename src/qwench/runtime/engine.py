@@ -6,7 +6,6 @@ call `step` until `has_unfinished` is false. Not thread-safe: one caller at a ti
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import logging
 import os
@@ -30,6 +29,7 @@ from qwench.runtime.pooling import Pooler, PoolingParams
 from qwench.runtime.profiler import Profiler
 from qwench.runtime.prompt_scorer import PromptScorer
 from qwench.runtime.request import Request
+from qwench.runtime.row_choices import UNDECIDED, choose
 from qwench.runtime.sampler import TokenSampler
 from qwench.runtime.sampling_params import SamplingParams
 from qwench.runtime.scheduler import MAX_EXTRA_ROWS, Scheduler
@@ -225,11 +225,8 @@ class Engine:
         for request, count in plan.items():
             self.scheduler.advance(request, count - request.num_drafts)
         outputs = self._pool(pooled)
-        first = 0
-        for request, num_scored, num_sampled in with_logits:
-            middle, end = first + num_scored, first + num_scored + num_sampled
-            outputs += self._take_logits(request, range(first, middle), range(middle, end), now)
-            first = end
+        if with_logits:
+            outputs += self._take_tokens(with_logits, len(batch.logit_rows), now)
         if self.timeout_s is not None:
             outputs += self._expire(time.monotonic() - self.timeout_s)
         metrics.num_running, metrics.num_waiting = len(self.scheduler.running), len(self.scheduler.waiting)
@@ -244,7 +241,7 @@ class Engine:
         for request, num_rows in pooled:
             assert request.pooler is not None
             source = request.pooler.params.source
-            rows = self._logits if source == "scores" else self._hidden_rows
+            rows = self._logits if source == "scores" or self._hidden is None else self._hidden[0]
             request.pooler.add(rows[first[source] : first[source] + num_rows])
             first[source] += num_rows
             if request.num_computed < request.num_tokens:
@@ -256,17 +253,28 @@ class Engine:
                 outputs.append(self._finish(request, None, "error", error=error))
         return outputs
 
-    @property
-    def _hidden_rows(self) -> Float32:
-        assert self._hidden is not None
-        rows: Float32 = self._hidden[0]
-        return rows
+    def _take_tokens(self, with_logits: list[tuple[Request, int, int]], num_rows: int, now: float) -> list[TokenOutput]:
+        """with_logits: as `InputBatch.fill` has it, whose are the rows of logits."""
+        chosen, outputs, end = choose(self._logits, self._maxima, num_rows, with_logits), [], 0
+        for request, num_scored, num_sampled in with_logits:
+            first, end = end, end + num_scored + num_sampled
+            if request.scorer is not None:
+                scored, sampled = range(first, first + num_scored), range(first + num_scored, end)
+                outputs += self._take_scored(request, scored, sampled, chosen, now)
+            elif request.num_drafts:
+                outputs += self._sample_run(request, range(first, end), chosen, now)
+            else:
+                outputs += self._sample(request, first, chosen, now)
+        return outputs
 
-    def _take_logits(self, request: Request, scored: range, sampled: range, now: float) -> list[TokenOutput]:
-        """For one request. scored: rows of logits for prompt_logprobs; sampled: those after its last token and after
-        each draft token."""
+    def _take_scored(
+        self, request: Request, scored: range, sampled: range, chosen: list[int], now: float
+    ) -> list[TokenOutput]:
+        """For a request with a scorer. scored: rows of logits for prompt_logprobs; sampled: those after its last token
+        and after each draft token; chosen: as of `choose`."""
         scorer = request.scorer
-        if scorer is not None and scored:
+        assert scorer is not None
+        if scored:
             try:
                 scorer.add(self._logits[scored.start : scored.stop], self._maxima[scored.start : scored.stop])
             except NumericalError as error:
@@ -274,22 +282,21 @@ class Engine:
                 return [self._finish(request, None, "error", error=error)]
         if not sampled:
             return []
-        outputs = self._sample_run(request, sampled, now)
-        if scorer is not None:
-            request.scorer = None
-            outputs[0] = dataclasses.replace(outputs[0], prompt_logprobs=scorer.logprobs)
+        request.scorer = None
+        outputs = self._sample_run(request, sampled, chosen, now)
+        outputs[0].prompt_logprobs = scorer.logprobs
         return outputs
 
-    def _sample_run(self, request: Request, rows: range, now: float) -> list[TokenOutput]:
+    def _sample_run(self, request: Request, rows: range, chosen: list[int], now: float) -> list[TokenOutput]:
         """Samples the next token, and then one after each draft token, as long as the draft is what was sampled.
 
         Each token is sampled exactly as without drafts, so the answer is the same too.
         """
         start, count = request.num_tokens, request.num_drafts
-        if not count:
-            return self._sample(request, rows[0], now)
         drafts = request.tokens[start : start + count].tolist()
-        outputs, num_accepted, is_rejected = self._sample(request, rows[0], now), 0, False
+        outputs, num_accepted, is_rejected = self._sample(request, rows[0], chosen, now), 0, False
+        if not count:
+            return outputs
         for draft, row in zip(drafts, rows[1:]):
             is_over = outputs[-1].finish_reason is not None
             is_rejected = outputs[-1].token_id is not None and outputs[-1].token_id != draft
@@ -297,33 +304,27 @@ class Engine:
                 break
             num_accepted += 1
             self.scheduler.advance(request, 1)
-            outputs += self._sample(request, row, now)
+            outputs += self._sample(request, row, chosen, now)
         self.scheduler.withdraw_drafts(request)
-        self._count_drafts(request, count, num_accepted, self.speculation.learn(request, num_accepted, is_rejected))
+        by_model = self.speculation.learn(request, num_accepted, is_rejected)
+        self.metrics.count_drafts(request.timings, count, num_accepted, by_model=by_model)
         return outputs
 
-    def _count_drafts(self, request: Request, num_drafts: int, num_accepted: int, by_model: bool) -> None:
-        metrics, timings = self.metrics, request.timings
-        metrics.drafts += 1
-        metrics.drafted_tokens += num_drafts
-        metrics.accepted_tokens += num_accepted
-        timings.num_drafted_tokens += num_drafts
-        timings.num_accepted_tokens += num_accepted
-        if by_model:
-            metrics.draft_model_tokens += num_drafts
-            metrics.draft_model_accepted_tokens += num_accepted
-
-    def _sample(self, request: Request, row: int, now: float) -> list[TokenOutput]:
-        """Samples the next token of `request` from this row of logits. A second output ends the answer where its
-        grammar allows no further token."""
-        sampler = request.sampler
+    def _sample(self, request: Request, row: int, chosen: list[int], now: float) -> list[TokenOutput]:
+        """Takes the next token of `request`, the chosen one or what its sampler makes of this row of logits. A second
+        output ends the answer where its grammar allows no further token."""
+        sampler, logprobs = request.sampler, None
+        token: int | None = chosen[row]
         assert sampler is not None
-        try:
-            token, logprobs = sampler.sample(self._logits[row], self._maxima[row])
-        except (NumericalError, GrammarError) as error:
-            if isinstance(error, NumericalError):
-                self.scheduler.forget_content(request)
-            return [self._finish(request, None, "error", error=error)]
+        if token != UNDECIDED:
+            sampler.num_sampled += 1
+        else:
+            try:
+                token, logprobs = sampler.sample(self._logits[row], self._maxima[row])
+            except (NumericalError, GrammarError) as error:
+                if isinstance(error, NumericalError):
+                    self.scheduler.forget_content(request)
+                return [self._finish(request, None, "error", error=error)]
         if request.timings.first_token_s is None:
             request.timings.first_token_s = now
         if token is None:
@@ -335,7 +336,7 @@ class Engine:
             by_user = token in request.params.stop_token_ids
             return [self._finish(request, token, "stop", logprobs, token if by_user else None)]
         output = TokenOutput(request.request_id, request.index, token, logprobs)
-        if sampler.is_over:
+        if sampler.matcher is not None and sampler.is_over:
             return [output, self._finish(request, None, "stop")]
         if request.num_tokens == request.max_len:
             return [self._finish(request, token, "length", logprobs)]
@@ -378,8 +379,9 @@ class Engine:
         ]
 
     def check_integrity(self) -> None:
-        """Asserts that requests, queues and blocks agree; for tests."""
+        """Asserts that requests, queues, blocks and the batch agree; for tests."""
         self.scheduler.check_integrity()
+        self._batch.check_integrity()
         known = {request for samples in self.requests.values() for request in samples.values()}
         assert known == set(self.scheduler.running) | set(self.scheduler.waiting)
 

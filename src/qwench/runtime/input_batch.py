@@ -24,6 +24,7 @@ class InputBatch:
         self.logit_rows, self.top_groups = np.empty(max_rows, np.int32), np.zeros(max_rows, np.int32)
         self.hidden_rows = np.empty(max_step_tokens, np.int32)
         self.adapters = np.empty(max_num_seqs, np.int32)
+        self._rows: list[Request] = []  # whose block tables are in which row
 
     def fill(
         self, plan: dict[Request, int], *, with_adapters: bool = False
@@ -33,43 +34,75 @@ class InputBatch:
         embeddings and scores (request, rows of hidden states or of logits)."""
         with_logits: list[tuple[Request, int, int]] = []
         pooled: list[tuple[Request, int]] = []
-        end = num_logits = num_hidden = 0
-        for s, (request, count) in enumerate(plan.items()):
-            done = request.num_computed
-            self.token_ids[end : end + count] = request.tokens[done : done + count]
-            end += count
-            self.query_start[s + 1] = end
-            self.seq_lens[s] = done + count
-            self.adapters[s] = -1 if request.adapter is None else request.adapter.number
-            self.block_tables[s, :, : request.num_blocks] = request.block_table[:, : request.num_blocks]
-            first = end - count - done  # the batch's row for position 0 of the request, which may be negative
+        token_ids: list[int] = []
+        ends: list[int] = []
+        seq_lens: list[int] = []
+        logit_rows: list[int] = []
+        top_groups: list[int] = []  # of each of them
+        hidden_rows: list[int] = []
+        end = 0
+        for request, count in plan.items():
+            start, done = end, request.num_computed
+            end, known = start + count, done + count
+            ends.append(end)
+            seq_lens.append(known)
+            if count == 1:
+                token_ids.append(request.tokens.item(done))
+            else:
+                token_ids += request.tokens[done:known].tolist()
+            num_scored = 0
             if request.pooler is not None:
-                wanted = request.pooler.wanted(done, done + count)
+                wanted = request.pooler.wanted(done, known)
                 pooled.append((request, len(wanted)))
-                rows = range(first + wanted.start, first + wanted.stop)
+                rows = range(start - done + wanted.start, start - done + wanted.stop)
                 if request.pooler.params.source == "hidden":
-                    self.hidden_rows[num_hidden : num_hidden + len(rows)] = rows
-                    num_hidden += len(rows)
+                    hidden_rows += rows
                 else:
-                    self.logit_rows[num_logits : num_logits + len(rows)] = rows
-                    self.top_groups[num_logits : num_logits + len(rows)] = 0
-                    num_logits += len(rows)
+                    logit_rows += rows
+                    top_groups += [0] * len(rows)
                 continue
-            scored = range(0) if request.scorer is None else request.scorer.wanted(done, done + count)
-            num_sampled = 1 + request.num_drafts if done + count >= request.num_tokens else 0
-            top_groups = 0 if request.sampler is None else request.sampler.top_groups
-            for rows, groups in (
-                (range(first + scored.start, first + scored.stop), 0), (range(end - num_sampled, end), top_groups)
-            ):  # fmt: skip
-                self.logit_rows[num_logits : num_logits + len(rows)] = rows
-                self.top_groups[num_logits : num_logits + len(rows)] = groups
-                num_logits += len(rows)
-            if scored or num_sampled:
-                with_logits.append((request, len(scored), num_sampled))
+            if request.scorer is not None:
+                wanted = request.scorer.wanted(done, known)
+                num_scored = len(wanted)
+                logit_rows += range(start - done + wanted.start, start - done + wanted.stop)
+                top_groups += [0] * num_scored
+            num_sampled = 0
+            if known >= request.num_tokens and request.sampler is not None:
+                num_sampled = 1 + request.num_drafts
+                logit_rows += range(end - num_sampled, end)
+                top_groups += [request.sampler.top_groups] * num_sampled
+            if num_scored or num_sampled:
+                with_logits.append((request, num_scored, num_sampled))
         n = len(plan)
+        self._copy_block_tables(plan)
+        self.token_ids[:end] = token_ids
+        self.query_start[1 : n + 1] = ends
+        self.seq_lens[:n] = seq_lens
+        num_logits = len(logit_rows)
+        self.logit_rows[:num_logits], self.top_groups[:num_logits] = logit_rows, top_groups
+        self.hidden_rows[: len(hidden_rows)] = hidden_rows
+        if with_adapters:
+            self.adapters[:n] = [-1 if request.adapter is None else request.adapter.number for request in plan]
         batch = StepBatch(
             self.token_ids[:end], self.query_start[: n + 1], self.seq_lens[:n], self.block_tables[:n].reshape(n, -1),
-            self.logit_rows[:num_logits], None, self.hidden_rows[:num_hidden] if num_hidden else None,
+            self.logit_rows[:num_logits], None, self.hidden_rows[: len(hidden_rows)] if hidden_rows else None,
             self.adapters[:n] if with_adapters else None, self.top_groups[:num_logits],
         )  # fmt: skip
         return batch, with_logits, pooled
+
+    def _copy_block_tables(self, plan: dict[Request, int]) -> None:
+        """Those of requests that had another row in the last step, or got blocks since."""
+        before, self._rows = self._rows, list(plan)
+        for s, request in enumerate(plan):
+            if request.has_new_blocks or s >= len(before) or request is not before[s]:
+                held = request.num_blocks
+                self.block_tables[s, :, :held] = request.block_table[:, :held]
+                request.has_new_blocks = False
+
+    def check_integrity(self) -> None:
+        """Asserts that rows of block tables which weren't copied anew are right all the same; for tests."""
+        for row, request in zip(self.block_tables, self._rows):
+            if request.is_running and not request.has_new_blocks:
+                for group, first in enumerate(request.first_block):
+                    held = slice(first, request.num_blocks)
+                    assert np.array_equal(row[group, held], request.block_table[group, held])

@@ -67,5 +67,16 @@ class Metrics:
             self.decode_tokens += num_generated - 1
             self.decode_s += timings.finished_s - timings.first_token_s
 
+    def count_drafts(self, timings: RequestTimings, num_drafts: int, num_accepted: int, *, by_model: bool) -> None:
+        """Counts the draft tokens of a sample's step. by_model: a draft model guessed them."""
+        self.drafts += 1
+        self.drafted_tokens += num_drafts
+        self.accepted_tokens += num_accepted
+        timings.num_drafted_tokens += num_drafts
+        timings.num_accepted_tokens += num_accepted
+        if by_model:
+            self.draft_model_tokens += num_drafts
+            self.draft_model_accepted_tokens += num_accepted
+
     def to_dict(self) -> dict[str, int | float]:
         return dataclasses.asdict(self)

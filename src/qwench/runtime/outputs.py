@@ -32,7 +32,7 @@ class TokenLogprobs(NamedTuple):
     top: list[tuple[int, float]]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: that would take three times as long, for every token
 class TokenOutput:
     """One new token of sample `index` of a request; with a `finish_reason` it is the last.
 

@@ -22,6 +22,7 @@ class Request:
         have keys and values in the cache. During a step num_drafts draft tokens follow the known ones.
     block_table: [num_groups, blocks of max_len] int32: in the row of each cache group the entries from
         first_block[group] to num_blocks are valid; blocks before lie behind the group's window and were freed.
+        has_new_blocks: since it was last copied to a step's batch.
     block_hashes: of the full blocks of known tokens, in order; the first num_registered were put into the prefix cache.
     salt: parent of the first block's hash. arrival: place in the order of arrival.
     leader: the first sample of the same prompt; this one waits until it can share its blocks.
@@ -33,9 +34,10 @@ class Request:
     """
 
     __slots__ = (
-        "adapter", "arrival", "block_hashes", "block_table", "first_block", "following", "index", "is_running",
-        "leader", "lookup", "max_len", "num_blocks", "num_computed", "num_drafts", "num_prompt", "num_registered",
-        "num_tokens", "params", "pooler", "request_id", "salt", "sampler", "scorer", "stop_tokens", "timings", "tokens",
+        "adapter", "arrival", "block_hashes", "block_table", "first_block", "following", "has_new_blocks", "index",
+        "is_running", "leader", "lookup", "max_len", "num_blocks", "num_computed", "num_drafts", "num_prompt",
+        "num_registered", "num_tokens", "params", "pooler", "request_id", "salt", "sampler", "scorer", "stop_tokens",
+        "timings", "tokens",
     )  # fmt: skip
 
     def __init__(
@@ -51,7 +53,7 @@ class Request:
         self.first_block = [0] * num_groups
         self.block_hashes: list[bytes] = []
         self.salt, self.arrival, self.timings = salt, arrival, RequestTimings(arrival_s)
-        self.is_running = False
+        self.is_running = self.has_new_blocks = False
         self.leader: Request | None = None
         self.lookup = PromptLookup(self.tokens) if params.prompt_lookup_num_tokens else None
         self.following: Following | None = None

@@ -5,8 +5,9 @@ With a grammar a token is sampled without it first; only if the grammar rejects 
 tokens computed and another one sampled. For most tokens that takes microseconds, and an answer that the grammar allows
 is the same as without it.
 
-The engine makes one `TokenSampler` per sample and calls it once per token. Randomness: a uniform per token, and another
-one after a rejection, from a Philox counter keyed by (seed, sample) at the token's position.
+The engine makes one `TokenSampler` per sample. Where the row alone decides, `row_choices.py` takes the tokens of all
+rows at once; else the engine calls the sampler once per token. Randomness: a uniform per token, and another one after a
+rejection, from a Philox counter keyed by (seed, sample) at the token's position.
 """
 
 from __future__ import annotations
@@ -18,17 +19,19 @@ import numpy as np
 import numpy.typing as npt
 
 from qwench.errors import GrammarError, NumericalError
+from qwench.runtime.draws import draw
 from qwench.runtime.matcher import TokenMatcher
 from qwench.runtime.outputs import TokenLogprobs
 from qwench.runtime.sampling_params import SamplingParams
 from qwench.runtime.thoughts import Thought
+from qwench.targets.cpu import _native
 from qwench.targets.target import LOGIT_GROUP, Float32
 
 _CHUNK = 256  # weights are summed in chunks of this many, then over chunks: a tenth of the time of one long cumsum
-_LIKELY = (64, 1024)  # top_p looks among so many likeliest tokens before it sorts the whole vocabulary
 
+_MOST, _MOST_GROUPS = 2**64 - 1, 2**31 - 1  # that native numbers hold
 _COLDEST = 1e-30  # any lower temperature is the same choice, and could divide 0 by 0 in fp32
-_STRONGEST = 1e30  # and any stronger penalty or bias, which could overflow
+_STRONGEST = 1e30  # and any higher one, or any stronger penalty or bias, which could overflow
 
 
 class TokenSampler:
@@ -40,8 +43,7 @@ class TokenSampler:
     ) -> None:  # fmt: skip
         """matcher: of the sample's grammar, at its beginning. thought: that may come before it."""
         self.params = params
-        seed = int.from_bytes(os.urandom(8), "little") if params.seed is None else int(params.seed)
-        self.key = (seed & (2**64 - 1)) | (index << 64)
+        self.sampling = None if params.temperature == 0 else _sampling(params, index)
         self.num_sampled = 0
         self.bias_ids = np.fromiter(params.logit_bias.keys(), np.int64)
         self.bias = np.fromiter(map(_bounded, params.logit_bias.values()), np.float32)
@@ -49,14 +51,12 @@ class TokenSampler:
         self.matcher, self.thought = matcher, thought
         self.history = _History(params, prompt)
         self.is_plain = not (params.logit_bias or params.min_tokens or self.history.is_used)
-
-    @property
-    def top_groups(self) -> int:
-        """How many groups of a row it looks at, as `StepBatch` counts them."""
-        p = self.params
-        if not self.is_plain or p.logprobs is not None or self.matcher is not None:
-            return 0
-        return 1 if p.temperature == 0 else max(p.top_k, 0)
+        takes_choice = self.is_plain and params.logprobs is None and matcher is None
+        # How many groups of a row it looks at, as `StepBatch` counts them.
+        self.top_groups = (1 if self.sampling is None else min(params.top_k, _MOST_GROUPS)) if takes_choice else 0
+        # Whether the next token is what `choose` takes of its row of logits, and is then only to be counted. A thought
+        # may have a say until it is over.
+        self.is_decided_by_row = takes_choice and thought is None
 
     @property
     def is_over(self) -> bool:
@@ -92,7 +92,9 @@ class TokenSampler:
                 raise NumericalError("logit_bias and min_tokens leave no token that could come next")
         forced = None if self.thought is None else self.thought.forced()
         token = self._choose(row, best, maxima) if forced is None else forced
-        if self.thought is not None and self._is_of_thought(self.thought, token):
+        if self.thought is not None and not self._is_of_thought(self.thought, token):
+            self.thought, self.is_decided_by_row = None, self.is_plain and wanted is None and self.matcher is None
+        if self.thought is not None:
             token = self.thought.push(token, is_end=token in self.end_tokens)
         elif self.matcher is not None and not self._accepts(self.matcher, token):
             instead = self._choose_allowed(self.matcher, row)
@@ -114,15 +116,20 @@ class TokenSampler:
             self._process(row)
             maxima = None
         best = _argmax(row, maxima)
-        if self.params.temperature == 0 or not np.isfinite(row[best]):
+        if self.sampling is None or not np.isfinite(row[best]):
             return best
-        return self._draw(row, float(row[best]), maxima, self.num_sampled + ahead)
+        return self._draw(self.sampling, row, maxima, self.num_sampled + ahead)
 
     def _choose(self, row: Float32, best: int, maxima: Float32 | None, attempt: int = 0) -> int:
         """best: the likeliest token."""
-        if self.params.temperature == 0:
+        if self.sampling is None:
             return best
-        return self._draw(row, float(row[best]), maxima, self.num_sampled | attempt << 64)
+        return self._draw(self.sampling, row, maxima, self.num_sampled, attempt)
+
+    def _draw(
+        self, sampling: _native.Sampling, row: Float32, maxima: Float32 | None, counter: int, attempt: int = 0
+    ) -> int:
+        return draw(row[None], None if maxima is None else maxima[None], [0], [sampling], [counter], attempt)[0]
 
     def _is_of_thought(self, thought: Thought, token: int) -> bool:
         if thought.may_begin and self.matcher is not None and not thought.begins_with(token):
@@ -154,24 +161,6 @@ class TokenSampler:
         if self.num_sampled < self.params.min_tokens:
             row[self.end_ids] = -np.inf
         self.history.penalize(row)
-
-    def _draw(self, row: Float32, top: float, maxima: Float32 | None, counter: int) -> int:
-        """Inverse of the cumulative distribution at one uniform, that of `counter`, in the order of token ids."""
-        p = self.params
-        bits = int(np.random.Philox(key=self.key, counter=counter).random_raw())
-        uniform = (bits >> 11) * 2.0**-53
-        ids: npt.NDArray[np.int64] | None = None
-        if 0 < p.top_k < len(row):
-            ids = at_least_kth(row, p.top_k, maxima)
-        weights = _weights(row if ids is None else row[ids], top, p.temperature)
-        if p.top_p < 1:
-            kept = _top_p(weights, p.top_p)
-            ids, weights = kept if ids is None else ids[kept], weights[kept]
-        if p.min_p > 0:
-            kept = np.flatnonzero(weights >= np.float32(p.min_p))
-            ids, weights = kept if ids is None else ids[kept], weights[kept]
-        choice = _inverse_cumulative(weights, uniform)
-        return choice if ids is None else int(ids[choice])
 
 
 class _History:
@@ -210,9 +199,19 @@ class _History:
         row[ids] = x - self.frequency * counts - self.presence * (counts > 0)
 
 
+def _sampling(params: SamplingParams, index: int) -> _native.Sampling:
+    """Of sample `index`, with a random seed unless one is given."""
+    seed = int.from_bytes(os.urandom(8), "little") if params.seed is None else int(params.seed)
+    temperature = min(max(params.temperature, _COLDEST), _STRONGEST)
+    top_k = min(params.top_k, _MOST)
+    return _native.Sampling(temperature, top_k, params.top_p, params.min_p, seed & _MOST, index)
+
+
 def log_probabilities(row: Float32, top: float, token: int, num_top: int) -> TokenLogprobs:
     """log_softmax of `row` [vocab_size] fp32, whose maximum is `top`, at `token` and at the likeliest tokens."""
-    total = top + float(np.log(_chunk_sums(_weights(row, top, 1.0)).sum(dtype=np.float64)))
+    weights = np.exp(row - np.float32(top))
+    sums = np.add.reduceat(weights, np.arange(0, len(weights), _CHUNK))
+    total = top + float(np.log(sums.sum(dtype=np.float64)))
     likeliest: list[tuple[int, float]] = []
     if num_top:
         ids = at_least_kth(row, min(num_top, len(row)))
@@ -239,17 +238,11 @@ def _argmax(row: Float32, maxima: Float32 | None) -> int:
     return start + int(row[start : start + LOGIT_GROUP].argmax())
 
 
-def at_least_kth(row: Float32, k: int, maxima: Float32 | None = None) -> npt.NDArray[np.int64]:
-    """Ids, increasing, of all values not below the k-th largest. maxima: finite, of each LOGIT_GROUP of them.
+def at_least_kth(row: Float32, k: int) -> npt.NDArray[np.int64]:
+    """Ids, increasing, of all values not below the k-th largest.
 
     The k-th largest of some groups' maxima is at most the k-th largest value: only groups that reach it matter.
     """
-    if maxima is not None and k < len(maxima):
-        likely = np.flatnonzero(maxima >= _kth_largest(maxima, k))
-        ids = (likely[:, None] * LOGIT_GROUP + np.arange(LOGIT_GROUP)).reshape(-1)
-        ids = ids[: np.searchsorted(ids, len(row))]  # the last group may have fewer
-        found: npt.NDArray[np.int64] = ids[row[ids] >= _kth_largest(row[ids], k)]
-        return found
     depth = _CHUNK // 2
     groups = len(row) // depth
     if 4 * k > groups:
@@ -266,44 +259,3 @@ def at_least_kth(row: Float32, k: int, maxima: Float32 | None = None) -> npt.NDA
 
 def _kth_largest(values: Float32, k: int) -> Any:
     return np.partition(values, len(values) - k)[len(values) - k]
-
-
-def _weights(row: Float32, top: float, temperature: float) -> Float32:
-    """exp((row - top) / temperature): the largest is 1, where the maximum of `row` is `top`."""
-    with np.errstate(over="ignore"):  # what overflows to -inf has weight 0, as it should
-        weights = row - np.float32(top)
-        if temperature != 1:
-            weights /= np.float32(max(temperature, _COLDEST))
-    result: Float32 = np.exp(weights, out=weights)
-    return result
-
-
-def _chunk_sums(weights: Float32) -> npt.NDArray[Any]:
-    return np.add.reduceat(weights, np.arange(0, len(weights), _CHUNK))
-
-
-def _top_p(weights: Float32, top_p: float) -> npt.NDArray[np.int64]:
-    """Ids of the fewest largest weights that reach `top_p` of their sum; the lowest ids among equals."""
-    goal = top_p * float(_chunk_sums(weights).sum(dtype=np.float64))
-    for size in (*_LIKELY, len(weights)):
-        ids = at_least_kth(weights, min(size, len(weights)))
-        order = np.argsort(-weights[ids], kind="stable")
-        reached = np.cumsum(weights[ids[order]], dtype=np.float64)
-        if reached[-1] >= goal:
-            break
-    count = min(int(np.searchsorted(reached, goal, side="left")) + 1, len(order))
-    return np.sort(ids[order[:count]])
-
-
-def _inverse_cumulative(weights: Float32, uniform: float) -> int:
-    """The first index whose cumulative weight exceeds `uniform` of the sum."""
-    sums = np.cumsum(_chunk_sums(weights), dtype=np.float64)
-    goal = uniform * float(sums[-1])
-    chunk = min(int(np.searchsorted(sums, goal, side="right")), len(sums) - 1)
-    start = chunk * _CHUNK
-    within = np.cumsum(weights[start : start + _CHUNK], dtype=np.float64)
-    rest = goal - (float(sums[chunk - 1]) if chunk else 0.0)
-    place = int(np.searchsorted(within, rest, side="right"))
-    if place == len(within):  # the two sums differ in the last bit: take the last possible one
-        place = int(np.searchsorted(within, within[-1], side="left"))
-    return start + place

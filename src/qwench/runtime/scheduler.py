@@ -37,6 +37,7 @@ class Scheduler:
     ) -> None:  # fmt: skip
         """windows: the sliding window of each cache group. whole_prompts: none is cut into several steps."""
         self.pool, self.block_size, self.windows = pool, block_size, tuple(windows)
+        self._sliding = [(group, window) for group, window in enumerate(windows) if window is not None]
         self.max_num_seqs, self.max_step_tokens = max_num_seqs, max_step_tokens
         self.enable_prefix_caching, self.whole_prompts = enable_prefix_caching, whole_prompts
         self.waiting: deque[Request] = deque()
@@ -50,35 +51,45 @@ class Scheduler:
     def schedule(self) -> dict[Request, int]:
         """Request -> how many of its tokens the next step computes, at least 1. Blocks for all of them are allocated;
         `Speculation` adds draft tokens."""
+        decoding: list[Request] = []
+        reading: list[Request] = []
         for request in self.running:
             if request.num_drafts:  # the last step raised
                 self.withdraw_drafts(request)
+            (decoding if request.num_tokens - request.num_computed == 1 else reading).append(request)
         plan: dict[Request, int] = {}
-        budget, preempted = self.max_step_tokens, False
+        budget, num_preempted = self.max_step_tokens, self.metrics.preemptions
         self.rows_left = MAX_EXTRA_ROWS
-        for decodes in (True, False):
-            for request in self.running.copy():
-                pending = request.num_tokens - request.num_computed
-                if budget == 0:
-                    break
-                if (pending == 1) != decodes or not request.is_running:
+        for request in decoding + reading:
+            if budget == 0:
+                break
+            if not request.is_running:
+                continue
+            done = request.num_computed
+            count = min(request.num_tokens - done, budget)
+            if request.scorer is not None and (count := self._take_rows(request, count)) == 0:
+                continue
+            if done + count > request.num_blocks * self.block_size:
+                budget += self._make_room(request, done + count, plan)
+                if not request.is_running:
                     continue
-                count = self._take_rows(request, min(pending, budget))
-                if count == 0:
-                    continue
-                growth = self._blocks_for(request.num_computed + count) - request.num_blocks
-                while growth * len(self.windows) > self.pool.num_free and request.is_running:
-                    victim = self.running[-1]
-                    budget += plan.pop(victim, 0)
-                    self._preempt(victim)
-                    preempted = True
-                if request.is_running:
-                    self._grow(request, growth)
-                    plan[request] = count
-                    budget -= count
-        if not preempted:
+            plan[request] = count
+            budget -= count
+        if self.metrics.preemptions == num_preempted:
             self._admit(plan, budget)
         return plan
+
+    def _make_room(self, request: Request, num_tokens: int, plan: dict[Request, int]) -> int:
+        """Gives a request blocks for so many tokens; others, and at last itself, are preempted for it. Returns how many
+        tokens the plan lost thereby."""
+        growth, lost = self._blocks_for(num_tokens) - request.num_blocks, 0
+        while growth * len(self.windows) > self.pool.num_free and request.is_running:
+            victim = self.running[-1]
+            lost += plan.pop(victim, 0)
+            self._preempt(victim)
+        if request.is_running:
+            self._grow(request, growth)
+        return lost
 
     def _take_rows(self, request: Request, count: int) -> int:
         """How many of the next `count` tokens of the request this step can compute: with prompt_logprobs each needs one
@@ -145,11 +156,9 @@ class Scheduler:
         """`count` more tokens of the request are in the cache: its full blocks join the prefix cache, and those behind
         a sliding window are freed."""
         request.num_computed += count
-        if self.enable_prefix_caching:
-            full = request.num_computed // self.block_size
-            if full > request.num_registered:
-                self._register(request, full)
-        for group, window in enumerate(self.windows):
+        if self.enable_prefix_caching and request.num_computed >= (request.num_registered + 1) * self.block_size:
+            self._register(request, request.num_computed // self.block_size)
+        for group, window in self._sliding:
             first = first_position(window, request.num_computed) // self.block_size
             if (held := request.first_block[group]) < first:
                 self.pool.release(request.block_table[group, held:first].tolist())
@@ -175,7 +184,7 @@ class Scheduler:
             request.block_table[group, length - len(blocks) : length] = blocks
         request.num_blocks = request.num_registered = length
         request.num_computed = length * self.block_size
-        request.is_running = True
+        request.is_running = request.has_new_blocks = True
         bisect.insort(self.running, request, key=lambda r: r.arrival)
         timings = request.timings
         if timings.scheduled_s is None:
@@ -215,6 +224,7 @@ class Scheduler:
             for row in request.block_table:
                 row[held : held + count] = self.pool.allocate(count)
             request.num_blocks += count
+            request.has_new_blocks = True
 
     def _blocks_for(self, num_tokens: int) -> int:
         return -(-num_tokens // self.block_size)

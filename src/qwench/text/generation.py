@@ -66,7 +66,7 @@ class RequestOutput:
     prompt_logprobs: list[TokenLogprobs | None] | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)  # not frozen: that would take three times as long, for every token
 class Delta:
     """What one output of the engine adds to sample `index` of a request: at most one token, and the text that can be
     shown now. A step returns several for a sample when draft tokens were accepted.

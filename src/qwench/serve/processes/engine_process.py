@@ -31,7 +31,7 @@ from qwench.runtime.prefix_file import SUFFIX
 from qwench.serve.processes.wire import Link, Message, open_link, params_from_json, params_to_json
 from qwench.text.generation import CHAT_END_TOKENS, Delta
 from qwench.text.thoughts import has_thoughts
-from qwench.text.tokenizer import special_ids
+from qwench.text.tokenizer import Tokenizer, special_ids
 from qwench.text.tool_calls import tag_kind
 
 METRICS_EVERY_S = 0.1
@@ -188,7 +188,7 @@ class EngineProcess:
         self._outbox.put({"lora": name, "error": error})
 
     def _step(self) -> None:
-        rows = [self._row(delta) for delta in self._llm.text_engine.step()]
+        rows = [piece_of(delta, self._llm.tokenizer) for delta in self._llm.text_engine.step()]
         message: Message = {}
         if rows:
             message["deltas"] = rows
@@ -198,37 +198,6 @@ class EngineProcess:
             message["metrics"] = self._metrics()
         if message:
             self._outbox.put(message)
-
-    def _row(self, delta: Delta) -> list[Any]:
-        """The fields of engine_client.Piece behind the request's name."""
-        error, num_cached, logprobs, embedding, prompt_logprobs = delta.error, 0, None, None, None
-        if delta.output is not None:
-            error = delta.output.outputs[delta.index].error
-            num_cached = delta.output.outputs[0].timings.num_cached_tokens
-        if delta.logprobs is not None and delta.reasoning is None:
-            logprobs = self._logprobs(delta.token_ids[0], delta.logprobs)
-        if delta.prompt_logprobs is not None:
-            entries = zip(delta.prompt_token_ids or (), delta.prompt_logprobs, strict=True)
-            prompt_logprobs = [self._logprobs(*entry) for entry in entries]
-        if delta.embedding is not None:
-            embedding = base64.b64encode(delta.embedding.astype("<f4").tobytes()).decode()
-        return [
-            delta.request_id, delta.index, delta.text, delta.token_ids, logprobs, delta.finish_reason,
-            delta.stop_reason, num_cached, error and [type(error).__name__, str(error)], embedding,
-            prompt_logprobs, delta.reasoning,
-        ]  # fmt: skip
-
-    def _logprobs(self, token_id: int, logprobs: TokenLogprobs | None) -> list[Any]:
-        """As Piece.logprobs has it; without numbers for a prompt's first token."""
-        if logprobs is None:
-            return [*self._token(token_id, None), []]
-        return [*self._token(token_id, logprobs.logprob), [self._token(*entry) for entry in logprobs.top]]
-
-    def _token(self, token_id: int, logprob: float | None) -> list[Any]:
-        """Id, bytes (as the characters of Latin-1, for JSON) and log-probability."""
-        tokenizer = self._llm.tokenizer
-        text = b"" if tokenizer is None else tokenizer.token_bytes(token_id)
-        return [token_id, text.decode("latin-1"), logprob]
 
     def _metrics(self) -> Message:
         """As of now: the engine's own are as of its last step, and requests may have come or gone since."""
@@ -254,6 +223,40 @@ class EngineProcess:
             "embedding": dataclasses.asdict(llm.settings),
             "classifier": dataclasses.asdict(llm.classifier),
         }
+
+
+def piece_of(delta: Delta, tokenizer: Tokenizer | None) -> list[Any]:
+    """The request's name and behind it the fields of engine_client.Piece."""
+    error, num_cached, logprobs, embedding, prompt_logprobs = delta.error, 0, None, None, None
+    if delta.output is not None:
+        error = delta.output.outputs[delta.index].error
+        num_cached = delta.output.outputs[0].timings.num_cached_tokens
+    if delta.logprobs is not None and delta.reasoning is None:
+        logprobs = _logprobs(delta.token_ids[0], delta.logprobs, tokenizer)
+    if delta.prompt_logprobs is not None:
+        entries = zip(delta.prompt_token_ids or (), delta.prompt_logprobs, strict=True)
+        prompt_logprobs = [_logprobs(*entry, tokenizer) for entry in entries]
+    if delta.embedding is not None:
+        embedding = base64.b64encode(delta.embedding.astype("<f4").tobytes()).decode()
+    return [
+        delta.request_id, delta.index, delta.text, delta.token_ids, logprobs, delta.finish_reason,
+        delta.stop_reason, num_cached, error and [type(error).__name__, str(error)], embedding,
+        prompt_logprobs, delta.reasoning,
+    ]  # fmt: skip
+
+
+def _logprobs(token_id: int, logprobs: TokenLogprobs | None, tokenizer: Tokenizer | None) -> list[Any]:
+    """As Piece.logprobs has it; without numbers for a prompt's first token."""
+    if logprobs is None:
+        return [*_token(token_id, None, tokenizer), []]
+    top = [_token(token, logprob, tokenizer) for token, logprob in logprobs.top]
+    return [*_token(token_id, logprobs.logprob, tokenizer), top]
+
+
+def _token(token_id: int, logprob: float | None, tokenizer: Tokenizer | None) -> list[Any]:
+    """Id, bytes (as the characters of Latin-1, for JSON) and log-probability."""
+    text = b"" if tokenizer is None else tokenizer.token_bytes(token_id)
+    return [token_id, text.decode("latin-1"), logprob]
 
 
 if __name__ == "__main__":

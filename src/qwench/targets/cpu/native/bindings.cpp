@@ -16,6 +16,7 @@
 #include "executor.h"
 #include "pack.h"
 #include "peaks.h"
+#include "sampling.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -198,6 +199,11 @@ const float* vector_of(const std::optional<Floats>& v, int n) {
   return v->data();
 }
 
+void require_maxima(const ConstFloatRows& logits, const ConstFloatRows& maxima) {
+  const size_t groups = (logits.shape(1) + qwench::kLogitGroup - 1) / qwench::kLogitGroup;
+  require(maxima.shape(0) >= logits.shape(0) && maxima.shape(1) == groups, "maxima have the wrong shape");
+}
+
 }  // namespace
 
 NB_MODULE(_native, m) {
@@ -294,6 +300,59 @@ NB_MODULE(_native, m) {
       "sources"_a, "format"_a, "paired"_a, "out"_a.noconvert(), "num_threads"_a,
       "Packs matrices that are quantised already: of each codes, scales, zero points, minima, block scales and block "
       "minima, or None for what it hasn't.");
+
+  m.def(
+      "likeliest",
+      [](const ConstFloatRows& logits, const ConstFloatRows& maxima, size_t num_rows) {
+        require_maxima(logits, maxima);
+        require(num_rows <= logits.shape(0), "there are fewer rows");
+        std::vector<int> tokens(num_rows);
+        for (size_t row = 0; row < num_rows; ++row) {
+          tokens[row] = qwench::likeliest(&logits(row, 0), logits.shape(1), &maxima(row, 0));
+        }
+        return tokens;
+      },
+      "logits"_a.noconvert(), "maxima"_a.noconvert(), "num_rows"_a,
+      "The first index of the largest logit of each of the first rows, -1 where that isn't finite.");
+
+  nb::class_<qwench::Sampling>(m, "Sampling")
+      .def(
+          "__init__",
+          [](qwench::Sampling* self, float temperature, size_t top_k, double top_p, float min_p, uint64_t seed,
+             uint64_t sample) {
+            require(temperature > 0, "without temperature nothing is drawn");
+            new (self) qwench::Sampling{temperature, top_k, top_p, min_p, {seed, sample}};
+          },
+          "temperature"_a, "top_k"_a, "top_p"_a, "min_p"_a, "seed"_a, "sample"_a);
+
+  nb::class_<qwench::Draws>(m, "Draws")
+      .def(nb::init<>())
+      .def(
+          "gather",
+          [](qwench::Draws& draws, const ConstFloatRows& logits, const std::optional<ConstFloatRows>& maxima,
+             const std::vector<size_t>& rows, const std::vector<const qwench::Sampling*>& samplings) {
+            if (maxima) require_maxima(logits, *maxima);
+            require(logits.shape(1) > 0 && rows.size() == samplings.size(), "one sampling per row, none of them empty");
+            draws.clear();
+            for (size_t i = 0; i < rows.size(); ++i) {
+              require(rows[i] < logits.shape(0), "there are fewer rows");
+              draws.gather(&logits(rows[i], 0), logits.shape(1), maxima ? &(*maxima)(rows[i], 0) : nullptr,
+                           *samplings[i]);
+            }
+            return nb::ndarray<nb::numpy, float, nb::ndim<1>>(draws.weights().data(), {draws.weights().size()},
+                                                              nb::handle());
+          },
+          "logits"_a.noconvert(), "maxima"_a.noconvert().none(), "rows"_a, "samplings"_a, nb::rv_policy::reference,
+          "What `draw` wants the exponentials of, in place; valid until the next call.")
+      .def(
+          "draw",
+          [](qwench::Draws& draws, const std::vector<uint64_t>& counters, uint64_t attempt) {
+            require(counters.size() == draws.num_rows(), "one counter per row");
+            std::vector<int> tokens;
+            for (size_t r = 0; r < counters.size(); ++r) tokens.push_back(draws.draw(r, counters[r], attempt));
+            return tokens;
+          },
+          "counters"_a, "attempt"_a);
 
   nb::class_<qwench::Executor>(m, "Executor")
       .def(

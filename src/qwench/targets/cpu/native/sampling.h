@@ -1,0 +1,56 @@
+// Draws tokens from rows of logits: temperature, top-k, top-p, min-p and one random number a token, with sums in a
+// fixed order. Between its two calls the caller takes the exponentials, so that NumPy's decide the bits wherever they
+// are taken.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+namespace qwench {
+
+constexpr size_t kLogitGroup = 64;  // neighbouring logits whose largest a step gives
+
+// How the tokens of one sample are chosen. key: of its random numbers.
+struct Sampling {
+  float temperature;
+  size_t top_k;  // 0: all
+  double top_p;
+  float min_p;
+  uint64_t key[2];
+};
+
+// The first index of the largest logit, or -1 where that is none that is finite. maxima: of each kLogitGroup of them.
+int likeliest(const float* row, size_t vocab_size, const float* maxima);
+
+// The candidates of some rows, from `gather` to `draw`.
+class Draws {
+ public:
+  void clear();
+
+  // Adds what top-k leaves of a row whose largest logit is finite. maxima: of each kLogitGroup of them, or null.
+  void gather(const float* row, size_t vocab_size, const float* maxima, const Sampling& sampling);
+
+  // Of all candidates of all rows, (logit - largest of the row) / temperature; `draw` wants their exponentials.
+  std::vector<float>& weights() { return weights_; }
+  size_t num_rows() const { return rows_.size(); }
+
+  // The token of row r: the inverse of the cumulative distribution at the uniform of this counter, by order of ids.
+  int draw(size_t r, uint64_t counter, uint64_t attempt);
+
+ private:
+  struct Row {
+    Sampling sampling;
+    size_t start, end;  // of its weights
+    size_t ids_start;   // of its candidates' ids
+    bool is_whole;      // the candidates are all tokens, and have no ids
+  };
+
+  void find_likeliest(const float* values, size_t n, const float* maxima, size_t k);
+  void keep_top_p(const float* weights, size_t n, double top_p);
+
+  std::vector<Row> rows_;
+  std::vector<float> weights_, scratch_, kept_weights_, group_maxima_;
+  std::vector<int> ids_, found_, kept_;
+};
+
+}  // namespace qwench
