@@ -63,6 +63,7 @@ struct WordRows {
               rows = half > kFloatRows ? (half + kFloatRows - 1) / kFloatRows * kFloatRows : half;
     tile.next = next[0];
     int_rows<Codes::kWords>(tile, rows, next_bytes);
+    if (rows == num_rows) return;  // a single one
     tile.advance(rows, 0);
     tile.next = next[1];
     int_rows<Codes::kWords>(tile, num_rows - rows, next_bytes);
