@@ -131,6 +131,15 @@ def test_bits_of_one_token_at_a_time(variant: str, cache_dtype: str) -> None:
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("cache_dtype", CODES)
+def test_a_single_row_over_several_tiles(variant: str, cache_dtype: str) -> None:
+    """A token whose heads share no keys: it has no second row that could bring in what comes next."""
+    model = biased_model(0, head_dim=16, num_heads=2, num_kv_heads=2)
+    whole, one_by_one = (logits_of(variant, cache_dtype, model, parts) for parts in (1, NUM_TOKENS))
+    np.testing.assert_array_equal(one_by_one, whole)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("num_terms", [16, 64, 80, 128, 256])
 def test_the_largest_words_fill_a_sum_and_no_more(variant: str, num_terms: int) -> None:
     """Keys and queries of one and the same magnitude: every product of codes is the largest that there can be."""
