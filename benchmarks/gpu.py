@@ -147,7 +147,7 @@ def engine_of(model: RandomModel) -> Iterator[Any]:
 
 def run(engine: Any, num_users: int, prompt: int, answer: int, seed: int = 0) -> list[float]:
     """The times after each step, from the start on; all users ask at once."""
-    from qwench.runtime.sampling_params import SamplingParams
+    from qwench.runtime.sampling.sampling_params import SamplingParams
 
     random = np.random.default_rng(seed)
     for _ in range(num_users):

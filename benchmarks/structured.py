@@ -25,7 +25,7 @@ import numpy as np
 from qwench import LLM, Grammar, SamplingParams
 from qwench.errors import QwenchError
 from qwench.host import cpu_name
-from qwench.runtime.matcher import GrammarCompiler
+from qwench.runtime.structured_output.matcher import GrammarCompiler
 from qwench.targets.target import LOGIT_GROUP, Executor, Float32, StepBatch
 
 PERSON = {

@@ -61,7 +61,7 @@ class QwenchContender(Contender):
         pass  # one cache serves all
 
     def prefill(self, prompts: list[list[int]], num_generate: int) -> None:
-        from qwench.runtime.sampling_params import SamplingParams
+        from qwench.runtime.sampling.sampling_params import SamplingParams
 
         assert self._engine is not None
         params = SamplingParams(max_tokens=num_generate, temperature=0, ignore_eos=True)

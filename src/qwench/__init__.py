@@ -13,8 +13,8 @@ __version__ = "0.1.0"
 _HOMES = {
     "LLM": "qwench.llm",
     "AsyncLLM": "qwench.async_llm",
-    "Grammar": "qwench.runtime.grammar",
-    "SamplingParams": "qwench.runtime.sampling_params",
+    "Grammar": "qwench.runtime.structured_output.grammar",
+    "SamplingParams": "qwench.runtime.sampling.sampling_params",
     "RequestOutput": "qwench.text.generation",
     "QwenchConfig": "qwench.config",
     "QwenchForCausalLM": "qwench.modeling",
@@ -52,8 +52,8 @@ if TYPE_CHECKING:
         QwenchForTokenClassification,
         QwenchModel,
     )
-    from qwench.runtime.grammar import Grammar
-    from qwench.runtime.sampling_params import SamplingParams
+    from qwench.runtime.sampling.sampling_params import SamplingParams
+    from qwench.runtime.structured_output.grammar import Grammar
     from qwench.text.generation import RequestOutput
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from qwench.errors import RequestError
 from qwench.llm import LLM, Job
-from qwench.runtime.sampling_params import SamplingParams
+from qwench.runtime.sampling.sampling_params import SamplingParams
 from qwench.targets.target import Float32
 from qwench.text.chat import Message
 from qwench.text.generation import Delta, RequestOutput

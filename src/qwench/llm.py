@@ -38,7 +38,7 @@ from qwench.runtime.engine import Engine
 from qwench.runtime.loading import load_engine
 from qwench.runtime.metrics import Metrics
 from qwench.runtime.prefix_file import SavedPrefix
-from qwench.runtime.sampling_params import SamplingParams
+from qwench.runtime.sampling.sampling_params import SamplingParams
 from qwench.text.chat import Message, render_chat
 from qwench.text.generation import Delta, GenerationDefaults, RequestOutput, TextEngine, chat_params
 from qwench.text.pooled import Lora, PooledAnswers, Prompt, read_classifier

@@ -1,6 +1,7 @@
 """The draft model of another one: opened or compiled, and checked whether its tokens are the other's.
 
-Called by `LLM`, the command line and `QwenchForCausalLM`; what it does in a step is `runtime/draft_model.py`'s.
+Called by `LLM`, the command line and `QwenchForCausalLM`; what it does in a step is
+`runtime/spec_decode/draft_model.py`'s.
 """
 
 from __future__ import annotations

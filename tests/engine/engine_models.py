@@ -22,10 +22,10 @@ from qwench.program.memory import MemoryPlan, plan_memory
 from qwench.program.ops import Program
 from qwench.program.passes import fuse, set_formats
 from qwench.program.qwen2 import build_qwen2
-from qwench.runtime.draft_model import DraftModel
 from qwench.runtime.engine import Engine
 from qwench.runtime.loading import load_engine
-from qwench.runtime.step_costs import StepCosts
+from qwench.runtime.spec_decode.draft_model import DraftModel
+from qwench.runtime.spec_decode.step_costs import StepCosts
 from qwench.targets.registry import get_target
 from qwench.targets.target import LOGIT_GROUP, Array, Bytes, CacheConfig, Float32, StepBatch
 from qwench.text.tokenizer import Tokenizer

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from engine_models import load_model, run_all
 
-from qwench.runtime.sampling_params import SamplingParams
+from qwench.runtime.sampling.sampling_params import SamplingParams
 from qwench.targets.cpu import _native
 
 PARAMS = SamplingParams(max_tokens=24, seed=11, temperature=0.8, logprobs=3)

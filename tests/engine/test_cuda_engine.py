@@ -12,7 +12,7 @@ from engine_models import load_model, packed_model, run_all
 from qwench.errors import CapacityError, TargetError
 from qwench.lora.adapter import LoraAdapter
 from qwench.runtime.loading import choose_num_blocks, memory_budget
-from qwench.runtime.sampling_params import SamplingParams
+from qwench.runtime.sampling.sampling_params import SamplingParams
 from qwench.targets.cuda.interpreter import Interpreter
 from qwench.targets.cuda.target import MODEL_SHARE
 from qwench.targets.registry import get_target

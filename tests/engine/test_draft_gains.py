@@ -12,12 +12,12 @@ import pytest
 from engine_models import run_all, with_draft
 from test_speculation import counting_engine, successor
 
-from qwench.runtime import draft_model
 from qwench.runtime import engine as runtime_engine
 from qwench.runtime.engine import Engine
 from qwench.runtime.metrics import Metrics
-from qwench.runtime.sampling_params import SamplingParams
-from qwench.runtime.step_costs import StepCosts
+from qwench.runtime.sampling.sampling_params import SamplingParams
+from qwench.runtime.spec_decode import draft_model
+from qwench.runtime.spec_decode.step_costs import StepCosts
 
 OUTLIERS = 0.05  # of the steps, in which another process has the processor
 TIME_SLICE = (3.0, 12.0)  # in steps of the model

@@ -33,7 +33,7 @@ from test_speculation import (
 
 from qwench.errors import ConfigError, NumericalError, QwenchError
 from qwench.runtime.engine import Engine
-from qwench.runtime.sampling_params import SamplingParams
+from qwench.runtime.sampling.sampling_params import SamplingParams
 from qwench.targets.target import Float32
 
 LogitsOf = Callable[[np.ndarray, int], Float32]

@@ -12,7 +12,7 @@ from qwench.errors import NumericalError, RequestError
 from qwench.llm import LLM
 from qwench.runtime.engine import Engine
 from qwench.runtime.pooling import PoolingParams
-from qwench.runtime.sampling_params import SamplingParams
+from qwench.runtime.sampling.sampling_params import SamplingParams
 from qwench.targets.target import StepBatch
 
 PROMPTS = [np.random.default_rng(i).integers(0, 300, n).tolist() for i, n in enumerate([1, 16, 33, 70, 5])]

@@ -7,7 +7,7 @@ import pytest
 from engine_models import history_engine, largest_of_groups, load_model, run_all
 
 from qwench.errors import DeadlineError, NumericalError, QwenchError, RequestError
-from qwench.runtime.sampling_params import SamplingParams
+from qwench.runtime.sampling.sampling_params import SamplingParams
 
 GREEDY = SamplingParams(max_tokens=8, temperature=0.0)
 

@@ -14,8 +14,8 @@ from engine_models import GRAMMAR_VOCAB_SIZE, grammar_llm, history_logits, with_
 
 from qwench.errors import ConfigError, GrammarError, RequestError
 from qwench.llm import LLM
-from qwench.runtime.grammar import Grammar
-from qwench.runtime.sampling_params import SamplingParams
+from qwench.runtime.sampling.sampling_params import SamplingParams
+from qwench.runtime.structured_output.grammar import Grammar
 from qwench.text.generation import CompletionOutput
 from qwench.text.tokenizer import Tokenizer
 

@@ -12,8 +12,8 @@ import pytest
 from engine_models import GRAMMAR_VOCAB_SIZE
 
 from qwench.errors import GrammarError
-from qwench.runtime.grammar import Grammar
-from qwench.runtime.matcher import GrammarCompiler, TokenMatcher
+from qwench.runtime.structured_output.grammar import Grammar
+from qwench.runtime.structured_output.matcher import GrammarCompiler, TokenMatcher
 from qwench.text.tokenizer import Tokenizer
 
 pytest.importorskip("llguidance", reason='grammars need pip install "qwench[structured]"')
@@ -129,7 +129,7 @@ def _take_one(matcher: TokenMatcher, rng: np.random.Generator) -> bool:
 
 
 def test_only_so_many_are_kept(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("qwench.runtime.matcher.MAX_COMPILED", 3)
+    monkeypatch.setattr("qwench.runtime.structured_output.matcher.MAX_COMPILED", 3)
     compiler = GrammarCompiler(tokenizer.byte_vocabulary)
     grammars = [Grammar("regex", letter) for letter in "abcd"]
     kept = [compiler.compile(grammar) for grammar in grammars[:3]]

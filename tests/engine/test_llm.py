@@ -15,7 +15,7 @@ from engine_models import circling_logits, history_engine, load_model, with_draf
 from qwench.checkpoint.tokenizer_files import byte_level_tokenizer
 from qwench.errors import CheckpointError, ConfigError, NumericalError, RequestError
 from qwench.llm import LLM
-from qwench.runtime.sampling_params import SamplingParams
+from qwench.runtime.sampling.sampling_params import SamplingParams
 from qwench.text.generation import Delta, GenerationDefaults
 from qwench.text.tokenizer import Tokenizer
 

@@ -16,7 +16,7 @@ from qwench.evaluate.machine import Machine
 from qwench.evaluate.profile import Profile, measure_profile
 from qwench.evaluate.throughput import Workload
 from qwench.runtime.engine import Engine
-from qwench.runtime.sampling_params import SamplingParams
+from qwench.runtime.sampling.sampling_params import SamplingParams
 from qwench.targets.target import Executor, Float32, StepBatch, TimedExecutor
 
 MACHINE = Machine(

@@ -13,7 +13,7 @@ from qwench import LLM
 from qwench.errors import NumericalError, RequestError
 from qwench.runtime.engine import Engine
 from qwench.runtime.outputs import TokenLogprobs
-from qwench.runtime.sampling_params import SamplingParams
+from qwench.runtime.sampling.sampling_params import SamplingParams
 from qwench.runtime.scheduler import MAX_EXTRA_ROWS
 
 VOCAB = 50

@@ -15,8 +15,8 @@ pytest.importorskip("llguidance", reason='grammars need pip install "qwench[stru
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr  # noqa: E402
 
-from qwench.runtime.grammar import Grammar  # noqa: E402
-from qwench.runtime.sampling_params import SamplingParams  # noqa: E402
+from qwench.runtime.sampling.sampling_params import SamplingParams  # noqa: E402
+from qwench.runtime.structured_output.grammar import Grammar  # noqa: E402
 from qwench.text.tokenizer import Tokenizer  # noqa: E402
 
 Short = Annotated[str, Field(max_length=3)]

@@ -12,8 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from qwench.llm import LLM
-from qwench.runtime.grammar import Grammar
-from qwench.runtime.sampling_params import SamplingParams
+from qwench.runtime.sampling.sampling_params import SamplingParams
+from qwench.runtime.structured_output.grammar import Grammar
 from qwench.text.tokenizer import Tokenizer
 
 jsonschema = pytest.importorskip("jsonschema", reason="what is valid is said by jsonschema")

@@ -9,7 +9,7 @@ import pytest
 from engine_models import HistoryExecutor, history_engine, load_model, run_all
 
 from qwench.runtime.engine import Engine
-from qwench.runtime.sampling_params import SamplingParams
+from qwench.runtime.sampling.sampling_params import SamplingParams
 
 
 def random_request(rng: random.Random) -> tuple[list[int], SamplingParams]:

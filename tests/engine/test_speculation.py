@@ -22,7 +22,7 @@ from engine_models import (
 from qwench.errors import NumericalError
 from qwench.runtime.block_pool import hash_block
 from qwench.runtime.engine import Engine
-from qwench.runtime.sampling_params import SamplingParams
+from qwench.runtime.sampling.sampling_params import SamplingParams
 from qwench.runtime.scheduler import MAX_EXTRA_ROWS
 
 Request: TypeAlias = "tuple[list[int], SamplingParams, dict[int, list[Any]]]"  # prompt, params, expected answers

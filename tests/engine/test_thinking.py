@@ -14,8 +14,8 @@ from engine_models import history_engine, history_logits, with_draft
 from qwench.checkpoint.tokenizer_files import byte_level_tokenizer
 from qwench.errors import RequestError
 from qwench.llm import LLM
-from qwench.runtime.grammar import Grammar
-from qwench.runtime.sampling_params import SamplingParams
+from qwench.runtime.sampling.sampling_params import SamplingParams
+from qwench.runtime.structured_output.grammar import Grammar
 from qwench.text.generation import CompletionOutput
 from qwench.text.tokenizer import Tokenizer
 

@@ -13,8 +13,8 @@ from engine_models import history_engine
 from qwench.checkpoint.tokenizer_files import byte_level_tokenizer
 from qwench.errors import GrammarError
 from qwench.llm import LLM
-from qwench.runtime.grammar import Grammar
-from qwench.runtime.sampling_params import SamplingParams
+from qwench.runtime.sampling.sampling_params import SamplingParams
+from qwench.runtime.structured_output.grammar import Grammar
 from qwench.text.generation import CompletionOutput, chat_params
 from qwench.text.tokenizer import Tokenizer
 from qwench.text.tool_calls import TagKind, ToolCall, parse, tag_kind

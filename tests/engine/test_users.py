@@ -11,7 +11,7 @@ from qwench.errors import ConfigError
 from qwench.evaluate.determinism import check_determinism
 from qwench.evaluate.user_figures import figures
 from qwench.evaluate.users import Answer, Plan, Recording, Step, run_users
-from qwench.runtime.sampling_params import SamplingParams
+from qwench.runtime.sampling.sampling_params import SamplingParams
 from qwench.targets.target import Float32, StepBatch
 
 PROMPTS = [[(7 * i + j) % 50 for j in range(10 + 5 * i)] for i in range(5)]

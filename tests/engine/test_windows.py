@@ -9,7 +9,7 @@ from engine_models import history_engine, run_all
 from test_scheduler import alone, random_request
 
 from qwench.program.cache_groups import most_blocks
-from qwench.runtime.sampling_params import SamplingParams
+from qwench.runtime.sampling.sampling_params import SamplingParams
 
 WINDOWS: list[tuple[int | None, ...]] = [(20,), (None, 20), (None, None, 70)]
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from qwench.formats import BF16, Format
-from qwench.runtime.sampling_params import SamplingParams
+from qwench.runtime.sampling.sampling_params import SamplingParams
 from qwench.targets.target import CacheConfig
 
 FORMATS = [BF16, Format("int8", 128), Format("int8", 32), Format("int4", 128), Format("int4", 32)]

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qwench.runtime.draws import draw
+from qwench.runtime.sampling.draws import draw
 from qwench.targets.cpu import _native
 from qwench.targets.target import LOGIT_GROUP
 

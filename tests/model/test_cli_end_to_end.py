@@ -25,7 +25,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from qwench.checkpoint.spec import ModelSpec
 from qwench.cli.main import main
 from qwench.program.qwen2 import build_qwen2
-from qwench.runtime.sampling_params import SamplingParams
+from qwench.runtime.sampling.sampling_params import SamplingParams
 
 DEFAULT_MODEL = Path(__file__).parents[2] / "models" / "qwench-tiny"
 QWENCH = [sys.executable, "-m", "qwench.cli.main"]

@@ -15,8 +15,8 @@ from qwench import LLM, SamplingParams
 from qwench.cli.main import main
 from qwench.compiler import compile_checkpoint
 from qwench.config import QwenchConfig
-from qwench.runtime.speculation import Speculation
-from qwench.runtime.step_costs import StepCosts
+from qwench.runtime.spec_decode.speculation import Speculation
+from qwench.runtime.spec_decode.step_costs import StepCosts
 
 torch = pytest.importorskip("torch", reason="the default model needs torch: pip install qwench[hf]")
 transformers = pytest.importorskip(

@@ -14,10 +14,10 @@ import pytest
 from qwench.errors import ConfigError
 from qwench.serve.admission import Admission
 from qwench.serve.failures import ApiError
-from qwench.serve.keep_alive import FOREVER, keep_alive_s
-from qwench.serve.memory_shares import Need, caches, fitting
-from qwench.serve.model_loader import ModelLoader
-from qwench.serve.model_settings import ModelSettings, check_names
+from qwench.serve.models.keep_alive import FOREVER, keep_alive_s
+from qwench.serve.models.memory_shares import Need, caches, fitting
+from qwench.serve.models.model_loader import ModelLoader
+from qwench.serve.models.model_settings import ModelSettings, check_names
 from qwench.serve.processes.supervisor import StartError
 from qwench.serve.settings import ServeSettings
 

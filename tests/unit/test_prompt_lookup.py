@@ -9,7 +9,7 @@ from operator import mul
 import numpy as np
 import pytest
 
-from qwench.runtime.prompt_lookup import PromptLookup
+from qwench.runtime.spec_decode.prompt_lookup import PromptLookup
 
 
 def guesses(lookup: PromptLookup, num_tokens: int, limit: int = 8) -> list[int]:

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qwench.errors import NumericalError, RequestError
-from qwench.runtime.sampler import TokenSampler, at_least_kth, log_probabilities
-from qwench.runtime.sampling_params import SamplingParams
+from qwench.runtime.sampling.sampler import TokenSampler, at_least_kth, log_probabilities
+from qwench.runtime.sampling.sampling_params import SamplingParams
 
 VOCAB = 1000
 PROMPT = np.array([3, 5, 5, 900], np.int32)

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from qwench.runtime.step_costs import StepCosts
+from qwench.runtime.spec_decode.step_costs import StepCosts
 
 
 def test_nothing_is_known_before_a_few_steps() -> None:

@@ -13,7 +13,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from qwench.checkpoint.tokenizer_files import byte_level_tokenizer
-from qwench.runtime.sampling_params import SamplingParams
+from qwench.runtime.sampling.sampling_params import SamplingParams
 from qwench.runtime.thoughts import Place
 from qwench.text.chat import render_chat
 from qwench.text.thoughts import ThoughtSplitter, has_thoughts, tag_ids, thoughts_after

@@ -10,7 +10,7 @@ from qwench.cli.options import DEFAULT_MAX_NEW_TOKENS
 
 if TYPE_CHECKING:
     from qwench.llm import LLM
-    from qwench.runtime.sampling_params import SamplingParams
+    from qwench.runtime.sampling.sampling_params import SamplingParams
     from qwench.text.chat import Message
     from qwench.text.generation import CompletionOutput, Delta, RequestOutput
 

@@ -14,7 +14,7 @@ from qwench.errors import QwenchError, RequestError
 
 if TYPE_CHECKING:
     from qwench.llm import LLM
-    from qwench.runtime.sampling_params import SamplingParams
+    from qwench.runtime.sampling.sampling_params import SamplingParams
 
 HELP = "/reset forgets the conversation, /exit or Ctrl-D leaves, Ctrl-C stops an answer."
 

@@ -143,7 +143,7 @@ def _check_style(style: str | None, llm: LLM) -> str:
 def _plans(args: Namespace, llm: LLM, style: str) -> tuple[list[str], list[Plan]]:
     """The prompts as the model gets them, and for each number of batches the plan that asks them."""
     from qwench.evaluate.users import Plan
-    from qwench.runtime.sampling_params import SamplingParams
+    from qwench.runtime.sampling.sampling_params import SamplingParams
     from qwench.text.chat import render_chat
     from qwench.text.generation import chat_params
     from qwench.text.prompt_file import read_prompts, sample_file

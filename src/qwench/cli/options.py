@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from qwench.config import QwenchConfig
     from qwench.llm import LLM
-    from qwench.runtime.grammar import Grammar
-    from qwench.runtime.sampling_params import SamplingParams
+    from qwench.runtime.sampling.sampling_params import SamplingParams
+    from qwench.runtime.structured_output.grammar import Grammar
 
 DEFAULT_MAX_NEW_TOKENS = 512
 DEFAULT_GUESSES = 16  # more don't pay, not even in text that is copied whole
@@ -115,7 +115,7 @@ def add_grammar(parser: ArgumentParser) -> None:
 def grammar(args: Namespace) -> Grammar | None:
     """The grammar of the options of `add_grammar`, not compiled yet. Raises GrammarError."""
     from qwench.errors import GrammarError
-    from qwench.runtime.grammar import Grammar
+    from qwench.runtime.structured_output.grammar import Grammar
 
     if args.regex is not None:
         return Grammar("regex", args.regex)

@@ -101,7 +101,7 @@ def settings_of(args: Namespace) -> ServeSettings:
 
 
 def _duration(text: str) -> float:
-    from qwench.serve.keep_alive import keep_alive_s
+    from qwench.serve.models.keep_alive import keep_alive_s
 
     try:
         return keep_alive_s(text)

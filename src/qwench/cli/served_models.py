@@ -17,7 +17,7 @@ from qwench.host import mpi_place
 
 if TYPE_CHECKING:
     from qwench.config import QwenchConfig
-    from qwench.serve.model_settings import ModelSettings
+    from qwench.serve.models.model_settings import ModelSettings
 
 Adapter = tuple[str, Path]
 
@@ -27,7 +27,7 @@ def models_of(args: Namespace) -> tuple[tuple[ModelSettings, ...], int | None]:
 
     Raises ConfigError for names that can't be told apart, and what opening and compiling raise.
     """
-    from qwench.serve.model_settings import ModelSettings, check_names
+    from qwench.serve.models.model_settings import ModelSettings, check_names
 
     config, given = options.config_of(args), [_named(text) for text in args.models]
     if len(given) == 1:
@@ -49,7 +49,7 @@ def models_of(args: Namespace) -> tuple[tuple[ModelSettings, ...], int | None]:
         dataclasses.replace(model, lora=_by_name(adapters[i]), prefix_dir=_prefixes_of(model, args.prefix_dir))
         for i, model in enumerate(models)
     ]
-    from qwench.serve.memory_shares import with_shares
+    from qwench.serve.models.memory_shares import with_shares
 
     return with_shares(models, memory)
 

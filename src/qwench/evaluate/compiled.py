@@ -16,7 +16,7 @@ from qwench.errors import ConfigError
 from qwench.evaluate.batches import chunks, num_blocks
 from qwench.program.cache_groups import cache_groups
 from qwench.runtime.loading import load_engine, load_executor
-from qwench.runtime.sampling_params import SamplingParams
+from qwench.runtime.sampling.sampling_params import SamplingParams
 from qwench.targets.target import CacheConfig, Executor, Float32, Int32
 
 

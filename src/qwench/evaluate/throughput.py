@@ -19,7 +19,7 @@ from qwench.errors import ConfigError
 from qwench.evaluate.cost import CostModel, Limits, StepShape
 from qwench.evaluate.machine import Machine
 from qwench.runtime.engine import Engine
-from qwench.runtime.sampling_params import SamplingParams
+from qwench.runtime.sampling.sampling_params import SamplingParams
 from qwench.targets.target import Int32
 
 MAX_READ_MEGABYTES = 512  # beyond every cache; a smaller model is measured against reading its own size

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from qwench.errors import ConfigError
 from qwench.runtime.engine import Engine
 from qwench.runtime.outputs import FinishReason, TokenOutput
-from qwench.runtime.sampling_params import SamplingParams
+from qwench.runtime.sampling.sampling_params import SamplingParams
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,9 @@ from typing import Protocol
 from qwench.artifact import Artifact
 from qwench.errors import CapacityError, ConfigError
 from qwench.host import available_memory_bytes, format_bytes, num_cpus
-from qwench.runtime.draft_model import DraftModel
 from qwench.runtime.engine import Engine
 from qwench.runtime.loading import draft_block_bytes, load_draft
+from qwench.runtime.spec_decode.draft_model import DraftModel
 
 
 class _Model(Protocol):

@@ -16,7 +16,7 @@ from qwench.modeling.cache import Pages
 from qwench.modeling.inputs import real_tokens
 from qwench.modeling.transformers_seam import EosCriteria, GenerationCall, LengthCriteria, RepetitionPenalty
 from qwench.runtime.engine import Engine
-from qwench.runtime.sampling_params import SamplingParams
+from qwench.runtime.sampling.sampling_params import SamplingParams
 
 
 @dataclass(frozen=True)

@@ -19,21 +19,21 @@ from qwench.errors import DeadlineError, GrammarError, NumericalError, QwenchErr
 from qwench.runtime.adapters import Adapters, LoadedAdapter
 from qwench.runtime.block_pool import BlockPool
 from qwench.runtime.cached_prefixes import CachedPrefixes
-from qwench.runtime.draft_model import DraftModel
 from qwench.runtime.input_batch import InputBatch
 from qwench.runtime.limits import RequestLimits
-from qwench.runtime.matcher import CompiledGrammar
 from qwench.runtime.metrics import Metrics
 from qwench.runtime.outputs import FinishReason, TokenLogprobs, TokenOutput
 from qwench.runtime.pooling import Pooler, PoolingParams
 from qwench.runtime.profiler import Profiler
-from qwench.runtime.prompt_scorer import PromptScorer
 from qwench.runtime.request import Request
-from qwench.runtime.row_choices import UNDECIDED, choose
-from qwench.runtime.sampler import TokenSampler
-from qwench.runtime.sampling_params import SamplingParams
+from qwench.runtime.sampling.prompt_scorer import PromptScorer
+from qwench.runtime.sampling.row_choices import UNDECIDED, choose
+from qwench.runtime.sampling.sampler import TokenSampler
+from qwench.runtime.sampling.sampling_params import SamplingParams
 from qwench.runtime.scheduler import MAX_EXTRA_ROWS, Scheduler
-from qwench.runtime.speculation import Speculation
+from qwench.runtime.spec_decode.draft_model import DraftModel
+from qwench.runtime.spec_decode.speculation import Speculation
+from qwench.runtime.structured_output.matcher import CompiledGrammar
 from qwench.runtime.thoughts import Thought, Thoughts
 from qwench.targets.target import LOGIT_GROUP, CacheConfig, Executor, Float32, Int32, SharedExecutor
 

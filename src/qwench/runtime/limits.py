@@ -16,7 +16,7 @@ from qwench.checkpoint.heads import LANGUAGE_MODEL, HeadSpec, why_silent
 from qwench.errors import RequestError
 from qwench.program.cache_groups import most_blocks
 from qwench.runtime.pooling import Source
-from qwench.runtime.sampling_params import SamplingParams
+from qwench.runtime.sampling.sampling_params import SamplingParams
 from qwench.targets.target import Int32
 
 

@@ -22,10 +22,10 @@ from qwench.parallel.memory import MemoryShare, share_of_ranks
 from qwench.program.cache_groups import windows_of
 from qwench.program.memory import MemoryPlan
 from qwench.program.ops import Program
-from qwench.runtime.draft_model import DraftModel
 from qwench.runtime.engine import Engine
 from qwench.runtime.profiler import Profiler
 from qwench.runtime.scheduler import MAX_EXTRA_ROWS
+from qwench.runtime.spec_decode.draft_model import DraftModel
 from qwench.targets.registry import get_target
 from qwench.targets.target import Array, CacheConfig, DeviceTarget, Executor, ThreadedExecutor, TimedExecutor
 

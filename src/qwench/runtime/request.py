@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 
 from qwench.runtime.adapters import LoadedAdapter
-from qwench.runtime.following import Following
 from qwench.runtime.outputs import RequestTimings
 from qwench.runtime.pooling import Pooler
-from qwench.runtime.prompt_lookup import PromptLookup
-from qwench.runtime.prompt_scorer import PromptScorer
-from qwench.runtime.sampler import TokenSampler
-from qwench.runtime.sampling_params import SamplingParams
+from qwench.runtime.sampling.prompt_scorer import PromptScorer
+from qwench.runtime.sampling.sampler import TokenSampler
+from qwench.runtime.sampling.sampling_params import SamplingParams
+from qwench.runtime.spec_decode.following import Following
+from qwench.runtime.spec_decode.prompt_lookup import PromptLookup
 from qwench.targets.target import Int32
 
 

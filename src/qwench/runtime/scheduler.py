@@ -4,7 +4,7 @@ There is no prefill phase and no decode phase: each request has num_computed tok
 within a token budget per step. Running requests go first, those that decode before those that read a prompt; what is
 left goes to waiting ones, first come, first served. When blocks run out, the latest arrival is preempted: its blocks
 are freed and computed again later. No request is ever preempted for a younger one, so every request ends. Draft tokens,
-which `runtime/speculation.py` adds, get the budget and the blocks that are left over; the blocks of rejected ones are
+which `runtime/spec_decode/` adds, get the budget and the blocks that are left over; the blocks of rejected ones are
 freed.
 
 In cache groups with a sliding window, blocks behind the window are freed as the request moves on.

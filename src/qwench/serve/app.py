@@ -19,7 +19,7 @@ from qwench.serve.http.guard import OPEN_PATHS
 from qwench.serve.http.json_body import route_class
 from qwench.serve.http.page import page_file
 from qwench.serve.metrics import ServerMetrics
-from qwench.serve.models import Models
+from qwench.serve.models.models import Models
 from qwench.serve.ollama import routes as ollama_routes
 from qwench.serve.openai import routes as openai_routes
 from qwench.serve.pooling import routes as pooling_routes

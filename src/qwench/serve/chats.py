@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from qwench.runtime.sampling_params import SamplingParams
+from qwench.runtime.sampling.sampling_params import SamplingParams
 from qwench.serve.answers import Answers
 from qwench.serve.processes.engine_client import Generation, Piece
 from qwench.serve.protocol.conversation import TemplateMessage

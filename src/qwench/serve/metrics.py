@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from prometheus_client import CollectorRegistry, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
-from qwench.serve.models import Models
+from qwench.serve.models.models import Models
 from qwench.serve.processes.engine_client import ChoiceTimes
 from qwench.serve.service import Service
 

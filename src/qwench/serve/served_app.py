@@ -21,7 +21,7 @@ from qwench.serve.http.guard import Guard
 from qwench.serve.http.keys import ApiKeys
 from qwench.serve.http.paths import RightPaths
 from qwench.serve.metrics import ServerMetrics
-from qwench.serve.models import Models
+from qwench.serve.models.models import Models
 from qwench.serve.ollama import routes as ollama
 from qwench.serve.ollama.errors import OllamaErrors
 from qwench.serve.openai.routes import ANSWER_PATHS, BODY_PATHS

@@ -13,10 +13,10 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import NamedTuple
 
 from qwench.errors import RequestError
-from qwench.runtime.sampling_params import SamplingParams
+from qwench.runtime.sampling.sampling_params import SamplingParams
 from qwench.serve.admission import Admission
 from qwench.serve.failures import ApiError
-from qwench.serve.model_settings import ModelSettings
+from qwench.serve.models.model_settings import ModelSettings
 from qwench.serve.processes.children import Children
 from qwench.serve.processes.engine_client import EngineClient, EngineInfo, Generation, Piece
 from qwench.serve.processes.supervisor import StartError

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qwench.errors import ConfigError
-from qwench.serve.model_settings import ModelSettings, check_names
+from qwench.serve.models.model_settings import ModelSettings, check_names
 
 TEMPLATE_VARIABLES = ("enable_thinking", "add_generation_prompt", "reasoning_effort")  # that requests may set
 _ORIGIN = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^/?#\s,*@]+/?")

@@ -15,7 +15,7 @@ import qwench
 from qwench.serve.failures import ApiError
 from qwench.serve.http.document import closed_route, open_route, text_route
 from qwench.serve.metrics import ServerMetrics
-from qwench.serve.models import Models
+from qwench.serve.models.models import Models
 from qwench.serve.protocol import replies
 from qwench.serve.service import Service
 

@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from qwench.runtime.grammar import Grammar
-from qwench.runtime.sampling_params import SamplingParams
+from qwench.runtime.sampling.sampling_params import SamplingParams
+from qwench.runtime.structured_output.grammar import Grammar
 from qwench.serve.failures import ApiError
 from qwench.serve.protocol.tools import Choice, Function
 from qwench.serve.settings import ServeSettings

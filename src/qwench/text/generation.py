@@ -16,10 +16,10 @@ from typing import Any
 
 from qwench.errors import CheckpointError, GrammarError, QwenchError, RequestError
 from qwench.runtime.engine import Engine
-from qwench.runtime.matcher import CompiledGrammar, GrammarCompiler
 from qwench.runtime.outputs import FinishReason, RequestTimings, TokenLogprobs, TokenOutput
 from qwench.runtime.pooling import PoolingParams
-from qwench.runtime.sampling_params import SamplingParams
+from qwench.runtime.sampling.sampling_params import SamplingParams
+from qwench.runtime.structured_output.matcher import CompiledGrammar, GrammarCompiler
 from qwench.runtime.thoughts import Thoughts
 from qwench.targets.target import Float32
 from qwench.text.detokenizer import Detokenizer, StopChecker

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from qwench.runtime.sampling_params import SamplingParams
+from qwench.runtime.sampling.sampling_params import SamplingParams
 from qwench.runtime.thoughts import CLOSE, GAP, OPEN, Place, Thoughts
 from qwench.text.detokenizer import possible_start
 from qwench.text.tokenizer import Tokenizer, special_ids

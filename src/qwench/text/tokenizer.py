@@ -17,7 +17,7 @@ import tokenizers
 from qwench.checkpoint.tokenizer_files import read_json, read_tokenizer, special_texts, special_tokens
 from qwench.checkpoint.tokenizer_tables import bytes_of, read_tokenizer_tables
 from qwench.errors import CheckpointError, RequestError
-from qwench.runtime.matcher import Vocabulary
+from qwench.runtime.structured_output.matcher import Vocabulary
 from qwench.text.byte_pairs import BytePairs
 
 SLACK = 16  # tokens: an added token with a blank in it could lie across the border

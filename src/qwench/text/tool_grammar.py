@@ -15,9 +15,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from qwench.errors import GrammarError
-from qwench.runtime.grammar import Grammar
-from qwench.runtime.json_schema import changed, holdable
-from qwench.runtime.matcher import WHITESPACE
+from qwench.runtime.structured_output.grammar import Grammar
+from qwench.runtime.structured_output.json_schema import changed, holdable
+from qwench.runtime.structured_output.matcher import WHITESPACE
 from qwench.text.tool_calls import CLOSE, OPEN, TagKind
 
 _COMBINING = {"allOf", "anyOf", "oneOf", "$ref", "if", "dependentSchemas"}  # they may name further properties

@@ -7,7 +7,7 @@ from fastapi.responses import JSONResponse, Response
 
 from qwench.serve.anthropic.messages import answer_message, count_tokens
 from qwench.serve.http.document import answer_route, body_route
-from qwench.serve.models import Models
+from qwench.serve.models.models import Models
 from qwench.serve.protocol import messages_replies as replies
 from qwench.serve.protocol.messages import MessagesRequest
 

@@ -8,7 +8,7 @@ from typing import Any
 from fastapi import Request
 from fastapi.responses import Response
 
-from qwench.runtime.sampling_params import SamplingParams
+from qwench.runtime.sampling.sampling_params import SamplingParams
 from qwench.serve.chats import Conversation, begin_chat
 from qwench.serve.ollama.reply import OllamaReply, Stopwatch, without_answer
 from qwench.serve.protocol.chat import to_template

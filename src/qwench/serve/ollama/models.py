@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from qwench.serve.model_card import ModelCard, read_card
-from qwench.serve.models import Models
+from qwench.serve.models.model_card import ModelCard, read_card
+from qwench.serve.models.models import Models
 from qwench.serve.ollama.reply import time_in
 from qwench.serve.service import ServedModel, Service
 

@@ -9,7 +9,7 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from qwench.serve.http.document import answer_route, body_route, closed_route
 from qwench.serve.http.streaming import json_line
-from qwench.serve.models import Models
+from qwench.serve.models.models import Models
 from qwench.serve.ollama import chat, generate
 from qwench.serve.ollama.embeddings import embed_all, embed_one
 from qwench.serve.ollama.models import list_models, list_running, show_model

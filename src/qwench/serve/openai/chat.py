@@ -11,7 +11,7 @@ from typing import Any
 from fastapi import Request
 from fastapi.responses import JSONResponse, Response
 
-from qwench.runtime.sampling_params import SamplingParams
+from qwench.runtime.sampling.sampling_params import SamplingParams
 from qwench.serve.answers import Answers
 from qwench.serve.chats import Conversation, begin_chat
 from qwench.serve.failures import ApiError

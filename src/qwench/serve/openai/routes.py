@@ -9,7 +9,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
 
 from qwench.serve.http.document import answer_route, body_route, closed_route, text_body_route
-from qwench.serve.models import Models
+from qwench.serve.models.models import Models
 from qwench.serve.openai import tokens
 from qwench.serve.openai.adapters import load_adapter, unload_adapter
 from qwench.serve.openai.chat import answer_chat

@@ -6,7 +6,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 
 from qwench.serve.http.document import answer_route
-from qwench.serve.models import Models
+from qwench.serve.models.models import Models
 from qwench.serve.pooling.rank import rerank, score
 from qwench.serve.pooling.rows import classify, give_rows
 from qwench.serve.protocol import pooling

@@ -13,7 +13,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 
-from qwench.serve.model_settings import ModelSettings
+from qwench.serve.models.model_settings import ModelSettings
 from qwench.serve.processes.wire import Message
 from qwench.serve.settings import ServeSettings
 

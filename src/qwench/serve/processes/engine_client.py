@@ -29,7 +29,7 @@ from qwench.errors import DeadlineError, GrammarError
 from qwench.runtime.limits import RequestLimits
 from qwench.runtime.outputs import FinishReason
 from qwench.runtime.pooling import PoolingParams
-from qwench.runtime.sampling_params import SamplingParams
+from qwench.runtime.sampling.sampling_params import SamplingParams
 from qwench.serve.failures import ApiError
 from qwench.serve.processes.children import Child
 from qwench.serve.processes.supervisor import Supervised

@@ -24,10 +24,10 @@ from qwench.config import QwenchConfig
 from qwench.errors import CapacityError, ConfigError, QwenchError, RequestError
 from qwench.llm import LLM
 from qwench.parallel.team_executor import TeamExecutor
-from qwench.runtime.grammar import Grammar
 from qwench.runtime.outputs import TokenLogprobs
 from qwench.runtime.pooling import PoolingParams
 from qwench.runtime.prefix_file import SUFFIX
+from qwench.runtime.structured_output.grammar import Grammar
 from qwench.serve.processes.wire import Link, Message, open_link, params_from_json, params_to_json
 from qwench.text.generation import CHAT_END_TOKENS, Delta
 from qwench.text.thoughts import has_thoughts

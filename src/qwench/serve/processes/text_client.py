@@ -12,7 +12,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from qwench.runtime.grammar import Grammar
+from qwench.runtime.structured_output.grammar import Grammar
 from qwench.serve.failures import ApiError
 from qwench.serve.processes.children import Child
 from qwench.serve.processes.supervisor import Supervised

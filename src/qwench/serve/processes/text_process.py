@@ -15,8 +15,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from qwench.errors import ConfigError, QwenchError
-from qwench.runtime.grammar import Grammar
-from qwench.runtime.matcher import GrammarCompiler
+from qwench.runtime.structured_output.grammar import Grammar
+from qwench.runtime.structured_output.matcher import GrammarCompiler
 from qwench.serve.processes.wire import Message, open_link
 from qwench.text.chat import render_chat, template_variables
 from qwench.text.gbnf import is_gbnf, to_lark

@@ -14,8 +14,8 @@ import sys
 from typing import Any
 
 from qwench.log_lines import log_in_one_line_each
-from qwench.runtime.grammar import Grammar
-from qwench.runtime.sampling_params import SamplingParams
+from qwench.runtime.sampling.sampling_params import SamplingParams
+from qwench.runtime.structured_output.grammar import Grammar
 
 Message = dict[str, Any]
 

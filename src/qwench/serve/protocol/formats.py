@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from qwench.runtime.grammar import Grammar
+from qwench.runtime.structured_output.grammar import Grammar
 from qwench.serve.protocol.common import Body, Flag
 
 Name = Annotated[str, Field(min_length=1, max_length=256)]

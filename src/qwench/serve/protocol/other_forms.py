@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic_core import PydanticCustomError
 
-from qwench.serve.keep_alive import keep_alive_s
+from qwench.serve.models.keep_alive import keep_alive_s
 
 MAX_TOKENS = 1 << 31
 TINY = 1e-9  # a probability that the likeliest token alone reaches

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from qwench.errors import RequestError
-from qwench.runtime.grammar import Grammar
+from qwench.runtime.structured_output.grammar import Grammar
 
 
 @dataclass(frozen=True)

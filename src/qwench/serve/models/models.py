@@ -12,8 +12,8 @@ from collections.abc import AsyncIterator, Sequence
 from fastapi import Request
 
 from qwench.serve.failures import ApiError
-from qwench.serve.model_loader import ModelLoader
-from qwench.serve.model_settings import plain_name
+from qwench.serve.models.model_loader import ModelLoader
+from qwench.serve.models.model_settings import plain_name
 from qwench.serve.service import ServedModel, Service
 from qwench.serve.settings import ServeSettings
 

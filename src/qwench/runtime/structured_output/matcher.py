@@ -20,8 +20,8 @@ import numpy as np
 import numpy.typing as npt
 
 from qwench.errors import ConfigError, GrammarError
-from qwench.runtime.grammar import Grammar
-from qwench.runtime.json_schema import holdable
+from qwench.runtime.structured_output.grammar import Grammar
+from qwench.runtime.structured_output.json_schema import holdable
 
 if TYPE_CHECKING:
     import llguidance

@@ -4,8 +4,8 @@ Its cache has a place for each block of the large model's pool, and it uses the 
 prefixes, preemption and freeing are the pool's, and nothing is kept twice. Only how much of a block the draft has
 computed is its own to know (`BlockPool.num_followed`), since it reads a prompt when it is first asked to guess.
 
-It guesses for all requests that want it at once, a token of each in a step: `runtime/speculation.py`, its only caller,
-says for whom, and in an `Ask` how far.
+It guesses for all requests that want it at once, a token of each in a step: `speculation.py`, its only caller, says
+for whom, and in an `Ask` how far.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import numpy as np
 
 from qwench.errors import ConfigError, NumericalError
 from qwench.runtime.block_pool import BlockPool
-from qwench.runtime.step_costs import StepCosts
+from qwench.runtime.spec_decode.step_costs import StepCosts
 from qwench.targets.target import (
     LOGIT_GROUP,
     CacheConfig,

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from qwench.runtime.draws import draw
 from qwench.runtime.request import Request
+from qwench.runtime.sampling.draws import draw
 from qwench.targets.cpu import _native
 from qwench.targets.target import Float32
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from qwench.errors import NumericalError
 from qwench.runtime.outputs import TokenLogprobs
-from qwench.runtime.sampler import log_probabilities
+from qwench.runtime.sampling.sampler import log_probabilities
 from qwench.targets.target import Float32, Int32
 
 

@@ -4,7 +4,7 @@ What guesses cost differs between models, machines and loads, so nothing here is
 time is disturbed: the first ones find nothing in the caches, and other processes take the processor for milliseconds.
 Nothing makes a step faster than it is. So the fastest of the first steps counts, and a later one no more than a little
 above what was expected, unless those before it were slow as well. Knows neither engines nor drafts. Called by
-`runtime/speculation.py`.
+`speculation.py`.
 """
 
 from __future__ import annotations

@@ -19,10 +19,10 @@ import numpy as np
 import numpy.typing as npt
 
 from qwench.errors import GrammarError, NumericalError
-from qwench.runtime.draws import draw
-from qwench.runtime.matcher import TokenMatcher
 from qwench.runtime.outputs import TokenLogprobs
-from qwench.runtime.sampling_params import SamplingParams
+from qwench.runtime.sampling.draws import draw
+from qwench.runtime.sampling.sampling_params import SamplingParams
+from qwench.runtime.structured_output.matcher import TokenMatcher
 from qwench.runtime.thoughts import Thought
 from qwench.targets.cpu import _native
 from qwench.targets.target import LOGIT_GROUP, Float32

@@ -12,12 +12,12 @@ budget, the rows of logits and the blocks that the scheduler leaves over. Called
 
 from __future__ import annotations
 
-from qwench.runtime.acceptance import Acceptance
-from qwench.runtime.draft_model import Ask, DraftModel, Guess
-from qwench.runtime.following import Following
 from qwench.runtime.request import Request
 from qwench.runtime.scheduler import Scheduler
-from qwench.runtime.step_costs import StepCosts
+from qwench.runtime.spec_decode.acceptance import Acceptance
+from qwench.runtime.spec_decode.draft_model import Ask, DraftModel, Guess
+from qwench.runtime.spec_decode.following import Following
+from qwench.runtime.spec_decode.step_costs import StepCosts
 
 MOST_GUESSES = 8  # of a draft model, in one step of one request
 # Cost of one more token in a step, as a share of a step of one token, for lookup, which costs nothing else. Measured on

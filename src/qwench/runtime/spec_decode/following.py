@@ -1,6 +1,6 @@
 """How far a draft model has come in one sample, and how often its guesses there were right.
 
-Held by a `Request`, kept by `runtime/draft_model.py` and `runtime/speculation.py`.
+Held by a `Request`, kept by `draft_model.py` and `speculation.py`.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from typing import Literal
 
 from qwench.host import format_bytes
 from qwench.serve.failures import ApiError
-from qwench.serve.keep_alive import FOREVER
+from qwench.serve.models.keep_alive import FOREVER
 from qwench.serve.processes.supervisor import StartError
 from qwench.serve.service import Service
 from qwench.serve.settings import ServeSettings

@@ -1,12 +1,12 @@
 """How often a draft model's guesses are right: of each confidence, and all in all, where those of late count more.
 
-What one request's were is its `Following`'s to know. Kept by `runtime/speculation.py`.
+What one request's were is its `Following`'s to know. Kept by `speculation.py`.
 """
 
 from __future__ import annotations
 
-from qwench.runtime.draft_model import MARGINS
-from qwench.runtime.following import Following
+from qwench.runtime.spec_decode.draft_model import MARGINS
+from qwench.runtime.spec_decode.following import Following
 
 # Of a draft that hasn't guessed yet: how often it is right, by confidence.
 _FIRST_ODDS = (0.3, 0.4, 0.45, 0.55, 0.6, 0.7, 0.8, 0.9, 0.95)

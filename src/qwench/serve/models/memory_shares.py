@@ -16,7 +16,7 @@ from qwench.config import QwenchConfig
 from qwench.errors import CapacityError
 from qwench.host import available_memory_bytes, format_bytes
 from qwench.runtime.loading import DEFAULT_CACHE_BYTES, DEFAULT_CACHE_SHARE, working_bytes
-from qwench.serve.model_settings import ModelSettings
+from qwench.serve.models.model_settings import ModelSettings
 from qwench.targets.registry import get_target
 
 logger = logging.getLogger(__name__)

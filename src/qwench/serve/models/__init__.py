@@ -1,0 +1,1 @@
+"""Several models in one server: what each is given, and which are in memory."""
