@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -102,8 +103,10 @@ def test_each_module_is_what_the_specification_says(target: str, seed: int) -> N
 
 
 @pytest.mark.parametrize("options", [{"weights": "int8"}, {"weights": "int4", "group_size": 32}], ids=["int8", "int4"])
-def test_modules_have_the_model_s_formats(options: dict[str, str]) -> None:
-    """The reference target of the same quantised weights gives what the cpu's kernels give."""
+def test_modules_have_the_model_s_formats(options: dict[str, Any]) -> None:
+    """The reference target of the same quantised weights gives what the cpu's kernels give, beside a cache that leaves
+    queries as they are: rounded, they move codes to the other side by the dozen."""
+    options = {**options, "kv_cache": "bf16"}
     results = []
     for target in ("reference", "cpu"):
         artifact, unfused, tensors = make_artifact(target, 6, std=0.1, **options)
