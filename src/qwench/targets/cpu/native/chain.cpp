@@ -4,6 +4,8 @@
 #include <cmath>
 #include <limits>
 
+#include "sampling.h"
+
 namespace qwench {
 namespace {
 
@@ -14,18 +16,10 @@ struct Likeliest {
   double margin;  // NaN: there are logits that are no finite numbers
 };
 
-Likeliest likeliest(const float* logits, const float* maxima, int num_logits) {
-  constexpr double kNone = std::numeric_limits<double>::quiet_NaN();
-  const int num_groups = (num_logits + kPanelColumns - 1) / kPanelColumns;
-  int best = 0;
-  for (int g = 0; g < num_groups; ++g) {
-    if (std::isnan(maxima[g])) return {0, kNone};
-    if (maxima[g] > maxima[best]) best = g;
-  }
-  const float top = maxima[best];
-  if (!std::isfinite(top)) return {0, kNone};
-  const int first = best * kPanelColumns, last = std::min(first + kPanelColumns, num_logits);
-  const int token = int(std::max_element(logits + first, logits + last) - logits);
+Likeliest find_likeliest(const float* logits, const float* maxima, int num_logits) {
+  const int token = likeliest(logits, num_logits, maxima);
+  if (token < 0) return {0, std::numeric_limits<double>::quiet_NaN()};
+  const int num_groups = (num_logits + int(kLogitGroup) - 1) / int(kLogitGroup), best = token / int(kLogitGroup);
   float second = -std::numeric_limits<float>::infinity();
   if (num_groups > kFewGroups) {
     for (int g = 0; g < num_groups; ++g)
@@ -34,7 +28,7 @@ Likeliest likeliest(const float* logits, const float* maxima, int num_logits) {
     for (int i = 0; i < num_logits; ++i)
       if (i != token) second = std::max(second, logits[i]);
   }
-  return {token, double(top) - double(second)};
+  return {token, double(logits[token]) - double(second)};
 }
 
 }  // namespace
@@ -47,7 +41,7 @@ Chain follow_likeliest(Executor& executor, Batch batch, const Results& results, 
   while (true) {
     executor.step(batch, results);
     ++chain.num_steps;
-    const Likeliest found = likeliest(results.logits, results.maxima, executor.num_outputs());
+    const Likeliest found = find_likeliest(results.logits, results.maxima, executor.num_outputs());
     const double margin = found.margin / rule.temperature;
     const double* end = rule.margins + rule.num_margins;
     const int confidence = int(std::upper_bound(rule.margins, end, margin) - rule.margins);
