@@ -142,13 +142,16 @@ def test_a_single_row_over_several_tiles(variant: str, cache_dtype: str) -> None
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("num_terms", [16, 64, 80, 128, 256])
 def test_the_largest_words_fill_a_sum_and_no_more(variant: str, num_terms: int) -> None:
-    """Keys and queries of one and the same magnitude: every product of codes is the largest that there can be."""
-    program, tensors = biased_model(0, head_dim=num_terms, num_heads=1, num_kv_heads=1)
+    """Keys and queries of nearly one magnitude, that hardly turn: products of codes are nearly the largest that there
+    can be, and a sum that overflowed would move scores by as much as they are."""
+    rope = RopeSpec(1e30)
+    program, tensors = biased_model(0, head_dim=num_terms, num_heads=1, num_kv_heads=1, rope=rope)
     for name in tensors:
         if name.endswith(("q_proj.weight", "k_proj.weight")):
-            tensors[name] = np.zeros_like(tensors[name])
+            tensors[name] = (tensors[name].astype(np.float32) * 0.05).astype(tensors[name].dtype)
         if name.endswith(("q_proj.bias", "k_proj.bias")):
             tensors[name] = np.full_like(tensors[name], 1.0)
+            tensors[name][[0, num_terms // 2]] = 0.0  # the pair that turns all the same
     expected, got = (logits_of(target, "int16", (program, tensors)) for target in ("reference", variant))
     assert num_terms * largest_word(num_terms) ** 2 < 2**31 <= num_terms * (largest_word(num_terms) + 1) ** 2
     assert worst_pcc(got, expected) > 0.99999
