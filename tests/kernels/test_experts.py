@@ -68,6 +68,19 @@ def test_bits_are_those_of_the_request_alone(variant: str, fmt: Format, activati
         np.testing.assert_array_equal(run(chunks, threads, neighbours), alone, err_msg=f"{chunks} {neighbours}")
 
 
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_panels_may_be_added_two_at_a_time(variant: str) -> None:
+    """Ten panels of the residual are an item each for two threads, and two an item for one."""
+    rng = np.random.default_rng(9)
+    spec = dataclasses.replace(small_spec(rng, "qwen2_moe"), hidden_size=600)
+    program = model_program(spec, Format("int4", 32), "int8")
+    tensors = random_tensors(program, rng, std=0.1)
+    step = batch([rng.integers(0, 90, 40).astype(np.int32)], [40], [[0, 1, 2]])
+    together, apart = (load(variant, program, tensors, CACHE, threads).step(step) for threads in (1, 2))
+    assert np.isfinite(together).all()
+    np.testing.assert_array_equal(together, apart)
+
+
 def routes_of(program, tensors: Tensors, ids: np.ndarray) -> np.ndarray:  # type: ignore[no-untyped-def]
     executor = load("reference", program, tensors, CACHE)
     return executor.step_buffers(batch([ids], [len(ids)], [[0, 1]]))["layers.0.route"]

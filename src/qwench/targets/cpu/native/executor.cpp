@@ -269,9 +269,8 @@ void Executor::drop_lora(int adapter) {
 // When there are too few items to keep the threads busy, as when one user's answer is generated after a long prompt,
 // the partitions of an item become items. The result is the same to the bit.
 void Executor::split_attention() {
-  constexpr size_t kItemsPerThread = 4;
   step_.num_groups = 0;
-  if (num_threads() == 1 || step_.attention.size() >= kItemsPerThread * num_threads()) return;
+  if (num_threads() == 1 || int(step_.attention.size()) >= kItemsPerThread * num_threads()) return;
   const std::vector<StepContext::SequenceItem> whole(step_.attention);
   auto state_floats = [&](const AttentionItem& item) {
     return attention_state_floats(item.num_tokens * item.num_heads, cache_.shape().padded_dim());

@@ -142,6 +142,8 @@ struct LoraWeights {
 
 using PieceVisitor = std::function<void(void* piece, size_t num_bytes)>;
 enum class Gathered { kNever, kByAll, kByHost0 };  // what hosts computed, behind an op
+// Items that are handed out one by one should be so many, so that no thread waits long for the last of them.
+constexpr int kItemsPerThread = 4;
 
 // One lowered op; the kinds are in phases.cpp. `run` is called by every thread; a barrier follows.
 class Phase {

@@ -115,8 +115,11 @@ struct ExpertGateUp final : Phase {
   }
 };
 
-// Experts' down, added to their tokens in the order of experts. An item is the same panel of all experts: whoever has
-// it adds all that there is to add to its columns.
+// Where there are enough, so that an expert's rows, once in the second-level cache, meet more than one of its panels.
+constexpr int kPanelsPerItem = 2;
+
+// Experts' down, added to their tokens in the order of experts. An item is the same panels of all experts: whoever has
+// it adds all that there is to add to their columns.
 struct ExpertDown final : Phase {
   const char* kind() const override { return "expert_linear"; }
   Buffer in, residual, out;
@@ -134,19 +137,25 @@ struct ExpertDown final : Phase {
   void run(Executor& e, const StepContext& step, int thread) override {
     const ExpertRows& rows = e.expert_rows();
     const int num_chosen = int(rows.chosen.size());
-    for (int p; (p = panels.first + next_item.fetch_add(1, std::memory_order_relaxed)) < panels.last;) {
-      const PanelSums sums(e, step.batch.num_tokens, residual, out, p, thread);
+    const bool are_many = panels.last - panels.first >= kPanelsPerItem * kItemsPerThread * e.num_threads();
+    const int size = are_many ? kPanelsPerItem : 1;
+    for (int first; (first = panels.first + size * next_item.fetch_add(1, std::memory_order_relaxed)) < panels.last;) {
+      const Span item{first, std::min(first + size, panels.last)};
+      const PanelSums sums(e, step.batch.num_tokens, residual, out, item, thread);
       for (int i = 0; i < num_chosen; ++i) {
         const int expert = rows.chosen[i];
         LinearArgs args = expert_args(e, in, experts[expert], rows, expert, thread);
         args.epilogue = Epilogue::kWeightedAdd;
         args.width = out.width;
-        args.y = sums.data();
         args.tokens = rows.tokens.data() + rows.first[expert];
         args.weights = rows.weights.data() + rows.first[expert];
         args.weight_stride = 1;
-        args.next = i + 1 < num_chosen ? experts[rows.chosen[i + 1]].panel(p) : nullptr;
-        e.kernels().linear(args, p, p + 1);
+        for (int p = item.first; p < item.last; ++p) {
+          args.y = sums.panel(p);
+          const bool stays = p + 1 < item.last || i + 1 == num_chosen;  // with this expert
+          args.next = stays ? nullptr : experts[rows.chosen[i + 1]].panel(item.first);
+          e.kernels().linear(args, p, p + 1);
+        }
       }
       sums.store();
     }
@@ -280,7 +289,7 @@ void Executor::add_expert_linear_add(Buffer in, std::vector<PackedMatrix> expert
   check_experts(experts, in, expert_rows_.first.size() - 1, panels);
   require(int(host_panels.size()) == num_hosts(), "panels of every host, or of none");
   require(is_plain(out) && out.rows == Rows::kTokens, "experts are added to tokens");
-  reserve_thread_scratch(size_t(max_tokens()) * kPanelColumns);
+  reserve_thread_scratch(size_t(max_tokens()) * kPanelColumns * kPanelsPerItem);
   auto phase = std::make_unique<ExpertDown>();
   phase->in = in;
   phase->experts = std::move(experts);

@@ -85,33 +85,39 @@ inline void for_values(const Executor& e, const StepContext& step, const Buffer&
   for_floats(e.output(step, b), b.width, columns, num_rows, visit);
 }
 
-// Columns of one panel that weighted products are added to, in this thread's scratch [rows, 64], where rows lie next to
-// each other and not pages apart: at first the residual's, or zeros if it has no width; then they go to `out`.
+// Columns of some panels that weighted products are added to, in this thread's scratch [panels, rows, 64], where a
+// panel's rows lie next to each other and not pages apart: at first the residual's, or zeros if it has no width; then
+// they go to `out`.
 class PanelSums {
  public:
-  PanelSums(const Executor& e, int num_rows, const Buffer& residual, const Buffer& out, int panel, int thread)
-      : sums_(e.thread_scratch(thread)),
-        out_(e.values(out) + panel * kPanelColumns),
-        num_rows_(num_rows),
-        stride_(out.width),
-        count_(std::min(kPanelColumns, out.width - panel * kPanelColumns)) {
-    const float* x = residual.width ? e.values(residual) + panel * kPanelColumns : nullptr;
-    for (int row = 0; row < num_rows_; ++row) {
-      float* to = sums_ + size_t(row) * kPanelColumns;
-      std::fill(to, to + kPanelColumns, 0.0f);
-      if (x) std::memcpy(to, x + row * stride_, count_ * sizeof(float));
-    }
+  PanelSums(const Executor& e, int num_rows, const Buffer& residual, const Buffer& out, Span panels, int thread)
+      : sums_(e.thread_scratch(thread)), out_(e.values(out)), panels_(panels), num_rows_(num_rows), width_(out.width) {
+    const float* x = residual.width ? e.values(residual) : nullptr;
+    for_each([&](float* sums, size_t at, size_t count) {
+      std::fill(sums, sums + kPanelColumns, 0.0f);
+      if (x) std::memcpy(sums, x + at, count * sizeof(float));
+    });
   }
-  float* data() const { return sums_; }
+  float* panel(int p) const { return sums_ + size_t(p - panels_.first) * num_rows_ * kPanelColumns; }
   void store() const {
-    for (int row = 0; row < num_rows_; ++row)
-      std::memcpy(out_ + row * stride_, sums_ + size_t(row) * kPanelColumns, count_ * sizeof(float));
+    for_each([&](const float* sums, size_t at, size_t count) { std::memcpy(out_ + at, sums, count * sizeof(float)); });
   }
 
  private:
+  // work(a row's sums of a panel, where they lie in the whole, how many there are).
+  template <class Work>
+  void for_each(Work work) const {
+    for (int row = 0; row < num_rows_; ++row)
+      for (int p = panels_.first; p < panels_.last; ++p) {
+        const int first = p * kPanelColumns;
+        work(panel(p) + size_t(row) * kPanelColumns, size_t(row) * width_ + first,
+             std::min(kPanelColumns, width_ - first));
+      }
+  }
+
   float *sums_, *out_;
-  int num_rows_;
-  size_t stride_, count_;
+  Span panels_;
+  int num_rows_, width_;
 };
 
 // Rows that one thread shrinks at a time: enough to read an adapter once for all rows of a step that decodes.
@@ -167,8 +173,8 @@ struct Linear final : Phase {
     for (int i; (i = next_item.fetch_add(1, std::memory_order_relaxed)) < count;) {
       const Span item = this->item(i, panels_per_item);
       if (epilogue == Epilogue::kWeightedAdd) {
-        const PanelSums sums(e, args.num_rows, residual, out, item.first, thread);
-        args.y = sums.data();
+        const PanelSums sums(e, args.num_rows, residual, out, item, thread);
+        args.y = sums.panel(item.first);
         e.kernels().linear(args, item.first, item.last);
         sums.store();
         continue;
