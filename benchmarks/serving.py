@@ -27,7 +27,7 @@ from benchmarks import plan as plans
 from benchmarks.contenders.qwench_engine import OPTIONS
 from benchmarks.folders import build_folder, check_checkpoint, write_json
 from benchmarks.process import Worker
-from qwench.cli.table import print_table
+from qwench.cli.terminal.table import print_table
 from qwench.compiler import compile_checkpoint
 from qwench.config import QwenchConfig
 from qwench.evaluate.load.client import LoadClient

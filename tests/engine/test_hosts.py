@@ -17,7 +17,7 @@ import pytest
 
 from qwench import LLM, QwenchConfig, compile_checkpoint
 from qwench.artifact import open_artifact
-from qwench.cli.plan import describe
+from qwench.cli.commands.plan import describe
 from qwench.errors import ConfigError
 from qwench.parallel.forecast import Network, exchanges, forecast
 from qwench.program.shard import Shares

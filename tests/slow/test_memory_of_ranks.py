@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from qwench import LLM, QwenchConfig, SamplingParams, compile_checkpoint
-from qwench.cli.plan import describe
+from qwench.cli.commands.plan import describe
 from qwench.parallel.team_executor import TeamExecutor
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "model"))

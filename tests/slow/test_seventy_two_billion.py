@@ -19,7 +19,7 @@ from test_memory_of_ranks import OF_ANY_RANK, held_bytes
 
 from qwench import LLM, QwenchConfig, SamplingParams, compile_checkpoint
 from qwench.checkpoint.spec import ModelSpec
-from qwench.cli.plan import describe
+from qwench.cli.commands.plan import describe
 from qwench.host import available_memory_bytes
 from qwench.parallel.team_executor import TeamExecutor
 from qwench.program.models import source_shapes

@@ -283,7 +283,7 @@ def test_scales_that_are_not_finite(q8_0: Path, tmp_path: Path) -> None:
 
 
 def test_plan_reads_the_header_alone(q8_0: Path) -> None:
-    from qwench.cli.plan import describe
+    from qwench.cli.commands.plan import describe
 
     report = describe(q8_0, QwenchConfig())
     compiled = describe(DEFAULT_MODEL, QwenchConfig(weights="int8", group_size=32))

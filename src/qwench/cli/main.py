@@ -15,7 +15,7 @@ from typing import NoReturn
 
 import qwench
 from qwench.cli.failure import INTERRUPTED, OUR_FAULT, USER_ERROR, UsageError, explain
-from qwench.cli.streams import discard, flush_stdout, open_closed_streams, say, unwritable_stdout
+from qwench.cli.terminal.streams import discard, flush_stdout, open_closed_streams, say, unwritable_stdout
 from qwench.errors import QwenchError
 from qwench.host import mpi_place, wants_traceback
 from qwench.log_lines import log_in_one_line_each
@@ -35,7 +35,7 @@ COMMANDS = (
     "inspect",
     "plan",
     "pull",
-)  # each a module of this package
+)  # each a module of commands/
 WITH_RANKS = ("run", "chat", "serve", "prefix", "demo", "bench", "verify", "eval")  # on several hosts, too
 
 
@@ -57,7 +57,7 @@ def _parser(asked: str) -> ArgumentParser:
     parser.add_argument("--version", action="version", version=f"qwench {qwench.__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     for name in (asked,) if asked in COMMANDS else COMMANDS:
-        module = importlib.import_module(f"qwench.cli.{name.replace('-', '_')}")
+        module = importlib.import_module(f"qwench.cli.commands.{name.replace('-', '_')}")
         description = (module.execute.__doc__ or "").strip()
         command = commands.add_parser(
             name, help=description.splitlines()[0], description=description, allow_abbrev=False

@@ -11,8 +11,8 @@ from typing import Any, NoReturn
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, model_validator
 
-from qwench.cli import serve
-from qwench.cli.options import default_model
+from qwench.cli.commands import serve
+from qwench.cli.options.loading import default_model
 from qwench.errors import ConfigError
 
 OF_RAY = {

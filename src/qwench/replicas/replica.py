@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator
 from ray import serve
 from starlette.types import Message, Receive, Send
 
-from qwench.cli.serve import settings_of
+from qwench.cli.commands.serve import settings_of
 from qwench.log_lines import log_in_one_line_each
 from qwench.replicas.forwarding import ForwardedRequest
 from qwench.serve.processes.children import Children

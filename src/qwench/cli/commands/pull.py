@@ -20,7 +20,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 def execute(args: Namespace) -> None:
     """Download a checkpoint from the Hugging Face hub."""
     from qwench.checkpoint.hub import pull
-    from qwench.cli.progress import ProgressDisplay
+    from qwench.cli.terminal.progress import ProgressDisplay
 
     with ProgressDisplay() as progress:
         folder = pull(args.model_id, args.output, args.revision, progress=progress)

@@ -1,6 +1,6 @@
 """`qwench demo`: users who all ask at once, and what they notice.
 
-Turns options into a plan; `evaluate/users.py` runs it, `cli/demo_report.py` shows what came of it.
+Turns options into a plan; `evaluate/users.py` runs it, `cli/reports/demo_report.py` shows what came of it.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qwench.cli import options
 from qwench.cli.failure import OUR_FAULT
-from qwench.cli.progress import AnswerCount, ProgressDisplay
+from qwench.cli.options.loading import WEIGHTS_HELP, add_loading, config_of, default_model
+from qwench.cli.terminal.progress import AnswerCount, ProgressDisplay
 from qwench.errors import ConfigError, RequestError
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     add(
         "--weights", metavar="KIND", action="append", default=[],
         help="instruct: prompts go through the chat template, the default if there is one; general: they are continued "
-        f"as they are. May be given twice, since it is also, as elsewhere, {options.WEIGHTS_HELP}",
+        f"as they are. May be given twice, since it is also, as elsewhere, {WEIGHTS_HELP}",
     )  # fmt: skip
     add("--raw", action="store_true", help="the same as --weights general")
     add("--users", type=int, metavar="N", help=f"who ask at the same time; default {DEFAULT_USERS}, or what fits")
@@ -55,14 +55,14 @@ def add_arguments(parser: ArgumentParser) -> None:
     add("--show", type=int, default=2, metavar="N", help="answers to print; default 2")
     add("--verbose", action="store_true", help="print each iteration, once the clock has stopped")
     add("--json", metavar="FILE", help="write all that was measured and answered to FILE; -: print it, and only it")
-    options.add_loading(parser)
+    add_loading(parser)
 
 
 def execute(args: Namespace) -> int:
     """Let users ask all at once, and measure what they notice."""
-    from qwench.cli import demo_report
+    from qwench.cli.reports import demo_report
 
-    args.model = args.model or options.default_model()
+    args.model = args.model or default_model()
     style, args.weights = _split_weights(args.weights, args.raw)
     llm, loaded = _load(args)
     with llm:
@@ -107,7 +107,7 @@ def _load(args: Namespace) -> tuple[LLM, dict[str, Any]]:
     from qwench.llm import LLM
     from qwench.load import resolve_model
 
-    config = options.config_of(args)
+    config = config_of(args)
     if args.users is not None and args.users > DEFAULT_USERS and not is_artifact(Path(args.model)):
         config = dataclasses.replace(config, batch_size=args.users)
     stages: set[str] = set()
@@ -175,7 +175,7 @@ def _default_users(engine: Engine, prompts: Sequence[Sequence[int]], num_iterati
 
 def _run(args: Namespace, llm: LLM, plans: Sequence[Plan], texts: Sequence[str], report: dict[str, Any]) -> int:
     """Measures each plan and puts it into the report."""
-    from qwench.cli import demo_report
+    from qwench.cli.reports import demo_report
     from qwench.evaluate.users import run_users
 
     recordings = []
@@ -192,7 +192,7 @@ def _run_determinism(
     args: Namespace, llm: LLM, plans: Sequence[Plan], texts: Sequence[str], report: dict[str, Any]
 ) -> int:
     """Checks the one plan; the exit code says whether it holds."""
-    from qwench.cli import demo_report
+    from qwench.cli.reports import demo_report
     from qwench.evaluate.determinism import check_determinism
 
     [plan] = plans

@@ -12,7 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qwench.cli.progress import AnswerCount
+from qwench.cli.terminal.progress import AnswerCount
 from qwench.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ def _who(plan: LoadPlan) -> str:
 
 
 def _print(url: str, plan: LoadPlan, result: Figures) -> None:
-    from qwench.cli.table import print_table
+    from qwench.cli.terminal.table import print_table
 
     print(f"server   {url}")
     print(f"load     {result.num_requests} requests, {_who(plan)}; took {result.duration_s:.1f} s")

@@ -1,6 +1,6 @@
 """The tables of `qwench bench --profile`: one row per kind of op, all layers together.
 
-Knows only the report, the plain data that `--json` prints; called by `cli/bench.py`.
+Knows only the report, the plain data that `--json` prints; called by `cli/commands/bench.py`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ NUMBERS = ("ms", "time", "MB", "GB/s", "Gop", "GOPS", "ceiling")
 
 def print_profile(report: dict[str, Any]) -> None:
     """Two tables. time: share of the step; ceiling: the least time over the measured one."""
-    from qwench.cli.table import print_table
+    from qwench.cli.terminal.table import print_table
 
     for name in ("prefill", "decode"):
         step = report[name]

@@ -6,7 +6,7 @@ import sys
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
-from qwench.cli import options
+from qwench.cli.options.loading import add_model, load_llm
 from qwench.errors import ConfigError
 
 
@@ -14,7 +14,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     actions = parser.add_subparsers(metavar="ACTION", required=True)
     saver = actions.add_parser("save", help="compute a prefix and write it to FILE", allow_abbrev=False)
     saver.set_defaults(action=_save)
-    options.add_model(saver)
+    add_model(saver)
     add = saver.add_argument
     add("file", type=Path, metavar="FILE", help="where to, such as prefixes/support.prefix; replaced if it's there")
     add("-p", "--prompt", metavar="TEXT", help="the text that prompts begin with")
@@ -39,7 +39,7 @@ def _save(args: Namespace) -> None:
     if args.file.suffix != SUFFIX:
         raise ConfigError(f"FILE is {args.file}; its name must end in {SUFFIX}, as serve --prefix-dir looks for it")
     text = _text(args)
-    with options.load(args) as llm:
+    with load_llm(args) as llm:
         if args.system:
             from qwench.text.chat import render_chat
 
@@ -68,7 +68,7 @@ def _text(args: Namespace) -> str:
 
 def _list(args: Namespace) -> None:
     from qwench.cli.sizes import format_size
-    from qwench.cli.table import print_table
+    from qwench.cli.terminal.table import print_table
     from qwench.runtime.prefix_file import SUFFIX, SavedPrefix
 
     if not args.folder.is_dir():

@@ -8,8 +8,8 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qwench.cli.compile import add_options
-from qwench.cli.options import config_of
+from qwench.cli.options.compiling import add_compiling
+from qwench.cli.options.loading import config_of
 from qwench.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "source", type=Path, metavar="SRC", help="folder with a config.json, or a .gguf file; weights aren't read"
     )
-    add_options(parser)
+    add_compiling(parser)
     add = parser.add_argument
     add("--tensor-parallel-size", type=int, metavar="N", help="also show what each of N ranks takes")
     add("--shares", metavar="A,B,...", help="how much each rank takes, as 2,1,1; default: alike")
@@ -189,7 +189,7 @@ def _is_quantized(folder: Path) -> bool:
 
 def _print(report: dict[str, Any]) -> None:
     from qwench.cli.sizes import format_size
-    from qwench.cli.table import print_table
+    from qwench.cli.terminal.table import print_table
 
     config = report["config"]
     length = f"one sequence of {config['max_seq_len']} tokens, {config['kv_cache']}"

@@ -1,4 +1,4 @@
-"""What `qwench demo` reports, as an object for --json and as text. Called by `cli/demo.py`."""
+"""What `qwench demo` reports, as an object for --json and as text. Called by `cli/commands/demo.py`."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def _or_none(value: float | None, show: Callable[[float], str]) -> str:
 
 def print_runs(runs: Sequence[dict[str, Any]], verbose: bool, num_shown: int) -> None:
     """The figures of all runs side by side, and some answers of the first."""
-    from qwench.cli.table import print_table
+    from qwench.cli.terminal.table import print_table
 
     if verbose:
         for run in runs:

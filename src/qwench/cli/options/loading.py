@@ -1,4 +1,4 @@
-"""Options that several commands share, and the LLM, config and SamplingParams that they give."""
+"""MODEL and how to load it: the options that commands share, and the QwenchConfig and LLM that they give."""
 
 from __future__ import annotations
 
@@ -10,18 +10,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from qwench.config import QwenchConfig
     from qwench.llm import LLM
-    from qwench.runtime.sampling.sampling_params import SamplingParams
-    from qwench.runtime.structured_output.grammar import Grammar
 
-DEFAULT_MAX_NEW_TOKENS = 512
-DEFAULT_GUESSES = 16  # more don't pay, not even in text that is copied whole
 DEFAULT_MODEL = Path("models/qwench-tiny")
 WEIGHTS_HELP = "bf16, int8 or int4, for a MODEL still to be compiled; default bf16"
 ROPE_SCALING_HELP = (
     "instead of the checkpoint's: TYPE:FACTOR such as yarn:4, which also makes the context so much longer, or a JSON "
     "object as in config.json"
 )
-SAMPLING = ("temperature", "top_k", "top_p", "seed", "max_thinking_tokens", "prompt_lookup_num_tokens")
 
 
 def add_model(parser: ArgumentParser) -> None:
@@ -79,56 +74,6 @@ def default_model() -> str:
     )
 
 
-def add_sampling(parser: ArgumentParser) -> None:
-    """How to choose the tokens of an answer, and how many."""
-    add = parser.add_argument
-    add(
-        "--max-new-tokens", type=int, metavar="N",
-        help=f"tokens of an answer; default {DEFAULT_MAX_NEW_TOKENS}, or what the context leaves",
-    )  # fmt: skip
-    add(
-        "--temperature", type=float, metavar="T",
-        help="0 takes the likeliest token each time; default, here and below: what the model's generation_config.json "
-        "says",
-    )  # fmt: skip
-    add("--top-k", type=int, metavar="K", help="sample among the K likeliest tokens; 0: all")
-    add("--top-p", type=float, metavar="P", help="sample among the likeliest that together reach P; 1: all")
-    add(
-        "--max-thinking-tokens", type=int, metavar="N",
-        help="of a model that thinks before it answers, how many tokens its thought may have; 0: none",
-    )  # fmt: skip
-    add("--seed", type=int, metavar="S", help="same seed, same answer")
-    add(
-        "--prompt-lookup", dest="prompt_lookup_num_tokens", type=int, nargs="?", const=DEFAULT_GUESSES, metavar="N",
-        help="check up to N tokens a step that followed the last ones earlier in the text: the same answer, sooner "
-        f"where it repeats the prompt or itself; N is {DEFAULT_GUESSES} unless given",
-    )  # fmt: skip
-
-
-def add_grammar(parser: ArgumentParser) -> None:
-    """Structured output."""
-    forms = parser.add_mutually_exclusive_group()
-    forms.add_argument("--json-schema", type=Path, metavar="FILE", help="the answer is JSON that this schema describes")
-    forms.add_argument("--regex", metavar="R", help="the whole answer matches this regular expression (Rust's dialect)")
-
-
-def grammar(args: Namespace) -> Grammar | None:
-    """The grammar of the options of `add_grammar`, not compiled yet. Raises GrammarError."""
-    from qwench.errors import GrammarError
-    from qwench.runtime.structured_output.grammar import Grammar
-
-    if args.regex is not None:
-        return Grammar("regex", args.regex)
-    if args.json_schema is None:
-        return None
-    try:
-        return Grammar("json_schema", args.json_schema.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise GrammarError(f"--json-schema {args.json_schema} can't be read: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise GrammarError(f"--json-schema {args.json_schema} is not UTF-8 (byte {error.start})") from None
-
-
 def config_of(args: Namespace) -> QwenchConfig:
     """The options of a command that are fields of QwenchConfig. Raises ConfigError."""
     from qwench.cli.sizes import parse_size
@@ -144,9 +89,9 @@ def config_of(args: Namespace) -> QwenchConfig:
     return QwenchConfig(**given)
 
 
-def load(args: Namespace) -> LLM:
+def load_llm(args: Namespace) -> LLM:
     """The model, compiled first if need be, with progress on stderr."""
-    from qwench.cli.progress import ProgressDisplay
+    from qwench.cli.terminal.progress import ProgressDisplay
     from qwench.llm import LLM
 
     with ProgressDisplay() as progress:
@@ -155,9 +100,3 @@ def load(args: Namespace) -> LLM:
             args.model, config=config_of(args), num_threads=args.threads, on_progress=progress, lora=lora,
             draft=getattr(args, "draft", None),
         )  # fmt: skip
-
-
-def sampling_params(args: Namespace, llm: LLM) -> SamplingParams:
-    """The defaults of the model's generation_config.json, overridden by the given options. Raises RequestError."""
-    asked: dict[str, Any] = {name: value for name in SAMPLING if (value := getattr(args, name)) is not None}
-    return dataclasses.replace(llm.defaults.params, **asked)

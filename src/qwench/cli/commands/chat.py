@@ -9,7 +9,8 @@ from contextlib import closing
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING
 
-from qwench.cli import options
+from qwench.cli.options.loading import add_draft, add_lora, add_model, load_llm
+from qwench.cli.options.sampling import add_sampling, sampling_params_of
 from qwench.errors import QwenchError, RequestError
 
 if TYPE_CHECKING:
@@ -20,11 +21,11 @@ HELP = "/reset forgets the conversation, /exit or Ctrl-D leaves, Ctrl-C stops an
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    options.add_model(parser)
-    options.add_lora(parser)
-    options.add_draft(parser)
+    add_model(parser)
+    add_lora(parser)
+    add_draft(parser)
     parser.add_argument("--system", metavar="TEXT", help="instructions before the conversation")
-    options.add_sampling(parser)
+    add_sampling(parser)
 
 
 def execute(args: Namespace) -> None:
@@ -32,12 +33,12 @@ def execute(args: Namespace) -> None:
 
     /reset forgets the conversation, /exit leaves, Ctrl-C stops an answer. From a pipe, each line is a turn.
     """
-    from qwench.cli.answer import has_chat_template
+    from qwench.cli.terminal.answer import has_chat_template
 
-    with options.load(args) as llm:
+    with load_llm(args) as llm:
         if not has_chat_template(llm):
             raise RequestError(f"{args.model} has no chat template; use `qwench run --raw`")
-        params = options.sampling_params(args, llm)
+        params = sampling_params_of(args, llm)
         _Conversation(llm, params, args.max_new_tokens, args.system).talk()
 
 
@@ -80,8 +81,8 @@ class _Conversation:
 
     def answer(self, text: str) -> None:
         """Streams the answer; what Ctrl-C leaves of it stays in the conversation."""
-        from qwench.cli.answer import stream_chat
-        from qwench.cli.answer_printer import AnswerPrinter, write
+        from qwench.cli.terminal.answer import stream_chat
+        from qwench.cli.terminal.answer_printer import AnswerPrinter, write
 
         turn, printer = {"role": "user", "content": text}, AnswerPrinter()
         pieces: list[str] = []

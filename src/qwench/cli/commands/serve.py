@@ -7,7 +7,7 @@ from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qwench.cli import options
+from qwench.cli.options.loading import WEIGHTS_HELP, add_draft, add_loading
 from qwench.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -19,9 +19,9 @@ def add_arguments(parser: ArgumentParser) -> None:
     add("models", nargs="+", metavar="MODEL", help="artifact, checkpoint folder, .gguf file or hub id; "
         "NAME=MODEL says what clients call it. Of several, those that fit into memory together are loaded at once, "
         "others when they are asked for")  # fmt: skip
-    add("--weights", metavar="KIND", help=options.WEIGHTS_HELP)
-    options.add_loading(parser)
-    options.add_draft(parser)
+    add("--weights", metavar="KIND", help=WEIGHTS_HELP)
+    add_loading(parser)
+    add_draft(parser)
     add("--keep-alive", type=_duration, metavar="TIME", help="how long a model stays loaded that nobody uses, "
         "such as 5m, unless requests say otherwise; default: until another needs its memory")  # fmt: skip
     add("--load-timeout", type=float, default=300.0, metavar="S", help="seconds that a request waits for its model "
@@ -86,7 +86,7 @@ def execute(args: Namespace) -> None:
 
 def settings_of(args: Namespace) -> ServeSettings:
     """The options as the server takes them, with models that are compiled first if need be. Raises QwenchError."""
-    from qwench.cli.served_models import models_of
+    from qwench.cli.options.served_models import models_of
     from qwench.serve.settings import ServeSettings
 
     models, memory = models_of(args)

@@ -1,25 +1,14 @@
-"""`qwench compile`: a checkpoint becomes an artifact. Turns options into a QwenchConfig; the compiler does the rest."""
+"""How a model is compiled: options of compile and plan."""
 
 from __future__ import annotations
 
-import json
-import time
-from argparse import ArgumentParser, Namespace
+from argparse import ArgumentParser
 from pathlib import Path
 
-from qwench.cli.options import ROPE_SCALING_HELP, config_of
+from qwench.cli.options.loading import ROPE_SCALING_HELP
 
 
-def add_arguments(parser: ArgumentParser) -> None:
-    add = parser.add_argument
-    add("source", metavar="SRC", help="checkpoint folder, .gguf file or hub id")
-    add("-o", "--output", type=Path, required=True, metavar="OUT", help="folder of the artifact")
-    add_options(parser)
-    add("--overwrite", action="store_true", help="replace an artifact in OUT")
-    add("--json", action="store_true", help="print one JSON object instead of a sentence")
-
-
-def add_options(parser: ArgumentParser) -> None:
+def add_compiling(parser: ArgumentParser) -> None:
     """How to compile a model, with the names that QwenchConfig has for it."""
     add = parser.add_argument
     add("--weights", metavar="KIND", help="bf16 (default), int8 or int4; of a quantised checkpoint: as it has them")
@@ -52,37 +41,3 @@ def add_options(parser: ArgumentParser) -> None:
         metavar="T",
         help="cpu, cpu-avx512, cpu-avx2, cpu-generic, cuda or reference; default: cuda where there is a GPU, else cpu",
     )
-
-
-def execute(args: Namespace) -> None:
-    """Compile a checkpoint into an artifact."""
-    from qwench.checkpoint.hub import find_checkpoint
-    from qwench.cli.progress import ProgressDisplay
-    from qwench.cli.sizes import format_size
-    from qwench.compiler import compile_checkpoint
-    from qwench.kept_weights import summary
-
-    config = config_of(args)
-    out: Path = args.output
-    with ProgressDisplay() as progress:
-        folder, name = find_checkpoint(args.source, progress)
-        started_s = time.perf_counter()
-        artifact = compile_checkpoint(
-            folder, out, config, overwrite=args.overwrite, progress=progress, source_name=name
-        )
-    elapsed_s = time.perf_counter() - started_s
-    size = sum(path.stat().st_size for path in out.iterdir())
-    if args.json:
-        report = {
-            "artifact": str(out),
-            "bytes": size,
-            "compile_s": elapsed_s,
-            "config": artifact.config.to_saved(),
-            "conversions": {name: vars(c) for name, c in artifact.manifest.conversions.items()},
-        }
-        print(json.dumps(report))
-    else:
-        formats = f"{artifact.config.weights} weights, head {artifact.config.head_weights}"
-        print(f"{out}: {format_size(size)}, {formats}, compiled in {elapsed_s:.1f} s")
-        if told := summary(artifact.manifest.conversions):
-            print(told)

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Generator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from qwench.cli.options import DEFAULT_MAX_NEW_TOKENS
+from qwench.cli.options.sampling import DEFAULT_MAX_NEW_TOKENS
 
 if TYPE_CHECKING:
     from qwench.llm import LLM

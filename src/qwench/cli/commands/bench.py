@@ -1,6 +1,6 @@
 """`qwench bench`: the machine, its ceiling, what the model reaches, and the ratio of the two.
 
-Whole steps by default, op by op with --profile; `evaluate/` measures, `cli/profile_tables.py` shows the latter.
+Whole steps by default, op by op with --profile; `evaluate/` measures, `cli/reports/profile_report.py` shows the latter.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import math
 from argparse import ArgumentParser, Namespace
 from typing import TYPE_CHECKING, Any
 
-from qwench.cli import options
+from qwench.cli.options.loading import add_draft, add_model, config_of
 from qwench.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    options.add_model(parser)
-    options.add_draft(parser)
+    add_model(parser)
+    add_draft(parser)
     add = parser.add_argument
     add("--prompt", type=int, metavar="N", help="tokens of a prompt; default 512, or what fits")
     add("--generate", type=int, metavar="N", help="tokens of an answer; default 64, or what fits")
@@ -37,7 +37,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def execute(args: Namespace) -> None:
     """Measure speed beside what this machine could reach at most."""
-    from qwench.cli.progress import ProgressDisplay
+    from qwench.cli.terminal.progress import ProgressDisplay
     from qwench.evaluate.cost import CostModel
     from qwench.evaluate.machine import this_machine
     from qwench.host import num_cpus
@@ -48,7 +48,7 @@ def execute(args: Namespace) -> None:
     if args.draft and args.profile:
         raise ConfigError("--profile times the ops of one model; leave out --draft")
     with ProgressDisplay() as progress:
-        artifact = resolve_model(args.model, options.config_of(args), progress=progress)
+        artifact = resolve_model(args.model, config_of(args), progress=progress)
         draft = None if args.draft is None else resolve_draft(args.draft, artifact, progress)
     threads = num_cpus() if args.threads is None else args.threads
     engine = load_engine(artifact, num_threads=threads, enable_prefix_caching=False, draft=draft)
@@ -133,7 +133,7 @@ def _profile(engine: Engine, costs: CostModel, machine: Machine, workload: Workl
 
 
 def _print(report: dict[str, Any]) -> None:
-    from qwench.cli.profile_tables import print_profile
+    from qwench.cli.reports.profile_report import print_profile
 
     machine, ceiling, work = report["machine"], report["ceiling"], report["workload"]
     print(f"machine  {machine['cpu']}, {machine['threads']} threads, target {machine['target']}")
@@ -154,7 +154,7 @@ def _print(report: dict[str, Any]) -> None:
 
 
 def _print_throughput(report: dict[str, Any]) -> None:
-    from qwench.cli.table import print_table
+    from qwench.cli.terminal.table import print_table
 
     ceiling = report["ceiling"]
     rows = [

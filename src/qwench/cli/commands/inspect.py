@@ -101,7 +101,7 @@ def _kernels(artifact: Artifact) -> dict[str, str]:
 
 def _print(report: dict[str, Any]) -> None:
     from qwench.cli.sizes import format_size
-    from qwench.cli.table import print_table
+    from qwench.cli.terminal.table import print_table
 
     spec, memory = report["spec"], report["memory_plan"]
     print(f"{report['artifact']}: {report['source']['name']}, compiled {report['created']}")

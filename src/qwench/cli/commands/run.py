@@ -7,18 +7,19 @@ import json
 import sys
 from argparse import ArgumentParser, Namespace
 
-from qwench.cli import options
+from qwench.cli.options.loading import add_draft, add_lora, add_model, load_llm
+from qwench.cli.options.sampling import add_grammar, add_sampling, grammar_of, sampling_params_of
 from qwench.errors import RequestError
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    options.add_model(parser)
-    options.add_lora(parser)
-    options.add_draft(parser)
+    add_model(parser)
+    add_lora(parser)
+    add_draft(parser)
     parser.add_argument("-p", "--prompt", metavar="TEXT", help="default: what stdin holds")
     parser.add_argument("--raw", action="store_true", help="continue the text as it is, without the chat template")
-    options.add_sampling(parser)
-    options.add_grammar(parser)
+    add_sampling(parser)
+    add_grammar(parser)
     parser.add_argument(
         "--json", action="store_true",
         help="print one JSON object when done; its load_s is how long loading took, its ttft_s the time from the start "
@@ -28,13 +29,13 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def execute(args: Namespace) -> None:
     """Answer one prompt."""
-    from qwench.cli.answer import has_chat_template, speed_line, stream_chat, stream_prompt, timings
-    from qwench.cli.answer_printer import AnswerPrinter
+    from qwench.cli.terminal.answer import has_chat_template, speed_line, stream_chat, stream_prompt, timings
+    from qwench.cli.terminal.answer_printer import AnswerPrinter
     from qwench.host import process_age_s
 
-    text, grammar = _read_stdin() if args.prompt is None else args.prompt, options.grammar(args)
-    with options.load(args) as llm:
-        params = dataclasses.replace(options.sampling_params(args, llm), grammar=grammar)
+    text, grammar = _read_stdin() if args.prompt is None else args.prompt, grammar_of(args)
+    with load_llm(args) as llm:
+        params = dataclasses.replace(sampling_params_of(args, llm), grammar=grammar)
         if args.raw or not has_chat_template(llm):
             deltas = stream_prompt(llm, text, params, args.max_new_tokens)
         else:

@@ -13,8 +13,8 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qwench.cli import options
-from qwench.cli.progress import ProgressDisplay, show_tokens
+from qwench.cli.options.loading import add_model, config_of
+from qwench.cli.terminal.progress import ProgressDisplay, show_tokens
 
 if TYPE_CHECKING:
     from qwench.artifact import Artifact
@@ -28,7 +28,7 @@ DEFAULT_WINDOW = 1024
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    options.add_model(parser)
+    add_model(parser)
     add = parser.add_argument
     add(
         "--text",
@@ -55,7 +55,7 @@ def execute(args: Namespace) -> int:
 
     _check(args)
     with ProgressDisplay() as progress:
-        artifact = resolve_model(args.model, options.config_of(args), progress=progress)
+        artifact = resolve_model(args.model, config_of(args), progress=progress)
     threads = num_cpus() if args.threads is None else args.threads
     ids = _token_ids(args, artifact)
     window, stride = _window(args, artifact)
@@ -198,7 +198,7 @@ def _judge(args: Namespace, report: dict[str, Any]) -> bool:
 
 
 def _print(report: dict[str, Any]) -> None:
-    from qwench.cli.table import print_table
+    from qwench.cli.terminal.table import print_table
 
     print(
         f"text   {report['text']}, {report['num_tokens']} tokens; window {report['window']}, stride {report['stride']}"

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qwench.cli import options
+from qwench.cli.options.loading import config_of
 from qwench.errors import ConfigError, QwenchError
 from qwench.host import mpi_place
 
@@ -29,7 +29,7 @@ def models_of(args: Namespace) -> tuple[tuple[ModelSettings, ...], int | None]:
     """
     from qwench.serve.models.model_settings import ModelSettings, check_names
 
-    config, given = options.config_of(args), [_named(text) for text in args.models]
+    config, given = config_of(args), [_named(text) for text in args.models]
     if len(given) == 1:
         [(name, model)] = given
         names = tuple(dict.fromkeys([*([name] if name else []), *(args.name or [])])) or (_last_part(model),)
@@ -83,7 +83,7 @@ def _compiled(model: str, config: QwenchConfig) -> tuple[Path, QwenchConfig]:
     path = Path(model).expanduser()
     if is_artifact(path):
         return path, config
-    from qwench.cli.progress import ProgressDisplay
+    from qwench.cli.terminal.progress import ProgressDisplay
 
     with ProgressDisplay() as progress:
         artifact = resolve_model(model, config, progress=progress)

@@ -1,0 +1,1 @@
+"""stdin, stdout and stderr: answers as they come, progress, tables, streams that nobody reads."""
