@@ -71,10 +71,10 @@ $(PEERS)/.stamp: benchmarks/peers.txt
 			echo "not installed, and so skipped: $$peer" >&2; done
 	@touch $@
 
-bench-peers: install $(PEERS)/.stamp ## Compare with llama.cpp, OpenVINO and transformers: CHECKPOINT, BENCH_OPTIONS="--quick"
+bench-peers: install $(PEERS)/.stamp ## Compare with llama.cpp, OpenVINO and transformers: CHECKPOINT, IK_LLAMA_BENCH, BENCH_OPTIONS="--quick"
 	@$(INSTALL) matplotlib
 	$(BIN)/python -m benchmarks $(CHECKPOINT) --peer-python $(PEERS)/bin/python --json $(REPORT).json \
-		--plot $(REPORT).png $(BENCH_OPTIONS)
+		--plot $(REPORT).png $(addprefix --ik-llama-bench ,$(IK_LLAMA_BENCH)) $(BENCH_OPTIONS)
 
 # Tools that quantise checkpoints and clients of the server, each with its own versions of everything; the slow tests skip
 # those that fail.

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import plan as plans
-from benchmarks.contenders import CONTENDERS
+from benchmarks.contenders import CONTENDERS, IK_LLAMA
+from benchmarks.contenders.ik_llama_bench import check_binary
 from benchmarks.folders import check_checkpoint, write_json
 from benchmarks.picture import draw
 from benchmarks.process import ROOT
@@ -28,8 +29,9 @@ def make_parser() -> argparse.ArgumentParser:
     add("--shape", choices=tuple(SHAPES), default="0.5b", help="of the random checkpoint; default 0.5b")
     everybody = tuple(CONTENDERS)
     add(
-        "--contenders", type=plans.names(everybody), default=everybody, metavar="A,B", help=f"of {', '.join(everybody)}"
-    )
+        "--contenders", type=plans.names(everybody), metavar="A,B",
+        help=f"of {', '.join(everybody)}; default: all, {IK_LLAMA} if its binary is named",
+    )  # fmt: skip
     add("--formats", type=plans.names(tuple(plans.FORMATS)), metavar="A,B", help=f"of {', '.join(plans.FORMATS)}")
     add("--works", type=plans.names(plans.WORK_NAMES), metavar="A,B", help=f"of {', '.join(plans.WORK_NAMES)}")
     add("--rounds", type=int, help="default 3")
@@ -43,6 +45,7 @@ def make_parser() -> argparse.ArgumentParser:
         "--peer-python", action="append", default=[], metavar="[NAME=]PATH",
         help="interpreter of one peer, or of all; default: this one",
     )  # fmt: skip
+    add("--ik-llama-bench", type=Path, metavar="PATH", help=f"{IK_LLAMA}'s llama-bench, with llama-quantize beside it")
     add("--folder", type=Path, default=DEFAULT_FOLDER, help="for models and logs; default build/benchmarks")
     add("--keep", action="store_true", help="keep compiled models there, and use those that are there")
     add("--json", type=Path, metavar="FILE", help="write everything measured")
@@ -57,8 +60,9 @@ def make_plan(args: argparse.Namespace) -> plans.Plan:
 
     formats = args.formats or (plans.QUICK_FORMATS if args.quick else plans.DEFAULT_FORMATS)
     works = args.works or (plans.QUICK_WORKS if args.quick else plans.WORK_NAMES)
+    contenders = args.contenders or tuple(name for name in CONTENDERS if name != IK_LLAMA or args.ik_llama_bench)
     return plans.Plan(
-        args.contenders, formats, works, args.rounds or (1 if args.quick else 3), args.compile_rounds, args.patience,
+        contenders, formats, works, args.rounds or (1 if args.quick else 3), args.compile_rounds, args.patience,
         args.threads or num_cpus(), args.seed, args.target, is_explicit=args.works is not None,
     )  # fmt: skip
 
@@ -74,6 +78,19 @@ def interpreters(parser: argparse.ArgumentParser, given: list[str]) -> dict[str,
     return pythons
 
 
+def programs(parser: argparse.ArgumentParser, args: argparse.Namespace) -> dict[str, str]:
+    """Contender -> the binary that it is; ends with the parser's error where that is missing or another program's."""
+    if args.ik_llama_bench is None:
+        if IK_LLAMA in (args.contenders or ()):
+            parser.error(f"--contenders {IK_LLAMA} needs its binary: --ik-llama-bench PATH")
+        return {}
+    try:
+        check_binary(args.ik_llama_bench)
+    except ValueError as error:
+        parser.error(f"--ik-llama-bench: {error}")
+    return {IK_LLAMA: str(args.ik_llama_bench.resolve())}
+
+
 def measure(parser: argparse.ArgumentParser, args: argparse.Namespace) -> dict[str, Any]:
     """One run, as a report."""
     from benchmarks.measure import Run
@@ -84,15 +101,16 @@ def measure(parser: argparse.ArgumentParser, args: argparse.Namespace) -> dict[s
     def say(text: str) -> None:
         print(f"[{time.perf_counter() - start_s:5.0f} s] {text}", file=sys.stderr, flush=True)
 
-    checkpoint, folder = args.checkpoint, args.folder
+    checkpoint, folder, binaries = args.checkpoint, args.folder, programs(parser, args)
     if checkpoint is None:
         checkpoint = folder / f"qwen2-{args.shape}-random"
         say(f"random weights: {checkpoint}")
         write_checkpoint(args.shape, checkpoint)
     check_checkpoint(parser, checkpoint)
     run = Run(
-        make_plan(args), checkpoint, folder / checkpoint.name, interpreters(parser, args.peer_python), args.keep, say
-    )
+        make_plan(args), checkpoint, folder / checkpoint.name, interpreters(parser, args.peer_python), args.keep, say,
+        binaries,
+    )  # fmt: skip
     return make_report(run.measure())
 
 

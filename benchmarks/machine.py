@@ -79,14 +79,14 @@ class LoadWatch:
         return max(0.0, (self._seconds() - self._start) / max(elapsed_s, 1e-3))
 
     def _seconds(self) -> float:
-        """Processor seconds of everybody but `pid`."""
+        """Processor seconds of everybody but `pid` and those of its children that have ended."""
         try:
             totals = [int(t) for t in Path("/proc/stat").read_text().split("\n")[0].split()[1:9]]
             own = Path(f"/proc/{self._pid}/stat").read_text().rpartition(")")[2].split()
         except (OSError, ValueError):
             return 0.0
         user, nice, system, _idle, _iowait, irq, softirq, steal = totals
-        ticks = user + nice + system + irq + softirq + steal - int(own[11]) - int(own[12])
+        ticks = user + nice + system + irq + softirq + steal - sum(map(int, own[11:15]))
         return ticks / os.sysconf("SC_CLK_TCK")
 
 

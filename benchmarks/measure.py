@@ -13,9 +13,10 @@ import os
 import shutil
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from benchmarks.contenders.contender import Compiled
@@ -69,16 +70,18 @@ class Run:
     """One run of `plan` over `checkpoint`. folder: for models and logs. pythons: contender -> its interpreter.
 
     keep: compiled models stay in the folder, and those already there aren't compiled again. say: told what happens.
+    programs: contender -> its binary, of those that are one.
     """
 
     def __init__(
         self, plan: Plan, checkpoint: Path, folder: Path, pythons: dict[str, str], keep: bool,
-        say: Callable[[str], None],
+        say: Callable[[str], None], programs: Mapping[str, str] = MappingProxyType({}),
     ) -> None:  # fmt: skip
         self.plan, self.checkpoint, self.folder, self.pythons = plan, checkpoint, folder, pythons
-        self.keep, self.say = keep, say
+        self.keep, self.say, self.programs = keep, say, programs
         self._machine = Machine(plan.threads, plan.target)
         self._found = Measured(self._machine.describe(), Shape.from_folder(checkpoint), plan)
+        self._single: set[str] = set()  # contenders that answer one user at a time
         self._failed: set[tuple[str, str]] = set()  # (format, contender)
         self._slow: set[tuple[str, str, str]] = set()  # (format, work, contender) beyond the patience
 
@@ -103,6 +106,9 @@ class Run:
                 reply = worker.ask("describe")
                 offered[name], self._found.versions[name] = reply["formats"], reply["version"]
                 self.say(f"{name}: {reply['version']}, Python {reply['python']}")
+                if not reply["serves_many"]:
+                    self._single.add(name)
+                    self._skip(f"{name} with several users", "llama-batched-bench isn't beside its llama-bench")
         return offered
 
     def _measure_format(self, format_name: str, offered: dict[str, list[str]]) -> None:
@@ -145,8 +151,9 @@ class Run:
                 out=str(folder / "model"), max_positions=self.plan.max_positions, threads=self.plan.threads,
                 target=self.plan.target,
             )  # fmt: skip
+            compiled = Compiled(**reply["compiled"])
             values = self._life(worker) | {"work_s": reply["work_s"]}
-        compiled = Compiled(reply["path"], reply["weight_bytes"], reply["note"])
+            values["seconds"] -= compiled.trial_s
         if compiled.path != str(self.checkpoint):
             self._record(format_name, COMPILE, number, name, values)
         kept = {"max_positions": self.plan.max_positions, "compiled": dataclasses.asdict(compiled)}
@@ -188,7 +195,8 @@ class Run:
         worker.pause()
 
     def _round(self, format_name: str, work: Work, number: int, workers: dict[str, Worker]) -> None:
-        for name in self._due(format_name, work.name, list(workers), number):
+        names = [name for name in workers if work.num_users == 1 or name not in self._single]
+        for name in self._due(format_name, work.name, names, number):
             with self._attempt(format_name, name):
                 values, ceiling = self._least_disturbed(workers[name], work, number)
                 if number == 0 and work is ANSWER:
@@ -253,7 +261,7 @@ class Run:
         return {"seconds": time.perf_counter() - worker.started_s, "others_cpus": worker.load.others_cpus()}
 
     def _worker(self, name: str) -> Worker:
-        return Worker(name, self.pythons[name], self.folder / f"{name}.log")
+        return Worker(name, self.pythons[name], self.folder / f"{name}.log", self.programs.get(name))
 
     def _in_turn(self, format_name: str, names: list[str], number: int) -> list[str]:
         """Those that still stand; each round begins with another one."""

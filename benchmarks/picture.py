@@ -13,7 +13,10 @@ from typing import Any
 
 from benchmarks.plan import FORMATS, OURS
 
-COLOURS = {"qwench": "#d9480f", "llama.cpp": "#5c7cfa", "openvino": "#20a4a4", "transformers": "#adb5bd"}
+COLOURS = {
+    "qwench": "#d9480f", "llama.cpp": "#5c7cfa", "ik_llama.cpp": "#364fc7", "openvino": "#20a4a4",
+    "transformers": "#adb5bd",
+}  # fmt: skip
 INK, FAINT, ROOF = "#212529", "#dee2e6", "#495057"
 # Op of a layer, as the Program names it -> what a reader calls it, and its colour.
 OPS = {
@@ -26,7 +29,7 @@ OPS = {
 }
 OTHER_COLOUR = "#868e96"
 BAR_COLUMNS = 4
-BAR_WIDTH = 0.21  # of a format's place, for up to four contenders
+BAR_WIDTH = 0.18  # of a format's place, for up to five contenders
 STYLE = {
     "font.family": "sans-serif", "font.size": 9.5, "axes.edgecolor": ROOF, "axes.labelcolor": INK, "text.color": INK,
     "xtick.color": ROOF, "ytick.color": ROOF, "axes.titlesize": 10.5, "axes.titleweight": "bold",

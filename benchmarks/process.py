@@ -30,14 +30,17 @@ class WorkerError(Exception):
 
 
 class Worker:
-    """`contender` under the interpreter `python`; what it and its libraries print is appended to `log`."""
+    """`contender` under the interpreter `python`; what it and its libraries print is appended to `log`.
 
-    def __init__(self, contender: str, python: str, log: Path) -> None:
+    program: the binary that the contender runs, if it is one that does.
+    """
+
+    def __init__(self, contender: str, python: str, log: Path, program: str | None = None) -> None:
         self.contender, self.log = contender, log
         self.started_s = time.perf_counter()
         paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
-        command = [python, "-m", "benchmarks.worker", contender]
+        command = [python, "-m", "benchmarks.worker", contender, *filter(None, [program])]
         try:
             with log.open("ab") as stderr:
                 self._process = subprocess.Popen(

@@ -153,7 +153,7 @@ def _agreement(found: Measured) -> list[dict[str, Any]]:
     answers = {
         (s.format_name, s.contender): s.values["tokens"]
         for s in found.samples
-        if s.work == "answer" and s.round_number == 0
+        if s.work == "answer" and s.round_number == 0 and s.values["tokens"]
     }
     return [
         {"format": f, "contender": c, "num_tokens": len(tokens), "num_agreeing": _common(tokens, answers[f, OURS])}

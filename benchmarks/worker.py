@@ -1,12 +1,13 @@
-"""One contender in a process of its own: `python -m benchmarks.worker NAME`, JSON lines on stdin and stdout.
+"""One contender in a process of its own: `python -m benchmarks.worker NAME [PROGRAM]`, JSON lines on stdin and stdout.
 
 Runs under the contender's interpreter, which may have neither qwench nor any other contender, so it imports nothing but
 the standard library before it is asked to. A request names a verb of this module; the reply has the verb's result, or
-`error`, with `is_absent` when a library isn't installed. Holds the clock for every contender alike.
+`error`, with `is_absent` when a library isn't installed.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import sys
@@ -16,11 +17,16 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.contenders import make_contender
-from benchmarks.contenders.contender import Contender, LogitsContender
+from benchmarks.contenders.contender import Contender, LibraryContender, LogitsContender
 
 
 def describe(contender: Contender) -> dict[str, Any]:
-    return {"version": contender.version(), "python": sys.version.split()[0], "formats": contender.formats}
+    return {
+        "version": contender.version(),
+        "python": sys.version.split()[0],
+        "formats": contender.formats,
+        "serves_many": contender.serves_many,
+    }
 
 
 def compile(
@@ -30,12 +36,7 @@ def compile(
     contender.target = target
     start = time.perf_counter()
     compiled = contender.compile(Path(checkpoint), format_name, Path(out), max_positions, threads)
-    return {
-        "work_s": time.perf_counter() - start,
-        "path": compiled.path,
-        "weight_bytes": compiled.weight_bytes,
-        "note": compiled.note,
-    }
+    return {"work_s": time.perf_counter() - start - compiled.trial_s, "compiled": dataclasses.asdict(compiled)}
 
 
 def load(contender: Contender, path: str, threads: int, positions: int, users: int) -> dict[str, Any]:
@@ -45,22 +46,7 @@ def load(contender: Contender, path: str, threads: int, positions: int, users: i
 
 
 def answer(contender: Contender, prompts: list[list[int]], num_generate: int) -> dict[str, Any]:
-    """decode_tokens: those that were generated in `decode_s`, all users together."""
-    contender.answers = [[] for _ in prompts]
-    contender.prepare(len(prompts), max(map(len, prompts)) + num_generate)
-    start = time.perf_counter()
-    contender.prefill(prompts, num_generate)
-    first = time.perf_counter()
-    num_first = sum(map(len, contender.answers))
-    contender.decode()
-    end = time.perf_counter()
-    assert all(len(tokens) == num_generate for tokens in contender.answers)
-    return {
-        "prefill_s": first - start,
-        "decode_s": end - first,
-        "decode_tokens": sum(map(len, contender.answers)) - num_first,
-        "tokens": contender.answers[0],
-    }
+    return dataclasses.asdict(contender.answer(prompts, num_generate))
 
 
 def logits(contender: Contender, token_ids: list[int], first: int, out: str) -> dict[str, Any]:
@@ -74,7 +60,12 @@ def logits(contender: Contender, token_ids: list[int], first: int, out: str) -> 
 
 
 def memory(contender: Contender) -> dict[str, Any]:
-    """Of this process: resident and peak bytes, and its share where pages are shared; and the KV cache taken."""
+    """Of this process: resident and peak bytes, and its share where pages are shared; and the KV cache taken.
+
+    Nothing of a binary, whose process has ended.
+    """
+    if not isinstance(contender, LibraryContender):
+        return {}
     status = _kilobytes("/proc/self/status")
     rollup = _kilobytes("/proc/self/smaps_rollup")
     return {
@@ -103,7 +94,7 @@ def main() -> int:
     """Serves requests until stdin ends."""
     replies = os.fdopen(os.dup(1), "w", buffering=1, encoding="utf-8")
     os.dup2(2, 1)  # what libraries print goes to the log, not between the replies
-    contender = make_contender(sys.argv[1])
+    contender = make_contender(*sys.argv[1:])
     for line in sys.stdin:
         request = json.loads(line)
         try:

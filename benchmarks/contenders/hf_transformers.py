@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from benchmarks.contenders.contender import Compiled, Contender
+from benchmarks.contenders.contender import Compiled, LibraryContender
 from benchmarks.safetensors_folder import read_tensors
 
 
-class TransformersContender(Contender):
+class TransformersContender(LibraryContender):
     """Forward passes with a growing cache. `generate()` would add its own loop's cost to each token."""
 
     formats = ("bf16",)

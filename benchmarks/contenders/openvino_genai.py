@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from benchmarks.contenders.contender import Compiled, Contender
+from benchmarks.contenders.contender import Compiled, LibraryContender
 from benchmarks.plan import MAX_STEP_TOKENS
 
 # Format -> options of OVWeightQuantizationConfig; what optimum-intel recommends, but symmetric.
@@ -27,7 +27,7 @@ NOTES = {
 }
 
 
-class OpenVinoContender(Contender):
+class OpenVinoContender(LibraryContender):
     """A pipeline without prefix cache; steps of at most MAX_STEP_TOKENS tokens (256 and 4096 were slower)."""
 
     formats = tuple(OPTIONS)

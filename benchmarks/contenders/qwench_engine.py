@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmarks.contenders.contender import Compiled, Contender
+from benchmarks.contenders.contender import Compiled, LibraryContender
 from benchmarks.plan import MAX_STEP_TOKENS
 
 if TYPE_CHECKING:
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 OPTIONS = {"bf16": ("bf16", "bf16"), "int8": ("int8", "int8"), "int4": ("int4", "int4"), "int4-head8": ("int4", "int8")}
 
 
-class QwenchContender(Contender):
+class QwenchContender(LibraryContender):
     """The engine without its prefix cache, which repeated runs would otherwise profit from."""
 
     formats = tuple(OPTIONS)

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from benchmarks.picture import OpPoint, draw, op_points
+from benchmarks.contenders import CONTENDERS
+from benchmarks.picture import BAR_WIDTH, COLOURS, OpPoint, draw, op_points
 
 
 def op(name: str, operations: float, num_bytes: float, seconds: float) -> dict[str, Any]:
@@ -29,6 +30,11 @@ def test_points_sum_over_layers() -> None:
         OpPoint("mlp_add", intensity=2000.0, gops=2.0, share=0.5),
         OpPoint("lm_head", intensity=2000.0, gops=8.0, share=0.25),
     ]
+
+
+def test_every_contender_has_a_bar() -> None:
+    assert COLOURS.keys() == CONTENDERS.keys() and len(set(COLOURS.values())) == len(COLOURS)
+    assert BAR_WIDTH * len(CONTENDERS) <= 1
 
 
 def test_a_report_is_drawn(tmp_path: Path) -> None:
