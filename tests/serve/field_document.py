@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from qwench.serve.protocol.field_table import TABLE, Neutral, Refused, Renamed, Row, Unpacked
+from qwench.serve.protocol.validation.field_table import TABLE, Neutral, Refused, Renamed, Row, Unpacked
 
 PLACES = {
     "request": "all bodies", "answers": "chats, completions, responses", "conversation": "chats, responses, /tokenize",

@@ -13,13 +13,13 @@ from pathlib import Path
 import pytest
 from field_document import table
 
-from qwench.serve.protocol.chat import ChatRequest
-from qwench.serve.protocol.completions import CompletionRequest
-from qwench.serve.protocol.embeddings import EmbeddingRequest
-from qwench.serve.protocol.messages import MessagesRequest
-from qwench.serve.protocol.ollama import OllamaChatRequest, OllamaEmbedRequest, OllamaGenerateRequest
-from qwench.serve.protocol.responses import ResponsesRequest
-from qwench.serve.protocol.tokens import TokenizeRequest
+from qwench.serve.protocol.anthropic.messages import MessagesRequest
+from qwench.serve.protocol.ollama.requests import OllamaChatRequest, OllamaEmbedRequest, OllamaGenerateRequest
+from qwench.serve.protocol.openai.chat import ChatRequest
+from qwench.serve.protocol.openai.completions import CompletionRequest
+from qwench.serve.protocol.openai.embeddings import EmbeddingRequest
+from qwench.serve.protocol.openai.responses import ResponsesRequest
+from qwench.serve.protocol.openai.tokens import TokenizeRequest
 
 ROOT = Path(__file__).parents[2]
 TEXT, README = (ROOT / "docs" / "serving.md").read_text(), (ROOT / "README.md").read_text()

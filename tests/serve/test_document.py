@@ -20,7 +20,10 @@ from qwench.serve.anthropic.routes import BODY_PATHS as MESSAGE_PATHS
 from qwench.serve.ollama.routes import BODY_PATHS as OLLAMA_PATHS
 from qwench.serve.openai.routes import BODY_PATHS
 from qwench.serve.pooling.routes import ANSWER_PATHS as POOLING_PATHS
-from qwench.serve.protocol import messages_replies, ollama_replies, replies
+from qwench.serve.protocol.anthropic import replies as messages_replies
+from qwench.serve.protocol.ollama import replies as ollama_replies
+from qwench.serve.protocol.openai import replies
+from qwench.serve.protocol.state_replies import Status
 
 MESSAGES = [{"role": "user", "content": "Tell me a story about a fox."}]
 GOOD: list[tuple[str, dict[str, Any], type[BaseModel]]] = [
@@ -79,7 +82,7 @@ def test_calls_are_as_documented(tool_server: ServerProcess, number: int) -> Non
 @pytest.mark.parametrize("path", ["/health", "/ready", "/v1/models", "/v1/models/tiny"])
 def test_what_can_be_got_is_as_documented(server: ServerProcess, path: str) -> None:
     names = {"/v1/models": replies.ModelList, "/v1/models/tiny": replies.ModelEntry}
-    names.get(path, replies.Status).model_validate(httpx.get(f"{server.url}{path}").json())
+    names.get(path, Status).model_validate(httpx.get(f"{server.url}{path}").json())
 
 
 def test_every_status_that_is_documented_has_a_reason(document: dict[str, Any]) -> None:

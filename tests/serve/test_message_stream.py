@@ -21,8 +21,8 @@ from qwench.serve.anthropic.errors import AnthropicErrors
 from qwench.serve.anthropic.messages import MessageReply
 from qwench.serve.failures import ApiError
 from qwench.serve.processes.engine_client import Piece
-from qwench.serve.protocol.messages import MessagesRequest
-from qwench.serve.protocol.messages_replies import Message, MessageError
+from qwench.serve.protocol.anthropic.messages import MessagesRequest
+from qwench.serve.protocol.anthropic.replies import Message, MessageError
 from qwench.text.tool_calls import ToolCallParser
 
 

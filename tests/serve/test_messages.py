@@ -13,8 +13,8 @@ from server_process import ServerProcess, running_server
 from tool_checkpoint import MESSAGES, NOW, WEATHER
 
 from qwench import LLM, SamplingParams
-from qwench.serve.protocol.messages_replies import Message, MessageError, TokenCount
-from qwench.serve.protocol.replies import ModelList
+from qwench.serve.protocol.anthropic.replies import Message, MessageError, TokenCount
+from qwench.serve.protocol.openai.replies import ModelList
 
 anthropic = pytest.importorskip("anthropic", reason="the tests of real clients need anthropic")
 

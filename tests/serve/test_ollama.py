@@ -15,7 +15,7 @@ from server_process import ServerProcess, running_server
 from tool_checkpoint import MESSAGES
 
 from qwench import LLM, SamplingParams
-from qwench.serve.protocol import ollama_replies as replies
+from qwench.serve.protocol.ollama import replies
 
 ollama = pytest.importorskip("ollama", reason="the tests of real clients need ollama")
 

@@ -19,8 +19,8 @@ from qwench.serve.failures import ApiError
 from qwench.serve.ollama.chat import _ChatReply
 from qwench.serve.ollama.reply import Stopwatch
 from qwench.serve.processes.engine_client import Piece
-from qwench.serve.protocol.ollama import OllamaChatRequest
-from qwench.serve.protocol.ollama_replies import OllamaChat, OllamaError
+from qwench.serve.protocol.ollama.replies import OllamaChat, OllamaError
+from qwench.serve.protocol.ollama.requests import OllamaChatRequest
 from qwench.text.tool_calls import ToolCallParser
 
 

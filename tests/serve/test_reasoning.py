@@ -15,7 +15,7 @@ from server_process import ServerProcess
 from tool_checkpoint import MESSAGES, NOW, WEATHER
 
 from qwench import LLM, SamplingParams
-from qwench.serve.protocol.replies import ChatCompletion, ResponseObject
+from qwench.serve.protocol.openai.replies import ChatCompletion, ResponseObject
 
 BUDGET = {"max_thinking_tokens": 6, "max_tokens": 24, "temperature": 0}
 

@@ -19,12 +19,12 @@ from server_process import ServerProcess, running_server
 from qwench import LLM
 from qwench.errors import GrammarError
 from qwench.serve.failures import ApiError
-from qwench.serve.protocol.chat import ChatRequest, to_template
-from qwench.serve.protocol.completions import CompletionRequest
-from qwench.serve.protocol.embeddings import EmbeddingRequest
-from qwench.serve.protocol.reading import reading
-from qwench.serve.protocol.responses import ResponsesRequest
-from qwench.serve.protocol.tokens import DetokenizeRequest, TokenizeRequest
+from qwench.serve.protocol.openai.chat import ChatRequest, to_template
+from qwench.serve.protocol.openai.completions import CompletionRequest
+from qwench.serve.protocol.openai.embeddings import EmbeddingRequest
+from qwench.serve.protocol.openai.responses import ResponsesRequest
+from qwench.serve.protocol.openai.tokens import DetokenizeRequest, TokenizeRequest
+from qwench.serve.protocol.validation.reading import reading
 
 BODIES: dict[str, Any] = {
     CHAT: ChatRequest, COMPLETIONS: CompletionRequest, RESPONSES: ResponsesRequest, "/v1/embeddings": EmbeddingRequest,

@@ -10,7 +10,7 @@ import httpx
 import pytest
 from server_process import ServerProcess, running_server
 
-from qwench.serve.protocol import replies
+from qwench.serve.protocol import state_replies as replies
 
 CHAT = {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 1}
 KEY = "0123456789abcdef-a-good-key"

@@ -17,7 +17,7 @@ from made_pieces import HERE, NOW, TEXTS, cuts, pieces, thinking
 from qwench.serve.answers import Answers
 from qwench.serve.openai.chat import ChatReply
 from qwench.serve.openai.response_items import ResponseItems
-from qwench.serve.protocol.chat import ChatRequest
+from qwench.serve.protocol.openai.chat import ChatRequest
 from qwench.text.tool_calls import ToolCallParser
 
 

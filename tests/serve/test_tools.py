@@ -14,7 +14,7 @@ from server_process import ServerProcess, running_server
 from tool_checkpoint import MESSAGES, NOW, WEATHER, tool_model
 
 from qwench import LLM, SamplingParams
-from qwench.serve.protocol.replies import ChatCompletion, ResponseObject
+from qwench.serve.protocol.openai.replies import ChatCompletion, ResponseObject
 from qwench.text.tool_calls import parse, tag_kind
 from qwench.text.tool_grammar import call_grammar
 

@@ -9,9 +9,9 @@ import pytest
 
 pytest.importorskip("fastapi", reason='the server needs pip install "qwench[serve]"')
 
-from qwench.serve.protocol.chat import ChatMessage, to_template
-from qwench.serve.protocol.conversation import called, in_order_of_calls
-from qwench.serve.protocol.responses import ResponsesRequest
+from qwench.serve.protocol.openai.chat import ChatMessage, to_template
+from qwench.serve.protocol.openai.responses import ResponsesRequest
+from qwench.serve.protocol.shared.conversation import called, in_order_of_calls
 
 WEATHER = {"name": "weather", "arguments": '{"city": "Paris", "days": 1.0}'}
 NOW = {"name": "now", "arguments": "{}"}

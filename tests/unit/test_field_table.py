@@ -12,9 +12,9 @@ from qwench.serve.anthropic import routes as anthropic  # noqa: F401  for all th
 from qwench.serve.failures import ApiError
 from qwench.serve.ollama import routes as ollama  # noqa: F401
 from qwench.serve.openai import routes  # noqa: F401
-from qwench.serve.protocol.common import Body
-from qwench.serve.protocol.field_table import EMPTY, OFF, ON, TABLE, Neutral, Renamed
-from qwench.serve.protocol.reading import ignore, reading, with_known_fields
+from qwench.serve.protocol.validation.body import Body
+from qwench.serve.protocol.validation.field_table import EMPTY, OFF, ON, TABLE, Neutral, Renamed
+from qwench.serve.protocol.validation.reading import ignore, reading, with_known_fields
 
 IN_NO_CLASS = {"part"}  # contents are read by hand
 RULES: dict[str, Any] = {

@@ -13,7 +13,7 @@ from typing import Any
 from qwench.runtime.sampling.sampling_params import SamplingParams
 from qwench.serve.answers import Answers
 from qwench.serve.processes.engine_client import Generation, Piece
-from qwench.serve.protocol.conversation import TemplateMessage
+from qwench.serve.protocol.shared.conversation import TemplateMessage
 from qwench.serve.service import ANY_LENGTH, ServedModel
 from qwench.serve.tool_use import ToolUse
 from qwench.serve.truncation import latest_turns

@@ -20,7 +20,7 @@ EMPTY = " "  # is embedded for an empty text, which has no token
 
 @dataclass(frozen=True)
 class EmbeddingWish:
-    """As protocol/embeddings.py has it; None: as the checkpoint says, or nothing of the kind."""
+    """As protocol/openai/embeddings.py has it; None: as the checkpoint says, or nothing of the kind."""
 
     pooling: Literal["last", "mean", "first"] | None = None
     normalize: bool | None = None

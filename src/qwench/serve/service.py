@@ -21,7 +21,7 @@ from qwench.serve.processes.children import Children
 from qwench.serve.processes.engine_client import EngineClient, EngineInfo, Generation, Piece
 from qwench.serve.processes.supervisor import StartError
 from qwench.serve.processes.text_client import TextClient
-from qwench.serve.protocol.reading import ignore
+from qwench.serve.protocol.validation.reading import ignore
 from qwench.serve.settings import ServeSettings
 
 MAX_LOGPROBS = 1 << 18  # of one request; each takes about 250 bytes while it is gathered

@@ -16,7 +16,7 @@ from qwench.serve.failures import ApiError
 from qwench.serve.http.document import closed_route, open_route, text_route
 from qwench.serve.metrics import ServerMetrics
 from qwench.serve.models.models import Models
-from qwench.serve.protocol import replies
+from qwench.serve.protocol import state_replies
 from qwench.serve.service import Service
 
 
@@ -26,12 +26,12 @@ def add_state(app: FastAPI, models: Models, metrics: ServerMetrics) -> None:
 
 
 def _add_health(app: FastAPI, models: Models, metrics: ServerMetrics) -> None:
-    @app.get("/health", responses=open_route(replies.Status))
+    @app.get("/health", responses=open_route(state_replies.Status))
     async def health() -> Response:
         """The server answers."""
         return JSONResponse({"status": "ok"})
 
-    @app.get("/ready", responses=open_route(replies.Status, 503))
+    @app.get("/ready", responses=open_route(state_replies.Status, 503))
     async def ready() -> Response:
         """A request would be served now: the model is loaded, or of several those that are to be from the start."""
         if not models.loader.is_ready:
@@ -45,18 +45,18 @@ def _add_health(app: FastAPI, models: Models, metrics: ServerMetrics) -> None:
 
 
 def _add_descriptions(app: FastAPI, models: Models) -> None:
-    @app.get("/version", responses=closed_route(replies.Version))
+    @app.get("/version", responses=closed_route(state_replies.Version))
     async def version() -> Response:
         """As vLLM has it."""
         return JSONResponse({"version": qwench.__version__})
 
-    @app.get("/v1", responses=closed_route(replies.Index))
+    @app.get("/v1", responses=closed_route(state_replies.Index))
     async def index() -> Response:
         """What is here."""
         paths = sorted(path for path in app.openapi()["paths"] if path.startswith("/v1/"))
         return JSONResponse({"object": "api", "version": qwench.__version__, "routes": paths})
 
-    @app.get("/props", responses=closed_route(replies.Props, 400, 404, 503))
+    @app.get("/props", responses=closed_route(state_replies.Props, 400, 404, 503))
     async def props(model: str | None = None) -> Response:
         """As llama.cpp's server has it, what its clients read of it."""
         service = _loaded(models, model)
@@ -67,7 +67,7 @@ def _add_descriptions(app: FastAPI, models: Models) -> None:
             "build_info": f"qwench {qwench.__version__}", "modalities": {"vision": False, "audio": False},
         })  # fmt: skip
 
-    @app.get("/slots", responses=closed_route(replies.Slots, 400, 404, 503))
+    @app.get("/slots", responses=closed_route(state_replies.Slots, 400, 404, 503))
     async def slots(model: str | None = None) -> Response:
         """As llama.cpp's server has it: a place for each answer that may run, the first ones taken."""
         service = _loaded(models, model)

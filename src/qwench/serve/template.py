@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from qwench.serve.failures import ApiError
-from qwench.serve.protocol.reading import ignore
-from qwench.serve.protocol.template import Reasoning
+from qwench.serve.protocol.shared.template import Reasoning
+from qwench.serve.protocol.validation.reading import ignore
 from qwench.serve.service import Service
 
 # Of the renderer and of Jinja: no request may set them, whether or not the template reads them.

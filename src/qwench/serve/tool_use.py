@@ -14,7 +14,7 @@ from typing import Any
 from qwench.runtime.sampling.sampling_params import SamplingParams
 from qwench.runtime.structured_output.grammar import Grammar
 from qwench.serve.failures import ApiError
-from qwench.serve.protocol.tools import Choice, Function
+from qwench.serve.protocol.shared.tools import Choice, Function
 from qwench.serve.settings import ServeSettings
 from qwench.text.tool_calls import TagKind, ToolCallParser
 from qwench.text.tool_grammar import call_grammar

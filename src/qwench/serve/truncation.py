@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from qwench.serve.failures import ApiError
-from qwench.serve.protocol.conversation import TemplateMessage
+from qwench.serve.protocol.shared.conversation import TemplateMessage
 from qwench.serve.service import Service
 
 

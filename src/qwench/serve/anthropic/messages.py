@@ -18,8 +18,8 @@ from qwench.serve.chats import Conversation, begin_chat
 from qwench.serve.failures import ApiError, ErrorForm, form_of
 from qwench.serve.http.streaming import EventStream, abort_when_gone, event, pieces_or_silence
 from qwench.serve.processes.engine_client import Generation, Piece
-from qwench.serve.protocol.messages import MessagesRequest
-from qwench.serve.protocol.tools import functions_of
+from qwench.serve.protocol.anthropic.messages import MessagesRequest
+from qwench.serve.protocol.shared.tools import functions_of
 from qwench.serve.service import ANY_LENGTH, ServedModel, Service, new_id
 from qwench.serve.template import switched_thinking, template_variables
 from qwench.serve.tool_use import ToolUse

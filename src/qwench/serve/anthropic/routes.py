@@ -8,8 +8,8 @@ from fastapi.responses import JSONResponse, Response
 from qwench.serve.anthropic.messages import answer_message, count_tokens
 from qwench.serve.http.document import answer_route, body_route
 from qwench.serve.models.models import Models
-from qwench.serve.protocol import messages_replies as replies
-from qwench.serve.protocol.messages import MessagesRequest
+from qwench.serve.protocol.anthropic import replies
+from qwench.serve.protocol.anthropic.messages import MessagesRequest
 
 MESSAGES = "/v1/messages"
 COUNT_TOKENS = f"{MESSAGES}/count_tokens"

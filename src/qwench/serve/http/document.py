@@ -10,7 +10,7 @@ from typing import Any
 from fastapi import FastAPI
 from pydantic import BaseModel
 
-from qwench.serve.protocol.replies import ErrorReply
+from qwench.serve.protocol.shared.reply import ErrorReply
 
 Responses = dict[int | str, dict[str, Any]]
 

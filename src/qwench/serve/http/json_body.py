@@ -17,7 +17,7 @@ from fastapi import Request
 from fastapi.responses import Response
 from fastapi.routing import APIRoute
 
-from qwench.serve.protocol.reading import reading
+from qwench.serve.protocol.validation.reading import reading
 
 logger = logging.getLogger(__name__)
 

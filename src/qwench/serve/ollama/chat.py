@@ -11,9 +11,9 @@ from fastapi.responses import Response
 from qwench.runtime.sampling.sampling_params import SamplingParams
 from qwench.serve.chats import Conversation, begin_chat
 from qwench.serve.ollama.reply import OllamaReply, Stopwatch, without_answer
-from qwench.serve.protocol.chat import to_template
-from qwench.serve.protocol.ollama import OllamaAnswerRequest, OllamaChatRequest
-from qwench.serve.protocol.tools import Choice, functions_of
+from qwench.serve.protocol.ollama.requests import OllamaAnswerRequest, OllamaChatRequest
+from qwench.serve.protocol.openai.chat import to_template
+from qwench.serve.protocol.shared.tools import Choice, functions_of
 from qwench.serve.service import ServedModel, Service
 from qwench.serve.template import switched_thinking, template_variables
 from qwench.serve.tool_use import ToolUse

@@ -8,7 +8,7 @@ from fastapi import Request
 
 from qwench.serve.embedding import EmbeddingWish, embed
 from qwench.serve.ollama.reply import Stopwatch
-from qwench.serve.protocol.ollama import OllamaEmbeddingsRequest, OllamaEmbedRequest
+from qwench.serve.protocol.ollama.requests import OllamaEmbeddingsRequest, OllamaEmbedRequest
 from qwench.serve.service import ServedModel
 
 

@@ -12,9 +12,9 @@ from qwench.serve.failures import ApiError
 from qwench.serve.ollama.chat import asked
 from qwench.serve.ollama.reply import OllamaReply, Stopwatch, without_answer
 from qwench.serve.processes.engine_client import Piece
-from qwench.serve.protocol.conversation import TemplateMessage
-from qwench.serve.protocol.ollama import OllamaGenerateRequest
-from qwench.serve.protocol.reading import ignore
+from qwench.serve.protocol.ollama.requests import OllamaGenerateRequest
+from qwench.serve.protocol.shared.conversation import TemplateMessage
+from qwench.serve.protocol.validation.reading import ignore
 from qwench.serve.service import ANY_LENGTH, ServedModel, Service
 from qwench.text.tool_calls import Part
 

@@ -21,7 +21,7 @@ from qwench.serve.http.streaming import EventStream, abort_when_gone, json_line
 from qwench.serve.logprobs import token_logprobs
 from qwench.serve.ollama.errors import OllamaErrors
 from qwench.serve.processes.engine_client import Generation, Piece
-from qwench.serve.protocol.ollama import OllamaAnswerRequest
+from qwench.serve.protocol.ollama.requests import OllamaAnswerRequest
 from qwench.serve.service import new_id
 from qwench.text.thoughts import ThoughtText
 from qwench.text.tool_calls import Part, ToolCall, gathered

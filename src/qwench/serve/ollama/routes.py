@@ -14,8 +14,8 @@ from qwench.serve.ollama import chat, generate
 from qwench.serve.ollama.embeddings import embed_all, embed_one
 from qwench.serve.ollama.models import list_models, list_running, show_model
 from qwench.serve.ollama.reply import MEDIA_TYPE, without_answer
-from qwench.serve.protocol import ollama_replies as replies
-from qwench.serve.protocol.ollama import (
+from qwench.serve.protocol.ollama import replies
+from qwench.serve.protocol.ollama.requests import (
     NamedModel,
     OllamaChatRequest,
     OllamaEmbeddingsRequest,

@@ -9,7 +9,7 @@ from fastapi import Request
 from qwench.serve.failures import ApiError
 from qwench.serve.models.models import Models
 from qwench.serve.processes.engine_client import no_adapter
-from qwench.serve.protocol.adapters import LoadAdapterRequest, UnloadAdapterRequest
+from qwench.serve.protocol.openai.adapters import LoadAdapterRequest, UnloadAdapterRequest
 from qwench.serve.settings import ServeSettings
 
 

@@ -19,8 +19,8 @@ from qwench.serve.http.streaming import EventStream, abort_when_gone
 from qwench.serve.openai.logprobs import chat_logprobs, check_prompt_logprobs, prompt_logprobs
 from qwench.serve.openai.reply import Reply
 from qwench.serve.processes.engine_client import EngineInfo, Piece
-from qwench.serve.protocol.chat import ChatRequest, to_template
-from qwench.serve.protocol.tools import choice_of, functions_of
+from qwench.serve.protocol.openai.chat import ChatRequest, to_template
+from qwench.serve.protocol.shared.tools import choice_of, functions_of
 from qwench.serve.service import ServedModel, new_id
 from qwench.serve.template import template_variables
 from qwench.serve.tool_use import ToolUse

@@ -18,7 +18,7 @@ from qwench.serve.http.streaming import EventStream, abort_when_gone
 from qwench.serve.openai.logprobs import check_prompt_logprobs, completion_logprobs, prompt_logprobs
 from qwench.serve.openai.reply import Reply
 from qwench.serve.processes.engine_client import EngineInfo, Piece
-from qwench.serve.protocol.completions import DEFAULT_MAX_TOKENS, CompletionRequest
+from qwench.serve.protocol.openai.completions import DEFAULT_MAX_TOKENS, CompletionRequest
 from qwench.serve.service import ANY_LENGTH, ServedModel, Service
 
 

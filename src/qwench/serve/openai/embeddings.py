@@ -12,7 +12,7 @@ from fastapi import Request
 
 from qwench.serve.embedding import EmbeddingWish, embed
 from qwench.serve.openai.completions import as_list
-from qwench.serve.protocol.embeddings import EmbeddingRequest
+from qwench.serve.protocol.openai.embeddings import EmbeddingRequest
 from qwench.serve.service import ServedModel
 from qwench.targets.target import Float32
 

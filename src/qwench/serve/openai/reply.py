@@ -13,7 +13,7 @@ from typing import Any
 from qwench.serve.answers import Answers
 from qwench.serve.http.streaming import DONE, event
 from qwench.serve.processes.engine_client import Generation, Piece
-from qwench.serve.protocol.common import StreamOptions
+from qwench.serve.protocol.validation.body import StreamOptions
 from qwench.serve.service import new_id
 
 

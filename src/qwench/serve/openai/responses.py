@@ -18,8 +18,8 @@ from qwench.serve.failures import ApiError
 from qwench.serve.http.streaming import EventStream, abort_when_gone, event
 from qwench.serve.openai.response_items import ResponseItems
 from qwench.serve.processes.engine_client import Generation
-from qwench.serve.protocol.responses import ResponsesRequest
-from qwench.serve.protocol.tools import choice_of, functions_of
+from qwench.serve.protocol.openai.responses import ResponsesRequest
+from qwench.serve.protocol.shared.tools import choice_of, functions_of
 from qwench.serve.service import ServedModel, new_id
 from qwench.serve.template import template_variables
 from qwench.serve.tool_use import ToolUse

@@ -16,13 +16,13 @@ from qwench.serve.openai.chat import answer_chat
 from qwench.serve.openai.completions import answer_completion
 from qwench.serve.openai.embeddings import answer_embeddings
 from qwench.serve.openai.responses import answer_response
-from qwench.serve.protocol import replies
-from qwench.serve.protocol.adapters import LoadAdapterRequest, UnloadAdapterRequest
-from qwench.serve.protocol.chat import ChatRequest
-from qwench.serve.protocol.completions import CompletionRequest
-from qwench.serve.protocol.embeddings import EmbeddingRequest
-from qwench.serve.protocol.responses import ResponsesRequest
-from qwench.serve.protocol.tokens import DetokenizeRequest, TokenizeRequest
+from qwench.serve.protocol.openai import replies
+from qwench.serve.protocol.openai.adapters import LoadAdapterRequest, UnloadAdapterRequest
+from qwench.serve.protocol.openai.chat import ChatRequest
+from qwench.serve.protocol.openai.completions import CompletionRequest
+from qwench.serve.protocol.openai.embeddings import EmbeddingRequest
+from qwench.serve.protocol.openai.responses import ResponsesRequest
+from qwench.serve.protocol.openai.tokens import DetokenizeRequest, TokenizeRequest
 from qwench.serve.service import ServedModel
 
 ANSWER_PATHS = frozenset(

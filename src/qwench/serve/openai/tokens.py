@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from qwench.serve.protocol.chat import to_template
-from qwench.serve.protocol.tokens import DetokenizeRequest, TokenizeRequest
-from qwench.serve.protocol.tools import functions_of
+from qwench.serve.protocol.openai.chat import to_template
+from qwench.serve.protocol.openai.tokens import DetokenizeRequest, TokenizeRequest
+from qwench.serve.protocol.shared.tools import functions_of
 from qwench.serve.service import ANY_LENGTH, ServedModel
 from qwench.serve.template import template_variables
 from qwench.serve.tool_use import shown_tools

@@ -1,5 +1,9 @@
-"""The bodies of requests, as OpenAI's API defines them and with what vLLM adds; a file per endpoint.
+"""What comes and goes over the wire: pydantic models of requests and of replies, a room per API.
 
-Every field has its bounds here, so that what is out of them is refused before anything is allocated. What else clients
-send goes by field_table.py: it is another name or form of a field, of no consequence, or left aside and named.
+    validation/  JSON to a body: its base class, the table of the fields and forms that clients send beside its own
+    shared/      what the bodies of several APIs have: conversations, tools, formats, sampling; the base of replies
+    openai/ anthropic/ ollama/   a file per endpoint, and what the endpoints reply
+    pooling.py   of routes that rank, score, classify and pool
+
+Every field has its bounds here, so that what is out of them is refused before anything is allocated.
 """

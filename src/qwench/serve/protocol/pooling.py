@@ -7,9 +7,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from qwench.serve.protocol.common import Body, Count, Flag, ModelBody
-from qwench.serve.protocol.completions import Tokens
-from qwench.serve.protocol.replies import EmbeddingUsage, Reply
+from qwench.serve.protocol.openai.completions import Tokens
+from qwench.serve.protocol.openai.replies import EmbeddingUsage
+from qwench.serve.protocol.shared.reply import Reply
+from qwench.serve.protocol.validation.body import Body, Count, Flag, ModelBody
 
 MAX_INPUTS = 2048
 Texts = Annotated[list[str], Field(min_length=1, max_length=MAX_INPUTS, fail_fast=True)]

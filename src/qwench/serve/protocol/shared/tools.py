@@ -8,8 +8,8 @@ from typing import Annotated, Any, ClassVar, Literal, NamedTuple, TypeAlias
 from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, field_validator
 from pydantic_core import PydanticCustomError
 
-from qwench.serve.protocol.common import Body, Flag
-from qwench.serve.protocol.reading import ignore
+from qwench.serve.protocol.validation.body import Body, Flag
+from qwench.serve.protocol.validation.reading import ignore
 
 MAX_TOOLS = MAX_CALLS = 128
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from qwench.serve.protocol.common import Body
+from qwench.serve.protocol.validation.body import Body
 
 AdapterName = Annotated[str, Field(min_length=1, max_length=256)]
 

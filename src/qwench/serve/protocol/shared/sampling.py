@@ -10,7 +10,8 @@ from pydantic_core import PydanticCustomError
 
 from qwench.errors import RequestError
 from qwench.runtime.sampling.sampling_params import SamplingParams
-from qwench.serve.protocol.common import (
+from qwench.serve.protocol.shared.formats import Format, StructuredOutputs
+from qwench.serve.protocol.validation.body import (
     INT64,
     LAX,
     MAX_CHOICES,
@@ -25,8 +26,7 @@ from qwench.serve.protocol.common import (
     TokenIdText,
     few_entries,
 )
-from qwench.serve.protocol.formats import Format, StructuredOutputs
-from qwench.serve.protocol.other_forms import (
+from qwench.serve.protocol.validation.other_forms import (
     MAX_TOKENS,
     at_least_tiny,
     bias_of_pairs,

@@ -6,9 +6,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from qwench.serve.protocol.common import LAX, NUMBER, Count, Flag, ModelBody
-from qwench.serve.protocol.completions import Tokens
-from qwench.serve.protocol.other_forms import MAX_TOKENS
+from qwench.serve.protocol.openai.completions import Tokens
+from qwench.serve.protocol.validation.body import LAX, NUMBER, Count, Flag, ModelBody
+from qwench.serve.protocol.validation.other_forms import MAX_TOKENS
 
 MAX_INPUTS = 2048  # OpenAI's
 _SIDES = {"true": "right", "end": "right", "right": "right", "start": "left", "left": "left"}  # of "truncate"

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from qwench.serve.protocol.blocks import (
+from qwench.serve.protocol.anthropic.content_blocks import (
     BETWEEN,
     Blocks,
     RedactedThinkingBlock,
@@ -18,13 +18,13 @@ from qwench.serve.protocol.blocks import (
     ToolUseBlock,
     joined_text,
 )
-from qwench.serve.protocol.common import LAX, NUMBER, Body, Flag, StopString
-from qwench.serve.protocol.conversation import MAX_TURNS, TemplateMessage, few_turns, in_order_of_calls
-from qwench.serve.protocol.formats import Format, ResponsesFormat
-from qwench.serve.protocol.other_forms import MAX_TOKENS, no_flag, unless_minus_one, without_empty
-from qwench.serve.protocol.sampling import SamplingFields, StopStrings
-from qwench.serve.protocol.template import Effort, TemplateVariables
-from qwench.serve.protocol.tools import Choice, FunctionName, MessagesTools
+from qwench.serve.protocol.shared.conversation import MAX_TURNS, TemplateMessage, few_turns, in_order_of_calls
+from qwench.serve.protocol.shared.formats import Format, ResponsesFormat
+from qwench.serve.protocol.shared.sampling import SamplingFields, StopStrings
+from qwench.serve.protocol.shared.template import Effort, TemplateVariables
+from qwench.serve.protocol.shared.tools import Choice, FunctionName, MessagesTools
+from qwench.serve.protocol.validation.body import LAX, NUMBER, Body, Flag, StopString
+from qwench.serve.protocol.validation.other_forms import MAX_TOKENS, no_flag, unless_minus_one, without_empty
 
 BILLING = "x-anthropic-billing-header:"  # how a block begins that Claude Code changes with every request
 

@@ -1,4 +1,4 @@
-"""What becomes of the fields that requests have beside those of the classes in this folder: one table.
+"""What becomes of the fields that requests have beside those of their classes: one table.
 
 reading.py goes by it, and docs/serving.md prints it. A field that is in no class and not here has no effect and is
 named as ignored, as is one of a Neutral row at another value. null is the same as nothing everywhere.
@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from qwench.serve.protocol import other_forms
+from qwench.serve.protocol.validation import other_forms
 
 
 def _same(value: Any) -> Any:

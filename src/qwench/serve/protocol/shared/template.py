@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, TypeAdapter
 from pydantic_core import PydanticCustomError
 
-from qwench.serve.protocol.common import Body, Flag, few_entries
+from qwench.serve.protocol.validation.body import Body, Flag, few_entries
 
 FLAGS = ("enable_thinking", "add_generation_prompt")  # a template would take the text "false" for true
 

@@ -1,6 +1,6 @@
 """The content of a turn as Anthropic's API writes it: text, or blocks of text, thoughts, calls and their results.
 
-Called by protocol/messages.py.
+Called by messages.py.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from typing import Annotated, Any, Literal, TypeAlias
 from pydantic import BeforeValidator, Discriminator, Field, Tag
 from pydantic_core import PydanticCustomError
 
-from qwench.serve.protocol.common import Body, Flag
-from qwench.serve.protocol.conversation import MAX_PARTS
-from qwench.serve.protocol.reading import ignore
-from qwench.serve.protocol.tools import CallId, FunctionName
+from qwench.serve.protocol.shared.conversation import MAX_PARTS
+from qwench.serve.protocol.shared.tools import CallId, FunctionName
+from qwench.serve.protocol.validation.body import Body, Flag
+from qwench.serve.protocol.validation.reading import ignore
 
 BETWEEN = "\n"  # blocks of text
 

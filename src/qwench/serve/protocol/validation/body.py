@@ -6,9 +6,9 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from qwench.serve.protocol.field_table import Rule, rules_of
-from qwench.serve.protocol.other_forms import MAX_TOKENS, no_flag, seconds_of_keep_alive, unless_minus_one
-from qwench.serve.protocol.reading import with_known_fields
+from qwench.serve.protocol.validation.field_table import Rule, rules_of
+from qwench.serve.protocol.validation.other_forms import MAX_TOKENS, no_flag, seconds_of_keep_alive, unless_minus_one
+from qwench.serve.protocol.validation.reading import with_known_fields
 
 INT64 = 1 << 63
 MAX_CHOICES = 128

@@ -14,7 +14,7 @@ from typing import Any
 from pydantic_core import PydanticCustomError
 
 from qwench.serve.failures import ApiError
-from qwench.serve.protocol.field_table import NOTHING, Neutral, Refused, Renamed, Rule, Unpacked
+from qwench.serve.protocol.validation.field_table import NOTHING, Neutral, Refused, Renamed, Rule, Unpacked
 
 MAX_FIELDS = 256  # of one object
 MAX_STRANGE = 8192  # of one request, which take 0.7 us each to read

@@ -1,36 +1,13 @@
-"""What the endpoints answer, as schemas: for the OpenAPI document, and for the tests, which hold answers against them.
-
-Answers themselves are plain dicts, made in the file of each endpoint; no request goes through these classes.
-"""
+"""What OpenAI's routes answer, as schemas; see shared/reply.py."""
 
 from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, RootModel
+from pydantic import Field
 
 from qwench.runtime.outputs import FinishReason
-
-
-class Reply(BaseModel):
-    """An object with these fields and no others. A field without a default is always there."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-
-class ErrorDetail(Reply):
-    """type: the kind of fault, param: the field that is wrong, code: OpenAI's word for it, which clients test."""
-
-    message: str
-    type: str
-    param: str | None
-    code: str | None
-
-
-class ErrorReply(Reply):
-    """An answer other than 2xx."""
-
-    error: ErrorDetail
+from qwench.serve.protocol.shared.reply import Reply
 
 
 class PromptTokensDetails(Reply):
@@ -320,57 +297,3 @@ class ModelList(Reply):
     has_more: Literal[False]
     first_id: str
     last_id: str
-
-
-class Version(Reply):
-    """Of /version."""
-
-    version: str
-
-
-class Index(Reply):
-    """Of /v1. routes: what stands below it."""
-
-    object: Literal["api"]
-    version: str
-    routes: list[str]
-
-
-class GenerationSettings(Reply):
-    """n_ctx: tokens of prompt and answer."""
-
-    n_ctx: int
-
-
-class Modalities(Reply):
-    vision: Literal[False]
-    audio: Literal[False]
-
-
-class Props(Reply):
-    """Of /props. total_slots: answers that run at once."""
-
-    default_generation_settings: GenerationSettings
-    total_slots: int
-    model_path: str
-    model_alias: str
-    build_info: str
-    modalities: Modalities
-
-
-class Slot(Reply):
-    """A place for an answer."""
-
-    id: int
-    n_ctx: int
-    is_processing: bool
-
-
-class Slots(RootModel[list[Slot]]):
-    """Of /slots."""
-
-
-class Status(Reply):
-    """Of /health and /ready."""
-
-    status: Literal["ok", "ready"]

@@ -6,10 +6,10 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from qwench.serve.protocol.chat import Messages
-from qwench.serve.protocol.common import Flag, ModelBody, TokenId
-from qwench.serve.protocol.template import TemplateVariables
-from qwench.serve.protocol.tools import ChatTools
+from qwench.serve.protocol.openai.chat import Messages
+from qwench.serve.protocol.shared.template import TemplateVariables
+from qwench.serve.protocol.shared.tools import ChatTools
+from qwench.serve.protocol.validation.body import Flag, ModelBody, TokenId
 
 
 class TokenizeRequest(ModelBody):

@@ -1,4 +1,4 @@
-"""What Ollama's routes answer, as schemas: for the OpenAPI document and the tests, as in replies.py.
+"""What Ollama's routes answer, as schemas; see shared/reply.py.
 
 Durations are in nanoseconds.
 """
@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from qwench.serve.protocol.replies import ChosenTokenReply, Reply
+from qwench.serve.protocol.openai.replies import ChosenTokenReply
+from qwench.serve.protocol.shared.reply import Reply
 
 
 class OllamaError(Reply):

@@ -10,14 +10,14 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from qwench.serve.protocol.chat import Turns
-from qwench.serve.protocol.common import LAX, NUMBER, Count, Flag, ModelBody, TokenId, TopLogprobs
-from qwench.serve.protocol.embeddings import MAX_INPUTS
-from qwench.serve.protocol.formats import Format, JsonObjectFormat, JsonSchemaFormat
-from qwench.serve.protocol.other_forms import no_flag
-from qwench.serve.protocol.sampling import SamplingFields
-from qwench.serve.protocol.template import Effort, TemplateVariables
-from qwench.serve.protocol.tools import ChatTools
+from qwench.serve.protocol.openai.chat import Turns
+from qwench.serve.protocol.openai.embeddings import MAX_INPUTS
+from qwench.serve.protocol.shared.formats import Format, JsonObjectFormat, JsonSchemaFormat
+from qwench.serve.protocol.shared.sampling import SamplingFields
+from qwench.serve.protocol.shared.template import Effort, TemplateVariables
+from qwench.serve.protocol.shared.tools import ChatTools
+from qwench.serve.protocol.validation.body import LAX, NUMBER, Count, Flag, ModelBody, TokenId, TopLogprobs
+from qwench.serve.protocol.validation.other_forms import no_flag
 
 
 def _nested(form: Any) -> Any:

@@ -7,8 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag
 
-from qwench.serve.protocol.common import MAX_ENTRIES, Body, Flag, Limit, StreamOptions, TopLogprobs
-from qwench.serve.protocol.conversation import (
+from qwench.serve.protocol.shared.conversation import (
     MAX_TURNS,
     Content,
     TemplateMessage,
@@ -19,12 +18,13 @@ from qwench.serve.protocol.conversation import (
     result_text,
     written_arguments,
 )
-from qwench.serve.protocol.formats import Format, ResponsesFormat
-from qwench.serve.protocol.other_forms import no_flag
-from qwench.serve.protocol.reading import ignore
-from qwench.serve.protocol.sampling import SamplingFields
-from qwench.serve.protocol.template import Effort, Reasoning, TemplateVariables, with_budget
-from qwench.serve.protocol.tools import CallId, ResponsesToolChoice, ResponsesTools
+from qwench.serve.protocol.shared.formats import Format, ResponsesFormat
+from qwench.serve.protocol.shared.sampling import SamplingFields
+from qwench.serve.protocol.shared.template import Effort, Reasoning, TemplateVariables, with_budget
+from qwench.serve.protocol.shared.tools import CallId, ResponsesToolChoice, ResponsesTools
+from qwench.serve.protocol.validation.body import MAX_ENTRIES, Body, Flag, Limit, StreamOptions, TopLogprobs
+from qwench.serve.protocol.validation.other_forms import no_flag
+from qwench.serve.protocol.validation.reading import ignore
 
 LOGPROBS = "message.output_text.logprobs"
 INCLUDED = (LOGPROBS, "reasoning.encrypted_content")  # the latter is of no use where nothing is encrypted

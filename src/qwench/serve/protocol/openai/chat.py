@@ -8,8 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from qwench.serve.protocol.common import Body, Flag, Limit, StreamOptions, TopLogprobs
-from qwench.serve.protocol.conversation import (
+from qwench.serve.protocol.shared.conversation import (
     MAX_TURNS,
     Content,
     TemplateMessage,
@@ -20,12 +19,13 @@ from qwench.serve.protocol.conversation import (
     text_and_thoughts,
     written_arguments,
 )
-from qwench.serve.protocol.formats import ChatFormat, Format, without_texts
-from qwench.serve.protocol.other_forms import thoughts_of, unless_empty
-from qwench.serve.protocol.reading import ignore
-from qwench.serve.protocol.sampling import SamplingFields
-from qwench.serve.protocol.template import Effort, Reasoning, TemplateVariables, with_budget
-from qwench.serve.protocol.tools import MAX_CALLS, CallId, ChatToolChoice, ChatTools
+from qwench.serve.protocol.shared.formats import ChatFormat, Format, without_texts
+from qwench.serve.protocol.shared.sampling import SamplingFields
+from qwench.serve.protocol.shared.template import Effort, Reasoning, TemplateVariables, with_budget
+from qwench.serve.protocol.shared.tools import MAX_CALLS, CallId, ChatToolChoice, ChatTools
+from qwench.serve.protocol.validation.body import Body, Flag, Limit, StreamOptions, TopLogprobs
+from qwench.serve.protocol.validation.other_forms import thoughts_of, unless_empty
+from qwench.serve.protocol.validation.reading import ignore
 
 
 class CalledFunction(Body):

@@ -1,4 +1,4 @@
-"""What /v1/messages answers, as schemas: for the OpenAPI document and the tests, as in replies.py."""
+"""What /v1/messages answers, as schemas; see shared/reply.py."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from qwench.serve.protocol.replies import Reply
+from qwench.serve.protocol.shared.reply import Reply
 
 
 class MessageErrorDetail(Reply):

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from qwench.runtime.structured_output.grammar import Grammar
-from qwench.serve.protocol.common import Body, Flag
+from qwench.serve.protocol.validation.body import Body, Flag
 
 Name = Annotated[str, Field(min_length=1, max_length=256)]
 Schema = dict[str, Any]

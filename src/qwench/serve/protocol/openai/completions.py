@@ -6,7 +6,9 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field
 
-from qwench.serve.protocol.common import (
+from qwench.serve.protocol.shared.formats import ChatFormat, Format, without_texts
+from qwench.serve.protocol.shared.sampling import SamplingFields
+from qwench.serve.protocol.validation.body import (
     LAX,
     MAX_CHOICES,
     MAX_TOP_LOGPROBS,
@@ -16,9 +18,7 @@ from qwench.serve.protocol.common import (
     TokenId,
     TopLogprobs,
 )
-from qwench.serve.protocol.formats import ChatFormat, Format, without_texts
-from qwench.serve.protocol.other_forms import MAX_TOKENS, unless_empty, without_limit
-from qwench.serve.protocol.sampling import SamplingFields
+from qwench.serve.protocol.validation.other_forms import MAX_TOKENS, unless_empty, without_limit
 
 MAX_PROMPTS = 128
 DEFAULT_MAX_TOKENS = 16  # OpenAI's

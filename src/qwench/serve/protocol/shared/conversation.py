@@ -2,7 +2,7 @@
 templates expect them.
 
 Templates as Qwen's show arguments as an object and leave out the ids of calls: there, results belong to calls by their
-order. Called by protocol/chat.py and protocol/responses.py.
+order. Called by the chat, responses and messages of each API.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator
 from pydantic_core import PydanticCustomError
 
-from qwench.serve.protocol.field_table import rules_of
-from qwench.serve.protocol.reading import with_known_fields
+from qwench.serve.protocol.validation.field_table import rules_of
+from qwench.serve.protocol.validation.reading import with_known_fields
 
 TemplateMessage = dict[str, Any]
 MAX_PARTS = 1024  # of a content

@@ -1,0 +1,1 @@
+"""Ollama's requests and replies."""

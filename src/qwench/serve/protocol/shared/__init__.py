@@ -1,0 +1,1 @@
+"""What the requests and replies of several APIs have in common."""
