@@ -10,7 +10,7 @@ from server_process import ServerProcess
 
 # Every beginning of a text, as a stream brings it, then the whole as if it had come at once.
 STREAM = """async ([text, step]) => {
-  const { MarkdownView } = await import("/ui/markdown_view.js");
+  const { MarkdownView } = await import("/ui/markdown/markdown_view.js");
   const faults = [];
   const check = (root) => {
     for (const part of root.querySelectorAll("*")) {

@@ -1,21 +1,21 @@
 // The page: shows a conversation, sends what is asked in it, and lets it branch.
 
-import { write } from "./answer.js";
-import { setWriting, watchComposer } from "./composer.js";
-import { append, apiMessages, branch, branchOff, choose, newConversation } from "./conversation.js";
-import { field } from "./dom.js";
-import { closeDrawer, openPanel, watchDrawers } from "./drawers.js";
-import { fileName, saveJson, saveMarkdown } from "./exchange.js";
-import { watch as watchServer } from "./gauges.js";
-import { keep, mark, watchHistory } from "./history.js";
-import { drawIcons } from "./icons.js";
-import { messageView } from "./message_view.js";
-import { chosenModel, showModel, watchModels } from "./model_menu.js";
-import { paced } from "./pace.js";
-import { showSystem, watchPrompts } from "./prompts.js";
-import { following, toEnd, watchScrolling } from "./scrolling.js";
-import { areSettingsValid, requestFields, watchSettings } from "./settings.js";
-import { say } from "./status.js";
+import { write } from "./api/answer.js";
+import { setWriting, watchComposer } from "./composer/composer.js";
+import { field } from "./dom/elements.js";
+import { drawIcons } from "./dom/icons.js";
+import { paced } from "./dom/pace.js";
+import { say } from "./dom/status.js";
+import { messageView } from "./messages/message_view.js";
+import { following, toEnd, watchScrolling } from "./messages/scrolling.js";
+import { closeDrawer, openPanel, watchDrawers } from "./panels/drawers.js";
+import { watch as watchServer } from "./panels/gauges.js";
+import { keep, mark, watchHistory } from "./panels/history.js";
+import { chosenModel, showModel, watchModels } from "./panels/model_menu.js";
+import { showSystem, watchPrompts } from "./panels/prompts.js";
+import { areSettingsValid, requestFields, watchSettings } from "./panels/settings.js";
+import { append, apiMessages, branch, branchOff, choose, newConversation } from "./state/conversation.js";
+import { fileName, saveJson, saveMarkdown } from "./state/exchange.js";
 
 let current = newConversation(); // the one in the page
 let views = new Map(); // of the branch in the page: a message's id to its view

@@ -1,11 +1,11 @@
 // The field for a message and its files: written, pasted, chosen or dropped onto the page.
 
-import { element, field, iconButton } from "./dom.js";
+import { element, field, iconButton } from "../dom/elements.js";
+import { icon } from "../dom/icons.js";
+import { notify, say } from "../dom/status.js";
+import { areSettingsValid } from "../panels/settings.js";
 import { fit, submitOnEnter } from "./editor.js";
 import { readText, size } from "./files.js";
-import { icon } from "./icons.js";
-import { areSettingsValid } from "./settings.js";
-import { notify, say } from "./status.js";
 
 const prompt = field("prompt");
 let files = []; // {name, text}

@@ -1,7 +1,7 @@
 // Conversations in the browser's own database. Where a browser keeps nothing, as some do in private windows, they last
 // as long as the page does.
 
-import { once } from "./dom.js";
+import { once } from "../dom/elements.js";
 
 const [NAME, TABLE] = ["qwench", "conversations"];
 const others = new BroadcastChannel(NAME); // tabs with this page

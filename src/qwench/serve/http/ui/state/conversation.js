@@ -5,7 +5,7 @@
 //   message: {id, parent, role, content}; a question's files; an answer's reasoning, thought_s, tool_calls, finish,
 //   note and error; a tool result's tool_call_id
 
-import { newId } from "./dom.js";
+import { newId } from "../dom/elements.js";
 
 const TITLE_LENGTH = 60;
 

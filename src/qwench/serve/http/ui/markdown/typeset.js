@@ -1,6 +1,6 @@
 // Draws formulas with KaTeX, which is loaded when the first one comes.
 
-import { element, once } from "./dom.js";
+import { element, once } from "../dom/elements.js";
 
 const FOLDER = "/ui/vendor/katex";
 const LONGEST = 5000; // characters; beyond it a formula stays as it was written

@@ -1,9 +1,9 @@
 // The kept conversations: found again, renamed, taken out and brought in.
 
-import { element, field, iconButton } from "./dom.js";
-import { fromJson, saveJson } from "./exchange.js";
-import { notify } from "./status.js";
-import * as store from "./store.js";
+import { element, field, iconButton } from "../dom/elements.js";
+import { notify } from "../dom/status.js";
+import { fromJson, saveJson } from "../state/exchange.js";
+import * as store from "../state/store.js";
 
 const DAY_MS = 24 * 60 * 60 * 1000;
 let conversations = []; // the latest first

@@ -1,6 +1,6 @@
 // A field in place of a text, to change it: Enter takes the change, Escape leaves all as it was.
 
-import { element, textButton } from "./dom.js";
+import { element, textButton } from "../dom/elements.js";
 
 /** Makes a textarea as high as its text, up to what its style allows. */
 export function fit(area) {

@@ -1,13 +1,13 @@
 // A message as it stands in the page: what was said, and what can be done with it.
 
-import { piecesOf } from "./answer.js";
+import { piecesOf } from "../api/answer.js";
+import { editor } from "../composer/editor.js";
+import { fileView } from "../composer/files.js";
+import { copyButton } from "../dom/clipboard.js";
+import { element, iconButton } from "../dom/elements.js";
+import { MarkdownView } from "../markdown/markdown_view.js";
+import { childrenOf } from "../state/conversation.js";
 import { CallsView } from "./calls_view.js";
-import { copyButton } from "./clipboard.js";
-import { childrenOf } from "./conversation.js";
-import { element, iconButton } from "./dom.js";
-import { editor } from "./editor.js";
-import { fileView } from "./files.js";
-import { MarkdownView } from "./markdown_view.js";
 import { ThoughtView } from "./thought_view.js";
 import { TokensView } from "./tokens.js";
 

@@ -1,7 +1,7 @@
 // Blocks of code: their language, a button to copy them, and colours by highlight.js, which is loaded with the first.
 
-import { copyButton } from "./clipboard.js";
-import { element, once } from "./dom.js";
+import { copyButton } from "../dom/clipboard.js";
+import { element, once } from "../dom/elements.js";
 import { fragment } from "./markdown.js";
 
 const LONGEST = 50_000; // characters; beyond it code stays in one colour

@@ -1,6 +1,6 @@
 // Copying, also where the page came neither over https nor from this machine and browsers keep their clipboard shut.
 
-import { element, iconButton } from "./dom.js";
+import { element, iconButton } from "./elements.js";
 import { icon } from "./icons.js";
 import { say } from "./status.js";
 

@@ -1,7 +1,7 @@
 // Which model answers: the names that the server gives, and how much each of them reads at once.
 
-import { element, field } from "./dom.js";
-import { models } from "./stream.js";
+import { models } from "../api/stream.js";
+import { element, field } from "../dom/elements.js";
 
 const RETRY_MS = 1000;
 const STATES = { loading: ", being loaded", unloaded: ", loaded when asked" };

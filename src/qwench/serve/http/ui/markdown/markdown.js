@@ -3,8 +3,8 @@
 // Twice over: markdown-it takes no HTML, and DOMPurify lets only what is listed here through. Links lead to http, https
 // and mail alone; a picture becomes a link, because fetching it would tell a stranger what was asked.
 
-import markdownit from "./vendor/markdown-it/markdown-it.esm.min.mjs";
-import "./vendor/dompurify/purify.min.js";
+import markdownit from "../vendor/markdown-it/markdown-it.esm.min.mjs";
+import "../vendor/dompurify/purify.min.js";
 import { addMath } from "./math.js";
 
 const TAGS = ["p", "br", "hr", "h3", "h4", "h5", "h6", "strong", "em", "s", "a", "blockquote", "ul", "ol", "li", "code",

@@ -1,7 +1,7 @@
 // The two panels beside the conversation: columns where there is room, drawers over it where there isn't.
 
-import { field } from "./dom.js";
-import { recall, remember } from "./memory.js";
+import { field } from "../dom/elements.js";
+import { recall, remember } from "../state/preferences.js";
 
 const FOCUSABLE = "button, input, select, textarea, [tabindex='0']";
 const drawers = [];

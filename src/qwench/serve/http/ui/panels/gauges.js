@@ -1,7 +1,7 @@
 // What the server does: figures twice a second, and a picture of its batch over the last minute.
 
-import { field } from "./dom.js";
-import { metrics } from "./stream.js";
+import { metrics } from "../api/stream.js";
+import { field } from "../dom/elements.js";
 
 const EVERY_MS = 500;
 const COLUMNS = 120; // a minute

@@ -1,6 +1,6 @@
 // The line that says what happens, which screen readers read out; and words that come up for a while.
 
-import { element, field, textButton } from "./dom.js";
+import { element, field, textButton } from "./elements.js";
 
 const [SAID_MS, SHOWN_MS] = [5000, 8000];
 let [saidTimer, noticeTimer] = [0, 0];

@@ -1,7 +1,7 @@
 // What a model thought before it answered: folded, and how long that took.
 
-import { element } from "./dom.js";
-import { MarkdownView } from "./markdown_view.js";
+import { element } from "../dom/elements.js";
+import { MarkdownView } from "../markdown/markdown_view.js";
 
 export class ThoughtView {
   constructor() {

@@ -1,7 +1,7 @@
 // Conversations as files: Markdown for people, JSON that can be brought back.
 
+import { element, newId } from "../dom/elements.js";
 import { branch } from "./conversation.js";
-import { element, newId } from "./dom.js";
 
 const FORMAT = "qwench-conversations";
 const ROLES = ["user", "assistant", "tool"];

@@ -1,7 +1,7 @@
 // Calls of tools in an answer: what is called with which arguments, and its result, which the reader may give.
 
-import { element } from "./dom.js";
-import { icon } from "./icons.js";
+import { element } from "../dom/elements.js";
+import { icon } from "../dom/icons.js";
 
 /** Arguments set out on lines; as they came while they are incomplete. */
 function setOut(args) {

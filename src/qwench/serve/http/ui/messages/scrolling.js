@@ -1,6 +1,6 @@
 // The conversation's place: it follows an answer to its end, unless the reader has scrolled up.
 
-import { field } from "./dom.js";
+import { field } from "../dom/elements.js";
 
 const NEAR = 80; // pixels from the end that count as its end
 const view = field("conversation");

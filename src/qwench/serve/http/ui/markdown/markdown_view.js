@@ -1,7 +1,7 @@
 // A text shown as Markdown while it grows: blocks that stay the same stay in the document, with what a reader selected.
 
+import { element } from "../dom/elements.js";
 import { frameCode } from "./code_block.js";
-import { element } from "./dom.js";
 import { blocks, fragment } from "./markdown.js";
 import { typeset } from "./typeset.js";
 

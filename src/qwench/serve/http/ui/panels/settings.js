@@ -1,8 +1,8 @@
 // The parameters of a request, as the form in the page has them; kept by the browser.
 
-import { field } from "./dom.js";
+import { field } from "../dom/elements.js";
+import { recall, remember } from "../state/preferences.js";
 import { openPanel } from "./drawers.js";
-import { recall, remember } from "./memory.js";
 
 const NUMBERS = ["temperature", "top_p", "top_k", "min_p", "seed", "max_tokens", "max_thinking_tokens"];
 const form = field("parameters");

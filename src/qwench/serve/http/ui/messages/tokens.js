@@ -1,6 +1,6 @@
 // An answer as tokens that tell how likely they were: on hover, and by arrow keys once one of them has the focus.
 
-import { element, field } from "./dom.js";
+import { element, field } from "../dom/elements.js";
 
 const LEVELS = [0.05, 0.25, 0.6, 0.9]; // below these a token's underline grows stronger
 

@@ -1,7 +1,7 @@
 // System prompts that the reader keeps, to have them at hand in any conversation.
 
-import { element, field } from "./dom.js";
-import { recall, remember } from "./memory.js";
+import { element, field } from "../dom/elements.js";
+import { recall, remember } from "../state/preferences.js";
 
 const NAME_LENGTH = 48;
 let kept = recall("prompts", []);

@@ -1,7 +1,7 @@
 // Files of text: read for a message, shown in one.
 
-import { element } from "./dom.js";
-import { icon } from "./icons.js";
+import { element } from "../dom/elements.js";
+import { icon } from "../dom/icons.js";
 
 const LARGEST = 2 << 20; // bytes; more than the context of any model here
 
