@@ -22,10 +22,10 @@ from benchmarks import plan as plans
 from benchmarks.contenders.qwench_engine import OPTIONS
 from benchmarks.folders import build_folder, check_checkpoint, write_json
 from benchmarks.process import ROOT, Worker, WorkerError
-from qwench.artifact import Artifact, open_artifact
+from qwench.artifact.artifact import Artifact, open_artifact
 from qwench.checkpoint.spec import ModelSpec
 from qwench.cli.terminal.table import print_table
-from qwench.compiler import compile_checkpoint
+from qwench.compiler.compiler import compile_checkpoint
 from qwench.config import QwenchConfig
 from qwench.evaluate.book import NUM_TOKENS, Book, compare, make_book
 from qwench.evaluate.compiled import CompiledModel

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.synthetic import STANDARD_DEVIATION, published_config
-from qwench.artifact import derive_program
+from qwench.artifact.artifact import derive_program
 from qwench.checkpoint.spec import ModelSpec
 from qwench.config import QwenchConfig
 from qwench.program.memory import MemoryPlan, plan_memory

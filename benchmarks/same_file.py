@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.process import Worker
-from qwench.compiler import compile_checkpoint
+from qwench.compiler.compiler import compile_checkpoint
 from qwench.config import QwenchConfig
 from qwench.host import cpu_name, num_cpus
 

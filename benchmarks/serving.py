@@ -28,7 +28,7 @@ from benchmarks.contenders.qwench_engine import OPTIONS
 from benchmarks.folders import build_folder, check_checkpoint, write_json
 from benchmarks.process import Worker
 from qwench.cli.terminal.table import print_table
-from qwench.compiler import compile_checkpoint
+from qwench.compiler.compiler import compile_checkpoint
 from qwench.config import QwenchConfig
 from qwench.evaluate.load.client import LoadClient
 from qwench.evaluate.load.figures import Figures, Goals, figures

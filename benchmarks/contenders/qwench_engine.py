@@ -30,7 +30,7 @@ class QwenchContender(LibraryContender):
         return f"qwench {qwench.__version__}"
 
     def compile(self, checkpoint: Path, format_name: str, out: Path, max_positions: int, threads: int) -> Compiled:
-        from qwench.artifact import open_artifact
+        from qwench.artifact.artifact import open_artifact
         from qwench.cli.main import main
 
         weights, head = OPTIONS[format_name]
@@ -45,7 +45,7 @@ class QwenchContender(LibraryContender):
         return Compiled(str(out), sum(tensor.nbytes for tensor in tensors), f"{weights}, head {head}, groups of 128")
 
     def load(self, path: Path, threads: int, positions: int, users: int) -> None:
-        from qwench.artifact import open_artifact
+        from qwench.artifact.artifact import open_artifact
         from qwench.runtime.loading import load_engine
 
         artifact = open_artifact(path)

@@ -21,7 +21,7 @@ _HOMES = {
     "QwenchForSequenceClassification": "qwench.modeling",
     "QwenchForTokenClassification": "qwench.modeling",
     "QwenchModel": "qwench.modeling",
-    "compile_checkpoint": "qwench.compiler",
+    "compile_checkpoint": "qwench.compiler.compiler",
     "QwenchError": "qwench.errors",
 }
 
@@ -42,7 +42,7 @@ __all__ = [
 
 if TYPE_CHECKING:
     from qwench.async_llm import AsyncLLM
-    from qwench.compiler import compile_checkpoint
+    from qwench.compiler.compiler import compile_checkpoint
     from qwench.config import QwenchConfig
     from qwench.errors import QwenchError
     from qwench.llm import LLM

@@ -47,7 +47,7 @@ from qwench.text.shared_engine import SharedTextEngine
 from qwench.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
-    from qwench.artifact import Artifact
+    from qwench.artifact.artifact import Artifact
 
 logger = logging.getLogger(__name__)
 
@@ -305,7 +305,7 @@ class LLM(PooledAnswers):
 
     def _fingerprint(self) -> str:
         """Hash of everything that keys and values depend on: which kernels compute them is not among it."""
-        from qwench.artifact import WEIGHTS
+        from qwench.artifact.artifact import WEIGHTS
 
         if self._artifact is None:
             raise PrefixError("an LLM over an engine doesn't know its model's files, so it can't tell prefixes apart")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from qwench.artifact import Artifact, is_artifact, open_artifact
+from qwench.artifact.artifact import Artifact, is_artifact, open_artifact
 from qwench.calibration.text import text_identity
 from qwench.config import LOAD_OPTIONS, RUNTIME_OPTIONS, QwenchConfig
 from qwench.errors import ConfigError
@@ -39,7 +39,7 @@ def resolve_model(
         artifact = open_artifact(path)
         _check_agreement(artifact, config)
         return with_options(artifact, config)
-    from qwench.compile_cache import open_compiled  # slow to import, and not needed for an artifact
+    from qwench.compiler.compile_cache import open_compiled  # slow to import, and not needed for an artifact
 
     options = dataclasses.replace(config, **dict.fromkeys(LOAD_OPTIONS))
     return with_options(open_compiled(model, options, progress), config)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from qwench.artifact import Artifact, is_artifact
+from qwench.artifact.artifact import Artifact, is_artifact
 from qwench.checkpoint.hub import find_checkpoint
 from qwench.checkpoint.open_checkpoint import open_checkpoint
 from qwench.checkpoint.tokenizer_files import has_tokenizer

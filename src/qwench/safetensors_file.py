@@ -1,7 +1,7 @@
 """The safetensors container: a header that is checked before it is believed, memory-mapped reads, streamed writes.
 
 Knows nothing of models: not which tensors there should be, nor what is in them. Read by `checkpoint/weights.py` and
-`artifact.py`, written by `compiler.py`. Files stay readable by the safetensors library.
+`artifact/artifact.py`, written by `compiler/compiler.py`. Files stay readable by the safetensors library.
 """
 
 from __future__ import annotations

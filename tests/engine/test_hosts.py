@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from qwench import LLM, QwenchConfig, compile_checkpoint
-from qwench.artifact import open_artifact
+from qwench.artifact.artifact import open_artifact
 from qwench.cli.commands.plan import describe
 from qwench.errors import ConfigError
 from qwench.parallel.forecast import Network, exchanges, forecast
@@ -179,7 +179,7 @@ def test_a_host_that_has_another_model_says_so(artifact: Path, tmp_path: Path) -
     compile_checkpoint(MODEL, tmp_path / "other", QwenchConfig(weights="int4", max_seq_len=1024, batch_size=8))
     code = (
         "import sys, qwench.host, qwench.parallel.host_process as hosts\n"
-        "from qwench.artifact import open_artifact\n"
+        "from qwench.artifact.artifact import open_artifact\n"
         "if qwench.host.mpi_place()[0] == 1:\n"
         "    hosts.open_artifact = lambda path: open_artifact(sys.argv[2])\n"
         "from qwench import LLM\nfrom qwench.errors import TargetError\n"

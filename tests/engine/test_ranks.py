@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from qwench import LLM, QwenchConfig, SamplingParams, compile_checkpoint
-from qwench.artifact import open_artifact
+from qwench.artifact.artifact import open_artifact
 from qwench.checkpoint.spec import ModelSpec, RopeSpec
 from qwench.errors import ConfigError, QwenchError, TargetError
 from qwench.parallel.ranks import Ranks

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from programs import random_tensors
 
-from qwench.artifact import Artifact, Manifest
+from qwench.artifact.artifact import Artifact, Manifest
 from qwench.config import QwenchConfig
 from qwench.evaluate.compiled import CompiledModel
 from qwench.evaluate.metrics import relative_error

@@ -22,7 +22,7 @@ from programs import (
     random_tensors,
 )
 
-from qwench.compiler import compile_checkpoint
+from qwench.compiler.compiler import compile_checkpoint
 from qwench.config import QwenchConfig
 from qwench.formats import BF16, Format
 from qwench.program.models import build_program

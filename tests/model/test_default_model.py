@@ -13,7 +13,7 @@ import pytest
 
 from qwench import LLM, SamplingParams
 from qwench.cli.main import main
-from qwench.compiler import compile_checkpoint
+from qwench.compiler.compiler import compile_checkpoint
 from qwench.config import QwenchConfig
 from qwench.runtime.spec_decode.speculation import Speculation
 from qwench.runtime.spec_decode.step_costs import StepCosts

@@ -18,7 +18,7 @@ from test_cli_end_to_end import write_checkpoint
 
 from qwench import LLM, SamplingParams
 from qwench.cli.main import main
-from qwench.compiler import compile_checkpoint
+from qwench.compiler.compiler import compile_checkpoint
 from qwench.config import QwenchConfig
 from qwench.errors import ArtifactError, ConfigError, QwenchError
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from qwench.cli.main import main
-from qwench.compiler import compile_checkpoint
+from qwench.compiler.compiler import compile_checkpoint
 from qwench.config import QwenchConfig
 
 MODEL = Path(__file__).parents[2] / "models" / "qwench-tiny"

@@ -32,7 +32,7 @@ from qwench import (
     SamplingParams,
 )
 from qwench.cli.main import main
-from qwench.compiler import compile_checkpoint
+from qwench.compiler.compiler import compile_checkpoint
 from qwench.config import QwenchConfig
 from qwench.errors import CheckpointError, ConfigError, RequestError
 

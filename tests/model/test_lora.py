@@ -17,7 +17,7 @@ from transformers_parity import write_checkpoint
 from qwench import LLM, SamplingParams
 from qwench.checkpoint.open_checkpoint import open_checkpoint
 from qwench.checkpoint.spec import ModelSpec
-from qwench.compiler import compile_checkpoint
+from qwench.compiler.compiler import compile_checkpoint
 from qwench.config import QwenchConfig
 from qwench.errors import CheckpointError, ConfigError, QwenchError, RequestError
 from qwench.evaluate.batches import whole_sequences

@@ -22,7 +22,7 @@ from transformers_parity import Ties, assert_same_tokens, left_padded, load_trut
 
 from qwench import LLM, QwenchConfig, QwenchForCausalLM, SamplingParams
 from qwench.cli.main import main
-from qwench.compiler import compile_checkpoint
+from qwench.compiler.compiler import compile_checkpoint
 from qwench.errors import CheckpointError, TargetError
 
 sys.path.append(str(Path(__file__).parents[1] / "unit"))

@@ -20,7 +20,7 @@ from transformers_parity import Ties, assert_same_tokens, left_padded, load_trut
 
 from qwench import LLM, QwenchConfig, QwenchForCausalLM, SamplingParams
 from qwench.cli.main import main
-from qwench.compiler import compile_checkpoint
+from qwench.compiler.compiler import compile_checkpoint
 
 sys.path.append(str(Path(__file__).parents[1] / "unit"))
 from gguf_models import write_gguf

@@ -23,7 +23,7 @@ from transformers_parity import load_truth, write_checkpoint
 
 from qwench import LLM
 from qwench.checkpoint.sentence_transformers import read_embedding_settings
-from qwench.compiler import compile_checkpoint
+from qwench.compiler.compiler import compile_checkpoint
 from qwench.errors import CheckpointError, RequestError
 
 DEFAULT_MODEL = Path(__file__).parents[2] / "models" / "qwench-tiny"

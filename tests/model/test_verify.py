@@ -15,7 +15,7 @@ from safetensors.numpy import load_file, save_file
 
 from qwench.checkpoint.spec import ModelSpec
 from qwench.cli.main import main
-from qwench.compiler import compile_checkpoint
+from qwench.compiler.compiler import compile_checkpoint
 from qwench.config import QwenchConfig
 from qwench.program.qwen2 import build_qwen2
 

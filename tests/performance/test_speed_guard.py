@@ -19,9 +19,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from qwench.artifact import Artifact
+from qwench.artifact.artifact import Artifact
 from qwench.checkpoint.spec import ModelSpec
-from qwench.compiler import compile_checkpoint
+from qwench.compiler.compiler import compile_checkpoint
 from qwench.config import QwenchConfig
 from qwench.evaluate.cost import CostModel
 from qwench.evaluate.machine import this_machine

@@ -18,7 +18,7 @@ from transformers_parity import Ties, assert_same_tokens, left_padded, load_trut
 
 from qwench.checkpoint.checkpoint import as_floats
 from qwench.checkpoint.weights import SafetensorsCheckpoint
-from qwench.compiler import compile_checkpoint
+from qwench.compiler.compiler import compile_checkpoint
 from qwench.config import QwenchConfig
 from qwench.modeling import QwenchForCausalLM
 from qwench.program.models import source_shapes

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from qwench import QwenchConfig, compile_checkpoint
-from qwench.artifact import open_artifact
+from qwench.artifact.artifact import open_artifact
 from qwench.parallel.forecast import Network, forecast
 from qwench.program.shard import Shares
 

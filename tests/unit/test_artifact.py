@@ -15,11 +15,10 @@ import pytest
 from safetensors import safe_open
 from tiny_checkpoint import write_checkpoint
 
-from qwench.artifact import MANIFEST, PROGRAM, WEIGHTS, Manifest, is_artifact, open_artifact
-from qwench.compiler import compile_checkpoint
+from qwench.artifact.artifact import MANIFEST, PROGRAM, WEIGHTS, Conversion, Manifest, is_artifact, open_artifact
+from qwench.compiler.compiler import compile_checkpoint
 from qwench.config import QwenchConfig
 from qwench.errors import ArtifactError
-from qwench.kept_weights import Conversion
 from qwench.targets.cpu._native import crc32c
 
 CONFIG = QwenchConfig(target="reference", weights="int4", group_size=32, prefill_chunk_size=64)
@@ -87,7 +86,7 @@ def test_manifest_survives_json() -> None:
 
 
 def _record() -> Any:
-    from qwench.artifact import FileRecord
+    from qwench.artifact.artifact import FileRecord
 
     return FileRecord("ab", 3, 4)
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from qwench.artifact import open_artifact
-from qwench.compiler import compile_checkpoint
+from qwench.artifact.artifact import open_artifact
+from qwench.compiler.compiler import compile_checkpoint
 from qwench.config import QwenchConfig
 from qwench.errors import ArtifactError
 from qwench.text.tokenizer import Tokenizer

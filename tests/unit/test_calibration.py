@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from tiny_checkpoint import write_checkpoint
 
-from qwench.artifact import open_artifact
+from qwench.artifact.artifact import open_artifact
 from qwench.calibration.gptq import quantize_for_inputs
 from qwench.calibration.text import MIN_TOKENS, calibration_rows
-from qwench.compiler import compile_checkpoint
+from qwench.compiler.compiler import compile_checkpoint
 from qwench.config import QwenchConfig
 from qwench.errors import ConfigError
 from qwench.formats import Format, dequantize_weight, quantize_weight

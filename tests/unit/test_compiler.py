@@ -20,10 +20,10 @@ from safetensors.numpy import load_file
 from tiny_checkpoint import CONFIG as CONFIG_JSON
 from tiny_checkpoint import tiny_tensors, write_checkpoint
 
-import qwench.compiler
-from qwench.artifact import WEIGHTS, open_artifact
+import qwench.compiler.compiler
+from qwench.artifact.artifact import WEIGHTS, open_artifact
 from qwench.checkpoint.spec import ModelSpec
-from qwench.compiler import compile_checkpoint, source_shapes
+from qwench.compiler.compiler import compile_checkpoint, source_shapes
 from qwench.config import QwenchConfig
 from qwench.errors import ArtifactError, CapacityError, CheckpointError, ConfigError, QwenchError
 from qwench.progress import Progress
@@ -112,7 +112,7 @@ def test_more_memory_than_allowed(source: Path, tmp_path: Path) -> None:
 
 
 def test_more_memory_than_there_is(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(qwench.compiler, "available_memory_bytes", lambda: 1 << 20)
+    monkeypatch.setattr(qwench.compiler.compiler, "available_memory_bytes", lambda: 1 << 20)
     config = QwenchConfig(target="reference", max_seq_len=1 << 20)
     with pytest.raises(CapacityError, match=r"this machine has free 1\.0 MiB; lower max_seq_len .*now 1048576"):
         compile_checkpoint(source, tmp_path / "out", config)
@@ -122,7 +122,7 @@ def test_more_memory_than_there_is(source: Path, tmp_path: Path, monkeypatch: py
 def test_a_model_that_is_not_to_run_here_needs_no_memory(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(qwench.compiler, "available_memory_bytes", lambda: 1 << 20)
+    monkeypatch.setattr(qwench.compiler.compiler, "available_memory_bytes", lambda: 1 << 20)
     config = QwenchConfig(target="reference", max_seq_len=1 << 40, create_runtimes=False)
     assert compile_checkpoint(source, tmp_path / "out", config).config.max_seq_len == 1 << 40
     with pytest.raises(CapacityError, match="memory allows"):
@@ -133,7 +133,7 @@ def test_more_disk_than_there_is(source: Path, tmp_path: Path, monkeypatch: pyte
     class Usage:
         free = 1 << 16
 
-    monkeypatch.setattr(qwench.compiler.shutil, "disk_usage", lambda path: Usage)
+    monkeypatch.setattr(qwench.compiler.compiler.shutil, "disk_usage", lambda path: Usage)
     with pytest.raises(CapacityError, match="of disk, but"):
         compile_checkpoint(source, tmp_path / "deep" / "out", CONFIG)
     assert left_behind(tmp_path) == []
@@ -155,7 +155,7 @@ def test_an_artifact_is_replaced_only_when_asked(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_one_step: bool
 ) -> None:
     if not in_one_step:
-        monkeypatch.setattr("qwench.artifact_folder._exchange", lambda one, other: False)
+        monkeypatch.setattr("qwench.artifact.artifact_folder._exchange", lambda one, other: False)
     out = tmp_path / "out"
     compile_checkpoint(source, out, CONFIG)
     with pytest.raises(ArtifactError, match="--overwrite"):
@@ -267,7 +267,7 @@ def test_a_disk_that_is_really_full(source: Path, tmp_path: Path) -> None:
     """A limit on file size makes the kernel itself refuse, in the middle of a write."""
     code = (
         "import resource, sys\n"
-        "from qwench.compiler import compile_checkpoint\n"
+        "from qwench.compiler.compiler import compile_checkpoint\n"
         "from qwench.config import QwenchConfig\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))\n"
         "compile_checkpoint(sys.argv[1], sys.argv[2], QwenchConfig(target='reference'))\n"
@@ -279,7 +279,7 @@ def test_a_disk_that_is_really_full(source: Path, tmp_path: Path) -> None:
 
 SLOW_COMPILER = """
 import sys, time
-from qwench.compiler import compile_checkpoint
+from qwench.compiler.compiler import compile_checkpoint
 from qwench.config import QwenchConfig
 def wait(progress):
     if progress.stage == sys.argv[3]:
@@ -335,7 +335,7 @@ def test_errors_are_typed_whatever_the_config_says(tmp_path: Path) -> None:
 
 MEASURED_COMPILER = """
 import sys
-from qwench.compiler import compile_checkpoint
+from qwench.compiler.compiler import compile_checkpoint
 from qwench.config import QwenchConfig
 
 def peak_kib():

@@ -19,7 +19,7 @@ from qwench.checkpoint.gguf.blocks import decode
 from qwench.checkpoint.gguf.container import GgufFile
 from qwench.checkpoint.gguf.gguf_checkpoint import GgufCheckpoint
 from qwench.checkpoint.open_checkpoint import open_checkpoint
-from qwench.compiler import compile_checkpoint, source_shapes
+from qwench.compiler.compiler import compile_checkpoint, source_shapes
 from qwench.config import QwenchConfig
 from qwench.errors import CheckpointError, ConfigError
 from qwench.quantized_matrix import QuantizedMatrix

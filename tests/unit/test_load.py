@@ -14,11 +14,11 @@ import pytest
 from loopback_hub import running_hub
 from tiny_checkpoint import tiny_tensors, write_checkpoint
 
-import qwench.compile_cache
-from qwench.artifact import WEIGHTS
+import qwench.compiler.compile_cache
+from qwench.artifact.artifact import WEIGHTS
 from qwench.checkpoint.open_checkpoint import open_checkpoint
 from qwench.checkpoint.weights import SafetensorsCheckpoint
-from qwench.compiler import compile_checkpoint
+from qwench.compiler.compiler import compile_checkpoint
 from qwench.config import QwenchConfig
 from qwench.errors import CheckpointError, ConfigError
 from qwench.load import resolve_model
@@ -46,7 +46,7 @@ def compilations(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
         folders.append(args[1])
         return compile_checkpoint(*args, **kwargs)
 
-    monkeypatch.setattr(qwench.compile_cache, "compile_checkpoint", count)
+    monkeypatch.setattr(qwench.compiler.compile_cache, "compile_checkpoint", count)
     return folders
 
 
@@ -84,20 +84,20 @@ def test_a_changed_checkpoint_is_compiled_again(source: Path, compilations: list
 
 
 def test_the_digest_is_read_once(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    digest = qwench.compile_cache.source_digest(open_checkpoint(source))
+    digest = qwench.compiler.compile_cache.source_digest(open_checkpoint(source))
     assert digest == SafetensorsCheckpoint(source).content_digest()
     monkeypatch.setattr(SafetensorsCheckpoint, "content_digest", lambda self, report=None: "read again")
-    assert qwench.compile_cache.source_digest(open_checkpoint(source)) == digest
+    assert qwench.compiler.compile_cache.source_digest(open_checkpoint(source)) == digest
     os.utime(source / "model.safetensors", ns=(1, 1))
-    assert qwench.compile_cache.source_digest(open_checkpoint(source)) == "read again"
+    assert qwench.compiler.compile_cache.source_digest(open_checkpoint(source)) == "read again"
 
 
 def test_a_damaged_memo_is_only_a_memo(source: Path, cache: Path) -> None:
-    digest = qwench.compile_cache.source_digest(open_checkpoint(source))
+    digest = qwench.compiler.compile_cache.source_digest(open_checkpoint(source))
     (memo,) = (cache / "digests").iterdir()
     for content in ("", "[]", "{}", '{"files": 1}', json.dumps({"files": [], "digest": digest})):
         memo.write_text(content)
-        assert qwench.compile_cache.source_digest(open_checkpoint(source)) == digest
+        assert qwench.compiler.compile_cache.source_digest(open_checkpoint(source)) == digest
 
 
 @pytest.mark.parametrize("name", [WEIGHTS, "manifest.json", "program.json", "everything"])

@@ -9,7 +9,7 @@ import pytest
 from tiny_checkpoint import CONFIG, write_checkpoint
 
 from qwench.cli.main import main
-from qwench.compiler import compile_checkpoint
+from qwench.compiler.compiler import compile_checkpoint
 from qwench.config import QwenchConfig
 from qwench.runtime.loading import choose_num_blocks, memory_budget
 

@@ -14,7 +14,7 @@ from quantized_folders import DEFAULT_MODEL, Parts, awq_parts, codes_of, dequant
 from safetensors.torch import load_file
 
 from qwench.checkpoint.weights import SafetensorsCheckpoint
-from qwench.compiler import compile_checkpoint
+from qwench.compiler.compiler import compile_checkpoint
 from qwench.config import QwenchConfig
 from qwench.errors import CheckpointError
 from qwench.program.models import source_shapes

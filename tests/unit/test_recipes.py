@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from tiny_checkpoint import CONFIG, write_checkpoint
 
-from qwench.artifact import derive_program, open_artifact
+from qwench.artifact.artifact import derive_program, open_artifact
 from qwench.checkpoint.spec import ModelSpec
-from qwench.compiler import compile_checkpoint
+from qwench.compiler.compiler import compile_checkpoint
 from qwench.config import QwenchConfig
 from qwench.errors import ConfigError
 from qwench.program.recipes import RECIPES, read_overrides

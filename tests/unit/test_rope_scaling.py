@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from tiny_checkpoint import CONFIG, write_checkpoint
 
-from qwench.artifact import open_artifact
+from qwench.artifact.artifact import open_artifact
 from qwench.checkpoint.spec import ModelSpec
 from qwench.cli.main import main
-from qwench.compiler import compile_checkpoint
+from qwench.compiler.compiler import compile_checkpoint
 from qwench.config import QwenchConfig
 from qwench.errors import ConfigError
 

@@ -1,7 +1,7 @@
 """Calibration: runs a model over a text, op by op, and quantises each matrix for the inputs that it gets there.
 
 Runs the Program with the reference ops in fp32 and holds only the activations that later ops still read; the inputs of
-a matrix are computed with the quantised matrices before it, as in GPTQ. `compiler.py` asks for one weight after the
+a matrix are computed with the quantised matrices before it, as in GPTQ. The compiler asks for one weight after the
 other, in the order of the Program, and packs the result.
 """
 

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from qwench.artifact import Artifact
+from qwench.artifact.artifact import Artifact
 from qwench.checkpoint.heads import why_silent
 from qwench.errors import ConfigError
 from qwench.evaluate.batches import chunks, num_blocks

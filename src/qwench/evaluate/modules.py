@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from qwench.artifact import Artifact
+from qwench.artifact.artifact import Artifact
 from qwench.evaluate.batches import num_blocks, whole_sequences
 from qwench.evaluate.compiled import cache_config
 from qwench.formats import BF16, Format

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 
-from qwench.artifact import Artifact
+from qwench.artifact.artifact import Artifact
 from qwench.checkpoint.spec import ModelSpec
 from qwench.errors import ConfigError
 from qwench.evaluate.compiled import CompiledModel

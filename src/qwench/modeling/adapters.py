@@ -15,7 +15,7 @@ from qwench.lora.peft_folder import read_adapter
 from qwench.program.models import adaptable_shapes
 
 if TYPE_CHECKING:
-    from qwench.artifact import Artifact
+    from qwench.artifact.artifact import Artifact
     from qwench.runtime.engine import Engine
 
 DEFAULT_NAME = "default"  # transformers'

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from transformers import Qwen2Config
 
-from qwench.artifact import Artifact
+from qwench.artifact.artifact import Artifact
 from qwench.checkpoint.heads import HeadKind
 from qwench.config import QwenchConfig
 from qwench.errors import ConfigError, RequestError

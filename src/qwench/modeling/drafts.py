@@ -10,7 +10,7 @@ import contextlib
 from collections.abc import Iterator
 from typing import Protocol
 
-from qwench.artifact import Artifact
+from qwench.artifact.artifact import Artifact
 from qwench.errors import CapacityError, ConfigError
 from qwench.host import available_memory_bytes, format_bytes, num_cpus
 from qwench.runtime.engine import Engine

@@ -13,11 +13,11 @@ from typing import Any
 
 from transformers import AutoConfig, GenerationConfig, PretrainedConfig
 
-from qwench.artifact import MANIFEST, Artifact, is_artifact
-from qwench.artifact_folder import check_destination, new_artifact_folder
+from qwench.artifact.artifact import MANIFEST, Artifact, is_artifact
+from qwench.artifact.artifact_folder import check_destination, new_artifact_folder
 from qwench.checkpoint.hub import find_checkpoint
 from qwench.checkpoint.tokenizer_files import has_tokenizer
-from qwench.compiler import compile_checkpoint
+from qwench.compiler.compiler import compile_checkpoint
 from qwench.config import QwenchConfig
 from qwench.errors import ArtifactError, CheckpointError, ConfigError
 from qwench.host import cache_dir

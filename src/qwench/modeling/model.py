@@ -15,7 +15,7 @@ import torch
 from transformers.loss.loss_utils import ForCausalLMLoss
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from qwench.artifact import Artifact
+from qwench.artifact.artifact import Artifact
 from qwench.errors import ConfigError, NumericalError, RequestError
 from qwench.load_draft import check_draft
 from qwench.modeling import native

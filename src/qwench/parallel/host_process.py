@@ -9,7 +9,7 @@ import logging
 import sys
 from typing import NoReturn
 
-from qwench.artifact import open_artifact
+from qwench.artifact.artifact import open_artifact
 from qwench.errors import QwenchError, TargetError
 from qwench.parallel.hosts import DESCRIBE, END, describe
 from qwench.parallel.layout import Layout, identity_of

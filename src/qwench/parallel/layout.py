@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qwench.artifact import MANIFEST, PROGRAM, Manifest
+from qwench.artifact.artifact import MANIFEST, PROGRAM, Manifest
 from qwench.errors import TargetError
 from qwench.parallel.block_parts import BlockParts
 from qwench.parallel.memory import release_pages

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from qwench.artifact import open_artifact
+from qwench.artifact.artifact import open_artifact
 from qwench.errors import QwenchError
 from qwench.parallel import messages
 from qwench.parallel.block_parts import BlockParts

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 
-from qwench.artifact import Artifact
+from qwench.artifact.artifact import Artifact
 from qwench.host import format_bytes
 from qwench.program.cache_groups import windows_of
 from qwench.rbln.config import RBLNDecoderOnlyModelForCausalLMConfig

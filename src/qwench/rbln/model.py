@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 import torch
 from transformers import AutoModel, AutoModelForCausalLM
 
-from qwench.artifact import Artifact, is_artifact
+from qwench.artifact.artifact import Artifact, is_artifact
 from qwench.checkpoint.hub import find_checkpoint
-from qwench.compiler import compile_checkpoint
+from qwench.compiler.compiler import compile_checkpoint
 from qwench.errors import ArtifactError, ConfigError
 from qwench.load import resolve_model
 from qwench.lora import peft_folder

@@ -15,7 +15,7 @@ from qwench.cli.options.loading import add_draft, add_model, config_of
 from qwench.errors import ConfigError
 
 if TYPE_CHECKING:
-    from qwench.artifact import Artifact
+    from qwench.artifact.artifact import Artifact
     from qwench.evaluate.cost import CostModel
     from qwench.evaluate.machine import Machine
     from qwench.evaluate.throughput import Round, Workload

@@ -25,8 +25,8 @@ def execute(args: Namespace) -> None:
     from qwench.checkpoint.hub import find_checkpoint
     from qwench.cli.sizes import format_size
     from qwench.cli.terminal.progress import ProgressDisplay
-    from qwench.compiler import compile_checkpoint
-    from qwench.kept_weights import summary
+    from qwench.compiler.compiler import compile_checkpoint
+    from qwench.compiler.kept_weights import summary
 
     config = config_of(args)
     out: Path = args.output

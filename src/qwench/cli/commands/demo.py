@@ -102,7 +102,7 @@ def _load(args: Namespace) -> tuple[LLM, dict[str, Any]]:
 
     No prompt is looked up in the cache, so that each is read for real.
     """
-    from qwench.artifact import is_artifact
+    from qwench.artifact.artifact import is_artifact
     from qwench.host import cpu_name, num_cpus
     from qwench.llm import LLM
     from qwench.load import resolve_model

@@ -17,7 +17,7 @@ from qwench.cli.options.loading import add_model, config_of
 from qwench.cli.terminal.progress import ProgressDisplay, show_tokens
 
 if TYPE_CHECKING:
-    from qwench.artifact import Artifact
+    from qwench.artifact.artifact import Artifact
     from qwench.evaluate.book import Book
     from qwench.evaluate.perplexity import LogitRows
     from qwench.evaluate.truth import Truth

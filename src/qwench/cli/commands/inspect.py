@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
-    from qwench.artifact import Artifact
+    from qwench.artifact.artifact import Artifact
     from qwench.program.ops import Op
 
 
@@ -22,7 +22,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def execute(args: Namespace) -> None:
     """Show ops, formats, sizes, memory plan, and the kernel that serves each op on this machine."""
-    from qwench.artifact import open_artifact
+    from qwench.artifact.artifact import open_artifact
 
     verify: Literal["fast", "full"] = "full" if args.verify else "fast"
     report = describe(open_artifact(args.artifact, verify)) | {"verified": verify}

@@ -98,11 +98,11 @@ def _describe_draft(source: Path, model: QwenchConfig, num_blocks: int) -> dict[
 
 def _derive(source: Path, options: QwenchConfig) -> tuple[QwenchConfig, Program, dict[str, int], int]:
     """The resolved config, the Program, the bytes of each weight, and those of activations and logits."""
-    from qwench.artifact import derive_program
+    from qwench.artifact.artifact import derive_program
     from qwench.checkpoint.open_checkpoint import open_checkpoint
     from qwench.checkpoint.spec import ModelSpec
+    from qwench.compiler.kept_weights import kept_format
     from qwench.config import KEPT
-    from qwench.kept_weights import kept_format
     from qwench.program.memory import plan_memory
     from qwench.program.models import source_shapes
     from qwench.runtime.loading import working_bytes

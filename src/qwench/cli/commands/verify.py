@@ -15,7 +15,7 @@ from qwench.cli.options.loading import add_ranks, config_of
 from qwench.cli.terminal.progress import show_tokens
 
 if TYPE_CHECKING:
-    from qwench.artifact import Artifact
+    from qwench.artifact.artifact import Artifact
     from qwench.evaluate.fidelity import Limits
     from qwench.evaluate.prompts import Prompt
     from qwench.evaluate.truth import Truth
@@ -81,7 +81,7 @@ def execute(args: Namespace) -> int:
 
 def _open(args: Namespace) -> tuple[Artifact, Truth, list[Truth], list[Prompt]]:
     """Opens and checks all inputs before the first long computation."""
-    from qwench.artifact import open_artifact
+    from qwench.artifact.artifact import open_artifact
     from qwench.checkpoint.hub import find_checkpoint
     from qwench.checkpoint.open_checkpoint import open_checkpoint
     from qwench.checkpoint.tokenizer_files import has_tokenizer

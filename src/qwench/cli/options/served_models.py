@@ -77,7 +77,7 @@ def _named_and_compiled(
 
 def _compiled(model: str, config: QwenchConfig) -> tuple[Path, QwenchConfig]:
     """The folder of the artifact, compiled first if need be, and the options that are left for loading it."""
-    from qwench.artifact import is_artifact
+    from qwench.artifact.artifact import is_artifact
     from qwench.load import resolve_model
 
     path = Path(model).expanduser()
@@ -113,7 +113,7 @@ def _adapters_of(models: Sequence[ModelSettings], given: Sequence[Adapter] | Non
 
 
 def _only_one_fitting(models: Sequence[ModelSettings], name: str, folder: Path) -> int:
-    from qwench.artifact import read_plan
+    from qwench.artifact.artifact import read_plan
     from qwench.lora.peft_folder import read_adapter
     from qwench.program.models import adaptable_shapes
 

@@ -6,7 +6,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from qwench.artifact import Artifact
+    from qwench.artifact.artifact import Artifact
     from qwench.evaluate.fidelity import Fidelity, Greedy
 
 MODULES = ("embedding", "norm", "attention", "mlp", "layer", "head")

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from qwench.artifact import read_plan
+from qwench.artifact.artifact import read_plan
 from qwench.config import QwenchConfig
 from qwench.errors import CapacityError
 from qwench.host import available_memory_bytes, format_bytes

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from qwench.artifact import MANIFEST, PROGRAM, Manifest
+from qwench.artifact.artifact import MANIFEST, PROGRAM, Manifest
 from qwench.checkpoint.spec import ModelSpec
 from qwench.checkpoint.tokenizer_files import read_json
 from qwench.program.ops import Program

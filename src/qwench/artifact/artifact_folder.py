@@ -1,6 +1,6 @@
 """Writes an artifact's folder atomically: into a sibling folder that is renamed once everything is on disk.
 
-Refuses to replace a folder that isn't an artifact. Called by `compiler.py`.
+Refuses to replace a folder that isn't an artifact. Called by `compiler/compiler.py`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from qwench.artifact import is_artifact
+from qwench.artifact.artifact import is_artifact
 from qwench.errors import ArtifactError, CapacityError
 from qwench.file_lock import try_lock
 

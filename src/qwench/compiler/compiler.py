@@ -1,7 +1,7 @@
 """checkpoint -> Artifact: checks everything first, then packs tensor by tensor into a folder that appears when done.
 
 Holds a few tensors in memory at a time. The Program says which format a weight gets, the target packs it. Called by
-`qwench compile`, `compile_cache.py` and `QwenchForCausalLM`.
+`qwench compile`, `compiler/compile_cache.py` and `QwenchForCausalLM`.
 """
 
 from __future__ import annotations
@@ -17,11 +17,12 @@ from pathlib import Path
 import numpy as np
 
 import qwench
-from qwench.artifact import (
+from qwench.artifact.artifact import (
     MANIFEST,
     PROGRAM,
     WEIGHTS,
     Artifact,
+    Conversion,
     FileRecord,
     Manifest,
     derive_program,
@@ -30,18 +31,18 @@ from qwench.artifact import (
     open_artifact,
     program_json,
 )
-from qwench.artifact_folder import check_destination, new_artifact_folder
+from qwench.artifact.artifact_folder import check_destination, new_artifact_folder
 from qwench.calibration.calibrator import Calibrator
 from qwench.calibration.text import calibration_rows
 from qwench.checkpoint.checkpoint import Checkpoint, as_floats
 from qwench.checkpoint.hub import find_checkpoint
 from qwench.checkpoint.open_checkpoint import open_checkpoint
 from qwench.checkpoint.tokenizer_tables import write_tokenizer_tables
+from qwench.compiler.kept_weights import Source, conversion, in_row_order, kept_format, kept_order, read_kept
 from qwench.config import KEPT, QwenchConfig
 from qwench.errors import CapacityError
 from qwench.formats import BF16, Format
 from qwench.host import available_memory_bytes, format_bytes, num_cpus
-from qwench.kept_weights import Conversion, Source, conversion, in_row_order, kept_format, kept_order, read_kept
 from qwench.lora.merged_checkpoint import MergedCheckpoint
 from qwench.lora.peft_folder import read_adapter
 from qwench.program.memory import MemoryPlan, plan_memory

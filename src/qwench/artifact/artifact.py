@@ -1,7 +1,7 @@
 """The artifact: a folder with a manifest, a Program, packed weights and the checkpoint's tokenizer files.
 
 Defines the format of the folder, and verifies an artifact before use. Nothing in it is executable: JSON and
-safetensors only. `compiler.py` writes artifacts; `load.py`, `qwench inspect` and `qwench verify` open them.
+safetensors only. `compiler/compiler.py` writes artifacts; `load.py`, `qwench inspect` and `qwench verify` open them.
 """
 
 from __future__ import annotations
@@ -26,7 +26,6 @@ from qwench.config import QwenchConfig
 from qwench.errors import ArtifactError, CheckpointError
 from qwench.formats import Format
 from qwench.host import num_cpus
-from qwench.kept_weights import Conversion
 from qwench.program.memory import MemoryPlan, plan_memory
 from qwench.program.models import build_program
 from qwench.program.ops import Program, Weight
@@ -59,6 +58,14 @@ class FileRecord:
     sha256: str
     num_bytes: int
     crc32c: int | None = None
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """How a matrix lay in its checkpoint, and ||w - packed|| / ||w|| over a sample of its rows: 0 if it is exact."""
+
+    stored: str
+    relative_error: float
 
 
 @dataclass(frozen=True)

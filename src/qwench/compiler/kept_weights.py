@@ -1,18 +1,18 @@
 """What becomes of the matrices of a checkpoint that is quantised already: kept code by code where a format holds them.
 
 Matrices that are multiplied as one (q, k and v; gate and up) need one format. Where their checkpoint gives them
-several, they get one that holds all of them. Called by the compiler.
+several, they get one that holds all of them. Called by compiler.py.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from qwench.artifact.artifact import Conversion
 from qwench.checkpoint.checkpoint import Checkpoint, StoredTensor, as_floats
 from qwench.formats import BF16, GROUP_SIZES, Format, dequantize_weight, quantize_weight, round_to_bf16
 from qwench.program.ops import Weight
@@ -22,14 +22,6 @@ from qwench.quantized_matrix import QuantizedMatrix
 Order = npt.NDArray[np.int32]
 Source = npt.NDArray[Any] | QuantizedMatrix
 SAMPLED_ROWS = 64  # of a matrix, evenly spread, whose relative error is told
-
-
-@dataclass(frozen=True)
-class Conversion:
-    """How a matrix lay in its checkpoint, and ||w - packed|| / ||w|| over a sample of its rows: 0 if it is exact."""
-
-    stored: str
-    relative_error: float
 
 
 def kept_format(weight: Weight, checkpoint: Checkpoint) -> Format:

@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import qwench
-from qwench.artifact import SCHEMA_VERSION, Artifact, open_artifact
+from qwench.artifact.artifact import SCHEMA_VERSION, Artifact, open_artifact
 from qwench.checkpoint.checkpoint import Checkpoint
 from qwench.checkpoint.hub import find_checkpoint
 from qwench.checkpoint.open_checkpoint import open_checkpoint
-from qwench.compiler import compile_checkpoint
+from qwench.compiler.compiler import compile_checkpoint
 from qwench.config import QwenchConfig
 from qwench.errors import ArtifactError
 from qwench.file_lock import lock_file

@@ -1,0 +1,1 @@
+"""The compiled folder: its format, how it is verified, and how it is written atomically."""
