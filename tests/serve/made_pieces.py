@@ -30,3 +30,16 @@ def cuts(text: str) -> Iterator[list[str]]:
     yield list(text)
     for a, b in itertools.combinations(range(0, len(text) + 1, 3), 2):
         yield [text[:a], text[a:b], text[b:]]
+
+
+def thoughts_and_texts() -> Iterator[tuple[str, str]]:
+    for text in TEXTS:
+        yield "", text
+    yield "Hm. <tool_call>", f"Hi.\n{HERE}"
+    yield "Hm.", ""
+
+
+def ways_to_say(thought: str, text: str) -> Iterator[tuple[list[str], list[Piece]]]:
+    """Pieces of this answer, whose thought, or text if it has none, is cut so."""
+    for cut in cuts(thought or text):
+        yield cut, list(thinking(cut, [text]) if thought else pieces(cut))

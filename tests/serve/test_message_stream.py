@@ -6,14 +6,14 @@ import asyncio
 import json
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 
 pytest.importorskip("fastapi", reason='the server needs pip install "qwench[serve]"')
 
-from made_pieces import HERE, NOW, TEXTS, cuts, pieces, thinking
+from made_pieces import HERE, NOW, pieces, thinking, thoughts_and_texts, ways_to_say
 
 from qwench.serve.answers import Answers
 from qwench.serve.anthropic import messages as module
@@ -122,18 +122,10 @@ def without_ids(message: dict[str, Any]) -> dict[str, Any]:
     return {**message, "content": blocks, "id": "", "usage": {**message["usage"], "output_tokens": 0}}
 
 
-def thoughts_and_texts() -> Iterator[tuple[str, str]]:
-    for text in TEXTS:
-        yield "", text
-    yield "Hm. <tool_call>", f"Hi.\n{HERE}"
-    yield "Hm.", ""
-
-
 @pytest.mark.parametrize(("thought", "text"), list(thoughts_and_texts()))
 def test_the_events_are_the_whole_message(thought: str, text: str) -> None:
     expected = without_ids(whole(list(thinking([thought] if thought else [], [text]))))
-    for cut in cuts(thought or text):
-        made = list(thinking(cut, [text]) if thought else pieces(cut))
+    for cut, made in ways_to_say(thought, text):
         stream = events(made)
         message = without_ids(added_up(stream))
         assert message["usage"].pop("output_tokens_details")["thinking_tokens"] == (len(cut) if thought else 0)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 
 pytest.importorskip("fastapi", reason='the server needs pip install "qwench[serve]"')
 
-from made_pieces import HERE, NOW, TEXTS, cuts, pieces, thinking
+from made_pieces import HERE, NOW, pieces, thinking, thoughts_and_texts, ways_to_say
 from test_message_stream import MadeGeneration
 
 from qwench.serve.answers import Answers
@@ -51,18 +51,11 @@ def said(message: dict[str, Any]) -> Any:
     return message["content"], message.get("thinking", ""), functions
 
 
-def thoughts_and_texts() -> Iterator[tuple[str, str]]:
-    for text in TEXTS:
-        yield "", text
-    yield "Hm. <tool_call>", f"Hi.\n{HERE}"
-    yield "Hm.", ""
-
-
 @pytest.mark.parametrize(("thought", "text"), list(thoughts_and_texts()))
 def test_the_lines_are_the_whole_answer(thought: str, text: str) -> None:
     expected = said(whole(list(thinking([thought] if thought else [], [text])))["message"])
-    for cut in cuts(thought or text):
-        stream = lines(list(thinking(cut, [text]) if thought else pieces(cut)))
+    for _, made in ways_to_say(thought, text):
+        stream = lines(made)
         messages = [line["message"] for line in stream]
         added = {
             "content": "".join(message["content"] for message in messages),
