@@ -73,19 +73,6 @@ class Builder:
         o = self.linear(f"{at}.o", a, f"model.{at}.self_attn.o_proj", spec.hidden_size)
         return self.op("add", f"{at}.attn_add", (o, x), spec.hidden_size)
 
-    def gated_mlp(self, layer: int, h: str, x: str) -> str:
-        """x plus down(silu(gate(h)) * up(h))."""
-        at = f"layers.{layer}"
-        d = self.gated_products(at, h, f"model.{at}.mlp", self.spec.intermediate_size)
-        return self.op("add", f"{at}.mlp_add", (d, x), self.spec.hidden_size)
-
-    def gated_products(self, at: str, h: str, source: str, intermediate_size: int) -> str:
-        """down(silu(gate(h)) * up(h))."""
-        gate = self.linear(f"{at}.gate", h, f"{source}.gate_proj", intermediate_size)
-        up = self.linear(f"{at}.up", h, f"{source}.up_proj", intermediate_size)
-        m = self.op("silu_mul", f"{at}.silu_mul", (gate, up), intermediate_size)
-        return self.linear(f"{at}.down", m, f"{source}.down_proj", self.spec.hidden_size)
-
     def finish(self, x: str) -> Program:
         """The Program that ends with the final norm and, of the rows whose logits are asked for, the head."""
         spec, head = self.spec, self.spec.head

@@ -1,4 +1,4 @@
-"""Which page builds the Program of which model. A new model is a page beside these and a line here."""
+"""Which page builds the Program of which model. A new model is a page beside these and an entry here."""
 
 from __future__ import annotations
 
@@ -7,12 +7,10 @@ from collections.abc import Callable, Mapping
 from qwench.checkpoint.spec import HEAD, ModelSpec
 from qwench.program.ops import Program
 from qwench.program.qwen2 import build_qwen2
-from qwench.program.qwen2_moe import build_qwen2_moe
 from qwench.program.qwen3 import build_qwen3
-from qwench.program.qwen3_moe import build_qwen3_moe
 
 BUILDERS: Mapping[str, Callable[[ModelSpec], Program]] = {
-    "qwen2": build_qwen2, "qwen3": build_qwen3, "qwen2_moe": build_qwen2_moe, "qwen3_moe": build_qwen3_moe,
+    "qwen2": build_qwen2, "qwen3": build_qwen3, "qwen2_moe": build_qwen2, "qwen3_moe": build_qwen3,
 }  # fmt: skip
 
 

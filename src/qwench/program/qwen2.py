@@ -1,9 +1,11 @@
-"""ModelSpec -> Program: the whole of Qwen2 on one page, unfused, in the order of the paper's picture."""
+"""ModelSpec -> Program: the whole of Qwen2 on one page, unfused, in the order of the paper's picture. Its mixtures of
+experts, Qwen1.5 and Qwen2 MoE, differ in what `mlp` adds."""
 
 from __future__ import annotations
 
 from qwench.checkpoint.spec import ModelSpec
 from qwench.program.builder import Builder
+from qwench.program.mlp import mlp
 from qwench.program.ops import Program
 
 
@@ -20,5 +22,5 @@ def build_qwen2(spec: ModelSpec) -> Program:
         v = b.linear(f"{at}.v", h, f"{source}.self_attn.v_proj", spec.kv_size, bias=True)
         x = b.attend(i, q, k, v, x)
         h = b.norm(f"{at}.mlp_norm", x, f"{source}.post_attention_layernorm")
-        x = b.gated_mlp(i, h, x)
+        x = mlp(b, i, h, x)
     return b.finish(x)

@@ -1,14 +1,15 @@
-"""ModelSpec -> Program: Qwen3, which has norms of each head's query and key where Qwen2 has biases."""
+"""ModelSpec -> Program: Qwen3 and its mixtures. It has norms of each head's query and key where Qwen2 has biases."""
 
 from __future__ import annotations
 
 from qwench.checkpoint.spec import ModelSpec
 from qwench.program.builder import Builder
+from qwench.program.mlp import mlp
 from qwench.program.ops import Program
 
 
 def build_qwen3(spec: ModelSpec) -> Program:
-    """The forward pass of a dense Qwen3 for one step: tokens in, logits and hidden states of the asked rows out."""
+    """The forward pass of a Qwen3 decoder for one step: tokens in, logits and hidden states of the asked rows out."""
     b = Builder(spec)
     x = b.embed()
     for i in range(spec.num_layers):
@@ -22,5 +23,5 @@ def build_qwen3(spec: ModelSpec) -> Program:
         v = b.linear(f"{at}.v", h, f"{source}.self_attn.v_proj", spec.kv_size)
         x = b.attend(i, q, k, v, x)
         h = b.norm(f"{at}.mlp_norm", x, f"{source}.post_attention_layernorm")
-        x = b.gated_mlp(i, h, x)
+        x = mlp(b, i, h, x)
     return b.finish(x)
