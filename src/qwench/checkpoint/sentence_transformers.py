@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from qwench.checkpoint.fields import Fields
+from qwench.checkpoint.json_file import read_json, read_object
 from qwench.errors import CheckpointError
 
 SETTINGS = "embedding.json"
@@ -48,8 +49,7 @@ class EmbeddingSettings:
     @classmethod
     def from_folder(cls, folder: Path) -> EmbeddingSettings:
         """Of a compiled model; the defaults if its checkpoint said nothing."""
-        path = folder / SETTINGS
-        return cls(**_read_json(path)) if path.is_file() else cls()
+        return cls(**read_object(folder / SETTINGS))
 
 
 def is_embedding_file(name: str) -> bool:
@@ -69,7 +69,7 @@ def read_embedding_settings(folder: Path) -> EmbeddingSettings | None:
     path = folder / MODULES
     if not path.is_file():
         return None
-    modules = _read_json(path)
+    modules = read_json(path)
     if not isinstance(modules, list) or not all(isinstance(module, dict) for module in modules):
         raise CheckpointError(f"{path} isn't a list of modules")
     kinds = [_kind(module, path) for module in modules]
@@ -97,7 +97,7 @@ def _kind(module: Mapping[str, Any], path: Path) -> str:
 def _read_pooling(path: Path) -> Literal["last", "mean", "first"]:
     if not path.is_file():
         raise CheckpointError(f"{path} is missing, but {MODULES} names it")
-    config = Fields(_object(path), str(path))
+    config = Fields(read_object(path), str(path))
     asked = config.get("pooling_mode") or [name for flag, name in MODE_FLAGS.items() if config.flag(flag)] or "mean"
     modes = [asked] if isinstance(asked, str) else list(asked)
     if len(modes) != 1 or modes[0] not in POOLINGS:
@@ -108,9 +108,7 @@ def _read_pooling(path: Path) -> Literal["last", "mean", "first"]:
 
 
 def _read_prompts(path: Path) -> EmbeddingSettings:
-    if not path.is_file():
-        return EmbeddingSettings()
-    config = Fields(_object(path), str(path))
+    config = Fields(read_object(path), str(path))
     prompts, default = config.get("prompts") or {}, config.get("default_prompt_name")
     if not isinstance(prompts, dict) or not all(isinstance(text, str) for text in prompts.values()):
         raise config.error(f"prompts must map names to texts, but is {prompts!r}")
@@ -120,9 +118,7 @@ def _read_prompts(path: Path) -> EmbeddingSettings:
 
 
 def _reads_through_chat(path: Path) -> bool:
-    if not path.is_file():
-        return False
-    config = Fields(_object(path), str(path))
+    config = Fields(read_object(path), str(path))
     kinds = config.get("modality_config") or {}
     if not isinstance(kinds, dict) or not all(isinstance(kind, dict) for kind in kinds.values()):
         raise config.error(f"modality_config must be an object of objects, but is {kinds!r}")
@@ -131,17 +127,3 @@ def _reads_through_chat(path: Path) -> bool:
     if "message" in kinds and (form := kinds["message"].get("format", "flat")) != "flat":
         raise config.error(f"the format of messages is {form!r}; qwench reads 'flat'")
     return "message" in kinds
-
-
-def _object(path: Path) -> dict[str, Any]:
-    data = _read_json(path)
-    if not isinstance(data, dict):
-        raise CheckpointError(f"{path} holds a {type(data).__name__}, not a JSON object")
-    return data
-
-
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} can't be read as JSON: {error}") from None

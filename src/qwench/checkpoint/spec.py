@@ -6,7 +6,6 @@ Unsupported and contradictory values are errors. Called by the compiler; the spe
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 from qwench.checkpoint.experts import MIXTURES, ExpertsSpec, read_experts
 from qwench.checkpoint.fields import LARGEST_SIZE, Fields
 from qwench.checkpoint.heads import FAMILIES, LANGUAGE_MODEL, HeadSpec, read_head
+from qwench.checkpoint.json_file import read_object
 from qwench.checkpoint.rope import RopeSpec, read_rope, rope_type_of
 from qwench.errors import CheckpointError, ConfigError
 
@@ -136,15 +136,9 @@ class ModelSpec:
     def from_folder(cls, folder: Path) -> ModelSpec:
         """Reads `folder/config.json`."""
         path = folder / "config.json"
-        try:
-            config = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise CheckpointError(f"{folder} has no config.json; is it a Hugging Face checkpoint?") from None
-        except (OSError, ValueError, RecursionError) as error:
-            raise CheckpointError(f"{path} can't be read as JSON: {error}") from None
-        if not isinstance(config, dict):
-            raise CheckpointError(f"{path} holds a {type(config).__name__}, not a JSON object")
-        return cls.from_config(config, str(path))
+        if not path.exists():
+            raise CheckpointError(f"{folder} has no config.json; is it a Hugging Face checkpoint?")
+        return cls.from_config(read_object(path), str(path))
 
 
 def _read(config: Fields) -> ModelSpec:

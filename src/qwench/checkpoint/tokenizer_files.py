@@ -16,6 +16,7 @@ from typing import Any
 import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers
 
+from qwench.checkpoint.json_file import read_object
 from qwench.errors import CheckpointError
 
 # Qwen2's pre-tokenizer: contractions, letters, single digits, punctuation, newlines, blanks.
@@ -29,28 +30,15 @@ OLDER_TOKENS = (DEFAULT_SPECIAL, "<|im_start|>", "<|im_end|>")  # of folders wit
 FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in `path`; empty when there is no such file. Raises CheckpointError."""
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} can't be read as JSON: {error}") from None
-    if not isinstance(data, dict):
-        raise CheckpointError(f"{path} holds a {type(data).__name__}, not a JSON object")
-    return data
-
-
 def has_tokenizer(folder: Path) -> bool:
     return (folder / "tokenizer.json").exists() or (folder / "vocab.json").exists()
 
 
 def read_tokenizer(folder: Path) -> tokenizers.Tokenizer:
     """The tokenizers library's tokenizer. Raises CheckpointError if there is none, or it isn't a byte-level BPE."""
-    config = read_json(folder / "tokenizer_config.json")
+    config = read_object(folder / "tokenizer_config.json")
     path = folder / "tokenizer.json"
-    data = read_json(path)
+    data = read_object(path)
     if data:
         tokenizer = _frame(_bpe(data, path), bool(config.get("add_prefix_space")))
         _set_post_processor(tokenizer, data, path)

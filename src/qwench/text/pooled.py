@@ -13,8 +13,8 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from qwench.checkpoint.json_file import read_object
 from qwench.checkpoint.sentence_transformers import EmbeddingSettings
-from qwench.checkpoint.tokenizer_files import read_json
 from qwench.errors import RequestError
 from qwench.runtime.engine import Engine
 from qwench.runtime.pooling import Pooling, PoolingParams
@@ -203,7 +203,7 @@ def embedding_tokens(tokenizer: Tokenizer, settings: EmbeddingSettings, before: 
 
 def read_classifier(folder: Path, num_labels: int) -> ClassifierSettings:
     """Of a compiled model; labels without a name are called as transformers calls them."""
-    config = read_json(folder / "config.json")
+    config = read_object(folder / "config.json")
     names, pad = config.get("id2label") or {}, config.get("pad_token_id")
     labels = tuple(str(names.get(str(i), f"LABEL_{i}")) for i in range(num_labels))
     return ClassifierSettings(labels, pad if type(pad) is int else None)

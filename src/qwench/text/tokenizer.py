@@ -14,7 +14,8 @@ from typing import Any
 
 import tokenizers
 
-from qwench.checkpoint.tokenizer_files import read_json, read_tokenizer, special_texts, special_tokens
+from qwench.checkpoint.json_file import read_object
+from qwench.checkpoint.tokenizer_files import read_tokenizer, special_texts, special_tokens
 from qwench.checkpoint.tokenizer_tables import bytes_of, read_tokenizer_tables
 from qwench.errors import CheckpointError, RequestError
 from qwench.runtime.structured_output.matcher import Vocabulary
@@ -37,7 +38,7 @@ class Tokenizer:
 
     def __init__(self, folder: Path | str) -> None:
         self.folder = Path(folder)
-        self._config = read_json(self.folder / "tokenizer_config.json")
+        self._config = read_object(self.folder / "tokenizer_config.json")
         self._lock = threading.Lock()
         self._bytes: dict[int, bytes] = {}
         tables = read_tokenizer_tables(self.folder)

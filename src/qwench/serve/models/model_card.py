@@ -12,8 +12,8 @@ from functools import lru_cache
 from pathlib import Path
 
 from qwench.artifact.artifact import MANIFEST, PROGRAM, Manifest
+from qwench.checkpoint.json_file import read_object
 from qwench.checkpoint.spec import ModelSpec
-from qwench.checkpoint.tokenizer_files import read_json
 from qwench.program.ops import Program
 from qwench.runtime.thoughts import OPEN
 from qwench.text.tokenizer import read_chat_template
@@ -51,7 +51,7 @@ def read_card(folder: Path) -> ModelCard:
     raw = (folder / MANIFEST).read_bytes()
     manifest = Manifest.from_json(raw)
     program = Program.from_dict(json.loads((folder / PROGRAM).read_bytes())["program"])
-    tokenizer = read_json(folder / "tokenizer_config.json")
+    tokenizer = read_object(folder / "tokenizer_config.json")
     template = read_chat_template(folder, tokenizer) or ""
     return ModelCard(
         digest=json.loads(raw)["manifest_sha256"], created=manifest.created,
