@@ -41,7 +41,7 @@ from qwench.runtime.prefix_file import SavedPrefix
 from qwench.runtime.sampling.sampling_params import SamplingParams
 from qwench.text.chat import Message, render_chat
 from qwench.text.generation import Delta, GenerationDefaults, RequestOutput, TextEngine, chat_params
-from qwench.text.pooled import Lora, PooledAnswers, Prompt, read_classifier
+from qwench.text.pooled import Lora, PooledAnswers, Prompt, as_prompts, read_classifier
 from qwench.text.scoring import ClassifierSettings
 from qwench.text.shared_engine import SharedTextEngine
 from qwench.text.tokenizer import Tokenizer
@@ -202,7 +202,7 @@ class LLM(PooledAnswers):
 
     def prompt_jobs(self, prompts: Prompt | Sequence[Prompt], params: Params, lora: Lora) -> tuple[list[Job], bool]:
         """What `generate` has to do, checked, and whether it is for a single prompt. Raises RequestError."""
-        batch, is_single = _as_batch(prompts)
+        batch, is_single = as_prompts(prompts)
         tokens = [self.text_engine.encode(p) if isinstance(p, str) else [int(t) for t in p] for p in batch]
         texts = [p if isinstance(p, str) else None for p in batch]
         return self._jobs(texts, tokens, self._params_of(params, len(batch)), lora), is_single
@@ -363,19 +363,6 @@ def _open_draft(draft: str | Path, artifact: Artifact, progress: ProgressCallbac
     from qwench.load_draft import resolve_draft
 
     return resolve_draft(draft, artifact, progress)
-
-
-def _as_batch(prompts: Prompt | Sequence[Prompt]) -> tuple[list[Prompt], bool]:
-    """The prompts as a list, and whether it was a single one (a string, or a sequence of token ids)."""
-    if isinstance(prompts, str):
-        return [prompts], True
-    items: list[Any] = list(prompts)
-    if items and all(hasattr(item, "__index__") for item in items):
-        return [items], True
-    for item in items:
-        if not isinstance(item, (str, Sequence)) and not hasattr(item, "__array__"):
-            raise RequestError(f"a prompt is {item!r}; it must be text or a list of token ids")
-    return items, False
 
 
 def _eos_token_ids(defaults: GenerationDefaults, tokenizer: Tokenizer | None, vocab_size: int) -> frozenset[int]:

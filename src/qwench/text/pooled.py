@@ -71,7 +71,7 @@ class PooledAnswers(ABC):
         if pooling == "all":
             raise RequestError("pooling 'all' is no embedding of a prompt; there are last, mean and first")
         before = prompt_text(self.settings, prompt_name)
-        given = as_prompts(prompts)
+        given = _at_least_one(prompts)
         if prompt_name and not all(isinstance(prompt, str) for prompt in given):
             raise RequestError("a prompt by name goes before texts; put its tokens before token ids yourself")
         tokens = [
@@ -87,14 +87,14 @@ class PooledAnswers(ABC):
         """Probabilities of `labels` for one prompt or several: [num_prompts, num_labels] fp32. activation: False gives
         what the head says, before softmax (of a single label: sigmoid)."""
         self._check_head("sequence_classification", "classify", "classify_tokens")
-        return activated(self._scores([self._encode(prompt) for prompt in as_prompts(prompts)], lora), activation)
+        return activated(self._scores([self._encode(prompt) for prompt in _at_least_one(prompts)], lora), activation)
 
     def classify_tokens(
         self, prompts: Prompt | Sequence[Prompt], *, activation: bool = True, lora: Lora = None
     ) -> list[Float32]:
         """As `classify` of every token: for each prompt [num_tokens, num_labels] fp32."""
         self._check_head("token_classification", "classify_tokens", "classify")
-        tokens = [self._encode(prompt) for prompt in as_prompts(prompts)]
+        tokens = [self._encode(prompt) for prompt in _at_least_one(prompts)]
         return [activated(rows, activation) for rows in self._pool(tokens, PoolingParams("all", "scores"), lora)]
 
     def score(
@@ -170,19 +170,25 @@ class PooledAnswers(ABC):
         return [found[i] for i in range(len(tokens))]
 
 
-def as_prompts(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
-    """The prompts as a list, which may be a single one. Raises RequestError for none."""
+def as_prompts(prompts: Prompt | Sequence[Prompt]) -> tuple[list[Prompt], bool]:
+    """The prompts as a list, and whether it was a single one, a text or token ids. Raises RequestError."""
     if isinstance(prompts, str):
-        return [prompts]
+        return [prompts], True
     items: list[Any] = list(prompts)
-    if not items:
-        raise RequestError("there are no prompts; give at least one")
-    if all(hasattr(item, "__index__") for item in items):
-        return [items]
+    if items and all(hasattr(item, "__index__") for item in items):
+        return [items], True
     for item in items:
         if not isinstance(item, (str, Sequence)) and not hasattr(item, "__array__"):
             raise RequestError(f"a prompt is {item!r}; it must be text or a list of token ids")
-    return items
+    return items, False
+
+
+def _at_least_one(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
+    """Raises RequestError for none, of which nothing could be stacked."""
+    given, _ = as_prompts(prompts)
+    if not given:
+        raise RequestError("there are no prompts; give at least one")
+    return given
 
 
 def check_texts(texts: Sequence[Any]) -> None:
