@@ -9,13 +9,12 @@ import dataclasses
 from typing import Any
 
 from fastapi import Request
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import Response
 
 from qwench.runtime.sampling.sampling_params import SamplingParams
 from qwench.serve.answers import Answers
 from qwench.serve.chats import Conversation, begin_chat
 from qwench.serve.failures import ApiError
-from qwench.serve.http.streaming import EventStream, abort_when_gone
 from qwench.serve.openai.logprobs import chat_logprobs, check_prompt_logprobs, prompt_logprobs
 from qwench.serve.openai.reply import Reply
 from qwench.serve.processes.engine_client import EngineInfo, Piece
@@ -38,12 +37,7 @@ async def answer_chat(model: ServedModel, body: ChatRequest, request: Request) -
     conversation = Conversation(to_template(body.messages), template, body.cache_salt, body.truncate_prompt_tokens)
     params = _params(body, info)
     generation, answers = await begin_chat(model, conversation, tools, params, body.format_field)
-    reply = ChatReply(model.name, body, answers)
-    if body.stream:
-        return EventStream(reply.events(generation), generation)
-    async with abort_when_gone(request.receive, generation):
-        await reply.answers.gather(generation)
-    return JSONResponse(reply.whole())
+    return await ChatReply(model.name, body, answers).response(generation, request, is_stream=bool(body.stream))
 
 
 def _params(body: ChatRequest, info: EngineInfo) -> SamplingParams:

@@ -9,12 +9,11 @@ import dataclasses
 from typing import Any
 
 from fastapi import Request
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import Response
 
 from qwench.runtime.sampling.sampling_params import SamplingParams
 from qwench.serve.answers import Answers
 from qwench.serve.failures import ApiError
-from qwench.serve.http.streaming import EventStream, abort_when_gone
 from qwench.serve.openai.logprobs import check_prompt_logprobs, completion_logprobs, prompt_logprobs
 from qwench.serve.openai.reply import Reply
 from qwench.serve.processes.engine_client import EngineInfo, Piece
@@ -47,11 +46,7 @@ async def answer_completion(model: ServedModel, body: CompletionRequest, request
         generation.abort()
         raise
     reply = _CompletionReply(model.name, body, Answers([len(ids) for ids in token_ids], params.n), echoes, params.n)
-    if body.stream:
-        return EventStream(reply.events(generation), generation)
-    async with abort_when_gone(request.receive, generation):
-        await reply.answers.gather(generation)
-    return JSONResponse(reply.whole())
+    return await reply.response(generation, request, is_stream=bool(body.stream))
 
 
 def _params(body: CompletionRequest, info: EngineInfo) -> SamplingParams:

@@ -10,8 +10,11 @@ from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator
 from typing import Any
 
+from fastapi import Request
+from fastapi.responses import JSONResponse, Response
+
 from qwench.serve.answers import Answers
-from qwench.serve.http.streaming import DONE, event
+from qwench.serve.http.streaming import DONE, EventStream, abort_when_gone, event
 from qwench.serve.processes.engine_client import Generation, Piece
 from qwench.serve.protocol.validation.body import StreamOptions
 from qwench.serve.service import new_id
@@ -27,6 +30,14 @@ class Reply(ABC):
         self._include_usage = bool(stream_options and stream_options.include_usage)
         self._counts_on = bool(stream_options and stream_options.continuous_usage_stats)
         self._head = {"id": new_id(prefix), "object": kind, "created": int(time.time()), "model": model}
+
+    async def response(self, generation: Generation, request: Request, *, is_stream: bool) -> Response:
+        """Raises ApiError."""
+        if is_stream:
+            return EventStream(self.events(generation), generation)
+        async with abort_when_gone(request.receive, generation):
+            await self.answers.gather(generation)
+        return JSONResponse(self.whole())
 
     def whole(self) -> dict[str, Any]:
         choices = [self.choice(index) for index in range(len(self.answers.choices))]
