@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +38,25 @@ class StoredTensor:
 def as_floats(tensor: npt.NDArray[Any] | QuantizedMatrix) -> npt.NDArray[Any]:
     """What `Checkpoint.read` gave, dequantised if it was quantised."""
     return tensor.dequantize() if isinstance(tensor, QuantizedMatrix) else tensor
+
+
+def digest_of(
+    texts: Mapping[str, bytes], tensors: Mapping[str, tuple[str, int]], read_crc: Callable[[str], int],
+    crcs: Mapping[str, int] | None, report: Callable[[int, int], None] | None,
+) -> str:  # fmt: skip
+    """sha256 over the texts and, sorted by name, each tensor's name, kind, shape and crc32c. tensors: by name, kind and
+    shape, and number of bytes. read_crc: of a tensor. crcs, report: as of `Checkpoint.content_digest`."""
+    digest, done = hashlib.sha256(), 0
+    for name, data in texts.items():
+        digest.update(f"{name} {len(data)}\n".encode() + data)
+    total = sum(num_bytes for _, num_bytes in tensors.values())
+    for name, (kind, num_bytes) in sorted(tensors.items()):
+        crc = crcs[name] if crcs and name in crcs else read_crc(name)
+        digest.update(f"{name} {kind} {crc:08x}\n".encode())
+        done += num_bytes
+        if report is not None:
+            report(done, total)
+    return digest.hexdigest()
 
 
 class Checkpoint(Protocol):

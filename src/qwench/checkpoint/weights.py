@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -17,7 +16,7 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
-from qwench.checkpoint.checkpoint import StoredTensor
+from qwench.checkpoint.checkpoint import StoredTensor, digest_of
 from qwench.checkpoint.fields import Fields
 from qwench.checkpoint.heads import HeadSpec
 from qwench.checkpoint.quantization.method import Method
@@ -201,21 +200,13 @@ class SafetensorsCheckpoint:
     def content_digest(
         self, crcs: Mapping[str, int] | None = None, report: Callable[[int, int], None] | None = None
     ) -> str:
-        """sha256 over the texts and, sorted by name, each tensor's name, dtype, shape and crc32c."""
-        digest, done = hashlib.sha256(), 0
-        for name, data in self.texts().items():
-            digest.update(f"{name} {len(data)}\n".encode() + data)
-        total = sum(entry.num_bytes for entry in self.entries.values())
-        for name, entry in sorted(self.entries.items()):
-            known = crcs.get(name) if crcs else None
-            crc = self._crc(name) if known is None else known
-            digest.update(f"{name} {entry.dtype} {list(entry.shape)} {crc:08x}\n".encode())
-            if known is None:
-                self._home[name].release(name)
-            done += entry.num_bytes
-            if report is not None:
-                report(done, total)
-        return digest.hexdigest()
+        def read_crc(name: str) -> int:
+            crc = self._crc(name)
+            self._home[name].release(name)
+            return crc
+
+        tensors = {name: (f"{e.dtype} {list(e.shape)}", e.num_bytes) for name, e in self.entries.items()}
+        return digest_of(self.texts(), tensors, read_crc, crcs, report)
 
     def _companions(self) -> list[Path]:
         return [path for name in COMPANION_FILES if (path := self.path / name).is_file()]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,7 +13,7 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
-from qwench.checkpoint.checkpoint import StoredTensor
+from qwench.checkpoint.checkpoint import StoredTensor, digest_of
 from qwench.checkpoint.gguf.block_types import EXACT, EXACT_HEAD, ROUNDED
 from qwench.checkpoint.gguf.blocks import decode
 from qwench.checkpoint.gguf.container import GgufFile, GgufTensor
@@ -132,21 +131,13 @@ class GgufCheckpoint:
     def content_digest(
         self, crcs: Mapping[str, int] | None = None, report: Callable[[int, int], None] | None = None
     ) -> str:
-        """sha256 over the texts and, sorted by name, each tensor's name, type, shape and crc32c."""
-        digest, done = hashlib.sha256(), 0
-        for name, data in self.texts().items():
-            digest.update(f"{name} {len(data)}\n".encode() + data)
-        total = sum(tensor.num_bytes for _, tensor in self._home.values())
-        for name, (_, tensor) in sorted(self._home.items()):
-            known = crcs.get(name) if crcs else None
-            crc = self.crcs(name)[name] if known is None else known
-            digest.update(f"{name} {tensor.type} {list(tensor.shape)} {crc:08x}\n".encode())
-            if known is None:
-                self.release(name)
-            done += tensor.num_bytes
-            if report is not None:
-                report(done, total)
-        return digest.hexdigest()
+        def read_crc(name: str) -> int:
+            crc = self.crcs(name)[name]
+            self.release(name)
+            return crc
+
+        tensors = {name: (f"{t.type} {list(t.shape)}", t.num_bytes) for name, (_, t) in self._home.items()}
+        return digest_of(self.texts(), tensors, read_crc, crcs, report)
 
     def _not_finite(self, file: GgufFile, tensor: GgufTensor) -> CheckpointError:
         return CheckpointError(f"tensor {tensor.name!r} in {file.path} holds NaN or infinite values or scales")
