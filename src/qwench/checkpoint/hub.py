@@ -17,11 +17,11 @@ import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlparse
 
+from qwench.checkpoint.hub_file import RemoteFile, download, is_sound, is_unreachable, size_of
 from qwench.checkpoint.sentence_transformers import is_embedding_file
 from qwench.checkpoint.weights import COMPANION_FILES, INDEX, PICKLES, SINGLE, read_index
 from qwench.errors import CapacityError, CheckpointError, HubError
@@ -37,20 +37,6 @@ log = logging.getLogger("qwench")
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 HUB_REFERENCE = re.compile(rf"(?P<id>{HUB_ID.pattern})(:(?P<kind>[\w.-]+)|/(?P<file>[\w./-]+\.gguf))?")
 RECORD = ".qwench-pull.json"  # files already verified; hashed again only when their size or time changes
-
-
-@dataclass(frozen=True)
-class RemoteFile:
-    """A file on the hub: where its bytes are, how many, and its etag.
-
-    The etag is the sha256 of a large file, git's blob sha1 of a small one; from other servers it may mean nothing.
-    """
-
-    name: str
-    url: str
-    num_bytes: int
-    etag: str
-    headers: dict[str, str]
 
 
 def find_checkpoint(source: str | Path, progress: ProgressCallback | None = None) -> tuple[Path, str]:
@@ -98,9 +84,9 @@ def pull(
         try:
             info = _model_info(model_id, revision)
         except Exception as error:
-            if wanted and _is_unreachable(error) and (here := [p.name for p in folder.glob("*.gguf")]):
+            if wanted and is_unreachable(error) and (here := [p.name for p in folder.glob("*.gguf")]):
                 return folder / _choose_gguf(here, wanted, str(folder))[0]
-            if out is None and _is_unreachable(error) and (found := _offline_folder(model_id, revision, folder)):
+            if out is None and is_unreachable(error) and (found := _offline_folder(model_id, revision, folder)):
                 log.warning("the hub can't be reached; using what was downloaded before: %s", found)
                 return found
             raise
@@ -163,7 +149,7 @@ class _Pull:
         """Downloads and verifies the files; those verified before are skipped unless size or time changed."""
         files = [self._remote(name) for name in names if not self._is_recorded(_base(name))]
         total = sum(file.num_bytes for file in files)
-        before = sum(_size(self._partial(file)) for file in files)
+        before = sum(size_of(self._partial(file)) for file in files)
         self._check_disk(total - before)
         report, done = Reporter(self.progress, before), 0
         for file in files:
@@ -172,13 +158,13 @@ class _Pull:
 
     def _fetch_one(self, file: RemoteFile, advance: Callable[[int], None]) -> None:
         path, partial = self.folder / file.name, self._partial(file)
-        if path.is_file() and not _is_sound(path, file):
+        if path.is_file() and not is_sound(path, file):
             log.warning("%s is not what the hub has, and is downloaded again", path)
         elif path.is_file():
             return self._remember(file.name)
         for _ in range(2):  # a damaged resumed download is repeated once from the start
-            _download_all(file, partial, advance)
-            if _is_sound(partial, file):
+            download(file, partial, advance)
+            if is_sound(partial, file):
                 path.parent.mkdir(exist_ok=True)
                 os.replace(partial, path)
                 return self._remember(file.name)
@@ -249,70 +235,6 @@ def _report_bytes(report: Reporter, before: int, total: int, count: int) -> None
     report("download", before + count, total)
 
 
-def _download_all(file: RemoteFile, partial: Path, advance: Callable[[int], None]) -> None:
-    """Resumes after every lost connection, as long as each attempt makes progress."""
-    while True:
-        before = _size(partial)
-        try:
-            return _download(file, partial, advance)
-        except Exception as error:
-            if not _is_unreachable(error) or _size(partial) <= before:
-                raise
-
-
-def _download(file: RemoteFile, partial: Path, advance: Callable[[int], None]) -> None:
-    """Appends to `partial` what it lacks of the file."""
-    from huggingface_hub.file_download import http_get
-    from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
-
-    if _size(partial) > file.num_bytes:
-        partial.unlink()
-    had_bars = not are_progress_bars_disabled()
-    disable_progress_bars()
-    try:
-        with partial.open("ab") as raw:
-            sink: Any = _Counted(raw, advance)
-            http_get(file.url, sink, resume_size=raw.tell(), headers=dict(file.headers), expected_size=file.num_bytes)
-    finally:
-        if had_bars:
-            enable_progress_bars()
-
-
-class _Counted:
-    """A file that reports its length after each write."""
-
-    def __init__(self, file: BinaryIO, advance: Callable[[int], None]) -> None:
-        self._file, self._advance = file, advance
-
-    def write(self, data: bytes) -> int:
-        count = self._file.write(data)
-        self._advance(self._file.tell())
-        return count
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._file, name)
-
-
-def _is_sound(path: Path, file: RemoteFile) -> bool:
-    """Size, and the hash if the etag is one: sha256 (64 hex digits) or git's blob sha1 (40)."""
-    if _size(path) != file.num_bytes:
-        return False
-    if re.fullmatch("[0-9a-f]{64}", file.etag):
-        digest = hashlib.sha256()
-    elif re.fullmatch("[0-9a-f]{40}", file.etag):
-        digest = hashlib.sha1(f"blob {file.num_bytes}\0".encode(), usedforsecurity=False)
-    else:
-        return True
-    with path.open("rb") as stream:
-        while chunk := stream.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest() == file.etag
-
-
-def _size(path: Path) -> int:
-    return path.stat().st_size if path.is_file() else 0
-
-
 def _stamp(path: Path) -> list[int]:
     stat = path.stat()
     return [stat.st_size, stat.st_mtime_ns, stat.st_ino]
@@ -355,18 +277,6 @@ def _offline_folder(model_id: str, revision: str | None, folder: Path) -> Path |
     return _hub_cache_folder(model_id, revision)
 
 
-def _is_unreachable(error: Exception) -> bool:
-    """Whether the hub could not be reached at all."""
-    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
-
-    if isinstance(error, HfHubHTTPError):
-        return False
-    library = type(error).__module__.partition(".")[0]
-    return isinstance(error, (OfflineModeIsEnabled, ConnectionError, TimeoutError)) or library.startswith(
-        ("httpx", "requests", "urllib3")
-    )
-
-
 @contextmanager
 def _hub_errors(model_id: str, revision: str | None, folder: Path) -> Iterator[None]:
     """Turns errors of huggingface_hub into HubError with a message that says what to do."""
@@ -397,7 +307,7 @@ def _hub_errors(model_id: str, revision: str | None, folder: Path) -> Iterator[N
         todo = "log in with `hf auth login` or set HF_TOKEN" if status in (401, 403) else "try again later"
         raise HubError(f"{endpoint} answered {status} for {model_id}; {todo}") from None
     except Exception as error:
-        if _is_unreachable(error):
+        if is_unreachable(error):
             raise HubError(
                 f"{endpoint} can't be reached for {model_id} ({error}); check the network and HF_ENDPOINT, "
                 "or give a checkpoint folder; what was downloaded is kept and resumed"
