@@ -138,6 +138,28 @@ class Metadata:
             raise self.error("tokenizer.ggml.token_type isn't a whole number for each token")
         return [int(kind) for kind in types]
 
+    def _vocabulary(self) -> tuple[dict[str, int], list[dict[str, Any]]]:
+        """The ids of the tokens that merges make, and the entries of those that are added to them."""
+        vocabulary: dict[str, int] = {}
+        added = []
+        for i, (token, kind) in enumerate(zip(self.tokens, self._token_types(), strict=True)):
+            if kind in (CONTROL, USER_DEFINED):
+                flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+                added.append({"id": i, "content": token, **flags, "special": kind == CONTROL})
+            elif kind != UNUSED:
+                vocabulary[token] = i
+        return vocabulary, added
+
+    def _merges(self, vocabulary: Mapping[str, int]) -> list[str]:
+        merges: list[str] = self.get("tokenizer.ggml.merges", list)
+        if malformed := [merge for merge in merges if merge.count(" ") != 1]:
+            raise self.error(f"tokenizer.ggml.merges has {malformed[0]!r}, which isn't two tokens")
+        for merge in merges:
+            left, right = merge.split(" ")
+            if not {left, right, left + right} <= vocabulary.keys():
+                raise self.error(f"tokenizer.ggml.merges has {merge!r}, of which a part isn't a token")
+        return merges
+
     def _tokenizer(self) -> dict[str, Any]:
         """A byte-level BPE as the tokenizers library saves it."""
         model = self.get("tokenizer.ggml.model", str)
@@ -147,21 +169,8 @@ class Metadata:
                 f"its tokenizer is {model!r} with pre-tokenizer {pre_tokenizer!r}; read is 'gpt2' with "
                 f"{' or '.join(map(repr, PRE_TOKENIZERS))}"
             )
-        merges: list[str] = self.get("tokenizer.ggml.merges", list)
-        if malformed := [merge for merge in merges if merge.count(" ") != 1]:
-            raise self.error(f"tokenizer.ggml.merges has {malformed[0]!r}, which isn't two tokens")
-        vocabulary: dict[str, int] = {}
-        added = []
-        for i, (token, kind) in enumerate(zip(self.tokens, self._token_types(), strict=True)):
-            if kind in (CONTROL, USER_DEFINED):
-                flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
-                added.append({"id": i, "content": token, **flags, "special": kind == CONTROL})
-            elif kind != UNUSED:
-                vocabulary[token] = i
-        for merge in merges:
-            left, right = merge.split(" ")
-            if not {left, right, left + right} <= vocabulary.keys():
-                raise self.error(f"tokenizer.ggml.merges has {merge!r}, of which a part isn't a token")
+        vocabulary, added = self._vocabulary()
+        merges = self._merges(vocabulary)
         split = {"type": "Split", "pattern": {"Regex": PRETOKENIZER}, "behavior": "Isolated", "invert": False}
         byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False}
         return {
