@@ -26,6 +26,12 @@ def add_arguments(parser: ArgumentParser) -> None:
         "such as 5m, unless requests say otherwise; default: until another needs its memory")  # fmt: skip
     add("--load-timeout", type=float, default=300.0, metavar="S", help="seconds that a request waits for its model "
         "to be loaded; default 300")  # fmt: skip
+    _add_serving(parser)
+
+
+def _add_serving(parser: ArgumentParser) -> None:
+    """Whom to serve, and with what."""
+    add = parser.add_argument
     add("--host", default="127.0.0.1", help="address to listen at; default 127.0.0.1, so only this machine can connect")
     add("--port", type=int, default=8000, metavar="N", help="default 8000; 0: any free one")
     add("--name", action="append", metavar="NAME", help="what clients call a single model; default: the end of MODEL")
@@ -51,13 +57,8 @@ def add_arguments(parser: ArgumentParser) -> None:
         "request; default 5")  # fmt: skip
     add("--whole-calls", action="store_true", help="stream a tool's call when it is complete, not as it is written")
     add("--strict-calls", action="store_true", help="take only what is written exactly as a call of a tool for one")
-    add(
-        "--drain",
-        type=float,
-        default=60.0,
-        metavar="S",
-        help="seconds that answers may go on after SIGTERM; default 60",
-    )
+    add("--drain", type=float, default=60.0, metavar="S", help="seconds that answers may go on after SIGTERM; "
+        "default 60")  # fmt: skip
 
 
 def execute(args: Namespace) -> None:
