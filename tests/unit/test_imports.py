@@ -16,7 +16,7 @@ ROOT = Path(qwench.__file__).parent
 
 # From the top of the house to the bottom. A module belongs to its first part below qwench.
 ORDER = [
-    "errors", "host", "file_lock", "progress", "log_lines", "safetensors_file", "option_checks", "formats",
+    "errors", "host", "shared_files", "progress", "log_lines", "safetensors_file", "option_checks", "formats",
     "quantized_matrix", "checkpoint", "lora", "program", "targets", "calibration", "config", "artifact", "compiler",
     "parallel", "load", "runtime", "text", "load_draft", "llm", "async_llm", "modeling", "rbln", "evaluate", "serve",
     "cli", "replicas",

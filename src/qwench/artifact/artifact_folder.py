@@ -15,7 +15,7 @@ from pathlib import Path
 
 from qwench.artifact.artifact import is_artifact
 from qwench.errors import ArtifactError, CapacityError
-from qwench.file_lock import try_lock
+from qwench.shared_files import try_lock
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 

@@ -25,9 +25,9 @@ from qwench.checkpoint.hub_file import RemoteFile, download, is_sound, is_unreac
 from qwench.checkpoint.sentence_transformers import is_embedding_file
 from qwench.checkpoint.weights import COMPANION_FILES, INDEX, PICKLES, SINGLE, read_index
 from qwench.errors import CapacityError, CheckpointError, HubError
-from qwench.file_lock import lock_file
 from qwench.host import cache_dir, hub_endpoint
 from qwench.progress import ProgressCallback, Reporter
+from qwench.shared_files import lock_file, replace_text
 
 if TYPE_CHECKING:
     from huggingface_hub import ModelInfo
@@ -197,9 +197,7 @@ class _Pull:
 
     def _remember(self, name: str) -> None:
         self.record[name] = [self.revision, *_stamp(self.folder / name)]
-        written = self.folder / f"{RECORD}.partial"
-        written.write_text(json.dumps(self.record))
-        os.replace(written, self.folder / RECORD)
+        replace_text(self.folder / RECORD, json.dumps(self.record))
 
     def _check_disk(self, needed: int) -> None:
         if (free := shutil.disk_usage(self.folder).free) < needed:

@@ -9,7 +9,6 @@ import functools
 import hashlib
 import json
 import logging
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -22,9 +21,9 @@ from qwench.checkpoint.open_checkpoint import open_checkpoint
 from qwench.compiler.compiler import compile_checkpoint
 from qwench.config import QwenchConfig
 from qwench.errors import ArtifactError
-from qwench.file_lock import lock_file
 from qwench.host import cache_dir, num_cpus
 from qwench.progress import ProgressCallback, Reporter
+from qwench.shared_files import lock_file, replace_text
 from qwench.targets.registry import get_target
 
 log = logging.getLogger("qwench")
@@ -68,10 +67,7 @@ def source_digest(checkpoint: Checkpoint, progress: ProgressCallback | None = No
     except (OSError, ValueError, KeyError, TypeError):
         pass  # absent or damaged: it is only a memo, the digest is computed anew
     digest = checkpoint.content_digest(report=functools.partial(Reporter(progress), "check"))
-    memo.parent.mkdir(parents=True, exist_ok=True)
-    written = memo.with_suffix(f".{os.getpid()}")
-    written.write_text(json.dumps({"files": state, "digest": digest}))
-    os.replace(written, memo)
+    replace_text(memo, json.dumps({"files": state, "digest": digest}))
     return digest
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from typing import Any
 
 from qwench.errors import RequestError
 from qwench.host import cache_dir
+from qwench.shared_files import replace_text
 
 SAMPLES = Path(__file__).parents[1] / "prompts"  # 32 prompts each of about 128 tokens: instruct.json, general.json
 KEYS = ("prompt", "context", "max_length")
@@ -118,10 +118,7 @@ def _download(url: str, where: str, fetch: bool) -> str:
         raise RequestError(f"{where}: the context {url} can't be downloaded: {_reason(error)}") from None
     if len(data) > MAX_CONTEXT_BYTES:
         raise RequestError(f"{where}: the context {url} has more than {MAX_CONTEXT_BYTES >> 20} MiB")
-    kept.parent.mkdir(parents=True, exist_ok=True)
-    written = kept.with_suffix(f".{os.getpid()}")
-    written.write_text(text, encoding="utf-8")
-    os.replace(written, kept)
+    replace_text(kept, text)
     return text
 
 

@@ -7,7 +7,6 @@ each kind of processor, a millisecond a product, and kept in the cache folder. C
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from qwench.errors import TargetError
 from qwench.host import cache_dir, cpu_name, forced_kernels
 from qwench.program.memory import rows_per_token
 from qwench.program.ops import Program, matrices_of
+from qwench.shared_files import replace_text
 from qwench.targets.cpu import _native
 
 # Target -> its variants, best first as far as their instructions tell. A later one has to be faster by WORTH_CHANGING.
@@ -140,8 +140,5 @@ def _read(path: Path) -> dict[str, dict[str, float]]:
 
 def _write(path: Path, known: Mapping[str, Mapping[str, float]]) -> None:
     """Where the folder can't be written, the next process measures again."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
     with suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
-        os.replace(partial, path)
+        replace_text(path, json.dumps(known, indent=1) + "\n")

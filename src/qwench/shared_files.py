@@ -1,4 +1,5 @@
-"""One process at a time: advisory locks that end with the process that holds them, however it ends."""
+"""Files that several processes use: locks, which end with the process that holds them, however it ends; and a text that
+is there as a whole or not at all."""
 
 from __future__ import annotations
 
@@ -30,3 +31,11 @@ def lock_file(path: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Writes a file beside `path`, whose folder is made if need be, and gives it that name in one step."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    written = path.with_name(f".{path.name}.{os.getpid()}")
+    written.write_text(text, encoding="utf-8")
+    os.replace(written, path)
