@@ -64,17 +64,6 @@ class Format:
         return self.group_size > 0
 
     @property
-    def bits_per_weight(self) -> float:
-        """Bits a weight costs, what its group has included."""
-        bits = {"fp32": 32, "bf16": 16, "int16": 16, "int8": 8, "int4": 4}[self.kind]
-        if not self.group_size:
-            return bits
-        scale = {"bf16": 16, "fp16": 16, "fp32": 32, "nested": 8}[self.scales]
-        offset = {"": 0, "min": scale, "zero": 8}[self.offsets]
-        factors = (16 + 16 * bool(self.offsets)) / NESTED_BLOCK if self.scales == "nested" else 0
-        return bits + (scale + offset) / self.group_size + factors
-
-    @property
     def code_range(self) -> tuple[int, int]:
         """Smallest and largest integer code of a weight that qwench quantises."""
         return {"int8": (-127, 127), "int4": (-8, 7)}[self.kind]

@@ -47,7 +47,6 @@ def test_unknown_names(text: str) -> None:
 
 
 def test_sizes() -> None:
-    assert [f.bits_per_weight for f in (FP32, BF16, Format("int8", 128), Format("int4", 32))] == [32, 16, 8.125, 4.5]
     assert [BF16.padded_k(5), Format("int8", 128).padded_k(896), Format("int4", 32).padded_k(33)] == [6, 896, 64]
     assert not FP32.is_quantized and not BF16.is_quantized and Format("int4", 64).is_quantized
 
