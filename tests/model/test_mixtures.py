@@ -18,7 +18,7 @@ pytest.importorskip("torch", reason="compares with transformers: pip install qwe
 import torch
 from lora_adapters import load_peft, write_adapter
 from safetensors.torch import load_file, save_file
-from transformers_parity import Ties, assert_same_tokens, left_padded, load_truth, random_prompts, write_checkpoint
+from transformers_parity import assert_same_model, load_truth, write_checkpoint
 
 from qwench import LLM, QwenchConfig, QwenchForCausalLM, SamplingParams
 from qwench.cli.main import main
@@ -65,23 +65,11 @@ SLIDING = {"model_type": "qwen3_moe", "num_experts": 6, "num_experts_per_tok": 3
 @pytest.mark.parametrize("index", [0, 2, 5, 6, 8, 154, 187])
 def test_greedy(index: int, best_target: str, tmp_path: Path) -> None:
     folder = write_checkpoint(tmp_path, seed=index, **(random_config(index) if index else SLIDING))
-    truth, ties = load_truth(folder), Ties([])
     target = "reference" if index == 6 else best_target
     model = QwenchForCausalLM.from_pretrained(
         folder, qwench_target=target, qwench_prefill_chunk_size=8, qwench_kvcache_block_size=16
     )
-    assert type(model.config) is type(truth.config)
-    inputs = left_padded(random_prompts(index, truth.config.vocab_size, [1, 8, 13, 64]))
-    theirs = truth.generate(**inputs, max_new_tokens=NEW, do_sample=False)
-    ours = model.generate(**inputs, max_new_tokens=NEW, do_sample=False)
-    assert_same_tokens(truth, inputs, ours, theirs, ties)
-    assert len(ties.shown) <= 1
-    ids = torch.randint(0, truth.config.vocab_size, (2, 50), generator=torch.Generator().manual_seed(index))
-    with torch.no_grad():
-        expected = truth(ids, output_hidden_states=True)
-    got = model(ids, output_hidden_states=True)
-    torch.testing.assert_close(got.logits, expected.logits, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(got.hidden_states[-1], expected.hidden_states[-1], rtol=1e-4, atol=1e-4)
+    assert_same_model(model, load_truth(folder), index, NEW)
 
 
 @pytest.fixture(scope="module")

@@ -97,3 +97,20 @@ def assert_same_tokens(
         message = f"row {row}, token {at}: {int(ours[row, at])} ({mine:.9g}) for {int(theirs[row, at])} ({right:.9g})"
         assert abs(mine - right) <= TIE * max(abs(mine), abs(right)), message
         ties.shown.append(message)
+
+
+def assert_same_model(model: Any, truth: PreTrainedModel, seed: int, num_new: int) -> None:
+    """Greedy tokens of a padded batch, logits and last hidden states, of random prompts."""
+    assert type(model.config) is type(truth.config)
+    ties, vocab_size = Ties([]), truth.config.vocab_size
+    inputs = left_padded(random_prompts(seed, vocab_size, [1, 8, 13, 64]))
+    theirs = truth.generate(**inputs, max_new_tokens=num_new, do_sample=False)
+    ours = model.generate(**inputs, max_new_tokens=num_new, do_sample=False)
+    assert_same_tokens(truth, inputs, ours, theirs, ties)
+    assert len(ties.shown) <= 1
+    ids = torch.randint(0, vocab_size, (2, 50), generator=torch.Generator().manual_seed(seed))
+    with torch.no_grad():
+        expected = truth(ids, output_hidden_states=True)
+    got = model(ids, output_hidden_states=True)
+    torch.testing.assert_close(got.logits, expected.logits, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(got.hidden_states[-1], expected.hidden_states[-1], rtol=1e-4, atol=1e-4)
