@@ -1,8 +1,10 @@
-"""The order of the house: lower rooms import higher ones, never the reverse, and the core never needs torch."""
+"""The order of the house: lower rooms import higher ones, never the reverse, and the core never needs torch; and the
+documents show the house as it is."""
 
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,6 +15,7 @@ import pytest
 import qwench
 
 ROOT = Path(qwench.__file__).parent
+REPOSITORY = Path(__file__).parents[2]
 
 # From the top of the house to the bottom. A module belongs to its first part below qwench.
 ORDER = [
@@ -59,6 +62,22 @@ def room(module: str) -> str:
 
 def test_every_room_has_a_place() -> None:
     assert {room(m) for m in MODULES if m != "qwench"} <= set(ORDER)
+
+
+@pytest.mark.parametrize("document", ["docs/architecture.md", "CONTRIBUTING.md"])
+def test_documents_list_the_rooms_in_their_order(document: str) -> None:
+    listed = re.search(r"\n((?:    [^\n]* · [^\n]*\n)+)", (REPOSITORY / document).read_text(encoding="utf-8"))
+    assert listed is not None
+    assert re.findall(r"\w+", listed[1]) == ORDER
+
+
+def test_what_the_architecture_names_is_there() -> None:
+    """Files by their path, and all in the tables of rooms."""
+    text = (REPOSITORY / "docs" / "architecture.md").read_text(encoding="utf-8")
+    named = re.findall(r"`((?:\w+/)+\w+\.\w+)`", text)
+    named += re.findall(r"^    ((?:cli|serve)/[\w/.]*)", text, re.MULTILINE)
+    assert len(named) > 40
+    assert not [name for name in named if not any((base / name).exists() for base in (ROOT, REPOSITORY))]
 
 
 @pytest.mark.parametrize("module", [m for m in MODULES if m != "qwench"])
