@@ -1,6 +1,6 @@
 """One served model: its two processes, its admission, and the way from prompt to Generation.
 
-The one path from every API to the engine; knows no API's JSON. Made by server.py; models.py finds it by name.
+The one path from every API to the engine; knows no API's JSON. Made by served_app.py; models.py finds it by name.
 """
 
 from __future__ import annotations

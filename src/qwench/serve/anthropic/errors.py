@@ -1,6 +1,6 @@
 """Errors as Anthropic's API shows them: {"type": "error", "error": {"type", "message"}, "request_id"}.
 
-Chosen by server.py for the paths of this API.
+Chosen by served_app.py for the paths of this API.
 """
 
 from __future__ import annotations

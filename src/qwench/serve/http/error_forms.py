@@ -1,6 +1,6 @@
 """How each API tells of errors: chosen by the path of a request, before anything can refuse it.
 
-Plain ASGI, around guard.py. Knows no API; server.py says whose form goes with which paths.
+Plain ASGI, around guard.py. Knows no API; served_app.py says whose form goes with which paths.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The one place that finds what a request names as its model; routes of every API ask it. Made once by server.py.
+"""The one place that finds what a request names as its model; routes of every API ask it. Made once by served_app.py.
 
 Knows no API's JSON. That the model is loaded is model_loader.py's.
 """

@@ -1,4 +1,4 @@
-"""Errors as Ollama shows them: {"error": message}. Chosen by server.py for the paths of this API."""
+"""Errors as Ollama shows them: {"error": message}. Chosen by served_app.py for the paths of this API."""
 
 from __future__ import annotations
 
