@@ -1,7 +1,7 @@
 // The API as this page uses it: one chat request whose answer comes as server-sent events, and small reads.
 
 /** What the server says went wrong, in its own words. */
-export class ServerError extends Error {}
+class ServerError extends Error {}
 
 async function failure(response) {
   let message = `the server answered ${response.status}`;

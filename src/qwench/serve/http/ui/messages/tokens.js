@@ -4,7 +4,7 @@ import { element, field } from "../dom/elements.js";
 
 const LEVELS = [0.05, 0.25, 0.6, 0.9]; // below these a token's underline grows stronger
 
-export const percent = (logprob) => `${(100 * Math.exp(logprob)).toFixed(1)} %`;
+const percent = (logprob) => `${(100 * Math.exp(logprob)).toFixed(1)} %`;
 
 /** Shows whitespace, and bytes that are no character of their own. */
 function visible(entry) {
