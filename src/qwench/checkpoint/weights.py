@@ -19,6 +19,7 @@ import numpy.typing as npt
 from qwench.checkpoint.checkpoint import StoredTensor, digest_of
 from qwench.checkpoint.fields import Fields
 from qwench.checkpoint.heads import HeadSpec
+from qwench.checkpoint.json_file import read_object
 from qwench.checkpoint.quantization.method import Method
 from qwench.checkpoint.quantization.methods import find_method
 from qwench.checkpoint.sentence_transformers import MODULES, SETTINGS, embedding_files, read_embedding_settings
@@ -85,7 +86,7 @@ class SafetensorsCheckpoint:
 
     def _find_method(self) -> Method | None:
         """How the matrices are quantised; None too if a merge left quantization_config behind in a float checkpoint."""
-        config = json.loads((self.path / "config.json").read_bytes()).get("quantization_config")
+        config = read_object(self.path / "config.json").get("quantization_config")
         entries = self.entries
         if not config or all(entry.dtype in FLOAT_DTYPES for entry in entries.values()):
             return None

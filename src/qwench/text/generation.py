@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from qwench.checkpoint.json_file import read_object
 from qwench.errors import CheckpointError, GrammarError, QwenchError, RequestError
 from qwench.runtime.engine import Engine
 from qwench.runtime.outputs import FinishReason, RequestTimings, TokenLogprobs, TokenOutput
@@ -350,14 +350,10 @@ class GenerationDefaults:
     def from_folder(cls, folder: Path) -> GenerationDefaults:
         """As transformers reads it: greedy unless do_sample is true. Raises CheckpointError for a malformed file."""
         path = folder / "generation_config.json"
+        config = read_object(path)
         try:
-            config = json.loads(path.read_text(encoding="utf-8"))
-            if not isinstance(config, dict):
-                raise ValueError("it isn't an object")
             return cls(_ids(config.get("eos_token_id")), _default_params(config))
-        except FileNotFoundError:
-            return cls()
-        except (OSError, ValueError, TypeError) as error:
+        except (ValueError, TypeError) as error:
             raise CheckpointError(f"{path} can't be used: {error}") from None
 
 
