@@ -82,12 +82,14 @@ class IkLlamaContender(Contender):
         out.mkdir(parents=True)
         first, *others = QUANTS[format_name]
         whole = out / "BF16.gguf"
-        write_gguf(checkpoint, whole)
+        bf16_bytes = write_gguf(checkpoint, whole)
+        header_bytes = whole.stat().st_size - bf16_bytes
         self._quantize(whole, first, format_name)
         compiled_s = time.perf_counter()
         for quant in others:
             self._quantize(whole, quant, format_name)
-        best, num_bytes = self._fastest(out, QUANTS[format_name])
+        best = self._fastest(out, QUANTS[format_name])
+        num_bytes = (out / f"{best.quant}.gguf").stat().st_size - header_bytes
         for quant in {"BF16", *QUANTS[format_name]} - {best.quant}:
             (out / f"{quant}.gguf").unlink()
         (out / "settings.json").write_text(json.dumps(dataclasses.asdict(best)))
@@ -102,7 +104,7 @@ class IkLlamaContender(Contender):
         users, num_prompt = len(prompts), len(prompts[0])
         if users > 1:
             return self._answer_many(users, num_prompt, num_generate)
-        seconds, _ = self._bench(self._folder, self._settings, num_prompt, num_generate)
+        seconds = self._bench(self._folder, self._settings, num_prompt, num_generate)
         return Answered(*seconds, num_generate - 1, [])
 
     def _answer_many(self, users: int, num_prompt: int, num_generate: int) -> Answered:
@@ -128,27 +130,21 @@ class IkLlamaContender(Contender):
         command += ["--output-tensor-type", head, str(whole), str(out), quant, str(self._threads)]
         _run(command, whole.parent)
 
-    def _fastest(self, folder: Path, quants: tuple[str, ...]) -> tuple[Settings, int]:
-        """The settings whose better one of two trials is the shortest, and the bytes of their weights."""
+    def _fastest(self, folder: Path, quants: tuple[str, ...]) -> Settings:
+        """The settings whose better one of two trials is the shortest."""
         choices = [Settings(*choice) for choice in itertools.product(quants, (False, True), (False, True))]
-        found: list[tuple[float, int, Settings]] = []
-        for settings in choices * 2:
-            seconds, num_bytes = self._bench(folder, settings, *TRIAL_TOKENS)
-            found.append((sum(seconds), num_bytes, settings))
-        _, num_bytes, best = min(found, key=lambda one: one[0])
-        return best, num_bytes
+        found = [(sum(self._bench(folder, settings, *TRIAL_TOKENS)), settings) for settings in choices * 2]
+        return min(found, key=lambda one: one[0])[1]
 
-    def _bench(
-        self, folder: Path, settings: Settings, num_prompt: int, num_generate: int
-    ) -> tuple[tuple[float, float], int]:
-        """Seconds of the prompt and of all tokens after the first, and the bytes of the weights."""
+    def _bench(self, folder: Path, settings: Settings, num_prompt: int, num_generate: int) -> tuple[float, float]:
+        """Seconds of the prompt and of all tokens after the first."""
         command = [str(self.program), "-m", str(folder / f"{settings.quant}.gguf"), "-t", str(self._threads)]
         command += ["-rtr", str(int(settings.repack)), "-fa", str(int(settings.flash_attention))]
         command += ["-ub", str(MAX_STEP_TOKENS), "-r", "1", "-o", "json", "-p", str(num_prompt), "-n", "0"]
         command += ["-gp", f"{num_prompt},{num_generate - 1}"] if num_generate > 1 else []
         rows: list[dict[str, Any]] = json.loads(_run(command, folder).stdout)
         prompt_s, *answer_s = (row["samples_ns"][0] / 1e9 for row in rows)
-        return (prompt_s, *answer_s) if answer_s else (prompt_s, 0.0), int(rows[0]["model_size"])
+        return prompt_s, sum(answer_s)
 
     def _beside(self, name: str) -> Path:
         assert self.program is not None

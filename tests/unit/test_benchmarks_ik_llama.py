@@ -18,18 +18,17 @@ from benchmarks.synthetic import write_checkpoint
 
 # A prompt takes 1 ms a token and an answer 10, but with flash attention half as long; an answer's row has no prompt.
 BENCH = """
-import json, pathlib, sys
+import json, sys
 if "--help" in sys.argv:
     print("  -gp <pp,tg>   (default: )\\n  -rtr, --run-time-repack <0|1>   (default: 0)"); sys.exit()
 options = dict(zip(sys.argv[1::2], sys.argv[2::2]))
 if options["-o"] == "md":
     print("| model | t/s |\\n\\nbuild: abc1234 (99)"); sys.exit()
-size = pathlib.Path(options["-m"]).stat().st_size
 ms = 1e6 / (1 + int(options["-fa"]))
-rows = [{"model_size": size, "n_gen": 0, "samples_ns": [ms * int(options["-p"])]}]
+rows = [{"n_gen": 0, "samples_ns": [ms * int(options["-p"])]}]
 if "-gp" in options:
     steps = int(options["-gp"].split(",")[1])
-    rows.append({"model_size": size, "n_gen": steps, "samples_ns": [10 * ms * steps]})
+    rows.append({"n_gen": steps, "samples_ns": [10 * ms * steps]})
 print(json.dumps(rows))
 """
 QUANTIZE = "import shutil, sys; shutil.copy(sys.argv[-4], sys.argv[-3])"
@@ -111,6 +110,7 @@ def test_a_run_beside_it(program: Path, tmp_path: Path) -> None:
     assert report["skipped"] == [f"{IK_LLAMA} with several users: llama-batched-bench isn't beside its llama-bench"]
     (model,) = report["models"]
     best = Settings("Q4_0", False, True)
-    kept = tmp_path / "run" / f"{IK_LLAMA}-int4" / "model" / "Q4_0.gguf"
-    assert model["note"] == f"{best.note}, embedding and head Q4_0" and model["weight_bytes"] == kept.stat().st_size
-    assert [path.name for path in kept.parent.glob("*.gguf")] == ["Q4_0.gguf"] and report["agreement"] == []
+    assert model["note"] == f"{best.note}, embedding and head Q4_0"
+    assert 16 <= model["bits_per_weight"] < 16.2  # what quantises here copies; norms and biases have 32 bits
+    kept = tmp_path / "run" / f"{IK_LLAMA}-int4" / "model"
+    assert [path.name for path in kept.glob("*.gguf")] == ["Q4_0.gguf"] and report["agreement"] == []
