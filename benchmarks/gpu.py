@@ -24,8 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.random_model import RandomModel, random_model
-from benchmarks.synthetic import published_config
+from benchmarks.random_model import RandomModel, config_of, random_model
 
 PROMPT = 32  # tokens before an answer that is measured
 
@@ -188,9 +187,7 @@ def prompt(report: Report, shape: str, length: int, chunk: int, **options: Any) 
     """TFLOP/s from a prompt to its first token."""
 
     def work(row: Row) -> None:
-        model = random_model(
-            shape, batch_size=1, max_seq_len=length + 2, prefill_chunk_size=chunk, activations="bf16", **options
-        )
+        model = random_model(shape, batch_size=1, max_seq_len=length + 2, prefill_chunk_size=chunk, **options)
         with engine_of(model) as engine:
             run(engine, 1, length, 1)
             seconds = min(run(engine, 1, length, 1, seed)[-1] for seed in (1, 2))
@@ -202,11 +199,14 @@ def prompt(report: Report, shape: str, length: int, chunk: int, **options: Any) 
 
 
 def prompt_operations(shape: str, length: int) -> float:
-    """Multiplications and additions, of attention those that a causal mask leaves."""
-    c = published_config(shape)
+    """Multiplications and additions, of attention those that a causal mask leaves, of experts those of the chosen."""
+    c = config_of(shape)
     hidden, layers, heads = c["hidden_size"], c["num_hidden_layers"], c["num_attention_heads"]
-    kv = hidden // heads * c["num_key_value_heads"]
-    weights = layers * hidden * (2 * hidden + 2 * kv + 3 * c["intermediate_size"])
+    kv, intermediate = hidden // heads * c["num_key_value_heads"], c["intermediate_size"]
+    if "num_experts" in c:
+        of_chosen = c["num_experts_per_tok"] * c["moe_intermediate_size"]
+        intermediate = of_chosen + c.get("shared_expert_intermediate_size", 0)
+    weights = layers * hidden * (2 * hidden + 2 * kv + 3 * intermediate)
     attention = length * length * hidden * layers
     return float(2 * (weights * length + attention + hidden * c["vocab_size"]))
 
@@ -218,7 +218,7 @@ def transformers_generation(shape: str, answer: int) -> Callable[[Row], None]:
         import torch
         from transformers import AutoConfig, AutoModelForCausalLM
 
-        config = AutoConfig.for_model(**published_config(shape))
+        config = AutoConfig.for_model(**config_of(shape))
         with torch.device("cuda"):
             model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).eval()
             ids = torch.randint(0, config.vocab_size - 2, (1, PROMPT))
@@ -244,13 +244,15 @@ def measure_all(report: Report, target: str) -> None:
     report.measure("ceiling: cuBLAS bf16", cublas_peak)
     report.measure("0.5b: one user, bf16", generation(report, "0.5b", 1, 128, **bf16), 900)
     report.measure("7b: one user, bf16", generation(report, "7b", 1, 128, **bf16), 0.85)
-    report.measure("7b: prompt of 2048, bf16", prompt(report, "7b", 2048, 2048, target=target), 0.6)
+    report.measure("7b: prompt of 2048, bf16", prompt(report, "7b", 2048, 2048, **bf16), 0.6)
     report.measure("7b: 32 users, bf16", generation(report, "7b", 32, 64, **bf16), 25)
-    report.measure("7b: prompt of 32768, bf16", prompt(report, "7b", 32768, 2048, target=target), 0.4)
+    report.measure("7b: prompt of 32768, bf16", prompt(report, "7b", 32768, 2048, **bf16), 0.4)
     exact = {**bf16, "activations": "fp32"}
     report.measure("7b: one user, bf16, fp32 activations", generation(report, "7b", 1, 64, **exact))
     report.measure("7b: one user, int4", generation(report, "7b", 1, 128, **int4), 2.6)
     report.measure("7b: one user, int8", generation(report, "7b", 1, 128, **int8), 1.6)
+    report.measure("a2.7b: one user, int4", generation(report, "a2.7b", 1, 128, **int4), 0.85)
+    report.measure("a2.7b: prompt of 512, int4", prompt(report, "a2.7b", 512, 512, **int4), 0.6)
     report.measure("0.5b: 32 users, bf16", generation(report, "0.5b", 32, 64, **bf16))
     report.measure("7b: transformers, one user, bf16", transformers_generation("7b", 64))
 

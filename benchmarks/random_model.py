@@ -14,12 +14,14 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.experts import COMMON
+from benchmarks.experts import SHAPES as MIXTURES
 from benchmarks.synthetic import STANDARD_DEVIATION, published_config
 from qwench.artifact.artifact import derive_program
 from qwench.checkpoint.spec import ModelSpec
 from qwench.config import QwenchConfig
 from qwench.program.memory import MemoryPlan, plan_memory
-from qwench.program.ops import Program, Weight
+from qwench.program.ops import EXPERT_PRODUCTS, Program, Weight
 from qwench.targets.registry import get_target
 from qwench.targets.target import Array
 
@@ -38,15 +40,24 @@ class RandomModel:
 
     @property
     def weight_bytes(self) -> int:
-        """That a token reads: all but the embedding, of which it reads a row, unless that is the head, too."""
-        table = self.program.ops[0].weights[0]
+        """That a token reads: all but the embedding, of which it reads a row, unless that is the head, too; of a
+        mixture the share of the experts that it chooses."""
+        table, experts = self.program.ops[0].weights[0], self.program.spec.experts
         read = {name for op in self.program.ops[1:] for name in op.weights}
-        return sum(t.nbytes for name, t in self.tensors.items() if name in read or name != table)
+        of_experts = {name for op in self.program.ops if op.kind in EXPERT_PRODUCTS for name in op.weights}
+        share = experts.top_k / experts.num_experts if experts else 1
+        sizes = {name: t.nbytes for name, t in self.tensors.items() if name in read or name != table}
+        return round(sum(size * (share if name in of_experts else 1) for name, size in sizes.items()))
+
+
+def config_of(shape: str) -> dict[str, Any]:
+    """The config.json of one of SHAPES in synthetic.py, or of a mixture's in experts.py."""
+    return {**COMMON, **MIXTURES[shape]} if shape in MIXTURES else published_config(shape)
 
 
 def random_model(shape: str, **options: Any) -> RandomModel:
-    """shape: one of SHAPES in synthetic.py; options: as of QwenchConfig."""
-    spec = ModelSpec.from_config(published_config(shape))
+    """shape: as of `config_of`; options: as of QwenchConfig."""
+    spec = ModelSpec.from_config(config_of(shape))
     config = QwenchConfig(**options).resolve(spec)
     program = derive_program(config.model(spec), config.format_of, str(config.activations))
     tensors = _packed_tensors(tuple(program.weights.values()), str(config.target))

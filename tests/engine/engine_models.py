@@ -19,9 +19,9 @@ from qwench.config import QwenchConfig
 from qwench.llm import LLM
 from qwench.program.cache_groups import first_position
 from qwench.program.memory import MemoryPlan, plan_memory
+from qwench.program.models import build_program
 from qwench.program.ops import Program
 from qwench.program.passes import fuse, set_formats
-from qwench.program.qwen2 import build_qwen2
 from qwench.runtime.engine import Engine
 from qwench.runtime.loading import load_engine
 from qwench.runtime.spec_decode.draft_model import DraftModel
@@ -36,6 +36,10 @@ TINY_CONFIG = {
     "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 1024, "rope_theta": 10000.0,
     "tie_word_embeddings": True,
 }  # fmt: skip
+TINY_MIXTURE = TINY_CONFIG | {
+    "model_type": "qwen2_moe", "num_hidden_layers": 1, "num_experts": 5, "num_experts_per_tok": 2,
+    "moe_intermediate_size": 32, "shared_expert_intermediate_size": 48, "decoder_sparse_step": 1,
+}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,10 +52,10 @@ class PackedModel:
     tensors: Mapping[str, Array]
 
 
-def random_tensors() -> dict[str, Array]:
-    """Checkpoint tensors, bf16, of a model of TINY_CONFIG; large enough weights for answers that vary."""
+def random_tensors(config: Mapping[str, Any] = TINY_CONFIG) -> dict[str, Array]:
+    """Checkpoint tensors, bf16, of a model of that config.json; large enough weights for answers that vary."""
     rng, tensors = np.random.default_rng(0), {}
-    for name, weight in build_qwen2(ModelSpec.from_config(TINY_CONFIG)).weights.items():
+    for name, weight in build_program(ModelSpec.from_config(config)).weights.items():
         values = rng.standard_normal(weight.shape) * (0.3 if len(weight.shape) == 2 else 0.1)
         tensors[name] = (values + name.endswith("norm.weight")).astype(ml_dtypes.bfloat16)
     return tensors
@@ -64,14 +68,14 @@ def write_checkpoint(folder: Path) -> Path:
     return folder
 
 
-def packed_model(target: str = "reference", **options: object) -> PackedModel:
+def packed_model(target: str = "reference", shape: Mapping[str, Any] = TINY_CONFIG, **options: object) -> PackedModel:
     """The model of `random_tensors`, packed in memory for `target`; options as of QwenchConfig."""
-    spec = ModelSpec.from_config(TINY_CONFIG)
+    spec = ModelSpec.from_config(shape)
     config = QwenchConfig.from_dict({"target": target, "batch_size": 4, "kvcache_block_size": 16} | options)
     config = config.resolve(spec)
-    program = set_formats(fuse(build_qwen2(spec)), config.format_of, str(config.activations))
+    program = set_formats(fuse(build_program(spec)), config.format_of, str(config.activations))
     plan = plan_memory(program, config.prefill_chunk_size or 0)
-    sources, tensors, packer = random_tensors(), {}, get_target(target)
+    sources, tensors, packer = random_tensors(shape), {}, get_target(target)
     for weight in program.weights.values():
         out = {t.name: np.zeros(t.shape, t.dtype) for t in packer.packed_tensors(weight)}
         packer.pack(weight, [sources[s] for s in weight.sources], out)
@@ -211,11 +215,11 @@ def grammar_llm(tokenizer: Tokenizer | None, **options: Any) -> LLM:
 
 def load_model(
     *, enable_prefix_caching: bool = True, target: str = "reference", num_threads: int = 1,
-    draft: PackedModel | None = None, **options: object,
+    draft: PackedModel | None = None, shape: Mapping[str, Any] = TINY_CONFIG, **options: object,
 ) -> Engine:  # fmt: skip
     """An engine over `packed_model`."""
     return load_engine(
-        packed_model(target, **options), num_threads=num_threads, memory=1 << 30,
+        packed_model(target, shape, **options), num_threads=num_threads, memory=1 << 30,
         enable_prefix_caching=enable_prefix_caching, draft=draft,
     )  # fmt: skip
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from engine_models import load_model, packed_model, run_all
+from engine_models import TINY_MIXTURE, load_model, packed_model, run_all
 
 from qwench.errors import CapacityError, TargetError
 from qwench.lora.adapter import LoraAdapter
@@ -40,6 +40,12 @@ def test_tokens_are_the_references_and_bits_do_not_depend_on_the_batch() -> None
     assert [token for token, _, _ in greedy] == [token for token, _, _ in alone]
     assert [token for token, _, _ in alone] == [token for token, _, _ in answer("reference")]
     assert answer("cuda-interpreter", crowd=2, prefill_chunk_size=5) == alone
+
+
+def test_bits_of_mixtures_do_not_depend_on_the_batch() -> None:
+    """Whichever experts the neighbours choose."""
+    options: dict[str, Any] = {"shape": TINY_MIXTURE, "params": SamplingParams(max_tokens=2, temperature=0, logprobs=2)}
+    assert answer("cuda-interpreter", crowd=2, prefill_chunk_size=8, **options) == answer("cuda-interpreter", **options)
 
 
 def test_the_cache_takes_what_is_free_on_the_device(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,11 +24,11 @@ FORMATS = [BF16, Format("int8", 128), Format("int8", 32), Format("int4", 128), F
 @pytest.mark.parametrize("cache", ["fp32", "bf16", "int8"])
 def test_near_the_reference(fmt: Format, cache: str) -> None:
     """Whole models of odd shapes: a mixed batch of prompts, then a recorded step of one token each."""
-    from programs import batch, load, model_program, num_groups, random_spec, random_tensors
+    from programs import MODELS, batch, load, model_program, num_groups, random_spec, random_tensors
 
-    for seed in range(6):
+    for seed in range(2 * len(MODELS)):
         rng = np.random.default_rng(seed)
-        spec = random_spec(rng, model_type=("qwen2", "qwen3")[seed % 2])
+        spec = random_spec(rng, model_type=MODELS[seed % len(MODELS)])
         program, groups = model_program(spec, fmt), num_groups(spec)
         tensors, tables = random_tensors(program, rng, std=0.1), rng.permutation(24).reshape(4, 6).tolist()[:3]
         counts = [int(rng.integers(1, 60)), 1, int(rng.integers(1, 30))]
@@ -43,15 +43,20 @@ def test_near_the_reference(fmt: Format, cache: str) -> None:
             assert np.corrcoef(got.ravel(), expected.ravel())[0, 1] > 0.999
 
 
+MIXTURE = {"num_experts": 16, "num_experts_per_tok": 4, "moe_intermediate_size": 40}
+
+
+@pytest.mark.parametrize("model_type", ["qwen2", "qwen2_moe", "qwen3_moe"])
 @pytest.mark.parametrize("activations", ["fp32", "bf16"])
-def test_tokens_are_those_of_transformers(activations: str, tmp_path: Path) -> None:
+def test_tokens_are_those_of_transformers(activations: str, model_type: str, tmp_path: Path) -> None:
     """fp32 activations give transformers' tokens in fp32; bf16 ones the greater part of them."""
     import torch
     from transformers_parity import load_truth, write_checkpoint
 
     from qwench import LLM
 
-    folder = write_checkpoint(tmp_path / "model")
+    more = MIXTURE if model_type.endswith("moe") else {}
+    folder = write_checkpoint(tmp_path / "model", model_type=model_type, head_dim=16, **more)
     truth = load_truth(folder)
     prompts = [torch.randint(1, 300, (1, n), generator=torch.Generator().manual_seed(n)) for n in (3, 17, 40)]
     expected = [truth.generate(p, max_new_tokens=32, do_sample=False)[0, p.shape[1] :].tolist() for p in prompts]
@@ -77,11 +82,14 @@ def answer(crowd: int = 0, **options: Any) -> list[Any]:
 
 
 @pytest.mark.parametrize("weights", ["bf16", "int8", "int4"])
-@pytest.mark.parametrize("kv_cache", ["bf16", "int8"])
-def test_bits_do_not_depend_on_the_batch(weights: str, kv_cache: str) -> None:
+@pytest.mark.parametrize(("shape", "kv_cache"), [("dense", "bf16"), ("dense", "int8"), ("mixture", "bf16")])
+def test_bits_do_not_depend_on_the_batch(weights: str, kv_cache: str, shape: str) -> None:
     """Alone, in a crowd, in chunks of any size, with too few cache blocks: the log-probabilities are the same bits.
     Here instructions for 16 to 128 tokens meet the same columns."""
-    options: dict[str, Any] = {"weights": weights, "kv_cache": kv_cache}
+    from engine_models import TINY_CONFIG, TINY_MIXTURE
+
+    config = {"dense": TINY_CONFIG, "mixture": TINY_MIXTURE}[shape]
+    options: dict[str, Any] = {"weights": weights, "kv_cache": kv_cache, "shape": config}
     alone = answer(**options)
     assert answer(crowd=31, **options) == alone
     for chunk in (7, 16, 100, 600):

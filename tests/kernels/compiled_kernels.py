@@ -1,9 +1,9 @@
 """Compiles, in a process of its own, what a layer of a real shape launches; prints a line of JSON for each kernel.
 
-    python compiled_kernels.py ARCHITECTURE FORMAT ACTIVATIONS CACHE TOKENS[,TOKENS...] [NAME]
+    python compiled_kernels.py SHAPE ARCHITECTURE FORMAT ACTIVATIONS CACHE TOKENS[,TOKENS...] [NAME]
 
-ARCHITECTURE: 80, 90, 100 or gfx942. NAME: of the only kernel to compile. Needs no GPU, but a Triton that isn't
-interpreted.
+SHAPE: dense or mixture. ARCHITECTURE: 80, 90, 100 or gfx942. NAME: of the only kernel to compile. Needs no GPU, but a
+Triton that isn't interpreted.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import json
 import re
 import sys
 
-from recording_device import described, launches_of
+from recording_device import MIXTURE, SHAPE, described, launches_of
 from triton.backends.compiler import GPUTarget
 
 from qwench.formats import Format
@@ -22,12 +22,13 @@ SHARED_BYTES = {"80": 163 << 10, "90": 227 << 10, "100": 227 << 10}  # that a pr
 INSTRUCTIONS = re.compile(r"\b(wgmma\.mma_async\.\S+|mma\.sync\.\S+|tcgen05\.mma\.\S+)")
 
 
-def main(architecture: str, fmt: str, activations: str, cache: str, tokens: str, name: str = "") -> None:
+def main(shape: str, architecture: str, fmt: str, activations: str, cache: str, tokens: str, name: str = "") -> None:
     is_nvidia = architecture.isdigit()
     target = GPUTarget("cuda", int(architecture), 32) if is_nvidia else GPUTarget("hip", architecture, 64)
     shared_bytes = SHARED_BYTES.get(architecture, 64 << 10)
     counts = tuple(map(int, tokens.split(",")))
-    for kernel, variant in launches_of(Format.parse(fmt), activations, cache, counts, shared_bytes):
+    config = {"dense": SHAPE, "mixture": MIXTURE}[shape]
+    for kernel, variant in launches_of(Format.parse(fmt), activations, cache, counts, shared_bytes, config):
         if name and kernel.__name__ != name:
             continue
         compiled = compile_kernel(kernel, variant, target)

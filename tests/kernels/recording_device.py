@@ -26,6 +26,10 @@ SHAPE = {  # a layer of Qwen2.5-7B, with a smaller vocabulary
     "num_attention_heads": 28, "num_key_value_heads": 4, "max_position_embeddings": 8192, "rope_theta": 1e6,
     "tie_word_embeddings": False,
 }  # fmt: skip
+MIXTURE = SHAPE | {  # a layer of Qwen1.5-MoE-A2.7B, with fewer experts
+    "model_type": "qwen2_moe", "hidden_size": 2048, "num_attention_heads": 16, "num_key_value_heads": 16,
+    "num_experts": 6, "num_experts_per_tok": 4, "moe_intermediate_size": 1408, "shared_expert_intermediate_size": 5632,
+}  # fmt: skip
 
 
 class RecordingDevice:
@@ -62,15 +66,16 @@ class RecordingDevice:
         pass
 
 
-def shape_program(fmt: Format, activations: str) -> Program:
-    return set_formats(fuse(build_program(ModelSpec.from_config(SHAPE))), lambda weight: fmt, activations)
+def shape_program(shape: dict[str, Any], fmt: Format, activations: str) -> Program:
+    return set_formats(fuse(build_program(ModelSpec.from_config(shape))), lambda weight: fmt, activations)
 
 
 def launches_of(
-    fmt: Format, activations: str, cache_dtype: str, num_tokens: tuple[int, ...], shared_bytes: int = 163 << 10
-) -> list[tuple[Any, Variant]]:
-    """What is launched to load a layer of SHAPE and to compute a prompt of each of these lengths."""
-    program, packer, device = shape_program(fmt, activations), CpuTarget(), RecordingDevice()
+    fmt: Format, activations: str, cache_dtype: str, num_tokens: tuple[int, ...], shared_bytes: int = 163 << 10,
+    shape: dict[str, Any] = SHAPE,
+) -> list[tuple[Any, Variant]]:  # fmt: skip
+    """What is launched to load a layer of a shape and to compute a prompt of each of these lengths."""
+    program, packer, device = shape_program(shape, fmt, activations), CpuTarget(), RecordingDevice()
     device.shared_bytes = shared_bytes
     tensors = {
         tensor.name: np.zeros(tensor.shape, tensor.dtype)

@@ -33,22 +33,28 @@ def steps_of(kernels: list[dict[str, Any]]) -> set[str]:
 
 
 def test_one_token_and_a_prompt_take_the_same_instruction_on_hopper(tmp_path: Path) -> None:
-    few, many = (compiled(tmp_path, "90", "bf16", "bf16", "bf16", tokens, "float_product") for tokens in ("1", "512"))
+    arguments = ("dense", "90", "bf16", "bf16", "bf16")
+    few, many = (compiled(tmp_path, *arguments, tokens, "float_product") for tokens in ("1", "512"))
     assert steps_of(few) == steps_of(many) == {"wgmma.mma_async.sync.aligned.m64nXk16.f32.bf16.bf16"}
     assert all(kernel["fits"] for kernel in few + many)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("architecture", ["80", "90", "100", "gfx942"])
+@pytest.mark.parametrize("shape", ["dense", "mixture"])
 @pytest.mark.parametrize(
     ("fmt", "activations", "cache"),
     [("bf16", "bf16", "bf16"), ("bf16", "fp32", "fp32"), ("int8/g128", "int8", "int8"), ("int4/g128", "int8", "bf16"),
      ("int4/g32/fp16+zero", "int16", "bf16"), ("int8/g64/fp32+min", "fp32", "bf16")],
 )  # fmt: skip
-def test_every_kernel_compiles(architecture: str, fmt: str, activations: str, cache: str, tmp_path: Path) -> None:
+def test_every_kernel_compiles(
+    shape: str, architecture: str, fmt: str, activations: str, cache: str, tmp_path: Path
+) -> None:
     """For a token and for a prompt; on NVIDIA's also within the shared memory that there is."""
-    kernels = compiled(tmp_path, architecture, fmt, activations, cache, "1,512")
-    assert len({kernel["kernel"] for kernel in kernels}) >= 10
+    kernels = compiled(tmp_path, shape, architecture, fmt, activations, cache, "1,512")
+    names = {kernel["kernel"] for kernel in kernels}
+    assert len(names) >= 10
+    assert (names >= {"route", "sort_by_expert"}) == (shape == "mixture")
     assert all(kernel["machine_code_bytes"] for kernel in kernels)
     if architecture.isdigit():
         assert not [kernel for kernel in kernels if not kernel["fits"]]

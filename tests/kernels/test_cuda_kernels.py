@@ -24,7 +24,9 @@ from programs import (
 from qwench.checkpoint.spec import ModelSpec
 from qwench.errors import TargetError
 from qwench.formats import BF16, Format
+from qwench.program.models import build_program
 from qwench.program.ops import Program
+from qwench.program.passes import set_formats
 from qwench.targets.cuda import attention, products
 from qwench.targets.cuda.activations import Activation, Layout
 from qwench.targets.cuda.device import NUMPY_DTYPES, Device, new_array
@@ -221,7 +223,7 @@ def test_blocks_are_copied_read_and_written() -> None:
 
 
 def test_ops_without_a_kernel_are_refused() -> None:
-    spec = random_spec(np.random.default_rng(1), model_type="qwen3_moe", num_layers=1, sliding_windows=(None,))
-    program = model_program(spec, BF16)
-    with pytest.raises(TargetError, match=r"no kernel for op layers.0.route of kind route"):
+    spec = random_spec(np.random.default_rng(1), model_type="qwen3", num_layers=1, sliding_windows=(None,))
+    program = set_formats(build_program(spec), lambda weight: BF16, "fp32")
+    with pytest.raises(TargetError, match=r"no kernel for op layers.0.q_norm of kind head_norm"):
         load(TARGET, program, random_tensors(program, np.random.default_rng(1)), CacheConfig(4, 16, "fp32"))

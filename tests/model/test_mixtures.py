@@ -6,6 +6,7 @@ import json
 import random
 import shutil
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,24 @@ def test_greedy(index: int, best_target: str, tmp_path: Path) -> None:
         folder, qwench_target=target, qwench_prefill_chunk_size=8, qwench_kvcache_block_size=16
     )
     assert_same_model(model, load_truth(folder), index, NEW)
+
+
+@pytest.mark.skipif(find_spec("triton") is None, reason="needs Triton: pip install 'qwench[cuda]'")
+@pytest.mark.parametrize("model_type", ["qwen2_moe", "qwen3_moe"])
+def test_greedy_on_a_gpus_kernels(model_type: str, tmp_path: Path) -> None:
+    """In Triton's interpreter, which is slow: few tokens of a small model, of two users at once."""
+    folder = write_checkpoint(
+        tmp_path, model_type=model_type, num_hidden_layers=1, num_attention_heads=2, head_dim=16, num_experts=4,
+        num_experts_per_tok=2, moe_intermediate_size=24, shared_expert_intermediate_size=40, vocab_size=90,
+    )  # fmt: skip
+    truth, prompts = load_truth(folder), [[3, 14, 15, 9, 2], [6]]
+    expected = [
+        truth.generate(torch.tensor([ids]), max_new_tokens=3, do_sample=False)[0, len(ids) :].tolist()
+        for ids in prompts
+    ]
+    params = SamplingParams(max_tokens=3, temperature=0.0, ignore_eos=True)
+    with LLM(folder, target="cuda-interpreter", activations="fp32", max_seq_len=32) as llm:
+        assert [output.outputs[0].token_ids for output in llm.generate(prompts, params)] == expected
 
 
 @pytest.fixture(scope="module")

@@ -9,8 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from qwench.errors import TargetError
 from qwench.formats import Format
-from qwench.program.ops import PRODUCTS, Program
+from qwench.program.memory import rows_per_token
+from qwench.program.ops import Op, Program, matrices_of
 from qwench.targets.cuda.device import Device, DeviceArray
 from qwench.targets.cuda.weights import padded_width
 
@@ -19,8 +21,8 @@ NO_GROUP = 32  # a size for kernels that are compiled for activations without gr
 
 @dataclass(frozen=True)
 class Layout:
-    """width: values of a row, padded to `k_padded` where a product reads it. group_size: 0 where the matrix has
-    none."""
+    """width: values of a row, padded to `k_padded` where products read it. group_size: of what has a scale or a sum
+    each; 0 where nothing has."""
 
     width: int
     k_padded: int
@@ -55,16 +57,32 @@ class Activation:
 
 
 def layout_of(program: Program, name: str) -> Layout:
-    """How the buffer `name` is stored."""
-    buffer = program.buffers[name]
-    reader = next((op for op in program.consumers(name) if op.kind in PRODUCTS and op.inputs[0] == name), None)
-    if reader is None:
+    """How the buffer `name` is stored. Raises TargetError where products need sums over groups of several sizes."""
+    buffer, weights = program.buffers[name], _multiplied_with(program, name)
+    if not weights:
         return Layout(buffer.width, buffer.width, "plain")
-    weights, fmt = program.weights[reader.weights[0]].format, buffer.format
-    kind, parts = _PARTS[fmt.kind]
-    return Layout(
-        buffer.width, padded_width(buffer.width, weights), kind, parts, weights.group_size, _needs_sums(weights)
-    )
+    kind, parts = _PARTS[buffer.format.kind]
+    summed = {fmt.group_size for fmt in weights if fmt.offsets}
+    if len(summed) > 1:
+        raise TargetError(
+            f"{name} is multiplied with matrices that have offsets in groups of "
+            f"{' and '.join(map(str, sorted(summed)))}; give them one group size, or say --target cpu"
+        )
+    group_size = buffer.format.group_size or max(summed, default=0)
+    k_padded = max(padded_width(buffer.width, fmt) for fmt in weights)
+    return Layout(buffer.width, k_padded, kind, parts, group_size, bool(summed))
+
+
+def multiplied_by(op: Op) -> tuple[str, ...]:
+    """The matrices that inputs[0] is multiplied with; a router is one of them here."""
+    return op.weights if op.kind == "route" else matrices_of(op)
+
+
+def _multiplied_with(program: Program, name: str) -> set[Format]:
+    """The formats of the matrices that rows of a buffer, or copies of them, are multiplied with."""
+    readers = [op for op in program.consumers(name) if op.inputs[0] == name]
+    found = {program.weights[matrix].format for op in readers for matrix in multiplied_by(op)}
+    return found.union(*(_multiplied_with(program, op.output) for op in readers if op.kind == "dispatch"))
 
 
 _PARTS: dict[str, tuple[Literal["floats", "codes"], int]] = {
@@ -72,16 +90,12 @@ _PARTS: dict[str, tuple[Literal["floats", "codes"], int]] = {
 }  # fmt: skip
 
 
-def _needs_sums(weights: Format) -> bool:
-    return bool(weights.offsets)
-
-
 class Buffers:
-    """Hands out memory for `num_rows` rows while a Program is lowered."""
+    """Hands out memory for the rows of `num_tokens` tokens while a Program is lowered."""
 
-    def __init__(self, device: Device, program: Program, num_rows: int) -> None:
-        self._device, self._program, self.num_rows = device, program, num_rows
-        self._free: dict[Layout, list[Activation]] = {}
+    def __init__(self, device: Device, program: Program, num_tokens: int) -> None:
+        self._device, self._program, self._num_tokens = device, program, num_tokens
+        self._free: dict[tuple[Layout, int], list[Activation]] = {}
         self._used: dict[str, Activation] = {}
         self._last_use = {name: op.name for op in program.ops for name in (op.output, *op.inputs)}
 
@@ -91,25 +105,26 @@ class Buffers:
     def new(self, name: str) -> Activation:
         """For the output of the op that is lowered now."""
         layout = layout_of(self._program, name)
-        free = self._free.get(layout)
-        self._used[name] = free.pop() if free else self._make(layout)
+        num_rows = self._num_tokens * rows_per_token(self._program, self._program.buffers[name])
+        free = self._free.get((layout, num_rows))
+        self._used[name] = free.pop() if free else self._make(layout, num_rows)
         return self._used[name]
 
-    def take_over(self, name: str, residual: str) -> Activation:
+    def take_over(self, name: str, before: str) -> Activation:
         """The output `name` in the place of an input that nobody reads any more."""
-        self._used[name] = self._used.pop(residual)
+        self._used[name] = self._used.pop(before)
         return self._used[name]
 
     def release(self, op_name: str) -> None:
         """Frees what this op was the last to touch."""
         for name in [name for name in self._used if self._last_use[name] == op_name]:
             activation = self._used.pop(name)
-            self._free.setdefault(activation.layout, []).append(activation)
+            self._free.setdefault((activation.layout, activation.num_rows), []).append(activation)
 
-    def _make(self, at: Layout) -> Activation:
+    def _make(self, at: Layout, num_rows: int) -> Activation:
         dtype = {"plain": "fp32", "floats": "bf16", "codes": "i8"}[at.kind]
         groups = max(at.num_groups, 1)
-        scales = self._device.zeros("fp32", groups, self.num_rows if at.kind == "codes" else 1)
-        sums = self._device.zeros("fp32", groups, self.num_rows) if at.has_sums else scales
-        values = self._device.zeros(dtype, at.parts, self.num_rows, at.k_padded)
-        return Activation(at, self.num_rows, values, scales, sums)
+        scales = self._device.zeros("fp32", groups, num_rows if at.kind == "codes" else 1)
+        sums = self._device.zeros("fp32", groups, num_rows) if at.has_sums else scales
+        values = self._device.zeros(dtype, at.parts, num_rows, at.k_padded)
+        return Activation(at, num_rows, values, scales, sums)

@@ -13,14 +13,15 @@ from typing import Any
 
 from qwench.errors import TargetError
 from qwench.program.cache_groups import cache_groups
-from qwench.program.ops import PRODUCTS, Op, Program
-from qwench.targets.cuda.activations import Activation, Buffers, Layout
+from qwench.program.ops import Op, Program
+from qwench.targets.cuda.activations import Activation, Buffers, Layout, multiplied_by
 from qwench.targets.cuda.attention import Attention, padded_tokens, power_of_two
 from qwench.targets.cuda.device import Device, DeviceArray
+from qwench.targets.cuda.experts import Experts
 from qwench.targets.cuda.kv_cache import KvCache
-from qwench.targets.cuda.products import Products
+from qwench.targets.cuda.products import Partial, Products
 from qwench.targets.cuda.step_arrays import StepArrays
-from qwench.targets.cuda.weights import DeviceMatrix, load_matrix, load_vectors
+from qwench.targets.cuda.weights import DeviceMatrix, load_matrices, load_vectors
 from qwench.targets.target import Array
 
 Launch = Callable[["Step"], None]
@@ -56,14 +57,12 @@ class Lowering:
                 raise TargetError(f"the cuda target has no kernel for op {op.name} of kind {op.kind}; say --target cpu")
         self._device, self._program, self._cache = device, program, cache
         self._vectors = load_vectors(device, program, tensors)
-        self.matrices: dict[str, DeviceMatrix] = {
-            weight.name: load_matrix(device, weight, tensors[weight.name])
-            for weight in program.weights.values()
-            if not weight.is_vector
-        }
+        self.matrices = load_matrices(device, program, tensors)
         rows = padded_tokens(max_tokens)
-        used = {op.weights[0] for op in program.ops if op.kind in PRODUCTS}
+        used = {op.weights[0] for op in program.ops if multiplied_by(op)}
         self._products = Products(device, [self.matrices[name] for name in used], rows)
+        if program.spec.experts is not None:
+            self._experts = Experts(device, program.spec.experts, self._products, rows)
         self._attend = Attention(device, program.spec, cache, rows)
         self._groups = {layer: g for g, group in enumerate(cache_groups(program.spec)) for layer in group.layers}
         self._buffers = Buffers(device, program, rows)
@@ -132,7 +131,7 @@ class Lowering:
         return "rms_norm.plain"
 
     def _launch_norm(self, op: Op | None, x: Activation, num_rows: int, out: Activation, **partial: Any) -> None:
-        """x += the partial sums of a product, if given; then the norm, if `op` is one."""
+        """x += the partial sums of a product, if given, and times weights, if given; then the norm, if `op` is one."""
         from qwench.targets.cuda.kernels.rows import rms_norm
 
         if not num_rows:
@@ -140,11 +139,12 @@ class Lowering:
         gain = x.values if op is None else self._vectors[op.weights[0]]
         order = self._vectors[op.weights[1]] if op is not None and len(op.weights) > 1 else None
         none = {"partial": x.values, "partial_rows": 0, "PARTIAL_WIDTH": 1, "SPLITS": 0}
+        unweighted = {"weights": x.values, "WEIGHTED": 0, "WEIGHTS_WIDTH": 1}
         self._device.launch(
             rms_norm, (num_rows, 1, 1), x=x.values, gain=gain, order=order or gain, num_warps=8,
             eps=0.0 if op is None else float(op.attrs["eps"]), WIDTH=x.layout.width, HAS_NORM=op is not None,
             BLOCK=power_of_two(out.layout.k_padded, max(out.layout.group_size, 16)), HAS_ORDER=order is not None,
-            **out.as_output(), **(partial or none),
+            **out.as_output(), **{**none, **unweighted, **partial},
         )  # fmt: skip
 
     def _take_rows(self, op: Op) -> str:
@@ -196,7 +196,24 @@ class Lowering:
 
     def _linear_add(self, op: Op) -> str:
         x, matrix = self._buffers[op.inputs[0]], self.matrices[op.weights[0]]
-        out = self._buffers.take_over(op.output, op.inputs[1])
+        self._add_product(op, op.inputs[1], lambda count: self._products.launch(x, matrix, count))
+        return _product_name(x, matrix)
+
+    def _shared_linear_add(self, op: Op) -> str:
+        x, routes, matrix = *(self._buffers[name] for name in op.inputs[:2]), self.matrices[op.weights[0]]
+        weights = self._experts.weight_of_shared(routes)
+        self._add_product(op, op.inputs[2], lambda count: self._products.launch(x, matrix, count), **weights)
+        return _product_name(x, matrix)
+
+    def _expert_linear_add(self, op: Op) -> str:
+        x, routes, matrix = *(self._buffers[name] for name in op.inputs[:2]), self.matrices[op.weights[0]]
+        weights = self._experts.weights_of_chosen(routes)
+        self._add_product(op, op.inputs[2], lambda count: self._experts.product(x, matrix, count, 1), **weights)
+        return f"expert_{_product_name(x, matrix)}"
+
+    def _add_product(self, op: Op, residual: str, product: Callable[[int], Partial], **weights: Any) -> None:
+        """The residual += a product of that many tokens, times weights if there are any, and the norm after it."""
+        out = self._buffers.take_over(op.output, residual)
         norm = next((r for r in self._program.consumers(op.output) if r.kind == "rms_norm"), None)
         normed = out
         if norm is not None:
@@ -205,26 +222,50 @@ class Lowering:
 
         def launch(s: Step) -> None:
             count = s.arrays.shape.num_tokens
-            partial = self._products.launch(x, matrix, count)
-            self._launch_norm(norm, out, count, normed, **partial.as_input())
+            self._launch_norm(norm, out, count, normed, **product(count).as_input(), **weights)
+
+        self.launches.append(launch)
+
+    def _gate_up_silu(self, op: Op) -> str:
+        x, matrix, out = self._buffers[op.inputs[0]], self.matrices[op.weights[0]], self._buffers.new(op.output)
+
+        def launch(s: Step) -> None:
+            count = s.arrays.shape.num_tokens
+            self._launch_silu(self._products.launch(x, matrix, count), count, out)
 
         self.launches.append(launch)
         return _product_name(x, matrix)
 
-    def _gate_up_silu(self, op: Op) -> str:
+    def _expert_gate_up_silu(self, op: Op) -> str:
         x, matrix, out = self._buffers[op.inputs[0]], self.matrices[op.weights[0]], self._buffers.new(op.output)
-        self.launches.append(lambda s: self._launch_gate_up(x, matrix, s.arrays.shape.num_tokens, out))
-        return _product_name(x, matrix)
 
-    def _launch_gate_up(self, x: Activation, matrix: DeviceMatrix, count: int, out: Activation) -> None:
+        def launch(s: Step) -> None:
+            product = self._experts.product(x, matrix, s.arrays.shape.num_tokens, matrix.top_k)
+            self._launch_silu(product, product.num_rows, out)
+
+        self.launches.append(launch)
+        return f"expert_{_product_name(x, matrix)}"
+
+    def _launch_silu(self, gate_up: Partial, num_rows: int, out: Activation) -> None:
         from qwench.targets.cuda.kernels.rows import silu_mul
 
-        partial = self._products.launch(x, matrix, count)
         block = min(BLOCK, power_of_two(out.layout.k_padded))
         self._device.launch(
-            silu_mul, (count, -(-out.layout.k_padded // block), 1), WIDTH=out.layout.width, BLOCK=block,
-            **out.as_output(), **partial.as_input(),
+            silu_mul, (num_rows, -(-out.layout.k_padded // block), 1), WIDTH=out.layout.width, BLOCK=block,
+            **out.as_output(), **gate_up.as_input(),
         )  # fmt: skip
+
+    def _route(self, op: Op) -> str:
+        x, matrix, routes = self._buffers[op.inputs[0]], self.matrices[op.weights[0]], self._buffers.new(op.output)
+        self.launches.append(lambda s: self._experts.route(x, matrix, s.arrays, routes))
+        return _product_name(x, matrix)
+
+    def _dispatch(self, op: Op) -> str:
+        """No row is copied: products find those of an expert in the order that is made here."""
+        routes = self._buffers[op.inputs[1]]
+        self._buffers.take_over(op.output, op.inputs[0])
+        self.launches.append(lambda s: self._experts.sort(routes, s.arrays.shape.num_tokens))
+        return "sort_by_expert"
 
     def _qkv_rope_write(self, op: Op) -> str:
         x, matrix, q = self._buffers[op.inputs[0]], self.matrices[op.weights[0]], self._buffers.new(op.output)

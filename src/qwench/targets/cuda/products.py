@@ -62,37 +62,39 @@ class Products:
     def __init__(self, device: Device, matrices: list[DeviceMatrix], max_rows: int) -> None:
         self._device = device
         few = padded(min(max_rows, FEW_TOKENS), 128)
-        sizes = [(max_rows * m.rows_padded, few * m.rows_padded * m.num_splits) for m in matrices]
-        self._memory = device.zeros("fp32", max(max(pair) for pair in sizes))
+        rows = [max(max_rows, few * matrix.num_splits) * matrix.top_k for matrix in matrices]
+        self.memory = device.zeros("fp32", max(n * matrix.rows_padded for n, matrix in zip(rows, matrices)))
 
     def launch(self, x: Activation, matrix: DeviceMatrix, num_tokens: int, out: DeviceArray | None = None) -> Partial:
         """Products of the first rows of x. out: [at least num_tokens padded to 128, rows_padded], in place of the
         memory that the next product overwrites; for matrices with one part."""
+        from qwench.targets.cuda.kernels.product import float_product, group_product
+
         tile = choose_tile(num_tokens, matrix, x.layout.parts, self._device.shared_bytes)
         token_tiles, row_tiles = -(-num_tokens // tile.tokens), matrix.rows_padded // tile.rows
         is_folded = num_tokens > FEW_TOKENS or token_tiles * row_tiles >= TARGET_PROGRAMS
         splits = 1 if is_folded else matrix.num_splits
         rows = token_tiles * tile.tokens
-        sums = self._memory if out is None else out
+        sums = self.memory if out is None else out
         self._device.launch(
-            *self._kernel(x, matrix, (token_tiles, row_tiles, splits)), out=sums, out_rows=rows, num_rows=x.num_rows,
-            x=x.values, N_PAD=matrix.rows_padded, K_PAD=matrix.k_padded, K_SPLIT=matrix.k_split,
-            SPLITS=matrix.num_splits, FOLD=is_folded, PARTS=x.layout.parts, BLOCK_N=tile.rows, BLOCK_T=tile.tokens,
-            num_warps=tile.num_warps, num_stages=tile.num_stages, **self._arguments(x, matrix),
+            group_product if matrix.format.is_quantized else float_product, (token_tiles, row_tiles, splits), out=sums,
+            out_rows=rows, FOLD=is_folded, **product_arguments(x, matrix, tile),
         )  # fmt: skip
         return Partial(sums, rows, matrix.rows_padded, splits)
 
-    def _kernel(self, x: Activation, matrix: DeviceMatrix, grid: tuple[int, int, int]) -> tuple[Any, Any]:
-        from qwench.targets.cuda.kernels.product import float_product, group_product
 
-        return (group_product if matrix.format.is_quantized else float_product), grid
-
-    def _arguments(self, x: Activation, matrix: DeviceMatrix) -> dict[str, Any]:
-        if matrix.scales is None:
-            return {"weight": matrix.values, "BLOCK_K": BLOCK_K}
-        return {
-            "codes": matrix.values, "scales": matrix.scales, "offsets": matrix.offsets or matrix.scales,
-            "x_scales": x.scales, "x_sums": x.sums, "GROUP": matrix.format.group_size,
-            "IS_INT4": matrix.format.kind == "int4", "DISTANCE": matrix.distance, "BIAS": matrix.code_bias,
-            "HAS_OFFSETS": matrix.offsets is not None, "X_CODES": x.layout.kind == "codes",
-        }  # fmt: skip
+def product_arguments(x: Activation, matrix: DeviceMatrix, tile: Tile) -> dict[str, Any]:
+    """Those of kernels that multiply, of the operands and of the tile."""
+    shared = {
+        "x": x.values, "num_rows": x.num_rows, "N_PAD": matrix.rows_padded, "K_PAD": matrix.k_padded,
+        "X_PAD": x.layout.k_padded, "K_SPLIT": matrix.k_split, "SPLITS": matrix.num_splits, "PARTS": x.layout.parts,
+        "BLOCK_N": tile.rows, "BLOCK_T": tile.tokens, "num_warps": tile.num_warps, "num_stages": tile.num_stages,
+    }  # fmt: skip
+    if matrix.scales is None:
+        return {**shared, "weight": matrix.values, "BLOCK_K": BLOCK_K}
+    return {
+        **shared, "codes": matrix.values, "scales": matrix.scales, "offsets": matrix.offsets or matrix.scales,
+        "x_scales": x.scales, "x_sums": x.sums, "GROUP": matrix.format.group_size,
+        "IS_INT4": matrix.format.kind == "int4", "DISTANCE": matrix.distance, "BIAS": matrix.code_bias,
+        "HAS_OFFSETS": matrix.offsets is not None, "X_CODES": x.layout.kind == "codes",
+    }  # fmt: skip

@@ -5,13 +5,15 @@ Codes, scales and offsets mean what `formats.py` says. Called by the executor wh
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
+from qwench.errors import TargetError
 from qwench.formats import Format
-from qwench.program.ops import Program, Weight
+from qwench.program.ops import EXPERT_PRODUCTS, Op, Program, Weight
 from qwench.targets.cuda.device import Device, DeviceArray, new_array
 from qwench.targets.cuda.panels import PanelLayout, group_scales
 from qwench.targets.target import Array
@@ -28,6 +30,7 @@ class DeviceMatrix:
     whose k are `distance` apart. scales: [groups, rows_padded], bf16 or fp32; offsets likewise, fp32, or None.
 
     num_splits: the parts of `k_split` values along K that are summed by themselves, whatever the number of tokens.
+    num_experts: with which this is a stack of as many matrices, one behind another, of which a token has `top_k`.
     """
 
     format: Format
@@ -36,6 +39,8 @@ class DeviceMatrix:
     values: DeviceArray
     scales: DeviceArray | None = None
     offsets: DeviceArray | None = None
+    num_experts: int = 1
+    top_k: int = 1
 
     @property
     def rows_padded(self) -> int:
@@ -56,7 +61,7 @@ class DeviceMatrix:
 
     @property
     def k_split(self) -> int:
-        wanted = -(-TARGET_PROGRAMS // (self.rows_padded // 64))
+        wanted = -(-TARGET_PROGRAMS // (self.rows_padded // 64 * self.top_k))
         most = max(self.k_padded // LEAST_SPLIT, 1)
         return padded(-(-self.k_padded // min(wanted, most)), max(K_MULTIPLE, self.format.group_size))
 
@@ -90,46 +95,71 @@ def load_vectors(device: Device, program: Program, tensors: Mapping[str, Array])
     return vectors
 
 
-def load_matrix(device: Device, weight: Weight, packed: Array) -> DeviceMatrix:
-    """packed: as the cpu target packs it."""
-    from qwench.targets.cuda.kernels.unpack import unpack_bf16
+def load_matrices(device: Device, program: Program, tensors: Mapping[str, Array]) -> dict[str, DeviceMatrix]:
+    """By name; those of experts by the name of the first of them. tensors: as the cpu target packs them."""
+    weights, matrices = program.weights, {}
+    for op in program.ops:
+        if op.kind in EXPERT_PRODUCTS:
+            matrices[op.weights[0]] = _load_experts(device, program, op, tensors)
+            continue
+        for weight in (weights[name] for name in op.weights):
+            if not weight.is_vector and weight.name not in matrices:
+                matrices[weight.name] = _load_stack(device, [weight], tensors)
+    return matrices
 
-    rows, k = weight.shape
-    raw = device.zeros("u8", packed.nbytes)
-    device.upload(packed.view(np.uint8), raw)
-    if weight.format.is_quantized:
-        return _load_codes(device, weight, packed, raw)
-    values = device.zeros("bf16", padded(rows, ROW_MULTIPLE), padded_width(k, weight.format))
-    device.launch(
-        unpack_bf16, _tiles(rows, values.shape[1]), packed=raw.as_dtype("bf16"), out=values, num_rows=rows,
-        HALF_ROWS=max(rows // 2, 1), PAIRED=weight.paired, PANEL_K=weight.format.padded_k(k), K_PAD=values.shape[1],
-        BLOCK_N=64, BLOCK_K=128,
+
+def _load_experts(device: Device, program: Program, op: Op, tensors: Mapping[str, Array]) -> DeviceMatrix:
+    """Raises TargetError for experts that differ in their formats."""
+    weights, experts = [program.weights[name] for name in op.weights], program.spec.experts
+    assert experts is not None
+    formats = sorted({str(weight.format) for weight in weights})
+    if len(formats) > 1:
+        raise TargetError(
+            f"the experts of {op.name} are stored as {' and '.join(formats)}; the cuda target reads experts of one "
+            "format: compile them so, or say --target cpu"
+        )
+    return replace(_load_stack(device, weights, tensors), num_experts=len(weights), top_k=experts.top_k)
+
+
+def _load_stack(device: Device, weights: Sequence[Weight], tensors: Mapping[str, Array]) -> DeviceMatrix:
+    """Matrices of one shape and format, one behind another."""
+    fmt, (rows, k) = weights[0].format, weights[0].shape
+    rows_padded, k_padded, is_int4 = padded(rows, ROW_MULTIPLE), padded_width(k, fmt), fmt.kind == "int4"
+    width = k_padded // 2 if is_int4 else k_padded
+    values = device.zeros("i8" if fmt.is_quantized else "bf16", len(weights) * rows_padded, width)
+    for i, weight in enumerate(weights):
+        _unpack(device, weight, tensors[weight.name], values.part(i * rows_padded * width, rows_padded, width))
+    if not fmt.is_quantized:
+        return DeviceMatrix(fmt, rows, k, values)
+    padding = ((0, 0), (0, k_padded // fmt.group_size - fmt.padded_k(k) // fmt.group_size), (0, rows_padded - rows))
+    of_groups = [group_scales(weight, tensors[weight.name]) for weight in weights]
+    scales = np.pad(np.stack([scales for scales, _ in of_groups]), padding)
+    offsets = [offsets for _, offsets in of_groups if offsets is not None]
+    return DeviceMatrix(
+        fmt, rows, k, values, new_array(device, scales, "bf16" if fmt.scales == "bf16" else "fp32"),
+        new_array(device, np.pad(np.stack(offsets), padding), "fp32") if offsets else None,
     )  # fmt: skip
-    return DeviceMatrix(weight.format, rows, k, values)
 
 
-def _load_codes(device: Device, weight: Weight, packed: Array, raw: DeviceArray) -> DeviceMatrix:
-    from qwench.targets.cuda.kernels.unpack import unpack_codes
+def _unpack(device: Device, weight: Weight, packed: Array, out: DeviceArray) -> None:
+    """out: [rows_padded, k_padded], of int4 half as wide."""
+    from qwench.targets.cuda.kernels.unpack import unpack_bf16, unpack_codes
 
     fmt, (rows, k) = weight.format, weight.shape
+    raw = device.zeros("u8", packed.nbytes)
+    device.upload(packed.view(np.uint8), raw)
+    shared: dict[str, Any] = {
+        "out": out, "num_rows": rows, "HALF_ROWS": max(rows // 2, 1), "PAIRED": weight.paired,
+        "K_PAD": padded_width(k, fmt), "BLOCK_N": 64, "BLOCK_K": 128,
+    }  # fmt: skip
+    grid = -(-rows // 64), -(-out.shape[1] // 128), 1
+    if not fmt.is_quantized:
+        device.launch(unpack_bf16, grid, packed=raw.as_dtype("bf16"), PANEL_K=fmt.padded_k(k), **shared)
+        return
     layout = PanelLayout(fmt, fmt.padded_k(k) // fmt.group_size)
-    k_padded, is_int4 = padded_width(k, fmt), fmt.kind == "int4"
-    values = device.zeros("i8", padded(rows, ROW_MULTIPLE), k_padded // 2 if is_int4 else k_padded)
     device.launch(
-        unpack_codes, _tiles(rows, values.shape[1]), packed=raw, out=values, num_rows=rows,
-        HALF_ROWS=max(rows // 2, 1), PAIRED=weight.paired, IS_INT4=is_int4, GROUP=fmt.group_size,
-        NUM_GROUPS=layout.num_groups, PANEL_BYTES=layout.panel_bytes, GROUP_BYTES=layout.group_bytes,
-        HEADER_BYTES=layout.header_bytes, BLOCK_BYTES=layout.block_bytes, GROUPS_PER_BLOCK=layout.groups_per_block,
-        DISTANCE=nibble_distance(fmt), K_PAD=k_padded, BLOCK_N=64, BLOCK_K=128,
+        unpack_codes, grid, packed=raw, IS_INT4=fmt.kind == "int4", GROUP=fmt.group_size, NUM_GROUPS=layout.num_groups,
+        PANEL_BYTES=layout.panel_bytes, GROUP_BYTES=layout.group_bytes, HEADER_BYTES=layout.header_bytes,
+        BLOCK_BYTES=layout.block_bytes, GROUPS_PER_BLOCK=layout.groups_per_block, DISTANCE=nibble_distance(fmt),
+        **shared,
     )  # fmt: skip
-    scales, offsets = group_scales(weight, packed)
-    padding = ((0, k_padded // fmt.group_size - len(scales)), (0, values.shape[0] - rows))
-    return DeviceMatrix(
-        fmt, rows, k, values,
-        new_array(device, np.pad(scales, padding), "bf16" if fmt.scales == "bf16" else "fp32"),
-        None if offsets is None else new_array(device, np.pad(offsets, padding), "fp32"),
-    )  # fmt: skip
-
-
-def _tiles(rows: int, width: int) -> tuple[int, int, int]:
-    return -(-rows // 64), -(-width // 128), 1

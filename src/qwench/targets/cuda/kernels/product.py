@@ -12,20 +12,32 @@ import triton.language as tl
 
 @triton.jit
 def float_product(
-    weight, x, out, num_rows, out_rows, N_PAD: tl.constexpr, K_PAD: tl.constexpr, K_SPLIT: tl.constexpr,
-    SPLITS: tl.constexpr, FOLD: tl.constexpr, PARTS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_T: tl.constexpr,
-    BLOCK_K: tl.constexpr,
+    weight, x, out, num_rows, out_rows, N_PAD: tl.constexpr, K_PAD: tl.constexpr, X_PAD: tl.constexpr,
+    K_SPLIT: tl.constexpr, SPLITS: tl.constexpr, FOLD: tl.constexpr, PARTS: tl.constexpr, BLOCK_N: tl.constexpr,
+    BLOCK_T: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """weight: [N_PAD, K_PAD] bf16; x: [PARTS, num_rows, K_PAD] bf16; out: [1 or SPLITS, out_rows, N_PAD] fp32.
+    """weight: [N_PAD, K_PAD] bf16; x: [PARTS, num_rows, X_PAD] bf16; out: [1 or SPLITS, out_rows, N_PAD] fp32.
 
     Grid: tiles of tokens, tiles of the matrix's rows, splits or 1. Rows of x beyond the last token may hold anything.
     """
     tokens = tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T)
     rows = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
+    total = float_tile(weight, x, rows, tokens, num_rows, K_PAD, X_PAD, K_SPLIT, SPLITS, FOLD, PARTS, BLOCK_N, BLOCK_T,
+                       BLOCK_K)  # fmt: skip
+    _store_tile(total, out, rows, tokens, out_rows, N_PAD, FOLD)
+
+
+@triton.jit
+def float_tile(
+    weight, x, rows, tokens, num_rows, K_PAD: tl.constexpr, X_PAD: tl.constexpr, K_SPLIT: tl.constexpr,
+    SPLITS: tl.constexpr, FOLD: tl.constexpr, PARTS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_T: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """The products of these rows of a matrix with these of x, [BLOCK_N, BLOCK_T] fp32."""
     ks = tl.arange(0, BLOCK_K)
     weights = weight + rows.to(tl.int64)[:, None] * K_PAD + ks[None, :]
-    values = x + tokens.to(tl.int64)[None, :] * K_PAD + ks[:, None]
-    part_size = num_rows.to(tl.int64) * K_PAD
+    values = x + tokens.to(tl.int64)[None, :] * X_PAD + ks[:, None]
+    part_size = num_rows.to(tl.int64) * X_PAD
     total = tl.zeros([BLOCK_N, BLOCK_T], tl.float32)
     first = 0 if FOLD else tl.program_id(2)
     for split in range(first, first + (SPLITS if FOLD else 1)):
@@ -35,22 +47,36 @@ def float_product(
             for part in tl.static_range(PARTS):
                 sums = tl.dot(w, tl.load(values + part * part_size + k), sums)
         total += sums
-    _store_tile(total, out, rows, tokens, out_rows, N_PAD, FOLD)
+    return total
 
 
 @triton.jit
 def group_product(
     codes, scales, offsets, x, x_scales, x_sums, out, num_rows, out_rows, N_PAD: tl.constexpr, K_PAD: tl.constexpr,
-    K_SPLIT: tl.constexpr, SPLITS: tl.constexpr, FOLD: tl.constexpr, PARTS: tl.constexpr, GROUP: tl.constexpr,
-    IS_INT4: tl.constexpr, DISTANCE: tl.constexpr, BIAS: tl.constexpr, HAS_OFFSETS: tl.constexpr,
+    X_PAD: tl.constexpr, K_SPLIT: tl.constexpr, SPLITS: tl.constexpr, FOLD: tl.constexpr, PARTS: tl.constexpr,
+    GROUP: tl.constexpr, IS_INT4: tl.constexpr, DISTANCE: tl.constexpr, BIAS: tl.constexpr, HAS_OFFSETS: tl.constexpr,
     X_CODES: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_T: tl.constexpr,
 ):  # fmt: skip
     """codes: [N_PAD, K_PAD] int8, or [N_PAD, K_PAD / 2] bytes of two (weights.py); scales, offsets: [groups, N_PAD].
 
-    x: [PARTS, num_rows, K_PAD], codes with x_scales [groups, num_rows], whose sums over a group are exact, or bf16.
+    x: [PARTS, num_rows, X_PAD], codes with x_scales [groups, num_rows], whose sums over a group are exact, or bf16.
     """
     tokens = tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T)
     rows = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
+    total = group_tile(codes, scales, offsets, x, x_scales, x_sums, rows, tokens, num_rows, N_PAD, K_PAD, X_PAD,
+                       K_SPLIT, SPLITS, FOLD, PARTS, GROUP, IS_INT4, DISTANCE, BIAS, HAS_OFFSETS, X_CODES, BLOCK_N,
+                       BLOCK_T)  # fmt: skip
+    _store_tile(total, out, rows, tokens, out_rows, N_PAD, FOLD)
+
+
+@triton.jit
+def group_tile(
+    codes, scales, offsets, x, x_scales, x_sums, rows, tokens, num_rows, N_PAD: tl.constexpr, K_PAD: tl.constexpr,
+    X_PAD: tl.constexpr, K_SPLIT: tl.constexpr, SPLITS: tl.constexpr, FOLD: tl.constexpr, PARTS: tl.constexpr,
+    GROUP: tl.constexpr, IS_INT4: tl.constexpr, DISTANCE: tl.constexpr, BIAS: tl.constexpr, HAS_OFFSETS: tl.constexpr,
+    X_CODES: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_T: tl.constexpr,
+):  # fmt: skip
+    """As float_tile, of codes."""
     total = tl.zeros([BLOCK_N, BLOCK_T], tl.float32)
     first = 0 if FOLD else tl.program_id(2)
     for split in range(first, first + (SPLITS if FOLD else 1)):
@@ -60,22 +86,22 @@ def group_product(
                 both = _load_codes(codes, rows, k // 2, K_PAD // 2, DISTANCE)
                 low, high = (both & 15) - BIAS, ((both >> 4) & 15) - BIAS
                 if 2 * DISTANCE == GROUP:
-                    dot = _dot_codes(low, x, tokens, k, num_rows, K_PAD, DISTANCE, PARTS, X_CODES)
-                    dot += _dot_codes(high, x, tokens, k + DISTANCE, num_rows, K_PAD, DISTANCE, PARTS, X_CODES)
+                    dot = _dot_codes(low, x, tokens, k, num_rows, X_PAD, DISTANCE, PARTS, X_CODES)
+                    dot += _dot_codes(high, x, tokens, k + DISTANCE, num_rows, X_PAD, DISTANCE, PARTS, X_CODES)
                 else:  # two groups of 32
-                    dot = _dot_codes(low, x, tokens, k, num_rows, K_PAD, DISTANCE, PARTS, X_CODES)
+                    dot = _dot_codes(low, x, tokens, k, num_rows, X_PAD, DISTANCE, PARTS, X_CODES)
                     sums = _add_group(sums, dot, k // GROUP, rows, tokens, scales, offsets, x_scales, x_sums, num_rows,
                                       N_PAD, HAS_OFFSETS, X_CODES)  # fmt: skip
-                    dot = _dot_codes(high, x, tokens, k + DISTANCE, num_rows, K_PAD, DISTANCE, PARTS, X_CODES)
+                    dot = _dot_codes(high, x, tokens, k + DISTANCE, num_rows, X_PAD, DISTANCE, PARTS, X_CODES)
                 group = (k + 2 * DISTANCE) // GROUP - 1
             else:
                 w = _load_codes(codes, rows, k, K_PAD, GROUP)
-                dot = _dot_codes(w, x, tokens, k, num_rows, K_PAD, GROUP, PARTS, X_CODES)
+                dot = _dot_codes(w, x, tokens, k, num_rows, X_PAD, GROUP, PARTS, X_CODES)
                 group = k // GROUP
             sums = _add_group(sums, dot, group, rows, tokens, scales, offsets, x_scales, x_sums, num_rows, N_PAD,
                               HAS_OFFSETS, X_CODES)  # fmt: skip
         total += sums
-    _store_tile(total, out, rows, tokens, out_rows, N_PAD, FOLD)
+    return total
 
 
 @triton.jit
@@ -85,11 +111,11 @@ def _load_codes(codes, rows, first, ROW: tl.constexpr, COUNT: tl.constexpr):
 
 @triton.jit
 def _dot_codes(
-    w, x, tokens, k, num_rows, K_PAD: tl.constexpr, COUNT: tl.constexpr, PARTS: tl.constexpr, X_CODES: tl.constexpr
+    w, x, tokens, k, num_rows, X_PAD: tl.constexpr, COUNT: tl.constexpr, PARTS: tl.constexpr, X_CODES: tl.constexpr
 ):
     """The product over COUNT values of K: [BLOCK_N, BLOCK_T] int32 for codes, fp32 for bf16 parts."""
-    place = x + tokens.to(tl.int64)[None, :] * K_PAD + k + tl.arange(0, COUNT)[:, None]
-    part_size = num_rows.to(tl.int64) * K_PAD
+    place = x + tokens.to(tl.int64)[None, :] * X_PAD + k + tl.arange(0, COUNT)[:, None]
+    part_size = num_rows.to(tl.int64) * X_PAD
     if X_CODES:
         dot = _dot_int8(w, tl.load(place), COUNT)
         if PARTS == 2:

@@ -17,6 +17,18 @@ def load_sum(partial, row, columns, is_inside, num_rows, WIDTH: tl.constexpr, SP
 
 
 @triton.jit
+def add_weighted(
+    onto, partial, weights, row, columns, is_inside, num_rows, WIDTH: tl.constexpr, SPLITS: tl.constexpr,
+    COUNT: tl.constexpr, WEIGHTS_WIDTH: tl.constexpr,
+):  # fmt: skip
+    """A token's COUNT rows of a product, times its weights, one after another. weights: [rows, WEIGHTS_WIDTH] fp32."""
+    for i in range(COUNT):
+        y = load_sum(partial, row * COUNT + i, columns, is_inside, num_rows, WIDTH, SPLITS)
+        onto += tl.load(weights + row.to(tl.int64) * WEIGHTS_WIDTH + i) * y
+    return onto
+
+
+@triton.jit
 def embed(
     token_ids, embeddings, table, scales, offsets, out, n_pad, WIDTH: tl.constexpr, K_PAD: tl.constexpr,
     BLOCK: tl.constexpr, KIND: tl.constexpr, GROUP: tl.constexpr, DISTANCE: tl.constexpr, BIAS: tl.constexpr,
@@ -60,14 +72,14 @@ def take_rows(x, rows, out, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
 
 @triton.jit
 def rms_norm(
-    x, partial, gain, order, out, scales, sums, eps, num_rows, partial_rows, WIDTH: tl.constexpr,
+    x, partial, weights, gain, order, out, scales, sums, eps, num_rows, partial_rows, WIDTH: tl.constexpr,
     PARTIAL_WIDTH: tl.constexpr, K_PAD: tl.constexpr, BLOCK: tl.constexpr, SPLITS: tl.constexpr,
-    HAS_NORM: tl.constexpr, HAS_ORDER: tl.constexpr, KIND: tl.constexpr, PARTS: tl.constexpr, GROUP: tl.constexpr,
-    HAS_SUMS: tl.constexpr,
+    WEIGHTED: tl.constexpr, WEIGHTS_WIDTH: tl.constexpr, HAS_NORM: tl.constexpr, HAS_ORDER: tl.constexpr,
+    KIND: tl.constexpr, PARTS: tl.constexpr, GROUP: tl.constexpr, HAS_SUMS: tl.constexpr,
 ):  # fmt: skip
     """x += the sum of `partial`, if SPLITS says that there is one; out = x / rms(x) * gain, as an activation.
 
-    x: [rows, WIDTH] fp32, one row a program.
+    x: [rows, WIDTH] fp32, one row a program. WEIGHTED: rows of `partial` that each has, with `weights`; 0: one without.
     """
     row = tl.program_id(0)
     columns = tl.arange(0, BLOCK)
@@ -75,7 +87,11 @@ def rms_norm(
     place = x + row.to(tl.int64) * WIDTH + columns
     values = tl.load(place, mask=is_inside, other=0.0)
     if SPLITS > 0:
-        values = load_sum(partial, row, columns, is_inside, partial_rows, PARTIAL_WIDTH, SPLITS) + values
+        if WEIGHTED > 0:
+            values = add_weighted(values, partial, weights, row, columns, is_inside, partial_rows, PARTIAL_WIDTH,
+                                  SPLITS, WEIGHTED, WEIGHTS_WIDTH)  # fmt: skip
+        else:
+            values = load_sum(partial, row, columns, is_inside, partial_rows, PARTIAL_WIDTH, SPLITS) + values
         tl.store(place, values, mask=is_inside)
     if HAS_NORM:
         variance = tl.sum(values * values, axis=0) / WIDTH
