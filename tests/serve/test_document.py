@@ -53,7 +53,7 @@ GOOD: list[tuple[str, dict[str, Any], type[BaseModel]]] = [
 
 @pytest.fixture(scope="module")
 def document(server: ServerProcess) -> dict[str, Any]:
-    return dict(httpx.get(f"{server.url}/openapi.json").json())
+    return dict(httpx.get(f"{server.url}/openapi.json", timeout=60).json())  # made for the first to ask
 
 
 @pytest.mark.parametrize(("path", "body", "reply"), GOOD, ids=lambda value: str(value)[:40])
