@@ -1,6 +1,6 @@
 """`qwench bench`: the machine, its ceiling, what the model reaches, and the ratio of the two.
 
-Whole steps by default, op by op with --profile; `evaluate/` measures, `cli/reports/profile_report.py` shows the latter.
+Whole steps by default, op by op with --profile; `evaluate/` measures, `cli/reports/bench_report.py` shows it.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def execute(args: Namespace) -> None:
     """Measure speed beside what this machine could reach at most."""
+    from qwench.cli.reports.bench_report import print_report
     from qwench.cli.terminal.progress import ProgressDisplay
     from qwench.evaluate.cost import CostModel
     from qwench.evaluate.machine import this_machine
@@ -65,7 +66,7 @@ def execute(args: Namespace) -> None:
     if args.json:
         print(json.dumps(report))
     else:
-        _print(report)
+        print_report(report)
 
 
 def _workload(args: Namespace, engine: Engine) -> Workload:
@@ -130,45 +131,3 @@ def _profile(engine: Engine, costs: CostModel, machine: Machine, workload: Workl
         "prefill": dataclasses.asdict(profile.prefill),
         "decode": dataclasses.asdict(profile.decode),
     }
-
-
-def _print(report: dict[str, Any]) -> None:
-    from qwench.cli.reports.profile_report import print_profile
-
-    machine, ceiling, work = report["machine"], report["ceiling"], report["workload"]
-    print(f"machine  {machine['cpu']}, {machine['threads']} threads, target {machine['target']}")
-    print(f"kernels  {report['kernel_choice']}")
-    peaks = ", ".join(f"{gops:.0f} GOPS {kind}" for kind, gops in ceiling["peak_gops"].items())
-    cached = f", from caches {ceiling['cached_gbps']:.1f}" if "cached_gbps" in ceiling else ""
-    print(f"ceiling  memory read {ceiling['read_gbps']:.1f} GB/s{cached}, arithmetic {peaks}")
-    print(f"model    {report['model']} ({report['weights']}, {report['bytes_per_weight']:.3f} bytes a weight)")
-    users = f"{work['num_users']} users, each " if work["num_users"] > 1 else ""
-    print(
-        f"work     {users}prompt {work['num_prompt']}, answer {work['num_generate']} tokens; median of "
-        f"{work['num_rounds']} rounds, ceiling measured in each"
-    )
-    if "rounds" in report:
-        _print_throughput(report)
-    else:
-        print_profile(report)
-
-
-def _print_throughput(report: dict[str, Any]) -> None:
-    from qwench.cli.terminal.table import print_table
-
-    ceiling = report["ceiling"]
-    rows = [
-        (name, f"{report[key]:.1f}", f"{ceiling[key]:.1f}", f"{ceiling[ratio]:.0%}")
-        for name, key, ratio in (
-            ("prefill", "prefill_tokens_per_s", "prefill_ratio"),
-            ("decode", "decode_tokens_per_s", "decode_ratio"),
-        )
-    ]
-    print()
-    print_table(("", "tokens/s", "ceiling", "ratio"), rows, right=("tokens/s", "ceiling", "ratio"))
-    if draft := report.get("draft"):
-        print(
-            f"\ndraft    {draft['accepted_tokens']} of {draft['drafted_tokens']} guesses right, {draft['draft_steps']} "
-            f"steps of {1e3 * draft['draft_s'] / max(draft['draft_steps'], 1):.2f} ms beside {draft['steps']} of the "
-            "model; the ceiling is that of the model alone"
-        )

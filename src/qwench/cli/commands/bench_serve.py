@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-import math
 import os
-import sys
 from argparse import ArgumentParser, Namespace
 from dataclasses import asdict
 from pathlib import Path
@@ -16,7 +14,6 @@ from qwench.cli.terminal.progress import AnswerCount
 from qwench.errors import ConfigError
 
 if TYPE_CHECKING:
-    from qwench.evaluate.load.figures import Figures, Goals, Spread
     from qwench.evaluate.load.plan import LoadPlan
 
 
@@ -44,6 +41,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def execute(args: Namespace) -> None:
     """Put a running server under load: what its users wait for, and how many answers keep the goals."""
+    from qwench.cli.reports import load_report
     from qwench.evaluate.fidelity_plot import check_can_draw
     from qwench.evaluate.load.client import LoadClient
     from qwench.evaluate.load.figures import Goals, figures
@@ -59,14 +57,14 @@ def execute(args: Namespace) -> None:
     with AnswerCount(len(plan.requests)) as counter:
         outcomes = asyncio.run(client.run(plan, args.seed, counter.show))
     result = figures(outcomes, goals)
-    _print(args.url, plan, result)
+    load_report.print_report(args.url, plan, result)
     if args.json is not None:
         report = {"url": args.url, "figures": result.to_dict(), "requests": [asdict(o) for o in outcomes]}
         args.json.write_text(json.dumps(report), encoding="utf-8")
     if args.plot is not None:
         from qwench.evaluate.load.plot import draw
 
-        draw(outcomes, goals, f"{args.url}: {_who(plan)}", args.plot)
+        draw(outcomes, goals, f"{args.url}: {load_report.who(plan)}", args.plot)
 
 
 def _plan(args: Namespace) -> LoadPlan:
@@ -100,42 +98,3 @@ def _key(path: Path | None) -> str | None:
     if not keys:
         raise ConfigError(f"{path} holds no API key")
     return keys[0]
-
-
-def _who(plan: LoadPlan) -> str:
-    if plan.users is not None:
-        return f"{plan.users} users, each asks again when answered"
-    return "all requests at once" if plan.rate == math.inf else f"{plan.rate:g} requests a second"
-
-
-def _print(url: str, plan: LoadPlan, result: Figures) -> None:
-    from qwench.cli.terminal.table import print_table
-
-    print(f"server   {url}")
-    print(f"load     {result.num_requests} requests, {_who(plan)}; took {result.duration_s:.1f} s")
-    print(f"answers  {result.num_answered}, {result.requests_per_s:.2f} a second")
-    print(f"tokens   {result.answer_tokens_per_s:.1f} a second in answers, {result.prompt_tokens_per_s:.1f} in prompts")
-    if goals := _goals(result.goals):
-        print(f"goodput  {result.goodput_per_s:.2f} answers a second with {goals}")
-    print()
-    rows = [
-        ("time to first token", result.ttft_s),
-        ("time per token after it", result.tpot_s),
-        ("whole answer", result.answer_s),
-        ("sent later than due", result.late_s),
-    ]
-    headings = ("ms", "mean", "p50", "p90", "p99", "most")
-    print_table(headings, [(name, *_cells(spread)) for name, spread in rows], right=headings[1:])
-    for reason, count in result.errors.items():
-        print(f"{count} without an answer: {reason}", file=sys.stderr)
-
-
-def _goals(goals: Goals) -> str:
-    parts = [] if goals.ttft_s is None else [f"the first token within {goals.ttft_s:g} s"]
-    parts += [] if goals.tpot_s is None else [f"no more than {goals.tpot_s:g} s per token"]
-    return " and ".join(parts)
-
-
-def _cells(spread: Spread) -> list[str]:
-    values = (spread.mean, spread.p50, spread.p90, spread.p99, spread.most)
-    return ["-" if value is None else f"{value * 1e3:.1f}" for value in values]

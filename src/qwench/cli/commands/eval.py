@@ -50,6 +50,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def execute(args: Namespace) -> int:
     """Measure perplexity on a text, and agreement with the original's predictions."""
+    from qwench.cli.reports.eval_report import print_report
     from qwench.host import num_cpus
     from qwench.load import resolve_model
 
@@ -74,7 +75,7 @@ def execute(args: Namespace) -> int:
     if args.json:
         print(json.dumps(report))
     else:
-        _print(report)
+        print_report(report)
     return 0 if ok else NOT_GOOD_ENOUGH
 
 
@@ -195,32 +196,3 @@ def _judge(args: Namespace, report: dict[str, Any]) -> bool:
     report["max_loss_percent"] = args.max_loss
     report["ok"] = bool(args.max_loss is None or report["loss_percent"] <= args.max_loss)
     return bool(report["ok"])
-
-
-def _print(report: dict[str, Any]) -> None:
-    from qwench.cli.terminal.table import print_table
-
-    print(
-        f"text   {report['text']}, {report['num_tokens']} tokens; window {report['window']}, stride {report['stride']}"
-    )
-    if report["book"]:
-        print(f"book   512 tokens of prompt, 511 predictions compared with those of {report['book']}")
-    print()
-    headings = ("", "bits a weight", "perplexity", "to fp32", "top-1", "top-5")
-    truth = report["rows"][1]["perplexity"] if len(report["rows"]) > 1 else None
-    print_table(headings, [_cells(row, truth) for row in report["rows"]], right=headings[1:])
-    if report["max_loss_percent"] is not None:
-        word = "holds" if report["ok"] else "MISSED"
-        limit, loss = report["max_loss_percent"], report["loss_percent"]
-        print(f"\n{word}  perplexity worse by {loss:.2f} %, at most {limit:g} %")
-
-
-def _cells(row: dict[str, Any], truth: float | None) -> tuple[str, ...]:
-    def cell(value: float | None, kind: str) -> str:
-        return "" if value is None else format(value, kind)
-
-    change = None if truth is None else row["perplexity"] / truth - 1
-    return (
-        row["name"], cell(row["bits_per_weight"], ".2f"), cell(row["perplexity"], ".4f"), cell(change, "+.3%"),
-        cell(row["top1"], ".2%"), cell(row["top5"], ".2%"),
-    )  # fmt: skip

@@ -1,6 +1,6 @@
 """The tables of `qwench bench --profile`: one row per kind of op, all layers together.
 
-Knows only the report, the plain data that `--json` prints; called by `cli/commands/bench.py`.
+Knows only the report, the plain data that `--json` prints; called by bench_report.py.
 """
 
 from __future__ import annotations
