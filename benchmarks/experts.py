@@ -2,6 +2,7 @@
 
     python -m benchmarks.experts FOLDER [--shape a2.7b] [--layers N]
     qwench bench FOLDER --prompt 512
+    python -m benchmarks.experts_beside_peers FOLDER --peer-python PEERS/bin/python
 
 The experts, and all else that is multiplied, are int4 in GPTQ's layout, groups of 128, so that the folder has the size
 of what it is compiled to: 8 GB for A2.7B, where bf16 would be 28. A layer is written at a time. Random routers choose
@@ -40,6 +41,12 @@ SHAPES: dict[str, dict[str, Any]] = {
         "intermediate_size": 6144, "num_hidden_layers": 48, "num_attention_heads": 32, "num_key_value_heads": 4,
         "head_dim": 128, "num_experts": 128, "num_experts_per_tok": 8, "moe_intermediate_size": 768,
         "norm_topk_prob": True,
+    },
+    "tiny": {
+        "architectures": ["Qwen2MoeForCausalLM"], "model_type": "qwen2_moe", "hidden_size": 256, "vocab_size": 2048,
+        "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 4,
+        "num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 128,
+        "shared_expert_intermediate_size": 256, "norm_topk_prob": False,
     },
 }  # fmt: skip
 

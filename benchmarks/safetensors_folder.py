@@ -24,6 +24,12 @@ class RawTensor:
     shape: tuple[int, ...]
     raw: npt.NDArray[np.uint8]
 
+    def as_fp32(self) -> npt.NDArray[np.float32]:
+        """[num_values] of a BF16, F16 or F32 tensor."""
+        if self.dtype == "BF16":
+            return (self.raw.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
+        return self.raw.view({"F16": np.float16, "F32": np.float32}[self.dtype]).astype(np.float32)
+
 
 def read_tensors(folder: Path) -> Iterator[RawTensor]:
     """Every tensor of the *.safetensors files in `folder`. Raises FileNotFoundError if there is no such file."""

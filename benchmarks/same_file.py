@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import random
-import statistics
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
-from benchmarks.process import Worker
+from benchmarks import in_turns
+from benchmarks.in_turns import Model
 from qwench.compiler.compiler import compile_checkpoint
 from qwench.config import QwenchConfig
 from qwench.host import cpu_name, num_cpus
@@ -24,36 +23,15 @@ CONTENDERS = ("qwench", "llama.cpp")
 
 def measure(file: Path, python: str, num_prompt: int, num_generate: int, rounds: int, folder: Path) -> dict[str, Any]:
     """Tokens a second of prompt and answer by contender, medians; and how far the greedy answers agree."""
-    threads, positions = num_cpus(), num_prompt + num_generate
     artifact = folder / file.stem
-    compile_checkpoint(file, artifact, QwenchConfig(max_seq_len=max(positions, 1024)))
-    paths, pythons = (str(artifact), str(file)), (sys.executable, python)
-    workers = [Worker(name, p, folder / f"{name}.log") for name, p in zip(CONTENDERS, pythons, strict=True)]
-    speeds: dict[str, list[tuple[float, float]]] = {name: [] for name in CONTENDERS}
-    answers: dict[str, list[int]] = {}
-    try:
-        for worker, path in zip(workers, paths, strict=True):
-            worker.ask("describe")
-            worker.ask("load", path=path, threads=threads, positions=positions, users=1)
-            worker.pause()
-        for round_ in range(rounds + 1):  # the first warms up
-            prompt = random.Random(round_).choices(range(1000), k=num_prompt)
-            for name, worker in zip(CONTENDERS, workers, strict=True):
-                reply = worker.ask("answer", prompts=[prompt], num_generate=num_generate)
-                worker.pause()
-                answers[name] = reply["tokens"]
-                if round_:
-                    speeds[name].append((num_prompt / reply["prefill_s"], reply["decode_tokens"] / reply["decode_s"]))
-    finally:
-        for worker in workers:
-            worker.close()
-    medians = {
-        name: {"prompt": statistics.median(s[0] for s in v), "answer": statistics.median(s[1] for s in v)}
-        for name, v in speeds.items()
-    }
-    first, second = (answers[name] for name in CONTENDERS)
-    same = next((i for i, (a, b) in enumerate(zip(first, second, strict=True)) if a != b), len(first))
-    return {"file": file.name, "tokens_per_s": medians, "same_tokens": same, "of_tokens": len(first)}
+    compile_checkpoint(file, artifact, QwenchConfig(max_seq_len=max(num_prompt + num_generate, 1024)))
+    ours, theirs = Model("qwench", sys.executable, str(artifact)), Model("llama.cpp", python, str(file))
+    models = {model.contender: model for model in (ours, theirs)}
+    found = in_turns.measure(models, num_prompt, num_generate, rounds, num_cpus(), folder)
+    first, second = (found[name] for name in CONTENDERS)
+    medians = {name: speeds.medians() for name, speeds in found.items()}
+    same, of = first.num_same(second), len(first.answer)
+    return {"file": file.name, "tokens_per_s": medians, "same_tokens": same, "of_tokens": of}
 
 
 def main() -> None:

@@ -1,7 +1,8 @@
 """A Qwen2 checkpoint -> GGUF, for llama.cpp. The weights stay as they are; quantising is llama.cpp's own work.
 
 The same file that llama.cpp's convert_hf_to_gguf.py writes, without torch and hence sooner. A checkpoint without
-tokenizer.json gets bytes and numbered names for tokens: llama.cpp opens nothing without a vocabulary. Needs `gguf`.
+tokenizer.json gets bytes and numbered names for tokens: llama.cpp opens nothing without a vocabulary. What is different
+about a mixture of experts is in experts_gguf_file.py. Needs `gguf`.
 """
 
 from __future__ import annotations
@@ -11,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import gguf
-import numpy as np
 import numpy.typing as npt
 
+from benchmarks.contenders.experts_gguf_file import add_experts_shape, add_experts_tensors
 from benchmarks.safetensors_folder import RawTensor, read_tensors
 
 KINDS = {
@@ -26,20 +27,30 @@ KINDS = {
 def write_gguf(checkpoint: Path, out: Path) -> int:
     """Writes the model at `out` and returns the bytes of its tensors."""
     config: dict[str, Any] = json.loads((checkpoint / "config.json").read_text())
-    writer = gguf.GGUFWriter(out, "qwen2")
+    is_mixture = config["model_type"] == "qwen2_moe"
+    writer = gguf.GGUFWriter(out, "qwen2moe" if is_mixture else "qwen2", use_temp_file=True)
     _add_shape(writer, config)
     _add_vocabulary(writer, checkpoint, config["vocab_size"])
-    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.QWEN2, config["num_hidden_layers"])
+    if is_mixture:
+        add_experts_shape(writer, config)
+        num_bytes = add_experts_tensors(writer, checkpoint, config)
+    else:
+        num_bytes = _add_tensors(writer, checkpoint, config["num_hidden_layers"])
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return num_bytes
+
+
+def _add_tensors(writer: gguf.GGUFWriter, checkpoint: Path, num_layers: int) -> int:
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.QWEN2, num_layers)
     num_bytes = 0
     for tensor in read_tensors(checkpoint):
         name = names.get_name(tensor.name, try_suffixes=(".weight", ".bias"))
         if name is None:
             raise ValueError(f"llama.cpp has no tensor for {tensor.name}")
         num_bytes += _add_tensor(writer, name, tensor)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
     return num_bytes
 
 
@@ -95,12 +106,6 @@ def _add_tensor(writer: gguf.GGUFWriter, name: str, tensor: RawTensor) -> int:
     if len(tensor.shape) > 1:
         kind, data = KINDS[tensor.dtype], tensor.raw.reshape(tensor.shape[0], -1)
     else:
-        kind, data = KINDS["F32"], _as_fp32(tensor)
+        kind, data = KINDS["F32"], tensor.as_fp32()
     writer.add_tensor(name, data, raw_dtype=kind)
     return data.nbytes
-
-
-def _as_fp32(tensor: RawTensor) -> npt.NDArray[np.float32]:
-    if tensor.dtype == "BF16":
-        return (tensor.raw.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
-    return tensor.raw.view({"F16": np.float16, "F32": np.float32}[tensor.dtype]).astype(np.float32)

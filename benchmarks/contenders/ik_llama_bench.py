@@ -126,8 +126,17 @@ class IkLlamaContender(Contender):
         if quant == "BF16":
             return
         head, out = HEADS[format_name].lower(), whole.with_name(f"{quant}.gguf")
-        command = [str(self._beside("llama-quantize")), "--pure", "--token-embedding-type", head]
-        command += ["--output-tensor-type", head, str(whole), str(out), quant, str(self._threads)]
+        command = [str(self._beside("llama-quantize")), "--allow-requantize", "--pure"]
+        command += [
+            "--token-embedding-type",
+            head,
+            "--output-tensor-type",
+            head,
+            str(whole),
+            str(out),
+            quant,
+            str(self._threads),
+        ]
         _run(command, whole.parent)
 
     def _fastest(self, folder: Path, quants: tuple[str, ...]) -> Settings:

@@ -40,15 +40,17 @@ class LlamaCppContender(LogitsContender):
         from benchmarks.contenders.gguf_file import write_gguf
 
         out.mkdir(parents=True)
-        whole, path = out / "BF16.gguf", out / f"{QUANTS[format_name]}.gguf"
+        quant = QUANTS.get(format_name, format_name)  # or one by llama.cpp's own name
+        whole, path = out / "BF16.gguf", out / f"{quant}.gguf"
         num_bytes = write_gguf(checkpoint, whole)
         note = "BF16"
         if format_name != "bf16":
             params = api.llama_model_quantize_default_params()
             params.nthread = threads
-            params.ftype = getattr(api, f"LLAMA_FTYPE_MOSTLY_{QUANTS[format_name]}")
-            params.pure = True  # no K-quants for some tensors: as many bits for each matrix
-            note = f"{QUANTS[format_name]}, embedding and head too"
+            params.ftype = getattr(api, f"LLAMA_FTYPE_MOSTLY_{quant}")
+            params.pure = format_name in QUANTS  # no K-quants for some tensors: as many bits for each matrix
+            params.allow_requantize = True  # a mixture has 4 bits already
+            note = f"{quant}, embedding and head too" if params.pure else quant
             if format_name == "int4-head8":
                 params.token_embedding_type = params.output_tensor_type = api.GGML_TYPE_Q8_0
                 note = "Q4_0, embedding and head Q8_0"
