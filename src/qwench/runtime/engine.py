@@ -19,7 +19,7 @@ from qwench.errors import DeadlineError, GrammarError, NumericalError, QwenchErr
 from qwench.runtime.adapters import Adapters, LoadedAdapter
 from qwench.runtime.block_pool import BlockPool
 from qwench.runtime.cached_prefixes import CachedPrefixes
-from qwench.runtime.input_batch import InputBatch
+from qwench.runtime.input_batch import InputBatch, LogitRows
 from qwench.runtime.limits import RequestLimits
 from qwench.runtime.metrics import Metrics
 from qwench.runtime.outputs import FinishReason, TokenLogprobs, TokenOutput
@@ -222,8 +222,7 @@ class Engine:
         metrics.execute_s += now - start
         if self._waited_seconds is not None:
             metrics.waited_s = self._waited_seconds()
-        for request, count in plan.items():
-            self.scheduler.advance(request, count - request.num_drafts)
+        self.scheduler.advance_all(plan)
         outputs = self._pool(pooled)
         if with_logits:
             outputs += self._take_tokens(with_logits, len(batch.logit_rows), now)
@@ -253,9 +252,10 @@ class Engine:
                 outputs.append(self._finish(request, None, "error", error=error))
         return outputs
 
-    def _take_tokens(self, with_logits: list[tuple[Request, int, int]], num_rows: int, now: float) -> list[TokenOutput]:
-        """with_logits: as `InputBatch.fill` has it, whose are the rows of logits."""
-        chosen, outputs, end = choose(self._logits, self._maxima, num_rows, with_logits), [], 0
+    def _take_tokens(self, with_logits: list[LogitRows], num_rows: int, now: float) -> list[TokenOutput]:
+        """with_logits: as of `InputBatch.fill`."""
+        chosen, end = choose(self._logits, self._maxima, num_rows, with_logits), 0
+        outputs: list[TokenOutput] = []
         for request, num_scored, num_sampled in with_logits:
             first, end = end, end + num_scored + num_sampled
             if request.scorer is not None:
@@ -263,8 +263,13 @@ class Engine:
                 outputs += self._take_scored(request, scored, sampled, chosen, now)
             elif request.num_drafts:
                 outputs += self._sample_run(request, range(first, end), chosen, now)
-            else:
+            elif (token := chosen[first]) == UNDECIDED or not request.goes_on_with(token):
                 outputs += self._sample(request, first, chosen, now)
+            else:  # most of the tokens
+                assert request.sampler is not None
+                request.sampler.num_sampled += 1
+                self._keep(request, token)
+                outputs.append(TokenOutput(request.request_id, request.index, token))
         return outputs
 
     def _take_scored(
@@ -329,9 +334,7 @@ class Engine:
             request.timings.first_token_s = now
         if token is None:
             return [self._finish(request, None, "stop")]
-        self.metrics.generated_tokens += 1
-        request.tokens[request.num_tokens] = token
-        request.num_tokens += 1
+        self._keep(request, token)
         if token in request.stop_tokens:
             by_user = token in request.params.stop_token_ids
             return [self._finish(request, token, "stop", logprobs, token if by_user else None)]
@@ -342,11 +345,18 @@ class Engine:
             return [self._finish(request, token, "length", logprobs)]
         return [output]
 
+    def _keep(self, request: Request, token: int) -> None:
+        self.metrics.generated_tokens += 1
+        request.tokens[request.num_tokens] = token
+        request.num_tokens += 1
+
     def _finish(
         self, request: Request, token: int | None, reason: FinishReason, logprobs: TokenLogprobs | None = None,
         stop_reason: int | None = None, error: QwenchError | None = None, embedding: Float32 | None = None,
     ) -> TokenOutput:  # fmt: skip
         self.scheduler.remove(request)
+        if reason in ("stop", "length"):
+            self.speculation.lengths.observe(request.num_generated)
         timings = request.timings
         timings.finished_s = time.monotonic()
         self.adapters.end(request.adapter)

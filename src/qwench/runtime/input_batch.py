@@ -1,6 +1,6 @@
 """A step's plan as arrays: the StepBatch that the executor computes, and whose rows its outputs are.
 
-Made once by the engine and filled for every step.
+Made once by the engine and filled for every step. Where the same requests decode again, only what is new is written.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ import numpy as np
 
 from qwench.runtime.request import Request
 from qwench.targets.target import StepBatch
+
+LogitRows = tuple[Request, int, int]  # whose, how many for prompt_logprobs, and how many to sample from
 
 
 class InputBatch:
@@ -25,14 +27,18 @@ class InputBatch:
         self.hidden_rows = np.empty(max_step_tokens, np.int32)
         self.adapters = np.empty(max_num_seqs, np.int32)
         self._rows: list[Request] = []  # whose block tables are in which row
+        self._decoded: tuple[StepBatch, list[LogitRows]] | None = None  # the last batch, if each request decoded in it
 
     def fill(
         self, plan: dict[Request, int], *, with_adapters: bool = False
-    ) -> tuple[StepBatch, list[tuple[Request, int, int]], list[tuple[Request, int]]]:
+    ) -> tuple[StepBatch, list[LogitRows], list[tuple[Request, int]]]:
         """The batch, and which request gets which rows of its outputs, in order: (request, rows of logits for
         prompt_logprobs, rows of logits to sample from: 0 during prefill, else 1 and one per draft token), and for
         embeddings and scores (request, rows of hidden states or of logits)."""
-        with_logits: list[tuple[Request, int, int]] = []
+        requests = list(plan)
+        if self._decoded is not None and self._decode_again(requests, plan, self._decoded[0], with_adapters):
+            return *self._decoded, []
+        with_logits: list[LogitRows] = []
         pooled: list[tuple[Request, int]] = []
         token_ids: list[int] = []
         ends: list[int] = []
@@ -74,7 +80,7 @@ class InputBatch:
             if num_scored or num_sampled:
                 with_logits.append((request, num_scored, num_sampled))
         n = len(plan)
-        self._copy_block_tables(plan)
+        self._copy_block_tables(requests)
         self.token_ids[:end] = token_ids
         self.query_start[1 : n + 1] = ends
         self.seq_lens[:n] = seq_lens
@@ -88,13 +94,31 @@ class InputBatch:
             self.logit_rows[:num_logits], None, self.hidden_rows[: len(hidden_rows)] if hidden_rows else None,
             self.adapters[:n] if with_adapters else None, self.top_groups[:num_logits],
         )  # fmt: skip
+        is_decoding = end == len(with_logits) == n and all(rows[1:] == (0, 1) for rows in with_logits)
+        self._decoded = (batch, with_logits) if is_decoding else None
         return batch, with_logits, pooled
 
-    def _copy_block_tables(self, plan: dict[Request, int]) -> None:
+    def _decode_again(
+        self, requests: list[Request], plan: dict[Request, int], last: StepBatch, with_adapters: bool
+    ) -> bool:
+        """Whether these requests all decoded in the last batch, and do so once more; then it is made this step's."""
+        if requests != self._rows or sum(plan.values()) > len(requests):
+            return False
+        if with_adapters != (last.adapters is not None):
+            return False
+        num_computed = [request.num_computed for request in requests]
+        last.token_ids[:] = [request.tokens.item(done) for request, done in zip(requests, num_computed)]
+        last.seq_lens[:] = num_computed
+        last.seq_lens[:] += 1
+        self._copy_block_tables(requests)
+        return True
+
+    def _copy_block_tables(self, requests: list[Request]) -> None:
         """Those of requests that had another row in the last step, or got blocks since."""
-        before, self._rows = self._rows, list(plan)
-        for s, request in enumerate(plan):
-            if request.has_new_blocks or s >= len(before) or request is not before[s]:
+        before, self._rows = self._rows, requests
+        is_same = requests == before
+        for s, request in enumerate(requests):
+            if request.has_new_blocks or not (is_same or (s < len(before) and request is before[s])):
                 held = request.num_blocks
                 self.block_tables[s, :, :held] = request.block_table[:, :held]
                 request.has_new_blocks = False

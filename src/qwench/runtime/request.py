@@ -66,3 +66,8 @@ class Request:
     @property
     def num_generated(self) -> int:
         return self.num_tokens - self.num_prompt
+
+    def goes_on_with(self, token: int) -> bool:
+        """Whether this next token is neither the first of the answer nor, its grammar aside, the last one."""
+        place = self.num_tokens
+        return place > self.num_prompt and place + 1 < self.max_len and token not in self.stop_tokens

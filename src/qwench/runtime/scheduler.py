@@ -66,7 +66,9 @@ class Scheduler:
             if not request.is_running:
                 continue
             done = request.num_computed
-            count = min(request.num_tokens - done, budget)
+            count = request.num_tokens - done
+            if count > budget:
+                count = budget
             if request.scorer is not None and (count := self._take_rows(request, count)) == 0:
                 continue
             if done + count > request.num_blocks * self.block_size:
@@ -151,6 +153,16 @@ class Scheduler:
     def most_blocks(self, num_tokens: int) -> int:
         """The most blocks that a request of up to `num_tokens` tokens holds at once."""
         return most_blocks(self.windows, num_tokens, self.block_size, self.max_step_tokens)
+
+    def advance_all(self, plan: dict[Request, int]) -> None:
+        """`advance` for a step that is computed, by all of its tokens but the drafts."""
+        size = self.block_size
+        for request, count in plan.items():
+            done = request.num_computed + count - request.num_drafts
+            if done >= (request.num_registered + 1) * size or self._sliding:
+                self.advance(request, done - request.num_computed)
+            else:
+                request.num_computed = done
 
     def advance(self, request: Request, count: int) -> None:
         """`count` more tokens of the request are in the cache: its full blocks join the prefix cache, and those behind
