@@ -35,6 +35,8 @@ QUANTIZE = "import shutil, sys; shutil.copy(sys.argv[-4], sys.argv[-3])"
 BATCHED = """
 import sys
 options = dict(zip(sys.argv[1::2], sys.argv[2::2]))
+if options["-fa"] == "on":
+    sys.exit("GGML_ASSERT(S > 0) failed")
 pp, tg, users = (int(options[name]) for name in ("-npp", "-ntg", "-npl"))
 print("|    PP |     TG |    B |   N_KV |   T_PP s | S_PP t/s |   T_TG s | S_TG t/s |      T s |    S t/s |", file=sys.stderr)
 print(f"|{pp:6} | {tg:6} | {users:4} |    768 |    0.250 |  2048.00 |    0.500 |   480.00 |    0.750 |  1024.00 |", file=sys.stderr)
@@ -87,7 +89,11 @@ def test_its_figures_are_read(program: Path, tmp_path: Path) -> None:
     contender.load(tmp_path, 1, 0, 1)
     assert contender.answer([[0] * 100], 11) == Answered(0.05, 0.05, 10, [])
     assert contender.answer([[0] * 100], 1) == Answered(0.05, 0.0, 0, [])
-    assert contender.answer([[0] * 32] * 16, 16) == Answered(0.25, 0.5, 240, [])
+    for _ in range(2):
+        assert contender.answer([[0] * 32] * 16, 16) == Answered(0.25, 0.5, 240, [])
+    script(program.parent / "llama-batched-bench", "import sys; sys.exit('no such option')")
+    with pytest.raises(RuntimeError, match="llama-batched-bench ended with exit code 1: no such option"):
+        contender.answer([[0] * 32] * 16, 16)
     script(program, "import sys; sys.exit('error: failed to load model')")
     with pytest.raises(RuntimeError, match="llama-bench ended with exit code 1: error: failed to load model"):
         contender.answer([[0] * 100], 11)
