@@ -9,6 +9,7 @@ last column is the smallest cosine with sentence-transformers in fp32. MODEL: a 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import statistics
 import sys
@@ -24,6 +25,7 @@ from benchmarks.folders import build_folder, check_checkpoint, write_json
 from benchmarks.synthetic import SHAPES, write_checkpoint
 from qwench import LLM
 from qwench.config import QwenchConfig
+from qwench.errors import QwenchError
 from qwench.evaluate.cost import CostModel
 from qwench.evaluate.machine import Machine, this_machine
 from qwench.evaluate.throughput import Workload, measure_ceiling
@@ -151,7 +153,11 @@ def measure(checkpoint: Path, args: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.embeddings",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     add = parser.add_argument
     add("model", nargs="?", type=Path, help="checkpoint folder; default: random weights of --shape")
     add("--shape", choices=tuple(SHAPES), help="of the random checkpoint; default 0.5b")
@@ -163,6 +169,8 @@ def main() -> int:
     add("--quick", action="store_true", help="some seconds: the tiny shape, 16 texts")
     add("--json", type=Path, metavar="FILE", help="write everything measured")
     args = parser.parse_args()
+    if importlib.util.find_spec("sentence_transformers") is None:
+        parser.error("sentence-transformers isn't installed; it is in the dev extra")
     args.texts = args.texts or (16 if args.quick else 512)
     args.portion = min(BATCH, max(1, args.texts // 4))
     args.texts -= args.texts % args.portion
@@ -171,7 +179,10 @@ def main() -> int:
         args.model = build_folder() / f"qwen2-{shape}-random"
         write_checkpoint(shape, args.model)
     check_checkpoint(parser, args.model)
-    rows = measure(args.model, args)
+    try:
+        rows = measure(args.model, args)
+    except QwenchError as error:
+        sys.exit(f"{parser.prog}: error: {error}")
     print(f"machine  {cpu_name()}, {args.threads} threads\nmodel    {args.model}")
     print(f"work     {args.texts} texts of {args.tokens} tokens, {args.portion} in turn\n")
     print(render(rows))

@@ -26,10 +26,11 @@ from benchmarks.experts import write_checkpoint
 from benchmarks.folders import build_folder, check_checkpoint, write_json
 from benchmarks.in_turns import Model, Speeds
 from benchmarks.plan import MAX_STEP_TOKENS
-from benchmarks.process import Worker
+from benchmarks.process import Worker, WorkerError
 from qwench.artifact.artifact import open_artifact
 from qwench.compiler.compiler import compile_checkpoint
 from qwench.config import QwenchConfig
+from qwench.errors import QwenchError
 from qwench.host import cpu_name, num_cpus
 
 OURS = "qwench"
@@ -37,8 +38,8 @@ BITS = "int4-head8"  # of benchmarks.plan.FORMATS
 
 
 def make_ours(checkpoint: Path, folder: Path, positions: int) -> tuple[Model, Compiled]:
-    path = folder / OURS
     """Requantised for the sake of the head, which else would keep its 16 bits where the peers' has 8."""
+    path = folder / OURS
     config = QwenchConfig(
         requantize="int4", head_weights="int8", max_seq_len=positions, prefill_chunk_size=MAX_STEP_TOKENS
     )
@@ -100,7 +101,11 @@ def report(found: Mapping[str, Speeds], compiled: Mapping[str, Compiled], checkp
 
 
 def make_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.experts_beside_peers",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     add = parser.add_argument
     add("checkpoint", nargs="?", type=Path, help="default: three layers of A2.7B at random")
     add("--peer-python", default=sys.executable, metavar="PATH", help="interpreter that has llama-cpp-python and gguf")
@@ -130,16 +135,20 @@ def main() -> int:
         shutil.rmtree(checkpoint, ignore_errors=True)  # an earlier one that was interrupted
         write_checkpoint(*(("tiny", checkpoint) if args.quick else ("a2.7b", checkpoint, 3)))
     check_checkpoint(parser, checkpoint)
+    config = json.loads((checkpoint / "config.json").read_text())
+    if config["model_type"] != "qwen2_moe":
+        parser.error(f"{checkpoint} is a {config['model_type']}; give a qwen2_moe that benchmarks.experts wrote")
     folder = build_folder() / f"{checkpoint.name}-models"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     try:
         made = make_models(checkpoint, folder, args)
-        vocab_size = json.loads((checkpoint / "config.json").read_text())["vocab_size"]
         found = in_turns.measure(
             {label: model for label, (model, _) in made.items()}, args.prompt, args.generate,
-            args.rounds or (1 if args.quick else 5), args.threads, folder, vocab_size,
+            args.rounds or (1 if args.quick else 5), args.threads, folder, config["vocab_size"],
         )  # fmt: skip
+    except (QwenchError, WorkerError) as error:
+        sys.exit(f"{parser.prog}: error: {error}; logs are in {folder}")
     finally:
         for path in folder.iterdir():
             if path.is_dir():

@@ -28,7 +28,7 @@ def write_gguf(checkpoint: Path, out: Path) -> int:
     """Writes the model at `out` and returns the bytes of its tensors."""
     config: dict[str, Any] = json.loads((checkpoint / "config.json").read_text())
     is_mixture = config["model_type"] == "qwen2_moe"
-    writer = gguf.GGUFWriter(out, "qwen2moe" if is_mixture else "qwen2", use_temp_file=True)
+    writer = gguf.GGUFWriter(out, "qwen2moe" if is_mixture else "qwen2", use_temp_file=is_mixture)
     _add_shape(writer, config)
     _add_vocabulary(writer, checkpoint, config["vocab_size"])
     if is_mixture:
