@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from qwench import LLM, SamplingParams
-from qwench.parallel.team_executor import TeamExecutor
+from qwench.parallel.cpu_team_executor import CpuTeamExecutor
 
 PARAMS = SamplingParams(temperature=0.0, max_tokens=10, ignore_eos=True, logprobs=3)
 # Of a row one group is looked at, four of them, and all.
@@ -50,7 +50,7 @@ def main() -> None:
         else:
             llm.save_prefix(prompts(llm.engine.vocab_size)[3][:256], prefix)
         executor = llm.engine.executor
-        if isinstance(executor, TeamExecutor):
+        if isinstance(executor, CpuTeamExecutor):
             found["exchanged"] = []
             for kind in EXCHANGED:
                 before = executor.exchanged()

@@ -16,6 +16,7 @@ from qwench.parallel.layout import Layout, identity_of
 from qwench.parallel.load import start_ranks
 from qwench.parallel.mpi import Mpi
 from qwench.parallel.rank_process import RankProcess
+from qwench.targets.cpu.executor import CpuExecutor
 from qwench.targets.target import Bytes
 
 logger = logging.getLogger(__name__)
@@ -57,10 +58,13 @@ class HostProcess(RankProcess):
                 ranks[0], artifact.program, artifact.plan, artifact.tensors, self._others.memory, mpi.link()
             )
             shared = layout.memory_of(mpi.place, artifact.program, artifact.plan)
+            if not isinstance(executor, CpuExecutor):
+                raise TargetError(f"target {layout.target!r} computes on one host")
+            self._native = executor.native
             super().__init__(executor, 0, shared, self._others.memory)
             self._parts_of_others = [layout.parts_of(artifact.program, rank) for rank in ranks[1:]]
             self._others.watch(executor.native.lose)
-            error = self._native.wait_for_others()
+            error = self._channel.wait_for_others()
         except RuntimeError:
             error = self._others.reason or "a rank was lost"
         except BaseException:
@@ -82,7 +86,7 @@ class HostProcess(RankProcess):
 
     def answer(self, error: str, result: Bytes | None) -> None:
         try:
-            error = self._native.wait_for_others() or error
+            error = self._channel.wait_for_others() or error
         except RuntimeError:
             error = self._others.reason or "a rank was lost"
         results: list[bytes] = []

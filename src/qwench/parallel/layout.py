@@ -17,9 +17,8 @@ from qwench.parallel.team_memory import TeamMemory
 from qwench.program.memory import MemoryPlan
 from qwench.program.ops import Program
 from qwench.program.shard import Shares, shard
-from qwench.targets.cpu.executor import CpuExecutor
 from qwench.targets.registry import get_target
-from qwench.targets.target import Bytes, CacheConfig, Link, Team
+from qwench.targets.target import Bytes, CacheConfig, Link, RankExecutor, Team
 
 
 def identity_of(artifact: Path) -> str:
@@ -59,7 +58,7 @@ class Layout:
     def load(
         self, rank: int, program: Program, plan: MemoryPlan, tensors: Mapping[str, Any], memory: Bytes,
         link: Link | None = None,
-    ) -> CpuExecutor:  # fmt: skip
+    ) -> RankExecutor:  # fmt: skip
         """memory: that the ranks of this host share. link: the first of them has, if hosts are several. Raises
         CapacityError, TargetError."""
         host = self.host_of(rank)
@@ -69,7 +68,7 @@ class Layout:
         program = shard(program, self._shares, rank)
         threads = self.threads[rank]
         own = get_target(self.target).load(program, plan, tensors, CacheConfig(**self.cache), threads, team)
-        if not isinstance(own, CpuExecutor):
+        if not isinstance(own, RankExecutor):
             raise TargetError(f"target {self.target!r} computes in one process; leave tensor_parallel_size out")
         release_pages(tensors)  # the rank has copied its share
         return own

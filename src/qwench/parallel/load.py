@@ -12,6 +12,7 @@ import numpy as np
 from qwench.checkpoint.spec import ModelSpec
 from qwench.config import QwenchConfig
 from qwench.host import num_cpus
+from qwench.parallel.cpu_team_executor import CpuTeamExecutor
 from qwench.parallel.hosts import Hosts
 from qwench.parallel.layout import Layout, identity_of
 from qwench.parallel.ranks import Ranks
@@ -19,6 +20,7 @@ from qwench.parallel.team_executor import TeamExecutor
 from qwench.program.memory import MemoryPlan
 from qwench.program.ops import Program
 from qwench.program.shard import Shares
+from qwench.targets.cpu.executor import CpuExecutor
 from qwench.targets.target import CacheConfig
 
 
@@ -45,8 +47,10 @@ def load_team(
             hosts.load(layout)
         link = None if hosts is None else hosts.link
         own = layout.load(0, program, plan, tensors, ranks.memory, link)
-        shared = layout.memory_of(0, program, plan)
-        return TeamExecutor(own, ranks, shared, [layout.parts_of(program, rank) for rank in range(1, size)], hosts)
+        shared, others = layout.memory_of(0, program, plan), [layout.parts_of(program, n) for n in range(1, size)]
+        if isinstance(own, CpuExecutor):
+            return CpuTeamExecutor(own, ranks, shared, others, hosts)
+        return TeamExecutor(own, ranks, shared, others)
     except BaseException:
         ranks.close()
         raise

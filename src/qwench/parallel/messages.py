@@ -1,4 +1,5 @@
-"""What rank 0 tells the other ranks beside steps: calls of their executors, written into the team's mailbox.
+"""What rank 0 tells the other ranks: calls of their executors, written into the team's mailbox. Steps of the cpu
+target go there by themselves, in native code.
 
 Pickled, since they come from the process that started the ranks, and hold arrays. Used on both sides. What a call gives
 back has a place of its own in `team_memory.py`.
@@ -12,7 +13,7 @@ from typing import Any
 from qwench.errors import CapacityError
 from qwench.targets.target import Bytes
 
-CALL, CLOSE = 2, 3  # kinds of messages; 1 is a step
+STEP, CALL, CLOSE = 1, 2, 3  # kinds of messages
 _HEAD_BYTES = 8
 
 

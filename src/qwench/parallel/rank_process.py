@@ -23,7 +23,7 @@ from qwench.parallel.block_parts import BlockParts
 from qwench.parallel.layout import Layout
 from qwench.parallel.team_memory import TeamMemory
 from qwench.targets.cpu.executor import CpuExecutor
-from qwench.targets.target import Bytes
+from qwench.targets.target import Bytes, RankExecutor, StepBatch
 
 
 def main() -> int:
@@ -34,11 +34,11 @@ def main() -> int:
         os.sched_setaffinity(0, options["cores"])
     try:
         process = _open(options)
+        process.answer("", None)  # ready
+        return 0 if process.run() else 1
     except (QwenchError, OSError, MemoryError) as error:
         print(error or type(error).__name__, flush=True)
         return 2
-    process.answer("", None)  # ready
-    return 0 if process.run() else 1
 
 
 def _end_with_the_first_rank() -> None:
@@ -59,19 +59,22 @@ def _open(options: dict[str, Any]) -> RankProcess:
 class RankProcess:
     """Serves until rank 0 closes, or a rank is lost. rank: among those of its host, which share `memory`."""
 
-    def __init__(self, executor: CpuExecutor, rank: int, shared: TeamMemory, memory: Bytes) -> None:
-        self._executor, self._rank, self._native = executor, rank, executor.native
+    def __init__(self, executor: RankExecutor, rank: int, shared: TeamMemory, memory: Bytes) -> None:
+        self._executor, self._rank, self._channel = executor, rank, executor.channel
         self._shared, self._memory = shared, memory
         self._parts = BlockParts.of(executor.program)
 
     def run(self) -> int:
-        """CLOSE, or 0 once a rank or a host was lost."""
-        while (kind := self._native.serve()) == messages.CALL:
+        """CLOSE, or 0 once a rank or a host was lost. Raises what is wrong with a step, for which the others wait in
+        vain then."""
+        while (kind := self._channel.serve()) not in (0, messages.CLOSE):
             error, result = "", None
+            method, arguments = messages.read(self._channel.mail())
             try:
-                method, arguments = messages.read(self._native.mail())
                 result = getattr(self, method)(*arguments)
             except (QwenchError, MemoryError) as refusal:
+                if kind == messages.STEP:
+                    raise
                 error = str(refusal) or type(refusal).__name__
             self.answer(error, result)
         return kind
@@ -79,9 +82,14 @@ class RankProcess:
     def answer(self, error: str, result: Bytes | None) -> None:
         if result is not None:
             self._shared.result(self._memory, self._rank, len(result))[:] = result
-        self._native.acknowledge(error)
+        self._channel.acknowledge(error)
+
+    def step(self, batch: StepBatch) -> None:
+        """Of a target whose native code doesn't take steps by itself; rank 0 has the results."""
+        self._executor.step(batch)
 
     def grow_rope_table(self, positions: int) -> None:
+        assert isinstance(self._executor, CpuExecutor)
         self._executor.grow_rope_table(positions)
 
     def set_adapter(self, *arguments: Any) -> None:

@@ -1,7 +1,4 @@
-"""TeamExecutor: rank 0's Executor, which has the other ranks do what it does.
-
-A step goes to them by itself, in native code; every other call that changes their state is sent, too.
-"""
+"""TeamExecutor: rank 0's Executor, which has the other ranks do what it does."""
 
 from __future__ import annotations
 
@@ -15,40 +12,30 @@ from qwench.errors import QwenchError, TargetError
 from qwench.lora.adapter import LoraAdapter
 from qwench.parallel import messages
 from qwench.parallel.block_parts import BlockParts
-from qwench.parallel.hosts import Hosts
 from qwench.parallel.ranks import Ranks
 from qwench.parallel.team_memory import TeamMemory
-from qwench.targets.cpu.executor import CpuExecutor
-from qwench.targets.target import Bytes, Float32, Int32, StepBatch
+from qwench.targets.target import Bytes, Float32, Int32, RankExecutor, StepBatch
 
 
 class TeamExecutor:
     """own: of this rank. ranks: of this host. shared: what lies where in their memory. others: their parts of a block,
-    in the order of ranks. hosts: if there are several. Once a rank or a host was lost, every call raises TargetError,
-    which says which one and why."""
+    in the order of ranks. Once a rank was lost, every call raises TargetError, which says which one and why."""
 
     def __init__(
-        self, own: CpuExecutor, ranks: Ranks, shared: TeamMemory, others: Sequence[BlockParts],
-        hosts: Hosts | None = None,
+        self, own: RankExecutor, ranks: Ranks, shared: TeamMemory, others: Sequence[BlockParts]
     ) -> None:  # fmt: skip
         self.program, self._own, self._ranks, self._others = own.program, own, ranks, others
-        self._shared = shared
-        self._hosts = hosts
+        self._shared, self._channel = shared, own.channel
         self._parts = BlockParts.of(own.program)
         self._closed = False
         weakref.finalize(self, ranks.close)  # for those who never call close
-        ranks.watch(own.native.lose)
+        ranks.watch(own.channel.lose)
         self._wait_for_own_host()
 
     @property
     def lost(self) -> str | None:
         """Why no call can be served any more."""
-        if self._hosts is None:
-            return self._ranks.reason
-        silent = self._own.native.lost_host()
-        return self._hosts.lost or (
-            f"{self._hosts.name(silent)} has not answered" if silent >= 0 else self._ranks.reason
-        )
+        return self._ranks.reason
 
     def tell_of_loss(self, tell: Callable[[], None]) -> None:
         """`tell` is called, in a thread of its own, when a rank was lost."""
@@ -58,21 +45,17 @@ class TeamExecutor:
         self, batch: StepBatch, logits: Float32 | None = None, hidden: Float32 | None = None,
         maxima: Float32 | None = None,
     ) -> Float32:  # fmt: skip
-        if (positions := int(batch.seq_lens.max())) > self._own.num_positions:
-            self._call("grow_rope_table", positions)
+        self._send(messages.STEP, "step", batch)
         try:
-            return self._own.step(batch, logits, hidden, maxima)
-        except RuntimeError:
-            if self._own.native.lost_rank() < 0:
+            result = self._own.step(batch, logits, hidden, maxima)
+        except BaseException as error:
+            if self._channel.lost_rank() < 0:  # the others wait for what this rank doesn't give any more
+                self._ranks.reason = self._ranks.reason or f"rank 0 failed: {error or type(error).__name__}"
+                self._channel.lose(0)
                 raise
             raise self._failure() from None
-
-    def waited_seconds(self) -> float:
-        return self._own.native.waited_seconds()
-
-    def exchanged(self) -> tuple[int, int, int]:
-        """Exchanges between hosts so far, and bytes that this one sent and received in them."""
-        return self._own.native.exchanged()
+        self._wait_for_own_host()
+        return result
 
     def embed(self, token_ids: Int32) -> Float32:
         return self._own.embed(token_ids)
@@ -105,33 +88,33 @@ class TeamExecutor:
     def kernels(self) -> dict[str, str]:
         return self._own.kernels()
 
-    def op_seconds(self) -> dict[str, dict[str, float]]:
-        """Of rank 0, waiting for the others included."""
-        return self._own.op_seconds()
-
     def close(self) -> None:
         if self._closed:
             return
         self._closed = True
-        if self._own.native.lost_rank() < 0:
-            self._own.native.send(messages.CLOSE, 0)
+        if self._channel.lost_rank() < 0:
+            self._channel.send(messages.CLOSE, 0)
         self._ranks.close()
         self._own.close()
 
     def _call(self, method: str, *arguments: Any) -> list[list[bytes]]:
         """Has all other ranks do it, waits, and returns what those of other hosts gave, if anything. Raises
         TargetError, also for what one of them couldn't do."""
-        num_bytes = messages.write(self._own.native.mail(), method, arguments)
-        self._own.native.send(messages.CALL, num_bytes)
+        self._send(messages.CALL, method, *arguments)
         self._wait_for_own_host()
-        try:
-            return [] if self._hosts is None else self._hosts.results()
-        except TargetError as error:
-            raise (self._failure() if self.lost else error) from None
+        return self._results_of_hosts()
+
+    def _results_of_hosts(self) -> list[list[bytes]]:
+        return []
+
+    def _send(self, kind: int, method: str, *arguments: Any) -> None:
+        if self._channel.lost_rank() >= 0:
+            raise self._failure()
+        self._channel.send(kind, messages.write(self._channel.mail(), method, arguments))
 
     def _wait_for_own_host(self) -> None:
         try:
-            error = self._own.native.wait_for_others()
+            error = self._channel.wait_for_others()
         except RuntimeError:
             raise self._failure() from None
         if error:

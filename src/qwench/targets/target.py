@@ -181,6 +181,49 @@ class Executor(Protocol):
         ...
 
 
+class Channel(Protocol):
+    """What the ranks of one host tell each other. Native code has it (`team.h`), `parallel/messages.py` is the
+    language."""
+
+    def mail(self) -> Bytes:
+        """The mailbox, of which `send` makes a message."""
+        ...
+
+    def send(self, kind: int, num_bytes: int) -> None:
+        """Of the first rank, to all others."""
+        ...
+
+    def serve(self) -> int:
+        """Of the others: waits for a message, and returns its kind; 0 once a rank was lost."""
+        ...
+
+    def acknowledge(self, error: str) -> None:
+        """Of the others: they have done what they were told to, or why they couldn't."""
+        ...
+
+    def wait_for_others(self) -> str:
+        """Of the first rank: returns the first error, or "". Raises RuntimeError when a rank was lost."""
+        ...
+
+    def lose(self, rank: int) -> None:
+        """A rank can't go on: all that wait for it stop."""
+        ...
+
+    def lost_rank(self) -> int:
+        """-1: none."""
+        ...
+
+
+@runtime_checkable
+class RankExecutor(Executor, Protocol):
+    """An Executor of one rank's Program, whose steps all ranks of its team take at once."""
+
+    program: Program
+
+    @property
+    def channel(self) -> Channel: ...
+
+
 @runtime_checkable
 class TimedExecutor(Executor, Protocol):
     """An Executor that also knows how long each op takes; not every target's does."""

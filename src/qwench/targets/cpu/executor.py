@@ -24,7 +24,19 @@ from qwench.targets.adapted_products import adapted_products
 from qwench.targets.cpu import _native
 from qwench.targets.cpu.pack import FormatTuple, format_tuple
 from qwench.targets.cpu.rank_panels import copy_panels, panels_of
-from qwench.targets.target import Array, Bytes, CacheConfig, Chain, ChainRule, Executor, Float32, Int32, StepBatch, Team
+from qwench.targets.target import (
+    Array,
+    Bytes,
+    CacheConfig,
+    Chain,
+    ChainRule,
+    Channel,
+    Executor,
+    Float32,
+    Int32,
+    StepBatch,
+    Team,
+)
 
 # Offset in the arena, width, kind, group size (0: floats), which rows, and whether it is a result: then the caller's,
 # and the offset of a hidden state says how many come after it.
@@ -161,6 +173,11 @@ class CpuExecutor:
                 self._products[product.op.name], number, packed.a, packed.b, packed.scales, packed.first_rank,
                 product.weight.shape[1], packed.depth,
             )  # fmt: skip
+
+    @property
+    def channel(self) -> Channel:
+        """Of a rank. Steps go by it, too, without Python."""
+        return self.native
 
     def share_threads(self, other: Executor) -> None:
         if isinstance(other, CpuExecutor):

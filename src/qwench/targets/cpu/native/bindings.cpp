@@ -193,6 +193,10 @@ std::vector<qwench::LoraWeights::Line> lines_of(const Halves& values) {
   return lines;
 }
 
+nb::ndarray<nb::numpy, uint8_t, nb::ndim<1>> bytes_at(const uint8_t* address, size_t num_bytes) {
+  return nb::ndarray<nb::numpy, uint8_t, nb::ndim<1>>(const_cast<uint8_t*>(address), {num_bytes}, nb::handle());
+}
+
 const float* vector_of(const std::optional<Floats>& v, int n) {
   if (!v) return nullptr;
   require(int(v->size()) >= n, "a vector is too short");
@@ -314,6 +318,39 @@ NB_MODULE(_native, m) {
       },
       "logits"_a.noconvert(), "maxima"_a.noconvert(), "num_rows"_a,
       "The first index of the largest logit of each of the first rows, -1 where that isn't finite.");
+
+  // The same of an executor that has a team is `Executor`'s own.
+  nb::class_<qwench::Team>(m, "Team")
+      .def(
+          "__init__",
+          [](qwench::Team* self, const TeamTuple& team, size_t window_bytes) {
+            const auto& [address, num_bytes, mail_bytes, rank, threads] = team;
+            new (self) qwench::Team(reinterpret_cast<uint8_t*>(address), num_bytes, rank, threads);
+            self->set_window(self->take(window_bytes), window_bytes);
+            self->set_mailbox(self->take(mail_bytes), mail_bytes);
+          },
+          "team"_a, "window_bytes"_a)
+      .def("serve", &qwench::Team::receive, nb::call_guard<nb::gil_scoped_release>(),
+           "Waits for a message of rank 0, whose kind it returns; 0 when a rank was lost.")
+      .def(
+          "mail", [](const qwench::Team& t) { return bytes_at(t.mail(), t.mail_bytes()); }, nb::rv_policy::reference,
+          "The mailbox, of which `send` makes a message.")
+      .def(
+          "window", [](const qwench::Team& t) { return bytes_at(t.window(), t.window_bytes()); },
+          nb::rv_policy::reference, "Memory that all ranks read and write.")
+      .def(
+          "send",
+          [](qwench::Team& t, int kind, size_t num_bytes) {
+            require(kind > 0 && num_bytes <= t.mail_bytes(), "the mailbox is smaller");
+            t.send(kind);
+          },
+          "kind"_a, "num_bytes"_a)
+      .def("acknowledge", &qwench::Team::acknowledge)
+      .def("wait_for_others", &qwench::Team::wait_for_others, nb::call_guard<nb::gil_scoped_release>())
+      .def("barrier", &qwench::Team::barrier, nb::call_guard<nb::gil_scoped_release>(),
+           "Waits for all ranks; false when one was lost.")
+      .def("lose", &qwench::Team::lose)
+      .def("lost_rank", &qwench::Team::lost_rank);
 
   nb::class_<qwench::Sampling>(m, "Sampling")
       .def(
@@ -651,11 +688,7 @@ NB_MODULE(_native, m) {
       .def("serve", &qwench::Executor::serve, nb::call_guard<nb::gil_scoped_release>(),
            "Runs steps of rank 0 until it sends another message, whose kind it returns; 0 when a rank was lost.")
       .def(
-          "mail",
-          [](const qwench::Executor& e) {
-            return nb::ndarray<nb::numpy, uint8_t, nb::ndim<1>>(e.team()->mail(), {e.team()->mail_bytes()},
-                                                                nb::handle());
-          },
+          "mail", [](const qwench::Executor& e) { return bytes_at(e.team()->mail(), e.team()->mail_bytes()); },
           nb::rv_policy::reference, "The mailbox, of which `send` makes a message.")
       .def(
           "send",

@@ -44,6 +44,11 @@ class Team {
   void set_mailbox(uint8_t* mail, size_t num_bytes) { mail_ = mail, mail_bytes_ = num_bytes; }
   size_t mail_bytes() const { return mail_bytes_; }
 
+  // Memory for what ranks that share no activations give each other, between barriers.
+  void set_window(uint8_t* window, size_t num_bytes) { window_ = window, window_bytes_ = num_bytes; }
+  uint8_t* window() const { return window_; }
+  size_t window_bytes() const { return window_bytes_; }
+
  private:
   struct Mail {
     int kind;
@@ -61,10 +66,10 @@ class Team {
   };
 
   Header* header_;
-  uint8_t *next_, *end_, *mail_ = nullptr;
+  uint8_t *next_, *end_, *mail_ = nullptr, *window_ = nullptr;
   int rank_, first_thread_ = 0, num_threads_ = 0;
   std::vector<int> threads_;
-  size_t mail_bytes_ = 0;
+  size_t mail_bytes_ = 0, window_bytes_ = 0;
   uint32_t seen_ = 0;
 };
 
