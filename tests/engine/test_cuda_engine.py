@@ -5,7 +5,6 @@ from __future__ import annotations
 from importlib.util import find_spec
 from typing import Any
 
-import numpy as np
 import pytest
 from engine_models import TINY_MIXTURE, load_model, packed_model, run_all
 
@@ -16,7 +15,6 @@ from qwench.runtime.sampling.sampling_params import SamplingParams
 from qwench.targets.cuda.interpreter import Interpreter
 from qwench.targets.cuda.target import MODEL_SHARE
 from qwench.targets.registry import get_target
-from qwench.targets.target import Team
 
 pytestmark = pytest.mark.skipif(find_spec("triton") is None, reason="needs Triton: pip install 'qwench[cuda]'")
 PARAMS = SamplingParams(max_tokens=4, temperature=0, logprobs=2)
@@ -60,12 +58,20 @@ def test_the_cache_takes_what_is_free_on_the_device(monkeypatch: pytest.MonkeyPa
         choose_num_blocks(model, 100)
 
 
-def test_one_gpu_and_no_adapters_beside_the_weights() -> None:
+def test_each_rank_s_device_holds_its_share() -> None:
+    """Of weights, less than the whole with the embedding, which all need; of each block, its heads."""
+    one, two = (
+        packed_model("cuda-interpreter", max_seq_len=64, batch_size=1000, tensor_parallel_size=size)
+        for size in (None, 2)
+    )
+    weights = [memory_budget(model, 8 << 20).weights for model in (one, two)]
+    assert weights[0] / 2 < weights[1] < weights[0]
+    assert choose_num_blocks(two, memory=8 << 20) >= 2 * choose_num_blocks(one, memory=8 << 20)
+
+
+def test_no_adapters_beside_the_weights() -> None:
     model = packed_model("cuda-interpreter", max_seq_len=64)
     target = get_target("cuda-interpreter")
-    team = Team(np.zeros(64, np.uint8), 0, 0, (1, 1))
-    with pytest.raises(TargetError, match="runs on one GPU"):
-        target.load(model.program, model.plan, model.tensors, model.config.cache(4), 1, team)
     executor = target.load(model.program, model.plan, model.tensors, model.config.cache(4), 1)
     with pytest.raises(TargetError, match="merge one"):
         executor.set_adapter(0, LoraAdapter({}))

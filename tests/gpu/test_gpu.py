@@ -111,6 +111,24 @@ def test_products_of_every_width_round_alike() -> None:
             np.testing.assert_array_equal(row, rows[0])
 
 
+def test_two_gpus_have_the_bits_of_one(tmp_path: Path) -> None:
+    from engine_models import write_checkpoint
+
+    from qwench import LLM
+    from qwench.targets.cuda.gpu import open_gpu
+
+    if open_gpu().count < 2:
+        pytest.skip("needs a GPU: two of them")
+    prompts = [[(7 * i + n) % 300 for i in range(n)] for n in (1, 5, 70)]
+    params = SamplingParams(temperature=0, max_tokens=40, ignore_eos=True, logprobs=3)
+    found = []
+    for size in (1, 2):
+        with LLM(write_checkpoint(tmp_path), target="cuda", max_seq_len=256, tensor_parallel_size=size) as llm:
+            outputs = llm.generate(prompts, params)
+            found.append([(output.outputs[0].token_ids, output.outputs[0].logprobs) for output in outputs])
+    assert found[0] == found[1]
+
+
 def test_the_server_answers(tmp_path: Path) -> None:
     httpx = pytest.importorskip("httpx", reason="needs a GPU and httpx")
     with socket.socket() as free:

@@ -21,7 +21,7 @@ from qwench.quantized_matrix import QuantizedMatrix
 from qwench.targets.cpu import _native
 from qwench.targets.cpu.target import CpuTarget
 from qwench.targets.registry import get_target
-from qwench.targets.target import CacheConfig, Executor, StepBatch, Target
+from qwench.targets.target import Array, CacheConfig, Executor, StepBatch, Target
 
 Tensors = dict[str, npt.NDArray[np.generic] | QuantizedMatrix]
 MODELS = tuple(BUILDERS)  # their model_types
@@ -157,13 +157,18 @@ def load(
     target: str, program: Program, tensors: Tensors, cache: CacheConfig, threads: int = 2, tokens: int = 96
 ) -> Executor:
     chosen = make_target(target)
-    packed: Tensors = {}
-    for weight in program.weights.values():
-        out = {p.name: np.full(p.shape, 255, p.dtype) for p in chosen.packed_tensors(weight)}
-        chosen.pack(weight, [tensors[s] for s in weight.sources], out)
-        packed |= out
     cache = dataclasses.replace(cache, num_blocks=cache.num_blocks * num_groups(program.spec))
-    return chosen.load(program, plan_memory(program, tokens), packed, cache, threads)
+    return chosen.load(program, plan_memory(program, tokens), pack(chosen, program, tensors), cache, threads)
+
+
+def pack(target: Target, program: Program, tensors: Tensors) -> dict[str, Array]:
+    """The packed weights of a Program, by name."""
+    packed: dict[str, Array] = {}
+    for weight in program.weights.values():
+        out = {p.name: np.full(p.shape, 255, p.dtype) for p in target.packed_tensors(weight)}
+        target.pack(weight, [tensors[s] for s in weight.sources], out)
+        packed |= out
+    return packed
 
 
 def num_groups(spec: ModelSpec) -> int:

@@ -15,11 +15,12 @@ from qwench.program.memory import plan_memory
 from qwench.program.models import build_program
 from qwench.program.ops import Program
 from qwench.program.passes import fuse, set_formats
+from qwench.program.shard import Shares, shard
 from qwench.targets.cpu.target import CpuTarget
 from qwench.targets.cuda.compilation import Variant, variant_of
-from qwench.targets.cuda.device import NUMPY_DTYPES, DeviceArray, Grid, HostArray, Replay
+from qwench.targets.cuda.device import NUMPY_DTYPES, Communicator, DeviceArray, Grid, HostArray, Replay
 from qwench.targets.cuda.executor import CudaExecutor
-from qwench.targets.target import CacheConfig, StepBatch
+from qwench.targets.target import Array, CacheConfig, StepBatch
 
 SHAPE = {  # a layer of Qwen2.5-7B, with a smaller vocabulary
     "model_type": "qwen2", "vocab_size": 2048, "hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 1,
@@ -59,6 +60,12 @@ class RecordingDevice:
         assert all(size > 0 for size in grid)
         self.launched[kernel, variant_of(kernel, arguments, num_warps, num_stages)] = None
 
+    def synchronize(self) -> None:
+        pass
+
+    def communicator(self, team: object, rank: int, size: int) -> Communicator:
+        raise NotImplementedError
+
     def record(self, launches: Callable[[], None]) -> Replay:
         return launches
 
@@ -86,7 +93,35 @@ def launches_of(
     executor = CudaExecutor(device, program, plan_memory(program, 512), tensors, cache)
     for count in num_tokens:
         executor.step(one_prompt(count, 1024))
-    return list(device.launched)
+    return list(device.launched) + _joins(program, tensors, cache)
+
+
+class Unheard:
+    """The communicator of the first of two ranks, where the other one isn't."""
+
+    rank, size = 0, 2
+
+    def invitation(self) -> bytes:
+        return b""
+
+    def join(self, invitation: bytes) -> None:
+        pass
+
+    def all_gather(self, source: DeviceArray, to: DeviceArray) -> None:
+        assert source.size * self.size == to.size
+
+    def close(self) -> None:
+        pass
+
+
+def _joins(program: Program, tensors: dict[str, Array], cache: CacheConfig) -> list[tuple[Any, Variant]]:
+    """What a rank of two launches that one process doesn't; mixtures have no such ranks."""
+    if program.spec.experts is not None:
+        return []
+    device, own = RecordingDevice(), shard(program, Shares((1, 1), (2,)), 0)
+    executor = CudaExecutor(device, own, plan_memory(program, 512), tensors, cache, Unheard())
+    executor.step(one_prompt(1, 1024))
+    return [launch for launch in device.launched if launch[0].__name__ == "join_columns"]
 
 
 def one_prompt(count: int, length: int) -> StepBatch:

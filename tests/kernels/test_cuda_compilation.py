@@ -55,6 +55,7 @@ def test_every_kernel_compiles(
     names = {kernel["kernel"] for kernel in kernels}
     assert len(names) >= 10
     assert (names >= {"route", "sort_by_expert"}) == (shape == "mixture")
+    assert ("join_columns" in names) == (shape != "mixture")
     assert all(kernel["machine_code_bytes"] for kernel in kernels)
     if architecture.isdigit():
         assert not [kernel for kernel in kernels if not kernel["fits"]]

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
+from fake_cuda import GONE, NO_DEVICE, OUT_OF_MEMORY, gpu
 from tiny_checkpoint import CONFIG
 
 from qwench.checkpoint.spec import ModelSpec
@@ -18,71 +17,7 @@ from qwench.config import QwenchConfig
 from qwench.errors import CapacityError, TargetError
 from qwench.targets import cuda
 from qwench.targets.cuda.device import DeviceArray
-from qwench.targets.cuda.driver import Driver
-from qwench.targets.cuda.gpu import Gpu
 from qwench.targets.registry import default_target
-
-OUT_OF_MEMORY, NO_DEVICE, GONE = 2, 100, 46
-
-
-class FakeLibrary:
-    """libcuda over the host's memory. failing: what functions return instead of doing it; calls: names, in order."""
-
-    def __init__(self, capability: tuple[int, int] = (9, 0), count: int = 1, **failing: int) -> None:
-        self.capability, self.count, self.failing = capability, count, failing
-        self.calls: list[str] = []
-        self.memory: dict[int, Any] = {}
-
-    def __getattr__(self, name: str) -> Callable[..., int]:
-        if not name.startswith("cu"):
-            raise AttributeError(name)
-
-        def call(*arguments: Any) -> int:
-            self.calls.append(name)
-            if name in self.failing:
-                return self.failing[name]
-            return int(getattr(self, f"_{name}", lambda *_: 0)(*arguments) or 0)
-
-        return call
-
-    def _cuGetErrorName(self, result: int, text: Any) -> None:
-        text._obj.value = b"CUDA_ERROR_DEVICE_UNAVAILABLE"
-
-    def _cuDeviceGetCount(self, count: Any) -> None:
-        count._obj.value = self.count
-
-    def _cuDeviceGetName(self, text: Any, size: int, device: Any) -> None:
-        text.value = b"Fake H100"
-
-    def _cuDeviceGetAttribute(self, value: Any, attribute: int, device: Any) -> None:
-        value._obj.value = {75: self.capability[0], 76: self.capability[1], 97: 227 << 10}[attribute]
-
-    def _cuMemGetInfo_v2(self, free: Any, total: Any) -> None:
-        free._obj.value, total._obj.value = 70 << 30, 80 << 30
-
-    def _cuMemAlloc_v2(self, address: Any, size: Any) -> None:
-        memory = ctypes.create_string_buffer(b"\xff" * size.value, size.value)
-        address._obj.value = ctypes.addressof(memory)
-        self.memory[address._obj.value] = memory
-
-    def _cuMemFree_v2(self, address: Any) -> None:
-        del self.memory[address.value]
-
-    def _cuMemsetD8Async(self, address: Any, value: Any, size: Any, stream: Any) -> None:
-        ctypes.memset(address.value, value.value, size.value)
-
-    def _cuMemcpyHtoDAsync_v2(self, to: Any, source: Any, size: Any, stream: Any) -> None:
-        ctypes.memmove(to.value, source.value, size.value)
-
-    def _cuMemcpyDtoHAsync_v2(self, to: Any, source: Any, size: Any, stream: Any) -> None:
-        ctypes.memmove(to.value, source.value, size.value)
-
-    _cuMemcpyDtoDAsync_v2 = _cuMemcpyHtoDAsync_v2
-
-
-def gpu(**fake: Any) -> tuple[Gpu, FakeLibrary]:
-    library = FakeLibrary(**fake)
-    return Gpu(Driver(library)), library
 
 
 @pytest.mark.skipif(os.path.exists("/dev/nvidiactl"), reason="this processor has a GPU beside it")

@@ -23,7 +23,7 @@ from qwench.parallel.block_parts import BlockParts
 from qwench.parallel.layout import Layout
 from qwench.parallel.team_memory import TeamMemory
 from qwench.targets.cpu.executor import CpuExecutor
-from qwench.targets.target import Bytes, RankExecutor, StepBatch
+from qwench.targets.target import Bytes, JoiningExecutor, RankExecutor, StepBatch
 
 
 def main() -> int:
@@ -83,6 +83,10 @@ class RankProcess:
         if result is not None:
             self._shared.result(self._memory, self._rank, len(result))[:] = result
         self._channel.acknowledge(error)
+
+    def join(self, invitation: bytes) -> None:
+        assert isinstance(self._executor, JoiningExecutor)
+        self._executor.join(invitation)
 
     def step(self, batch: StepBatch) -> None:
         """Of a target whose native code doesn't take steps by itself; rank 0 has the results."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -14,7 +14,9 @@ from qwench.parallel import messages
 from qwench.parallel.block_parts import BlockParts
 from qwench.parallel.ranks import Ranks
 from qwench.parallel.team_memory import TeamMemory
-from qwench.targets.target import Bytes, Float32, Int32, RankExecutor, StepBatch
+from qwench.targets.target import Bytes, Float32, Int32, JoiningExecutor, RankExecutor, StepBatch
+
+Result = TypeVar("Result")
 
 
 class TeamExecutor:
@@ -31,6 +33,9 @@ class TeamExecutor:
         weakref.finalize(self, ranks.close)  # for those who never call close
         ranks.watch(own.channel.lose)
         self._wait_for_own_host()
+        if isinstance(own, JoiningExecutor):
+            invitation = own.invitation()
+            self._take_part(lambda: own.join(invitation), "join", invitation)
 
     @property
     def lost(self) -> str | None:
@@ -45,17 +50,7 @@ class TeamExecutor:
         self, batch: StepBatch, logits: Float32 | None = None, hidden: Float32 | None = None,
         maxima: Float32 | None = None,
     ) -> Float32:  # fmt: skip
-        self._send(messages.STEP, "step", batch)
-        try:
-            result = self._own.step(batch, logits, hidden, maxima)
-        except BaseException as error:
-            if self._channel.lost_rank() < 0:  # the others wait for what this rank doesn't give any more
-                self._ranks.reason = self._ranks.reason or f"rank 0 failed: {error or type(error).__name__}"
-                self._channel.lose(0)
-                raise
-            raise self._failure() from None
-        self._wait_for_own_host()
-        return result
+        return self._take_part(lambda: self._own.step(batch, logits, hidden, maxima), "step", batch)
 
     def embed(self, token_ids: Int32) -> Float32:
         return self._own.embed(token_ids)
@@ -103,6 +98,20 @@ class TeamExecutor:
         self._send(messages.CALL, method, *arguments)
         self._wait_for_own_host()
         return self._results_of_hosts()
+
+    def _take_part(self, own: Callable[[], Result], method: str, *arguments: Any) -> Result:
+        """Has all other ranks do what this one does by `own`, at the same time."""
+        self._send(messages.STEP, method, *arguments)
+        try:
+            result = own()
+        except BaseException as error:
+            if self._channel.lost_rank() >= 0:
+                raise self._failure() from None
+            self._ranks.reason = self._ranks.reason or f"rank 0 failed: {error or type(error).__name__}"
+            self._channel.lose(0)  # the others wait for what this rank doesn't give any more
+            raise
+        self._wait_for_own_host()
+        return result
 
     def _results_of_hosts(self) -> list[list[bytes]]:
         return []

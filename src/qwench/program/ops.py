@@ -32,6 +32,8 @@ Kinds that `passes.py` makes of them:
     expert_linear_add    an expert_linear, combine and the residual add
     shared_linear_add    a linear, weigh_shared and the residual add
 What is added to may be missing from the last two: then it is nothing.
+Kinds that `local.py` makes of a rank's:
+    gather         columns of all ranks side by side, in the order of inputs that its weight gives, if it has one
 """
 
 from __future__ import annotations
@@ -48,7 +50,7 @@ OP_KINDS = (
     "embed", "rms_norm", "linear", "head_norm", "rope", "cache_write", "attention", "silu_mul", "add", "relu",
     "route", "dispatch", "expert_linear", "combine", "weigh_shared",
     "take_rows", "qkv_rope_write", "gate_up_silu", "linear_add",
-    "expert_gate_up_silu", "expert_linear_add", "shared_linear_add",
+    "expert_gate_up_silu", "expert_linear_add", "shared_linear_add", "gather",
 )  # fmt: skip
 # Of inputs[0] with the matrix weights[0].
 PRODUCTS = ("linear", "linear_add", "qkv_rope_write", "gate_up_silu", "shared_linear_add")

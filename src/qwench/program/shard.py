@@ -64,7 +64,8 @@ class Shares:
 
 def shard(program: Program, shares: Shares, rank: int) -> Program:
     """The Program of one rank: the same ops, products with attrs["panels"], those of attention with attrs["heads"], and
-    what each host's ranks have of them, "host_panels" and "host_heads", which is gathered where hosts are several."""
+    what each host's ranks have of them, "host_panels" and "host_heads", which is gathered where hosts are several; and
+    what each rank has, "rank_panels" and "rank_heads"."""
 
     def of_rank(op: Op) -> Op:
         if op.kind in ("attention", "qkv_rope_write"):
@@ -78,7 +79,8 @@ def shard(program: Program, shares: Shares, rank: int) -> Program:
 
 def _with_shares(op: Op, unit: str, shares: Shares, rank: int, of_rank: Callable[[int], Span]) -> Op:
     spans = [(of_rank(ranks[0])[0], of_rank(ranks[-1])[1]) for ranks in map(shares.ranks, range(len(shares.hosts)))]
-    return dataclasses.replace(op, attrs={**op.attrs, unit: of_rank(rank), f"host_{unit}": spans})
+    each = [of_rank(r) for r in range(len(shares.parts))]
+    return dataclasses.replace(op, attrs={**op.attrs, unit: each[rank], f"host_{unit}": spans, f"rank_{unit}": each})
 
 
 def outputs_per_panel(program: Program, op: Op) -> int:

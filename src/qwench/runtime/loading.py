@@ -155,7 +155,7 @@ def memory_budget(
     available = _available_bytes(model.config) if hosts is None else hosts.least_available_bytes()
     fit = MemoryBudget(
         available if memory is None else memory,
-        weights if hosts is None else largest_share(model, hosts).weight_bytes,
+        largest_share(model, hosts).weight_bytes if _has_several_memories(model.config, hosts) else weights,
         working_bytes(model.program, model.plan, model.config),
     )
     if draft is None:
@@ -183,12 +183,23 @@ def draft_block_bytes(draft: Program, config: QwenchConfig, block_size: int) -> 
     return len(windows_of(draft.spec)) * cache.block_bytes(draft)
 
 
-def largest_share(model: CompiledModel, hosts: Hosts) -> MemoryShare:
-    """Of weights and cache, that of the host with the most."""
-    shares = shares_of(model.config, model.program.spec, hosts)
+def _has_several_memories(config: QwenchConfig, hosts: Hosts | None) -> bool:
+    """Whether the model lies in those of several hosts, or devices."""
+    return hosts is not None or ((config.tensor_parallel_size or 1) > 1 and _device_target(config) is not None)
+
+
+def largest_share(model: CompiledModel, hosts: Hosts | None) -> MemoryShare:
+    """Of weights and cache, that of the host, or the device, with the most."""
+    program, shares = model.program, shares_of(model.config, model.program.spec, hosts)
     weights = {name: tensor.nbytes for name, tensor in model.tensors.items()}
-    each = [share_of_ranks(model.program, weights, shares, shares.ranks(host)) for host in range(hosts.size)]
-    return MemoryShare(max(share.weight_bytes for share in each), max(share.cache_part for share in each))
+    whole = 0  # that each keeps beside its share
+    if _device_target(model.config) is None:
+        together = [shares.ranks(host) for host in range(len(shares.hosts))]
+    else:
+        together = [range(rank, rank + 1) for rank in range(len(shares.parts))]
+        whole = sum(weights[name] for op in program.ops if op.kind == "embed" for name in op.weights)
+    each = [share_of_ranks(program, weights, shares, ranks) for ranks in together]
+    return MemoryShare(whole + max(share.weight_bytes for share in each), max(share.cache_part for share in each))
 
 
 def working_bytes(program: Program, plan: MemoryPlan, config: QwenchConfig) -> int:
@@ -215,7 +226,7 @@ def choose_num_blocks(
     config = model.config
     assert config.max_seq_len and config.batch_size and config.kvcache_block_size
     block_bytes = config.cache(1).block_bytes(model.program)
-    if hosts is not None:
+    if _has_several_memories(config, hosts):
         block_bytes = round(block_bytes * largest_share(model, hosts).cache_part)
     if draft is not None:
         block_bytes += draft_block_bytes(draft.program, draft.config, config.kvcache_block_size)

@@ -225,6 +225,19 @@ class RankExecutor(Executor, Protocol):
 
 
 @runtime_checkable
+class JoiningExecutor(RankExecutor, Protocol):
+    """One whose steps need a connection to those of the other ranks."""
+
+    def invitation(self) -> bytes:
+        """Of the first rank, for all: what `join` needs."""
+        ...
+
+    def join(self, invitation: bytes) -> None:
+        """Of all ranks at once. Raises TargetError."""
+        ...
+
+
+@runtime_checkable
 class TimedExecutor(Executor, Protocol):
     """An Executor that also knows how long each op takes; not every target's does."""
 

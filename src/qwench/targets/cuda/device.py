@@ -10,15 +10,20 @@ import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
+if TYPE_CHECKING:
+    from qwench.targets.cpu._native import Team as NativeTeam
+
 HostArray: TypeAlias = npt.NDArray[Any]
 Grid: TypeAlias = tuple[int, int, int]
 Replay: TypeAlias = Callable[[], None]
+
+RANK_LOST = "a rank was lost"  # an error that whoever knows which one replaces
 
 NUMPY_DTYPES: dict[str, Any] = {
     "fp32": np.float32, "bf16": ml_dtypes.bfloat16, "i32": np.int32, "i8": np.int8, "u8": np.uint8,
@@ -57,6 +62,30 @@ class DeviceArray:
         return dataclasses.replace(self, dtype=dtype, shape=(self.num_bytes // itemsize,))
 
 
+class Communicator(Protocol):
+    """rank: this one's number, of `size`. All call the same, in the same order."""
+
+    rank: int
+    size: int
+
+    def invitation(self) -> bytes:
+        """Of the first rank: what all need to join."""
+        ...
+
+    def join(self, invitation: bytes) -> None:
+        """Once all are there, before anything is gathered. Raises TargetError when one isn't any more."""
+        ...
+
+    def all_gather(self, source: DeviceArray, to: DeviceArray) -> None:
+        """to: [size, *source's shape], those of all ranks; the source may be its own part of it. Behind what was asked
+        of the device before, and recorded with it. Raises TargetError once a rank was lost."""
+        ...
+
+    def close(self) -> None:
+        """Idempotent."""
+        ...
+
+
 class Device(Protocol):
     """One machine. What is asked of it happens in that order; `download` waits for its end."""
 
@@ -89,6 +118,14 @@ class Device(Protocol):
 
     def record(self, launches: Callable[[], None]) -> Replay:
         """What runs again the launches that `launches` makes, all at once, with the arguments of now."""
+        ...
+
+    def synchronize(self) -> None:
+        """Waits for the end of all that was asked. Raises TargetError for what failed."""
+        ...
+
+    def communicator(self, team: NativeTeam, rank: int, size: int) -> Communicator:
+        """With the devices of the other ranks of a team."""
         ...
 
     def close(self) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 from qwench.errors import CapacityError, TargetError
 
 LIBRARY = "libcuda.so.1"
-_OUT_OF_MEMORY, _NO_DEVICE = 2, 100
+_OUT_OF_MEMORY, _NO_DEVICE, _NOT_READY = 2, 100, 600
 _COMPUTE_CAPABILITY_MAJOR, _COMPUTE_CAPABILITY_MINOR, _SHARED_BYTES = 75, 76, 97  # CUdevice_attribute
 _MAX_DYNAMIC_SHARED_BYTES = 8  # CUfunction_attribute
 _NON_BLOCKING, _CAPTURE_THREAD_LOCAL = 1, 1  # CUstream_flags, CUstreamCaptureMode
@@ -29,7 +29,9 @@ class Driver:
 
     def _call(self, name: str, *arguments: Any) -> None:
         """Raises CapacityError when memory is short, TargetError for all else."""
-        result = int(getattr(self._library, name)(*arguments))
+        self._check(int(getattr(self._library, name)(*arguments)), name)
+
+    def _check(self, result: int, name: str) -> None:
         if result == _OUT_OF_MEMORY:
             raise CapacityError(
                 "the GPU has too little memory for the model; lower kvcache_num_blocks, max_seq_len or batch_size, or "
@@ -129,6 +131,13 @@ class Driver:
 
     def synchronize(self, stream: int) -> None:
         self._call("cuStreamSynchronize", c_void_p(stream))
+
+    def is_done(self, stream: int) -> bool:
+        """Whether nothing runs on it, or waits to."""
+        result = int(self._library.cuStreamQuery(c_void_p(stream)))
+        if result != _NOT_READY:
+            self._check(result, "cuStreamQuery")
+        return result != _NOT_READY
 
     def load_function(self, machine_code: bytes, name: str, shared_bytes: int) -> int:
         """A kernel, which may use so much shared memory."""

@@ -12,14 +12,17 @@ import numpy as np
 
 from qwench.errors import TargetError
 from qwench.lora.adapter import LoraAdapter
+from qwench.program.local import local_program
 from qwench.program.memory import MemoryPlan
 from qwench.program.ops import Program
 from qwench.program.rope import cos_sin, inverse_frequencies
-from qwench.targets.cuda.attention import power_of_two
-from qwench.targets.cuda.device import Device, Replay, new_array
+from qwench.targets.cuda.device import Communicator, Device, Replay, new_array
 from qwench.targets.cuda.kv_cache import KvCache
+from qwench.targets.cuda.likeliest import has_one_largest, launch_likeliest, put_best
+from qwench.targets.cuda.local_weights import load_local_weights
 from qwench.targets.cuda.lowering import Lowering, Step
 from qwench.targets.cuda.step_arrays import Shape, StepUploader, host_arrays
+from qwench.targets.cuda.weights import DeviceWeights, load_weights
 from qwench.targets.target import LOGIT_GROUP, Array, Bytes, CacheConfig, Float32, Int32, StepBatch
 
 ROPE_POSITIONS = 4096  # by which the RoPE table grows
@@ -27,15 +30,19 @@ SEQUENCE_BUCKETS = (1, 2, 4, 8, *range(16, 257, 8))  # numbers of sequences that
 
 
 class CudaExecutor:
-    """Keeps no packed tensors: what kernels read is in the device's memory once this is made."""
+    """Keeps no packed tensors: what kernels read is in the device's memory once this is made.
+
+    communicator: with the other ranks, if the Program is a rank's (program/shard.py)."""
 
     def __init__(
-        self, device: Device, program: Program, plan: MemoryPlan, tensors: Mapping[str, Array], cache: CacheConfig
-    ) -> None:
+        self, device: Device, program: Program, plan: MemoryPlan, tensors: Mapping[str, Array], cache: CacheConfig,
+        communicator: Communicator | None = None,
+    ) -> None:  # fmt: skip
         self.program, self._device, self._config = program, device, cache
         spec, self._max_tokens = program.spec, plan.max_step_tokens
-        self._cache = KvCache(device, program, cache)
-        self._lowering = Lowering(device, program, tensors, self._cache, plan.max_step_tokens)
+        local, weights = _own_part(device, program, tensors, communicator)
+        self._cache = KvCache(device, local, cache)
+        self._lowering = Lowering(device, local, weights, self._cache, plan.max_step_tokens, communicator)
         self._tokens_per_tile = self._lowering.tokens_per_tile
         self._num_groups = self._lowering.num_groups
         self._uploader = StepUploader(device)
@@ -93,20 +100,9 @@ class CudaExecutor:
         self._recorded[shape]()
 
     def _launch_likeliest(self, step: Step) -> None:
-        from qwench.targets.cuda.kernels.rows import group_maxima, take_best
-
-        num_logits, (_, width) = step.arrays.shape.num_logits, self._logits.shape
-        if not num_logits or self.program.logits is None:
-            return
-        groups = self._maxima.shape[1]
-        self._device.launch(
-            group_maxima, (num_logits, -(-groups // 32), 1), logits=self._logits, out=self._maxima, num_groups=groups,
-            WIDTH=width, GROUP=LOGIT_GROUP, BLOCK=32,
-        )  # fmt: skip
-        self._device.launch(
-            take_best, (num_logits, 1, 1), logits=self._logits, maxima=self._maxima, out=self._best, num_groups=groups,
-            WIDTH=width, GROUP=LOGIT_GROUP, BLOCK=power_of_two(groups),
-        )  # fmt: skip
+        num_logits = step.arrays.shape.num_logits
+        if num_logits and self.program.logits is not None:
+            launch_likeliest(self._device, self._logits, self._logits.shape[1], num_logits, self._maxima, self._best)
 
     def _download(
         self, step: Step, logits: Float32, maxima: Float32 | None, hidden: Float32 | None, is_greedy: bool
@@ -116,6 +112,9 @@ class CudaExecutor:
                 self._device.download(self._maxima, maxima[: len(logits)])
             if maxima is None or not is_greedy or not self._download_best(logits, maxima[: len(logits)]):
                 self._device.download(self._logits, logits)
+        self._download_hidden(step, hidden)
+
+    def _download_hidden(self, step: Step, hidden: Float32 | None) -> None:
         count, width = step.arrays.shape.num_hidden, self.program.spec.hidden_size
         for i in range(step.num_states):
             assert hidden is not None
@@ -123,13 +122,11 @@ class CudaExecutor:
 
     def _download_best(self, logits: Float32, maxima: Float32) -> bool:
         """The group with the largest logit of each row; false where NaN, or equals, make that a question."""
-        if not ((maxima == maxima.max(axis=1, keepdims=True)).sum(axis=1) == 1).all():
+        if not has_one_largest(maxima):
             return False
         best = np.empty((len(logits), LOGIT_GROUP), np.float32)
         self._device.download(self._best, best)
-        for row, group, values in zip(logits, maxima.argmax(axis=1), best):
-            place = row[group * LOGIT_GROUP : (group + 1) * LOGIT_GROUP]
-            place[:] = values[: len(place)]
+        put_best(logits, maxima, best)
         return True
 
     def _grow(self, shape: Shape, arrays: list[Int32]) -> None:
@@ -168,7 +165,7 @@ class CudaExecutor:
         return self._cache.read_block(block)
 
     def write_block(self, block: int, data: Bytes) -> None:
-        self._device.upload(np.ascontiguousarray(data), self._cache.block(block))
+        self._cache.write_block(block, data)
 
     def set_adapter(self, number: int, adapter: LoraAdapter | None) -> None:
         if adapter is not None:
@@ -183,3 +180,13 @@ class CudaExecutor:
             self._lowering.launches.clear()  # which hold arrays, and the lowering itself
             del self._lowering, self._cache, self._logits
             self._device.close()
+
+
+def _own_part(
+    device: Device, program: Program, tensors: Mapping[str, Array], communicator: Communicator | None
+) -> tuple[Program, DeviceWeights]:
+    """What this process computes of a Program, and the weights for it."""
+    if communicator is None:
+        return program, load_weights(device, program, tensors)
+    local = local_program(program)
+    return local.program, load_local_weights(device, local, program.weights, tensors)

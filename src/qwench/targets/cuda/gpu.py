@@ -14,9 +14,11 @@ import numpy as np
 
 from qwench.errors import QwenchError, TargetError
 from qwench.host import interprets_triton
+from qwench.targets.cpu._native import Team as NativeTeam
 from qwench.targets.cuda.compilation import Variant, compile_kernel, variant_of
 from qwench.targets.cuda.device import NUMPY_DTYPES, DeviceArray, Grid, HostArray, Replay
 from qwench.targets.cuda.driver import Driver, load_driver
+from qwench.targets.cuda.nccl import NcclCommunicator, load_nccl
 
 OLDEST = (8, 0)  # the first with bf16 in its tensor cores: Ampere
 
@@ -31,15 +33,21 @@ class _Function:
 
 
 class Gpu:
-    """The first GPU that the driver shows this process ($CUDA_VISIBLE_DEVICES chooses). Use it in one thread at a
-    time."""
+    """One of the GPUs that the driver shows this process, as $CUDA_VISIBLE_DEVICES chooses and orders them. Use it in
+    one thread at a time."""
 
-    def __init__(self, driver: Driver) -> None:
-        """Raises TargetError for a GPU that is too old."""
+    def __init__(self, driver: Driver, ordinal: int = 0) -> None:
+        """Raises TargetError for a GPU that isn't there, or too old."""
         self._driver = driver
-        if not driver.count():
+        if not (count := driver.count()):
             raise TargetError("there is a driver and no GPU that it shows to this process; take --target cpu")
-        device = driver.device(0)
+        if ordinal >= count:
+            raise TargetError(
+                f"rank {ordinal} needs a GPU of its own, and the driver shows {count} to this process; lower "
+                "tensor_parallel_size, or let $CUDA_VISIBLE_DEVICES name more"
+            )
+        self.count = count
+        device = driver.device(ordinal)
         self.name, (major, minor) = driver.device_name(device), driver.capability(device)
         if (major, minor) < OLDEST:
             raise TargetError(
@@ -51,6 +59,7 @@ class Gpu:
         driver.set_context(self._context)
         self._stream = driver.new_stream()
         self._functions: dict[tuple[int, Variant], _Function] = {}
+        self._communicator: NcclCommunicator | None = None  # of the ranks that what is asked of it may wait for
 
     @property
     def free_bytes(self) -> int:
@@ -65,15 +74,25 @@ class Gpu:
 
     def upload(self, values: HostArray, to: DeviceArray) -> None:
         assert values.nbytes <= to.num_bytes
-        self._driver.set_context(self._context)
+        self._wait_for_ranks()
         self._driver.copy_in(to.pointer, values.ctypes.data, values.nbytes, self._stream)
         self._driver.synchronize(self._stream)
 
     def download(self, source: DeviceArray, to: HostArray) -> None:
         assert to.nbytes <= source.num_bytes
-        self._driver.set_context(self._context)
+        self._wait_for_ranks()
         self._driver.copy_out(to.ctypes.data, source.pointer, to.nbytes, self._stream)
         self._driver.synchronize(self._stream)
+
+    def synchronize(self) -> None:
+        self._wait_for_ranks()
+        self._driver.synchronize(self._stream)
+
+    def _wait_for_ranks(self) -> None:
+        """Before calls that wait in the driver, which would wait for a lost rank for ever."""
+        self._driver.set_context(self._context)
+        if self._communicator is not None:
+            self._communicator.wait()
 
     def copy(self, source: DeviceArray, to: DeviceArray) -> None:
         assert source.num_bytes == to.num_bytes
@@ -103,7 +122,7 @@ class Gpu:
     def record(self, launches: Callable[[], None]) -> Replay:
         """Launches once as usual, so that everything is compiled, and then into a CUDA graph."""
         launches()
-        self._driver.synchronize(self._stream)
+        self.synchronize()
         self._driver.begin_capture(self._stream)
         try:
             launches()
@@ -111,8 +130,20 @@ class Gpu:
             graph = self._driver.end_capture(self._stream)
         return lambda: self._driver.launch_graph(graph, self._stream)
 
+    def communicator(self, team: NativeTeam, rank: int, size: int) -> NcclCommunicator:
+        if size > self.count:
+            raise TargetError(
+                f"{size} ranks need a GPU each, and the driver shows {self.count} to this process; lower "
+                "tensor_parallel_size, or let $CUDA_VISIBLE_DEVICES name more"
+            )
+        self._communicator = NcclCommunicator(
+            load_nccl(), self._driver, self._context, self._stream, team, rank, size
+        )  # fmt: skip
+        return self._communicator
+
     def close(self) -> None:
         """Arrays free themselves, and the compiled kernels serve the next model."""
+        self._communicator = None
 
 
 class _Memory:
@@ -139,9 +170,9 @@ def _as_ctypes(value: Any) -> Any:
 
 
 @cache
-def open_gpu() -> Gpu:
+def open_gpu(ordinal: int = 0) -> Gpu:
     """The one of this process. Raises TargetError without a driver, a GPU that is new enough, or Triton."""
-    gpu = Gpu(load_driver())
+    gpu = Gpu(load_driver(), ordinal)
     if interprets_triton():
         raise TargetError("TRITON_INTERPRET=1 has Triton run on the CPU; unset it, or take --target cuda-interpreter")
     try:

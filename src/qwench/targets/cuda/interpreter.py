@@ -16,7 +16,9 @@ import numpy as np
 
 from qwench.errors import TargetError
 from qwench.host import available_memory_bytes, interpret_triton, interprets_triton
+from qwench.targets.cpu._native import Team as NativeTeam
 from qwench.targets.cuda.device import NUMPY_DTYPES, DeviceArray, Grid, HostArray, Replay
+from qwench.targets.cuda.window_communicator import WindowCommunicator
 
 _TORCH_NAMES = {"fp32": "float32", "bf16": "bfloat16", "i32": "int32", "i8": "int8", "u8": "uint8"}
 
@@ -75,6 +77,12 @@ class Interpreter:
 
     def record(self, launches: Callable[[], None]) -> Replay:
         return launches
+
+    def synchronize(self) -> None:
+        pass
+
+    def communicator(self, team: NativeTeam, rank: int, size: int) -> WindowCommunicator:
+        return WindowCommunicator(self, team, rank, size)
 
     def close(self) -> None:
         pass

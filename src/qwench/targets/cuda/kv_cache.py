@@ -63,9 +63,47 @@ class KvCache:
         return self.memory.part(number * self.block_bytes, self.block_bytes)
 
     def read_block(self, number: int) -> Bytes:
+        """Head by head, as ranks share a block out: each with its keys, or values, and their scales behind them."""
         data = np.empty(self.block_bytes, np.uint8)
         self._device.download(self.block(number), data)
-        return data
+        whole = np.zeros(self.block_bytes, np.uint8)
+        for by_head, in_block in zip(self._by_head(whole), self._in_block(data), strict=True):
+            by_head[:] = in_block
+        return whole
+
+    def write_block(self, number: int, data: Bytes) -> None:
+        """The inverse."""
+        block = np.zeros(self.block_bytes, np.uint8)
+        for in_block, by_head in zip(self._in_block(block), self._by_head(data), strict=True):
+            in_block[:] = by_head
+        self._device.upload(block, self.block(number))
+
+    def _by_head(self, data: Bytes) -> tuple[Bytes, Bytes]:
+        """Views of all values and of all scales, [keys and values of each layer, heads, bytes], where heads follow each
+        other."""
+        values, scales = self._head_bytes
+        heads = data.reshape(2 * self._num_layers, self._spec.num_kv_heads, -1)
+        return heads[:, :, :values], heads[:, :, values : values + scales]
+
+    def _in_block(self, data: Bytes) -> tuple[Bytes, Bytes]:
+        """The same where they lie as kernels read them."""
+        (values, scales), heads, count = self._head_bytes, self._spec.num_kv_heads, 2 * self._num_layers
+        parts = data[: count * heads * (values + scales)].reshape(count, -1)
+        return (
+            parts[:, : heads * values].reshape(count, heads, values),
+            parts[:, heads * values :].reshape(count, heads, scales),
+        )
+
+    @property
+    def _num_layers(self) -> int:
+        """Those that share a block."""
+        return len(cache_groups(self._spec)[0].layers)
+
+    @property
+    def _head_bytes(self) -> tuple[int, int]:
+        """Of a head's keys, or values, in a block; and of their scales."""
+        size = self.config.block_size
+        return size * self.row * int(np.dtype(NUMPY_DTYPES[self.dtype]).itemsize), 4 * size if self.is_int8 else 0
 
 
 def _places(spec: ModelSpec) -> dict[int, int]:

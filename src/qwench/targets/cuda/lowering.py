@@ -7,7 +7,7 @@ input, both are one: a residual sum makes the norm after it, too.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,13 +16,13 @@ from qwench.program.cache_groups import cache_groups
 from qwench.program.ops import Op, Program
 from qwench.targets.cuda.activations import Activation, Buffers, Layout, multiplied_by
 from qwench.targets.cuda.attention import Attention, padded_tokens, power_of_two
-from qwench.targets.cuda.device import Device, DeviceArray
+from qwench.targets.cuda.device import Communicator, Device, DeviceArray
 from qwench.targets.cuda.experts import Experts
+from qwench.targets.cuda.gathers import Gathers
 from qwench.targets.cuda.kv_cache import KvCache
 from qwench.targets.cuda.products import Partial, Products
 from qwench.targets.cuda.step_arrays import StepArrays
-from qwench.targets.cuda.weights import DeviceMatrix, load_matrices, load_vectors
-from qwench.targets.target import Array
+from qwench.targets.cuda.weights import DeviceMatrix, DeviceWeights
 
 Launch = Callable[["Step"], None]
 BLOCK = 1024  # columns of a program that works on a part of a row
@@ -47,17 +47,18 @@ class Step:
 
 
 class Lowering:
-    """launches: by op name, in order. kernels: what serves each op."""
+    """launches: by op name, in order. kernels: what serves each op. communicator: with the other ranks, if the Program
+    is one's (program/local.py)."""
 
     def __init__(
-        self, device: Device, program: Program, tensors: Mapping[str, Array], cache: KvCache, max_tokens: int
-    ) -> None:
+        self, device: Device, program: Program, weights: DeviceWeights, cache: KvCache, max_tokens: int,
+        communicator: Communicator | None = None,
+    ) -> None:  # fmt: skip
         for op in program.ops:
             if not hasattr(self, f"_{op.kind}"):
                 raise TargetError(f"the cuda target has no kernel for op {op.name} of kind {op.kind}; say --target cpu")
         self._device, self._program, self._cache = device, program, cache
-        self._vectors = load_vectors(device, program, tensors)
-        self.matrices = load_matrices(device, program, tensors)
+        self._vectors, self.matrices = weights.vectors, weights.matrices
         rows = padded_tokens(max_tokens)
         used = {op.weights[0] for op in program.ops if multiplied_by(op)}
         self._products = Products(device, [self.matrices[name] for name in used], rows)
@@ -66,6 +67,7 @@ class Lowering:
         self._attend = Attention(device, program.spec, cache, rows)
         self._groups = {layer: g for g, group in enumerate(cache_groups(program.spec)) for layer in group.layers}
         self._buffers = Buffers(device, program, rows)
+        self.gathers = None if communicator is None else Gathers(device, program, communicator, rows)
         self._key_bias: dict[int, DeviceArray] = {}
         self._fused: set[str] = set()  # norms that a residual sum makes
         self.launches: list[Launch] = []
@@ -174,25 +176,49 @@ class Lowering:
             )
 
     def _linear(self, op: Op) -> str:
-        """The head: of the rows asked for, into what the step gives back."""
-        if op.output != self._program.logits:
-            raise TargetError(f"the cuda target has no kernel for op {op.name}, a linear that nothing is fused with")
+        """The head, of the rows asked for, into what the step gives back; and what ranks gather, the head's too."""
         x, matrix = self._buffers[op.inputs[0]], self.matrices[op.weights[0]]
         bias = self._vectors[op.weights[1]] if len(op.weights) > 1 else None
-        self.launches.append(lambda s: self._launch_head(s, x, matrix, bias))
+        reader = next(iter(self._program.consumers(op.output)), None)
+        if op.output == self._program.logits:
+            self.launches.append(lambda s: self._launch_linear(x, matrix, s.arrays.shape.num_logits, s.logits, bias))
+        elif reader is None or reader.kind != "gather" or self.gathers is None:
+            raise TargetError(f"the cuda target has no kernel for op {op.name}, a linear that nothing is fused with")
+        elif reader.output == self._program.logits:
+            own_part = self.gathers.own_part
+            self.launches.append(
+                lambda s: self._launch_linear(
+                    x, matrix, s.arrays.shape.num_logits, own_part(reader, s.arrays.shape.num_logits), bias
+                )
+            )
+        else:
+            out, rows = self._buffers.new(op.output).values, self._program.buffers[op.output].rows
+            self.launches.append(lambda s: self._launch_linear(x, matrix, _num_rows(s, rows), out, bias))
         return _product_name(x, matrix)
 
-    def _launch_head(self, s: Step, x: Activation, matrix: DeviceMatrix, bias: DeviceArray | None) -> None:
+    def _launch_linear(
+        self, x: Activation, matrix: DeviceMatrix, count: int, out: DeviceArray, bias: DeviceArray | None
+    ) -> None:
+        """out: [at least count, at least the matrix's rows] fp32."""
         from qwench.targets.cuda.kernels.rows import add_bias
 
-        count = s.arrays.shape.num_logits
         if not count:
             return
         partial = self._products.launch(x, matrix, count)
         self._device.launch(
-            add_bias, (count, -(-matrix.rows // BLOCK), 1), bias=bias or s.logits, out=s.logits, WIDTH=matrix.rows,
-            BLOCK=BLOCK, HAS_BIAS=bias is not None, **partial.as_input(),
+            add_bias, (count, -(-matrix.rows // BLOCK), 1), bias=bias or out, out=out, WIDTH=matrix.rows,
+            OUT_WIDTH=out.shape[-1], BLOCK=BLOCK, HAS_BIAS=bias is not None, **partial.as_input(),
         )  # fmt: skip
+
+    def _gather(self, op: Op) -> str:
+        assert self.gathers is not None
+        if op.output == self._program.logits:
+            return "all_gather"  # where all are looked at: LogitGather
+        source = self._buffers[op.inputs[0]].values if op.attrs["has_own"] else None
+        order, rows = self._vectors[op.weights[0]] if op.weights else None, self._program.buffers[op.output].rows
+        launch, out = self.gathers.launch, self._buffers.new(op.output)
+        self.launches.append(lambda s: launch(op, source, _num_rows(s, rows), out, order))
+        return "all_gather"
 
     def _linear_add(self, op: Op) -> str:
         x, matrix = self._buffers[op.inputs[0]], self.matrices[op.weights[0]]
@@ -210,6 +236,12 @@ class Lowering:
         weights = self._experts.weights_of_chosen(routes)
         self._add_product(op, op.inputs[2], lambda count: self._experts.product(x, matrix, count, 1), **weights)
         return f"expert_{_product_name(x, matrix)}"
+
+    def _add(self, op: Op) -> str:
+        x = self._buffers[op.inputs[0]]
+        total = Partial(x.values, x.num_rows, x.layout.width, 1)
+        self._add_product(op, op.inputs[1], lambda count: total)
+        return "add_norm"
 
     def _add_product(self, op: Op, residual: str, product: Callable[[int], Partial], **weights: Any) -> None:
         """The residual += a product of that many tokens, times weights if there are any, and the norm after it."""
@@ -231,7 +263,7 @@ class Lowering:
 
         def launch(s: Step) -> None:
             count = s.arrays.shape.num_tokens
-            self._launch_silu(self._products.launch(x, matrix, count), count, out)
+            self._launch_silu(self._products.launch(x, matrix, count), matrix.rows // 2, count, out)
 
         self.launches.append(launch)
         return _product_name(x, matrix)
@@ -241,17 +273,18 @@ class Lowering:
 
         def launch(s: Step) -> None:
             product = self._experts.product(x, matrix, s.arrays.shape.num_tokens, matrix.top_k)
-            self._launch_silu(product, product.num_rows, out)
+            self._launch_silu(product, matrix.rows // 2, product.num_rows, out)
 
         self.launches.append(launch)
         return f"expert_{_product_name(x, matrix)}"
 
-    def _launch_silu(self, gate_up: Partial, num_rows: int, out: Activation) -> None:
+    def _launch_silu(self, gate_up: Partial, width: int, num_rows: int, out: Activation) -> None:
+        """width: of the gates."""
         from qwench.targets.cuda.kernels.rows import silu_mul
 
         block = min(BLOCK, power_of_two(out.layout.k_padded))
         self._device.launch(
-            silu_mul, (num_rows, -(-out.layout.k_padded // block), 1), WIDTH=out.layout.width, BLOCK=block,
+            silu_mul, (num_rows, -(-out.layout.k_padded // block), 1), WIDTH=width, BLOCK=block,
             **out.as_output(), **gate_up.as_input(),
         )  # fmt: skip
 

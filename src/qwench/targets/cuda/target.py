@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from qwench.errors import TargetError
 from qwench.program.memory import MemoryPlan
 from qwench.program.ops import Program, Weight
 from qwench.quantized_matrix import QuantizedMatrix
@@ -37,7 +36,9 @@ class CudaTarget:
         team: Team | None = None,
     ) -> Executor:  # fmt: skip
         if team is not None:
-            raise TargetError(f"the target {self.name} runs on one GPU; leave tensor_parallel_size out")
+            from qwench.targets.cuda.rank import CudaRank
+
+            return CudaRank(self.open_device(team.rank), program, plan, tensors, cache, team)
         from qwench.targets.cuda.executor import CudaExecutor
 
         return CudaExecutor(self.open_device(), program, plan, tensors, cache)
@@ -46,12 +47,12 @@ class CudaTarget:
         """What is free on the device, less what kernels, partial sums and the driver itself take."""
         return int(self.open_device().free_bytes * MODEL_SHARE)
 
-    def open_device(self) -> Device:
-        """Raises TargetError where there is none that this can use."""
+    def open_device(self, rank: int = 0) -> Device:
+        """That of a rank. Raises TargetError where there is none that this can use."""
         if self._is_interpreted:
             from qwench.targets.cuda.interpreter import make_interpreter
 
             return make_interpreter()
         from qwench.targets.cuda.gpu import open_gpu
 
-        return open_gpu()
+        return open_gpu(rank)

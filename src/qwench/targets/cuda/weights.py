@@ -31,6 +31,7 @@ class DeviceMatrix:
 
     num_splits: the parts of `k_split` values along K that are summed by themselves, whatever the number of tokens.
     num_experts: with which this is a stack of as many matrices, one behind another, of which a token has `top_k`.
+    whole_rows: of the matrix that these are a rank's rows of; 0: all.
     """
 
     format: Format
@@ -41,6 +42,7 @@ class DeviceMatrix:
     offsets: DeviceArray | None = None
     num_experts: int = 1
     top_k: int = 1
+    whole_rows: int = 0
 
     @property
     def rows_padded(self) -> int:
@@ -61,7 +63,8 @@ class DeviceMatrix:
 
     @property
     def k_split(self) -> int:
-        wanted = -(-TARGET_PROGRAMS // (self.rows_padded // 64 * self.top_k))
+        rows = padded(self.whole_rows or self.rows, ROW_MULTIPLE)
+        wanted = -(-TARGET_PROGRAMS // (rows // 64 * self.top_k))
         most = max(self.k_padded // LEAST_SPLIT, 1)
         return padded(-(-self.k_padded // min(wanted, most)), max(K_MULTIPLE, self.format.group_size))
 
@@ -85,14 +88,26 @@ def nibble_distance(fmt: Format) -> int:
     return max(fmt.group_size // 2, 32)
 
 
-def load_vectors(device: Device, program: Program, tensors: Mapping[str, Array]) -> dict[str, DeviceArray]:
-    """By name; orders of inputs as int32, everything else as fp32."""
-    vectors = {}
-    for weight in program.weights.values():
-        if weight.is_vector:
-            values = tensors[weight.name].view(np.float32)[: weight.shape[0]]
-            vectors[weight.name] = new_array(device, values, "i32" if weight.name.endswith(".order") else "fp32")
-    return vectors
+@dataclass(frozen=True)
+class DeviceWeights:
+    """vectors: by name. matrices: by name, those of experts by the name of the first of them."""
+
+    vectors: dict[str, DeviceArray]
+    matrices: dict[str, DeviceMatrix]
+
+
+def load_weights(device: Device, program: Program, tensors: Mapping[str, Array]) -> DeviceWeights:
+    """tensors: as the cpu target packs them."""
+    vectors = {
+        name: load_vector(device, weight, tensors) for name, weight in program.weights.items() if weight.is_vector
+    }
+    return DeviceWeights(vectors, load_matrices(device, program, tensors))
+
+
+def load_vector(device: Device, weight: Weight, tensors: Mapping[str, Array]) -> DeviceArray:
+    """Orders of inputs as int32, everything else as fp32."""
+    values = tensors[weight.name].view(np.float32)[: weight.shape[0]]
+    return new_array(device, values, "i32" if weight.name.endswith(".order") else "fp32")
 
 
 def load_matrices(device: Device, program: Program, tensors: Mapping[str, Array]) -> dict[str, DeviceMatrix]:
@@ -104,7 +119,7 @@ def load_matrices(device: Device, program: Program, tensors: Mapping[str, Array]
             continue
         for weight in (weights[name] for name in op.weights):
             if not weight.is_vector and weight.name not in matrices:
-                matrices[weight.name] = _load_stack(device, [weight], tensors)
+                matrices[weight.name] = load_stack(device, [weight], tensors)
     return matrices
 
 
@@ -118,10 +133,10 @@ def _load_experts(device: Device, program: Program, op: Op, tensors: Mapping[str
             f"the experts of {op.name} are stored as {' and '.join(formats)}; the cuda target reads experts of one "
             "format: compile them so, or say --target cpu"
         )
-    return replace(_load_stack(device, weights, tensors), num_experts=len(weights), top_k=experts.top_k)
+    return replace(load_stack(device, weights, tensors), num_experts=len(weights), top_k=experts.top_k)
 
 
-def _load_stack(device: Device, weights: Sequence[Weight], tensors: Mapping[str, Array]) -> DeviceMatrix:
+def load_stack(device: Device, weights: Sequence[Weight], tensors: Mapping[str, Array]) -> DeviceMatrix:
     """Matrices of one shape and format, one behind another."""
     fmt, (rows, k) = weights[0].format, weights[0].shape
     rows_padded, k_padded, is_int4 = padded(rows, ROW_MULTIPLE), padded_width(k, fmt), fmt.kind == "int4"

@@ -125,37 +125,44 @@ def silu_mul(
 
 @triton.jit
 def add_bias(
-    partial, bias, out, partial_rows, WIDTH: tl.constexpr, PARTIAL_WIDTH: tl.constexpr, BLOCK: tl.constexpr,
-    SPLITS: tl.constexpr, HAS_BIAS: tl.constexpr,
+    partial, bias, out, partial_rows, WIDTH: tl.constexpr, OUT_WIDTH: tl.constexpr, PARTIAL_WIDTH: tl.constexpr,
+    BLOCK: tl.constexpr, SPLITS: tl.constexpr, HAS_BIAS: tl.constexpr,
 ):  # fmt: skip
-    """A product's rows, [rows, WIDTH] fp32."""
+    """A product's rows, WIDTH columns of [rows, OUT_WIDTH] fp32."""
     row = tl.program_id(0)
     columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     is_inside = columns < WIDTH
     values = load_sum(partial, row, columns, is_inside, partial_rows, PARTIAL_WIDTH, SPLITS)
     if HAS_BIAS:
         values += tl.load(bias + columns, mask=is_inside)
-    tl.store(out + row.to(tl.int64) * WIDTH + columns, values, mask=is_inside)
+    tl.store(out + row.to(tl.int64) * OUT_WIDTH + columns, values, mask=is_inside)
 
 
 @triton.jit
-def group_maxima(logits, out, num_groups, WIDTH: tl.constexpr, GROUP: tl.constexpr, BLOCK: tl.constexpr):
-    """out [rows, num_groups]: the largest of every GROUP neighbours, NaN where one of them isn't finite."""
+def group_maxima(
+    logits, out, num_groups, out_width, WIDTH: tl.constexpr, LOGITS_WIDTH: tl.constexpr, GROUP: tl.constexpr,
+    BLOCK: tl.constexpr,
+):  # fmt: skip
+    """The largest of every GROUP neighbours of WIDTH columns of [rows, LOGITS_WIDTH], NaN where one of them isn't
+    finite: num_groups columns of out [rows, out_width]."""
     row = tl.program_id(0)
     groups = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     columns = groups[:, None] * GROUP + tl.arange(0, GROUP)[None, :]
     is_inside = columns < WIDTH
-    x = tl.load(logits + row.to(tl.int64) * WIDTH + columns, mask=is_inside, other=-float("inf"))
+    x = tl.load(logits + row.to(tl.int64) * LOGITS_WIDTH + columns, mask=is_inside, other=-float("inf"))
     maxima = tl.max(x, axis=1) + tl.sum(tl.where(is_inside, x, 0.0) * 0.0, axis=1)
-    tl.store(out + row.to(tl.int64) * num_groups + groups, maxima, mask=groups < num_groups)
+    tl.store(out + row.to(tl.int64) * out_width + groups, maxima, mask=groups < num_groups)
 
 
 @triton.jit
-def take_best(logits, maxima, out, num_groups, WIDTH: tl.constexpr, GROUP: tl.constexpr, BLOCK: tl.constexpr):
-    """out [rows, GROUP]: the neighbours with the first of the largest logits."""
+def take_best(
+    logits, maxima, out, num_groups, maxima_width, out_width, WIDTH: tl.constexpr, LOGITS_WIDTH: tl.constexpr,
+    GROUP: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """The neighbours with the first of the largest logits: GROUP columns of out [rows, out_width]."""
     row = tl.program_id(0)
     groups = tl.arange(0, BLOCK)
-    largest = tl.load(maxima + row.to(tl.int64) * num_groups + groups, mask=groups < num_groups, other=-float("inf"))
+    largest = tl.load(maxima + row.to(tl.int64) * maxima_width + groups, mask=groups < num_groups, other=-float("inf"))
     columns = tl.argmax(largest, axis=0) * GROUP + tl.arange(0, GROUP)
-    x = tl.load(logits + row.to(tl.int64) * WIDTH + columns, mask=columns < WIDTH, other=-float("inf"))
-    tl.store(out + row * GROUP + tl.arange(0, GROUP), x)
+    x = tl.load(logits + row.to(tl.int64) * LOGITS_WIDTH + columns, mask=columns < WIDTH, other=-float("inf"))
+    tl.store(out + row.to(tl.int64) * out_width + tl.arange(0, GROUP), x)
