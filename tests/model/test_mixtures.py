@@ -74,12 +74,13 @@ def test_greedy(index: int, best_target: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(find_spec("triton") is None, reason="needs Triton: pip install 'qwench[cuda]'")
-@pytest.mark.parametrize("model_type", ["qwen2_moe", "qwen3_moe"])
-def test_greedy_on_a_gpus_kernels(model_type: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("model_type", "dense_layers"), [("qwen2_moe", [0]), ("qwen3_moe", [])])
+def test_greedy_on_a_gpus_kernels(model_type: str, dense_layers: list[int], tmp_path: Path) -> None:
     """In Triton's interpreter, which is slow: few tokens of a small model, of two users at once."""
     folder = write_checkpoint(
-        tmp_path, model_type=model_type, num_hidden_layers=1, num_attention_heads=2, head_dim=16, num_experts=4,
-        num_experts_per_tok=2, moe_intermediate_size=24, shared_expert_intermediate_size=40, vocab_size=90,
+        tmp_path, model_type=model_type, num_hidden_layers=1 + len(dense_layers), mlp_only_layers=dense_layers,
+        num_attention_heads=2, head_dim=16, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=24,
+        shared_expert_intermediate_size=40, vocab_size=90,
     )  # fmt: skip
     truth, prompts = load_truth(folder), [[3, 14, 15, 9, 2], [6]]
     expected = [

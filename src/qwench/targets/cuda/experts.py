@@ -16,7 +16,7 @@ from qwench.targets.cuda.products import FEW_TOKENS, Partial, Products, choose_t
 from qwench.targets.cuda.step_arrays import StepArrays
 from qwench.targets.cuda.weights import TARGET_PROGRAMS, DeviceMatrix
 
-BLOCK = 1024  # rows that a program sorts at once
+SORTED_AT_ONCE = (128, 1024)  # rows, by few tokens and by many
 
 
 class Experts:
@@ -45,10 +45,11 @@ class Experts:
         from qwench.targets.cuda.kernels.experts import sort_by_expert
 
         num_rows = num_tokens * self._spec.top_k
+        few, many = SORTED_AT_ONCE
         self._device.launch(
             sort_by_expert, (self._spec.num_experts, 1, 1), routes=routes.values, order=self._order,
             starts=self._starts, num_rows=num_rows, TOP_K=self._spec.top_k, WIDTH=routes.layout.width,
-            BLOCK=min(power_of_two(num_rows), BLOCK),
+            BLOCK=few if num_rows <= few else many,
         )  # fmt: skip
 
     def product(self, x: Activation, matrix: DeviceMatrix, num_tokens: int, rows_of_x: int) -> Partial:

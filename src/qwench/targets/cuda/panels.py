@@ -58,12 +58,11 @@ class PanelLayout:
 
     @property
     def panel_bytes(self) -> int:
-        return self.num_groups * self.group_bytes + self.num_groups // self.groups_per_block * self.block_bytes
+        return self.num_groups * self.group_bytes + self.num_blocks * self.block_bytes
 
-    def group_start(self, group: int) -> int:
-        """Of a group's header."""
-        before = (group // self.groups_per_block + 1) * self.block_bytes if self.is_nested else 0
-        return group * self.group_bytes + before
+    @property
+    def num_blocks(self) -> int:
+        return self.num_groups // self.groups_per_block
 
 
 def rows_of_panels(weight: Weight) -> npt.NDArray[np.int64]:
@@ -80,28 +79,29 @@ def group_scales(weight: Weight, packed: Array) -> tuple[Float32, Float32 | None
     """Scales [groups, rows] fp32 of a quantised matrix, and what is added to code * scale, if anything is."""
     fmt = weight.format
     layout = PanelLayout(fmt, fmt.padded_k(weight.shape[1]) // fmt.group_size)
-    panels = packed[: len(packed) // layout.panel_bytes * layout.panel_bytes].reshape(-1, layout.panel_bytes)
-    rows = rows_of_panels(weight)
+    whole = packed[: len(packed) // layout.panel_bytes * layout.panel_bytes]
+    panels = whole.reshape(-1, layout.num_blocks, layout.panel_bytes // layout.num_blocks)
+    of_blocks, rest = np.split(panels, [layout.block_bytes], axis=2)
+    of_groups = rest.reshape(*rest.shape[:2], layout.groups_per_block, layout.group_bytes)
+    rows, dtype = rows_of_panels(weight), _SCALE_DTYPES[fmt.scales]
 
-    def read(start: int, dtype: Any) -> Float32:
-        """64 numbers of each panel, by row."""
-        raw = np.ascontiguousarray(panels[:, start : start + COLUMNS * np.dtype(dtype).itemsize])
-        numbers: Float32 = raw.view(dtype).astype(np.float32).reshape(-1)[rows]
-        return numbers
+    def read(part: Array, start: int, dtype: Any) -> Float32:
+        """64 numbers of each block, or group, of all panels: [blocks or groups, rows]."""
+        raw = np.ascontiguousarray(part[..., start : start + COLUMNS * np.dtype(dtype).itemsize])
+        numbers = raw.view(dtype).astype(np.float32).reshape(len(panels), -1, COLUMNS)
+        by_row: Float32 = numbers.transpose(1, 0, 2).reshape(numbers.shape[1], -1)[:, rows]
+        return by_row
 
-    scales = np.empty((layout.num_groups, weight.shape[0]), np.float32)
-    offsets = np.empty_like(scales) if fmt.offsets else None
-    dtype = _SCALE_DTYPES[fmt.scales]
-    for group in range(layout.num_groups):
-        start = layout.group_start(group)
-        block = layout.group_start(group // layout.groups_per_block * layout.groups_per_block) - layout.block_bytes
-        scales[group] = read(start, dtype) * (read(block, np.float16) if layout.is_nested else np.float32(1))
-        if offsets is None:
-            continue
-        if fmt.offsets == "zero":
-            bias = np.float32(128 if fmt.kind == "int8" else 0)
-            offsets[group] = -(read(start + layout.scale_bytes, np.uint8) - bias) * scales[group]
-        else:
-            factor = read(block + COLUMNS * 2, np.float16) if layout.is_nested else np.float32(1)
-            offsets[group] = -read(start + layout.scale_bytes, dtype) * factor
-    return scales, offsets
+    def factors(start: int) -> Float32 | np.float32:
+        """What the numbers of each group are multiplied with."""
+        if not layout.is_nested:
+            return np.float32(1)
+        return np.repeat(read(of_blocks, start, np.float16), layout.groups_per_block, axis=0)
+
+    scales = read(of_groups, 0, dtype) * factors(0)
+    if not fmt.offsets:
+        return scales, None
+    if fmt.offsets == "zero":
+        bias = np.float32(128 if fmt.kind == "int8" else 0)
+        return scales, -(read(of_groups, layout.scale_bytes, np.uint8) - bias) * scales
+    return scales, -read(of_groups, layout.scale_bytes, dtype) * factors(2 * COLUMNS)
