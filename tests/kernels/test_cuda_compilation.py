@@ -59,4 +59,5 @@ def test_every_kernel_compiles(
     assert all(kernel["machine_code_bytes"] for kernel in kernels)
     if architecture.isdigit():
         assert not [kernel for kernel in kernels if not kernel["fits"]]
-        assert len(steps_of(kernels)) == 1
+        for name in (name for name in names if name.endswith("product")):
+            assert len(steps_of([kernel for kernel in kernels if kernel["kernel"] == name])) == 1

@@ -222,29 +222,35 @@ class Lowering:
 
     def _linear_add(self, op: Op) -> str:
         x, matrix = self._buffers[op.inputs[0]], self.matrices[op.weights[0]]
-        self._add_product(op, op.inputs[1], lambda count: self._products.launch(x, matrix, count))
+        self._add_product(op, op.inputs[1], lambda s: self._products.launch(x, matrix, s.arrays.shape.num_tokens))
         return _product_name(x, matrix)
 
     def _shared_linear_add(self, op: Op) -> str:
         x, routes, matrix = *(self._buffers[name] for name in op.inputs[:2]), self.matrices[op.weights[0]]
-        weights = self._experts.weight_of_shared(routes)
-        self._add_product(op, op.inputs[2], lambda count: self._products.launch(x, matrix, count), **weights)
+
+        def product(s: Step) -> Partial:
+            return self._products.launch(x, matrix, s.arrays.shape.num_tokens)
+
+        self._add_product(op, op.inputs[2], product, **self._experts.weight_of_shared(routes))
         return _product_name(x, matrix)
 
     def _expert_linear_add(self, op: Op) -> str:
         x, routes, matrix = *(self._buffers[name] for name in op.inputs[:2]), self.matrices[op.weights[0]]
-        weights = self._experts.weights_of_chosen(routes)
-        self._add_product(op, op.inputs[2], lambda count: self._experts.product(x, matrix, count, 1), **weights)
+
+        def product(s: Step) -> Partial:
+            return self._experts.product(x, matrix, s.arrays.shape.num_tokens, 1)
+
+        self._add_product(op, op.inputs[2], product, **self._experts.weights_of_chosen(routes))
         return f"expert_{_product_name(x, matrix)}"
 
     def _add(self, op: Op) -> str:
         x = self._buffers[op.inputs[0]]
         total = Partial(x.values, x.num_rows, x.layout.width, 1)
-        self._add_product(op, op.inputs[1], lambda count: total)
+        self._add_product(op, op.inputs[1], lambda s: total)
         return "add_norm"
 
-    def _add_product(self, op: Op, residual: str, product: Callable[[int], Partial], **weights: Any) -> None:
-        """The residual += a product of that many tokens, times weights if there are any, and the norm after it."""
+    def _add_product(self, op: Op, residual: str, product: Callable[[Step], Partial], **weights: Any) -> None:
+        """The residual += a product of all tokens, times weights if there are any, and the norm after it."""
         out = self._buffers.take_over(op.output, residual)
         norm = next((r for r in self._program.consumers(op.output) if r.kind == "rms_norm"), None)
         normed = out
@@ -254,7 +260,7 @@ class Lowering:
 
         def launch(s: Step) -> None:
             count = s.arrays.shape.num_tokens
-            self._launch_norm(norm, out, count, normed, **product(count).as_input(), **weights)
+            self._launch_norm(norm, out, count, normed, **product(s).as_input(), **weights)
 
         self.launches.append(launch)
 
