@@ -1,8 +1,8 @@
 """Compiles, in a process of its own, what a layer of a real shape launches; prints a line of JSON for each kernel.
 
-    python compiled_kernels.py SHAPE ARCHITECTURE FORMAT ACTIVATIONS CACHE TOKENS[,TOKENS...] [NAME]
+    python compiled_kernels.py SHAPE ARCHITECTURE FORMAT ACTIVATIONS CACHE TOKENS[,TOKENS...] [NAME...]
 
-SHAPE: dense or mixture. ARCHITECTURE: 80, 90, 100 or gfx942. NAME: of the only kernel to compile. Needs no GPU, but a
+SHAPE: dense or mixture. ARCHITECTURE: 80, 90, 100 or gfx942. NAME: of the only kernels to compile. Needs no GPU, but a
 Triton that isn't interpreted.
 """
 
@@ -22,14 +22,14 @@ SHARED_BYTES = {"80": 163 << 10, "90": 227 << 10, "100": 227 << 10}  # that a pr
 INSTRUCTIONS = re.compile(r"\b(wgmma\.mma_async\.\S+|mma\.sync\.\S+|tcgen05\.mma\.\S+)")
 
 
-def main(shape: str, architecture: str, fmt: str, activations: str, cache: str, tokens: str, name: str = "") -> None:
+def main(shape: str, architecture: str, fmt: str, activations: str, cache: str, tokens: str, *names: str) -> None:
     is_nvidia = architecture.isdigit()
     target = GPUTarget("cuda", int(architecture), 32) if is_nvidia else GPUTarget("hip", architecture, 64)
     shared_bytes = SHARED_BYTES.get(architecture, 64 << 10)
     counts = tuple(map(int, tokens.split(",")))
     config = {"dense": SHAPE, "mixture": MIXTURE}[shape]
     for kernel, variant in launches_of(Format.parse(fmt), activations, cache, counts, shared_bytes, config):
-        if name and kernel.__name__ != name:
+        if names and kernel.__name__ not in names:
             continue
         compiled = compile_kernel(kernel, variant, target)
         line = {
