@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -10,8 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qwench.errors import NumericalError, RequestError
-from qwench.runtime.sampling.sampler import TokenSampler, at_least_kth, log_probabilities
+from qwench.runtime.sampling.row_choices import UNDECIDED, choose
+from qwench.runtime.sampling.sampler import TokenSampler, log_probabilities
 from qwench.runtime.sampling.sampling_params import SamplingParams
+from qwench.targets.cpu import _native
 
 VOCAB = 1000
 PROMPT = np.array([3, 5, 5, 900], np.int32)
@@ -144,13 +147,41 @@ def test_logprobs_are_torchs_of_the_raw_logits(processed: bool) -> None:
 
 
 @given(seed=st.integers(0, 2**32), size=st.sampled_from([5, 127, 2000, 5003]), k=st.integers(1, 9), ties=st.booleans())
-def test_kth_largest(seed: int, size: int, k: int, ties: bool) -> None:
+def test_the_largest(seed: int, size: int, k: int, ties: bool) -> None:
     row = logits(seed, size)
     if ties:
         row = np.round(row)
     k = min(k, size)
-    expected = np.flatnonzero(row >= np.sort(row)[-k])
-    np.testing.assert_array_equal(at_least_kth(row, k), expected)
+    assert _native.Draws().largest(row, k) == np.argsort(-row, kind="stable")[:k].tolist()
+
+
+@given(seed=st.integers(0, 2**32), size=st.sampled_from([1, 7, 255, 257, 5003, 151_936]))
+def test_sums_of_weights_are_numpys(seed: int, size: int) -> None:
+    weights = np.exp(logits(seed, size))
+    sums = np.add.reduceat(weights, np.arange(0, size, 256))
+    assert _native.sum_of_weights(weights) == sums.sum(dtype=np.float64)
+
+
+@given(seed=st.integers(0, 2**32), repetition=st.sampled_from([1.0, 1.05, 0.7, 1e30]), size=st.integers(0, 300))
+def test_penalties_are_numpys(seed: int, repetition: float, size: int) -> None:
+    rng, row = np.random.default_rng(seed), logits(seed, 400)
+    ids, counts = rng.permutation(400)[:size], rng.integers(0, 4, size).astype(np.float32)
+    presence, frequency = (float(x) for x in rng.standard_normal(2).astype(np.float32))
+    x, expected = row[ids], row.copy()
+    x = np.where(x < 0, x * np.float32(repetition), x / np.float32(repetition)) if repetition != 1 else x
+    expected[ids] = x - np.float32(frequency) * counts - np.float32(presence) * (counts > 0)
+    _native.penalize(row, ids, counts, repetition, presence, frequency)
+    np.testing.assert_array_equal(row, expected)
+
+
+def test_group_maxima() -> None:
+    rows = logits(1, 3 * 150).reshape(3, 150)
+    rows[1, 70], rows[2, 149] = np.inf, np.nan
+    maxima = np.empty((3, 3), np.float32)
+    _native.group_maxima(rows, maxima)
+    expected = np.array([[row[i : i + 64].max() for i in (0, 64, 128)] for row in rows])
+    expected[1, 1] = np.nan
+    np.testing.assert_array_equal(maxima, expected)
 
 
 @given(
@@ -291,3 +322,28 @@ def test_any_parameters_give_a_token(
         assert token in best
     elif min_p == 1:  # so little below the best that its weight rounds to the same
         assert row.max() - row[token] <= 1e-7 * temperature
+
+
+def test_all_rows_at_once_are_the_samplers_own() -> None:
+    """Drawn with penalties and bias, too. A greedy row with them, or where an end may not come yet, is left to the
+    sampler, as it was."""
+    wishes: list[dict[str, Any]] = [
+        {"temperature": 0}, {"seed": 1}, {"seed": 2, "top_k": 20, "top_p": 0.8, "repetition_penalty": 1.05},
+        {"temperature": 0, "presence_penalty": 1.5, "frequency_penalty": -0.5}, {"seed": 3, "min_p": 0.1},
+        {"seed": 4, "logit_bias": {7: 9.5, 8: -3.0}, "repetition_penalty": 1e30},
+        {"seed": 5, "min_tokens": 3, "repetition_penalty": 1.2},
+    ]  # fmt: skip
+    alone, together = ([make(ends=(5,), **wish) for wish in wishes] for _ in range(2))
+    requests: Any = [(SimpleNamespace(sampler=sampler), 0, 1) for sampler in together]
+    for step in range(5):
+        rows = np.stack([logits(100 * step + i) for i in range(len(wishes))])
+        maxima = np.empty((len(rows), -(-VOCAB // 64)), np.float32)
+        _native.group_maxima(rows, maxima)
+        before = rows.copy()
+        chosen = choose(rows, maxima, len(rows), requests)
+        np.testing.assert_array_equal(rows, before)
+        assert [i for i, token in enumerate(chosen) if token == UNDECIDED] == ([3, 6] if step < 3 else [3])
+        for row, one, other, token in zip(rows, alone, together, chosen):
+            expected, _ = one.sample(row.copy())
+            assert expected is not None and token in (expected, UNDECIDED)
+            other.take(expected)

@@ -267,7 +267,7 @@ class Engine:
                 outputs += self._sample(request, first, chosen, now)
             else:  # most of the tokens
                 assert request.sampler is not None
-                request.sampler.num_sampled += 1
+                request.sampler.take(token)
                 self._keep(request, token)
                 outputs.append(TokenOutput(request.request_id, request.index, token))
         return outputs
@@ -320,9 +320,9 @@ class Engine:
         output ends the answer where its grammar allows no further token."""
         sampler, logprobs = request.sampler, None
         token: int | None = chosen[row]
-        assert sampler is not None
+        assert sampler is not None and token is not None
         if token != UNDECIDED:
-            sampler.num_sampled += 1
+            sampler.take(token)
         else:
             try:
                 token, logprobs = sampler.sample(self._logits[row], self._maxima[row])

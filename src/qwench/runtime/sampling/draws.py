@@ -14,7 +14,7 @@ import numpy as np
 from qwench.targets.cpu import _native
 from qwench.targets.target import Float32
 
-_MOST_WEIGHTS = 1 << 18  # that are held at once, unless a single row has more
+MOST_WEIGHTS = 1 << 18  # that are held at once, unless a single row has more
 
 
 def draw(
@@ -25,7 +25,7 @@ def draw(
 
     logits: [n, num_tokens] fp32; maxima: [n, ...] of each LOGIT_GROUP of them, if they are known.
     """
-    draws, size, tokens = _native.Draws(), max(1, _MOST_WEIGHTS // logits.shape[1]), []
+    draws, size, tokens = _native.Draws(), max(1, MOST_WEIGHTS // logits.shape[1]), []
     for i in range(0, len(rows), size):
         weights = draws.gather(logits, maxima, rows[i : i + size], samplings[i : i + size])
         np.exp(weights, out=weights)

@@ -5,15 +5,14 @@ With a grammar a token is sampled without it first; only if the grammar rejects 
 tokens computed and another one sampled. For most tokens that takes microseconds, and an answer that the grammar allows
 is the same as without it.
 
-The engine makes one `TokenSampler` per sample. Where the row alone decides, `row_choices.py` takes the tokens of all
-rows at once; else the engine calls the sampler once per token. Randomness: a uniform per token, and another one after a
-rejection, from a Philox counter keyed by (seed, sample) at the token's position.
+The engine makes one `TokenSampler` per sample. Where the row alone decides, or with penalties, `row_choices.py` takes
+the tokens of all rows at once; else the engine calls the sampler once per token. Randomness: a uniform per token, and
+another one after a rejection, from a Philox counter keyed by (seed, sample) at the token's position.
 """
 
 from __future__ import annotations
 
 import os
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -26,8 +25,6 @@ from qwench.runtime.structured_output.matcher import TokenMatcher
 from qwench.runtime.thoughts import Thought
 from qwench.targets.cpu import _native
 from qwench.targets.target import LOGIT_GROUP, Float32
-
-_CHUNK = 256  # weights are summed in chunks of this many, then over chunks: a tenth of the time of one long cumsum
 
 _MOST, _MOST_GROUPS = 2**64 - 1, 2**31 - 1  # that native numbers hold
 _COLDEST = 1e-30  # any lower temperature is the same choice, and could divide 0 by 0 in fp32
@@ -51,6 +48,10 @@ class TokenSampler:
         self.matcher, self.thought = matcher, thought
         self.history = _History(params, prompt)
         self.is_plain = not (params.logit_bias or params.min_tokens or self.history.is_used)
+        # Whether the next token is what `choose` draws from a copy of its row of logits once that is processed. The
+        # likeliest one needs no copy.
+        is_alone = params.logprobs is None and matcher is None and thought is None
+        self.is_drawn_once_processed = is_alone and not self.is_plain and self.sampling is not None
         takes_choice = self.is_plain and params.logprobs is None and matcher is None
         # How many groups of a row it looks at, as `StepBatch` counts them.
         self.top_groups = (1 if self.sampling is None else min(params.top_k, _MOST_GROUPS)) if takes_choice else 0
@@ -86,7 +87,7 @@ class TokenSampler:
         wanted, is_changed = self.params.logprobs, not self.is_plain or self.matcher is not None
         raw = row.copy() if wanted is not None and is_changed else row
         if not self.is_plain:
-            self._process(row)
+            self.process(row)
             maxima, best = None, int(row.argmax())
             if row[best] == -np.inf:
                 raise NumericalError("logit_bias and min_tokens leave no token that could come next")
@@ -101,8 +102,7 @@ class TokenSampler:
             if instead is None:
                 return None, None
             token = instead
-        self.num_sampled += 1
-        self.history.append(token)
+        self.take(token)
         return token, None if wanted is None else log_probabilities(raw, top, token, wanted)
 
     def guess(self, row: Float32, maxima: Float32 | None, ahead: int) -> int:
@@ -113,7 +113,7 @@ class TokenSampler:
         """
         maxima = _finite(maxima)
         if not self.is_plain:
-            self._process(row)
+            self.process(row)
             maxima = None
         best = _argmax(row, maxima)
         if self.sampling is None or not np.isfinite(row[best]):
@@ -155,7 +155,14 @@ class TokenSampler:
             raise GrammarError(f"the grammar allowed token {token} and then refused it")
         return token
 
-    def _process(self, row: Float32) -> None:
+    def take(self, token: int) -> None:
+        """The next token is this one, which `choose` took."""
+        self.num_sampled += 1
+        if self.history.is_used:
+            self.history.append(token)
+
+    def process(self, row: Float32) -> None:
+        """Adds bias to a row [vocab_size] fp32 of logits, and takes penalties and what may not come yet off it."""
         if len(self.bias_ids):
             row[self.bias_ids] += self.bias
         if self.num_sampled < self.params.min_tokens:
@@ -167,9 +174,9 @@ class _History:
     """Tokens seen and how often, for penalties; arrays grow, so that a token costs the same however long the answer."""
 
     def __init__(self, params: SamplingParams, prompt: npt.NDArray[np.int32]) -> None:
-        self.repetition = np.float32(max(_bounded(params.repetition_penalty), 1 / _STRONGEST))
-        self.presence = np.float32(_bounded(params.presence_penalty))
-        self.frequency = np.float32(_bounded(params.frequency_penalty))
+        self.repetition = float(np.float32(max(_bounded(params.repetition_penalty), 1 / _STRONGEST)))
+        self.presence = float(np.float32(_bounded(params.presence_penalty)))
+        self.frequency = float(np.float32(_bounded(params.frequency_penalty)))
         self.is_used = bool(self.repetition != 1 or self.presence or self.frequency)
         if self.is_used:
             seen = np.flatnonzero(np.bincount(prompt))  # np.unique would import numpy.ma before the first token
@@ -179,8 +186,6 @@ class _History:
             self.place = {int(token): i for i, token in enumerate(seen)}
 
     def append(self, token: int) -> None:
-        if not self.is_used:
-            return
         place = self.place.setdefault(token, self.num_ids)
         if place == self.num_ids:
             if place == len(self.ids):
@@ -193,10 +198,7 @@ class _History:
         if not self.is_used:
             return
         ids, counts = self.ids[: self.num_ids], self.counts[: self.num_ids]
-        x = row[ids]
-        if self.repetition != 1:
-            x = np.where(x < 0, x * self.repetition, x / self.repetition)
-        row[ids] = x - self.frequency * counts - self.presence * (counts > 0)
+        _native.penalize(row, ids, counts, self.repetition, self.presence, self.frequency)
 
 
 def _sampling(params: SamplingParams, index: int) -> _native.Sampling:
@@ -209,15 +211,9 @@ def _sampling(params: SamplingParams, index: int) -> _native.Sampling:
 
 def log_probabilities(row: Float32, top: float, token: int, num_top: int) -> TokenLogprobs:
     """log_softmax of `row` [vocab_size] fp32, whose maximum is `top`, at `token` and at the likeliest tokens."""
-    weights = np.exp(row - np.float32(top))
-    sums = np.add.reduceat(weights, np.arange(0, len(weights), _CHUNK))
-    total = top + float(np.log(sums.sum(dtype=np.float64)))
-    likeliest: list[tuple[int, float]] = []
-    if num_top:
-        ids = at_least_kth(row, min(num_top, len(row)))
-        order = np.argsort(-row[ids], kind="stable")[:num_top]
-        likeliest = [(int(i), float(row[i]) - total) for i in ids[order]]
-    return TokenLogprobs(float(row[token]) - total, likeliest)
+    total = top + float(np.log(_native.sum_of_weights(np.exp(row - np.float32(top)))))
+    ids = _native.Draws().largest(row, min(num_top, len(row))) if num_top else []
+    return TokenLogprobs(float(row[token]) - total, [(i, float(row[i]) - total) for i in ids])
 
 
 def _bounded(strength: float) -> float:
@@ -236,26 +232,3 @@ def _argmax(row: Float32, maxima: Float32 | None) -> int:
     group = int(maxima.argmax())
     start = group * LOGIT_GROUP
     return start + int(row[start : start + LOGIT_GROUP].argmax())
-
-
-def at_least_kth(row: Float32, k: int) -> npt.NDArray[np.int64]:
-    """Ids, increasing, of all values not below the k-th largest.
-
-    The k-th largest of some groups' maxima is at most the k-th largest value: only groups that reach it matter.
-    """
-    depth = _CHUNK // 2
-    groups = len(row) // depth
-    if 4 * k > groups:
-        return np.flatnonzero(row >= _kth_largest(row, k))
-    # Group g holds every groups-th value from g on: so its maximum takes a fifth of the time of neighbours'.
-    maxima = row[: depth * groups].reshape(depth, groups).max(axis=0)
-    likely = np.flatnonzero(maxima >= _kth_largest(maxima, k))
-    ids = (np.arange(depth)[:, None] * groups + likely).reshape(-1)
-    ids = np.concatenate([ids, np.arange(depth * groups, len(row))])
-    values = row[ids]
-    result: npt.NDArray[np.int64] = np.sort(ids[values >= _kth_largest(values, k)])
-    return result
-
-
-def _kth_largest(values: Float32, k: int) -> Any:
-    return np.partition(values, len(values) - k)[len(values) - k]

@@ -29,6 +29,8 @@ using qwench::PackedMatrix;
 using Bytes = nb::ndarray<const uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using MutableBytes = nb::ndarray<uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Floats = nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using MutableFloats = nb::ndarray<float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Longs = nb::ndarray<const int64_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using FloatRows = nb::ndarray<float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 using FloatStates = nb::ndarray<float, nb::ndim<3>, nb::device::cpu>;  // any strides
 using ConstFloatRows = nb::ndarray<const float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
@@ -319,6 +321,33 @@ NB_MODULE(_native, m) {
       "logits"_a.noconvert(), "maxima"_a.noconvert(), "num_rows"_a,
       "The first index of the largest logit of each of the first rows, -1 where that isn't finite.");
 
+  m.def(
+      "group_maxima",
+      [](const ConstFloatRows& logits, const FloatRows& maxima) {
+        require(maxima.shape(0) == logits.shape(0) &&
+                    maxima.shape(1) == (logits.shape(1) + qwench::kLogitGroup - 1) / qwench::kLogitGroup,
+                "maxima have the wrong shape");
+        for (size_t row = 0; row < logits.shape(0); ++row)
+          qwench::group_maxima(&logits(row, 0), logits.shape(1), &maxima(row, 0));
+      },
+      "logits"_a.noconvert(), "maxima"_a.noconvert(), "What a step gives as maxima, of any rows of logits.");
+
+  m.def(
+      "penalize",
+      [](const MutableFloats& row, const Longs& ids, const Floats& counts, float repetition, float presence,
+         float frequency) {
+        require(ids.size() == counts.size(), "one count per token");
+        for (size_t i = 0; i < ids.size(); ++i)
+          require(ids(i) >= 0 && size_t(ids(i)) < row.size(), "there are fewer tokens");
+        qwench::penalize(row.data(), ids.data(), counts.data(), ids.size(), {repetition, presence, frequency});
+      },
+      "row"_a.noconvert(), "ids"_a.noconvert(), "counts"_a.noconvert(), "repetition"_a, "presence"_a, "frequency"_a,
+      "Takes the penalties of tokens that occurred so often off a row of logits.");
+
+  m.def(
+      "sum_of_weights", [](const Floats& weights) { return qwench::sum_of_weights(weights.data(), weights.size()); },
+      "weights"_a.noconvert(), "In chunks of a fixed size, as `Draws` sums them.");
+
   // The same of an executor that has a team is `Executor`'s own.
   nb::class_<qwench::Team>(m, "Team")
       .def(
@@ -364,6 +393,13 @@ NB_MODULE(_native, m) {
 
   nb::class_<qwench::Draws>(m, "Draws")
       .def(nb::init<>())
+      .def(
+          "largest",
+          [](qwench::Draws& draws, const Floats& row, size_t k) {
+            require(k >= 1 && k <= row.size(), "there are fewer logits");
+            return draws.largest(row.data(), row.size(), k);
+          },
+          "row"_a.noconvert(), "k"_a, "The ids of the k largest of a row, largest first.")
       .def(
           "gather",
           [](qwench::Draws& draws, const ConstFloatRows& logits, const std::optional<ConstFloatRows>& maxima,

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <functional>
+#include <limits>
 #include <numeric>
 
 namespace qwench {
@@ -36,6 +37,29 @@ void chunk_sums(const float* weights, size_t n, std::vector<float>& sums) {
     const size_t end = std::min(start + kChunk, n);
     sums.push_back(weights[start] + pairwise_sum<float>(weights + start + 1, end - start - 1));
   }
+}
+
+constexpr size_t kLanes = 16;
+
+// std::max_element is not vectorised. No NaN among them.
+float largest_of(const float* x, size_t n) {
+  float lanes[kLanes], largest = x[0];
+  std::fill(lanes, lanes + kLanes, x[0]);
+  size_t i = 0;
+  for (; i + kLanes <= n; i += kLanes)
+    for (size_t lane = 0; lane < kLanes; ++lane) lanes[lane] = std::max(lanes[lane], x[i + lane]);
+  for (; i < n; ++i) largest = std::max(largest, x[i]);
+  for (float value : lanes) largest = std::max(largest, value);
+  return largest;
+}
+
+bool are_finite(const float* x, size_t n) {
+  float lanes[kLanes] = {}, sum = 0;  // of zeros, and NaN
+  size_t i = 0;
+  for (; i + kLanes <= n; i += kLanes)
+    for (size_t lane = 0; lane < kLanes; ++lane) lanes[lane] += x[i + lane] - x[i + lane];
+  for (; i < n; ++i) sum += x[i] - x[i];
+  return std::accumulate(lanes, lanes + kLanes, sum) == 0;
 }
 
 uint64_t high_half(uint64_t a, uint64_t b) { return uint64_t((static_cast<unsigned __int128>(a) * b) >> 64); }
@@ -88,6 +112,28 @@ int likeliest(const float* row, size_t vocab_size, const float* maxima) {
   return int(std::max_element(start, row + std::min(vocab_size, (best + 1) * kLogitGroup)) - row);
 }
 
+void group_maxima(const float* row, size_t vocab_size, float* maxima) {
+  for (size_t start = 0; start < vocab_size; start += kLogitGroup) {
+    const size_t n = std::min(vocab_size - start, kLogitGroup);
+    const bool is_known = are_finite(row + start, n);
+    maxima[start / kLogitGroup] = is_known ? largest_of(row + start, n) : std::numeric_limits<float>::quiet_NaN();
+  }
+}
+
+void penalize(float* row, const int64_t* ids, const float* counts, size_t num_ids, const Penalties& penalties) {
+  for (size_t i = 0; i < num_ids; ++i) {
+    float x = row[ids[i]];
+    if (penalties.repetition != 1) x = x < 0 ? x * penalties.repetition : x / penalties.repetition;
+    row[ids[i]] = x - penalties.frequency * counts[i] - penalties.presence * float(counts[i] > 0);
+  }
+}
+
+double sum_of_weights(const float* weights, size_t n) {
+  std::vector<float> sums;
+  chunk_sums(weights, n, sums);
+  return pairwise_sum<double>(sums.data(), sums.size());
+}
+
 void Draws::clear() {
   rows_.clear();
   weights_.clear();
@@ -99,7 +145,7 @@ void Draws::gather(const float* row, size_t vocab_size, const float* maxima, con
   const size_t start = weights_.size(), groups = (vocab_size + kLogitGroup - 1) / kLogitGroup;
   // NaN stands for a group with an infinite logit, too.
   if (maxima && std::any_of(maxima, maxima + groups, [](float x) { return std::isnan(x); })) maxima = nullptr;
-  const float top = maxima ? *std::max_element(maxima, maxima + groups) : *std::max_element(row, row + vocab_size);
+  const float top = maxima ? largest_of(maxima, groups) : largest_of(row, vocab_size);
   if (is_whole) {
     weights_.insert(weights_.end(), row, row + vocab_size);
   } else {
@@ -155,8 +201,8 @@ void Draws::find_likeliest(const float* values, size_t n, const float* maxima, s
     if (!maxima) {
       group_maxima_.resize(groups);
       for (size_t g = 0; g < groups; ++g) {
-        const float* group = values + g * kLogitGroup;
-        group_maxima_[g] = *std::max_element(group, std::min(group + kLogitGroup, values + n));
+        const size_t start = g * kLogitGroup;
+        group_maxima_[g] = largest_of(values + start, std::min(n - start, kLogitGroup));
       }
       maxima = group_maxima_.data();
     }
@@ -179,14 +225,25 @@ void Draws::find_likeliest(const float* values, size_t n, const float* maxima, s
   std::erase_if(found_, [&](int i) { return values[i] < least; });
 }
 
+const std::vector<int>& Draws::largest(const float* values, size_t n, size_t k) {
+  find_likeliest(values, n, nullptr, k);
+  sort_found(values);
+  found_.resize(k);
+  return found_;
+}
+
+void Draws::sort_found(const float* values) {
+  std::sort(found_.begin(), found_.end(),
+            [&](int a, int b) { return values[a] > values[b] || (values[a] == values[b] && a < b); });
+}
+
 // Into kept_ the fewest largest weights that reach `top_p` of their sum, by index; the lowest among equals.
 void Draws::keep_top_p(const float* weights, size_t n, double top_p) {
   chunk_sums(weights, n, scratch_);
   const double goal = top_p * pairwise_sum<double>(scratch_.data(), scratch_.size());
   for (size_t size : {kLikely[0], kLikely[1], n}) {
     find_likeliest(weights, n, nullptr, std::min(size, n));
-    std::sort(found_.begin(), found_.end(),
-              [&](int a, int b) { return weights[a] > weights[b] || (weights[a] == weights[b] && a < b); });
+    sort_found(weights);
     double reached = 0;
     size_t count = 0;
     while (count < found_.size() && reached < goal) reached += weights[found_[count++]];
