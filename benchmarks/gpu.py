@@ -145,13 +145,14 @@ def engine_of(model: RandomModel) -> Iterator[Any]:
 
 
 def run(engine: Any, num_users: int, prompt: int, answer: int, seed: int = 0) -> list[float]:
-    """The times after each step, from the start on; all users ask at once."""
+    """The times after each step, from the start on; all users ask at once, with the engine's adapters in turns."""
     from qwench.runtime.sampling.sampling_params import SamplingParams
 
-    random = np.random.default_rng(seed)
-    for _ in range(num_users):
+    random, adapters = np.random.default_rng(seed), engine.adapters.names or (None,)
+    for user in range(num_users):
         ids = random.integers(0, engine.vocab_size - 2, prompt).astype(np.int32)
-        engine.add_request(ids, SamplingParams(temperature=0, max_tokens=answer, ignore_eos=True))
+        params = SamplingParams(temperature=0, max_tokens=answer, ignore_eos=True)
+        engine.add_request(ids, params, adapter=adapters[user % len(adapters)])
     start, times = time.monotonic(), []
     while engine.has_unfinished():
         for output in engine.step():
@@ -161,8 +162,25 @@ def run(engine: Any, num_users: int, prompt: int, answer: int, seed: int = 0) ->
     return times
 
 
-def generation(report: Report, shape: str, num_users: int, answer: int, **options: Any) -> Callable[[Row], None]:
-    """Tokens/s of all users while each gets one token a step."""
+def load_adapters(engine: Any, count: int) -> None:
+    """Of rank 16 for all matrices of the layers. Their values are the same, their memory is not."""
+    from qwench.lora.adapter import LoraAdapter, LoraPair
+    from qwench.program.models import adaptable_shapes
+
+    random, pairs = np.random.default_rng(0), {}
+    for name, (n, k) in adaptable_shapes(engine.executor.program.spec).items():
+        if name.endswith("_proj.weight"):
+            a, b = random.standard_normal((16, k), np.float32), random.standard_normal((n, 16), np.float32)
+            pairs[name] = LoraPair(a / 100, b / 100, 1.0)
+    adapter = LoraAdapter(pairs)
+    for i in range(count):
+        engine.adapters.load(str(i), adapter)
+
+
+def generation(
+    report: Report, shape: str, num_users: int, answer: int, num_adapters: int = 0, beside: str = "", **options: Any
+) -> Callable[[Row], None]:
+    """Tokens/s of all users while each gets one token a step. beside: the row that is the ceiling of several users."""
 
     def work(row: Row) -> None:
         made = time.monotonic()
@@ -170,6 +188,7 @@ def generation(report: Report, shape: str, num_users: int, answer: int, **option
         loaded = time.monotonic()
         with engine_of(model) as engine:
             ready = time.monotonic()
+            load_adapters(engine, num_adapters)
             run(engine, num_users, PROMPT, 4)
             times = run(engine, num_users, PROMPT, answer, seed=1)
             step = statistics.median(b - a for a, b in zip(times[-answer:], times[1 - answer :]))
@@ -177,6 +196,8 @@ def generation(report: Report, shape: str, num_users: int, answer: int, **option
         rate = report.value("ceiling: copy")
         if rate and num_users == 1:
             row.ceiling = rate * 1e9 / model.weight_bytes
+        elif beside:
+            row.ceiling = report.value(beside)
         row.details = {"weight_bytes": model.weight_bytes, "made_s": loaded - made, "loaded_s": ready - loaded,
                        "step_ms": 1000 * step}  # fmt: skip
 
@@ -237,8 +258,9 @@ def transformers_generation(shape: str, answer: int) -> Callable[[Row], None]:
 
 def measure_all(report: Report, target: str) -> None:
     """The rows, those first that decide most."""
-    bf16 = {"target": target, "weights": "bf16", "activations": "bf16"}
-    int8, int4 = ({"target": target, "weights": kind} for kind in ("int8", "int4"))
+    bf16: dict[str, Any] = {"target": target, "weights": "bf16", "activations": "bf16"}
+    int8: dict[str, Any] = {"target": target, "weights": "int8"}
+    int4 = int8 | {"weights": "int4"}
 
     report.measure("ceiling: copy", copy_rate)
     report.measure("ceiling: cuBLAS bf16", cublas_peak)
@@ -246,6 +268,8 @@ def measure_all(report: Report, target: str) -> None:
     report.measure("7b: one user, bf16", generation(report, "7b", 1, 128, **bf16), 0.85)
     report.measure("7b: prompt of 2048, bf16", prompt(report, "7b", 2048, 2048, **bf16), 0.6)
     report.measure("7b: 32 users, bf16", generation(report, "7b", 32, 64, **bf16), 25)
+    adapted = generation(report, "7b", 32, 64, num_adapters=4, beside="7b: 32 users, bf16", **bf16)
+    report.measure("7b: 32 users, four adapters, bf16", adapted)
     report.measure("7b: prompt of 32768, bf16", prompt(report, "7b", 32768, 2048, **bf16), 0.4)
     exact = {**bf16, "activations": "fp32"}
     report.measure("7b: one user, bf16, fp32 activations", generation(report, "7b", 1, 64, **exact))

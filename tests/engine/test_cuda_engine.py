@@ -8,13 +8,11 @@ from typing import Any
 import pytest
 from engine_models import TINY_MIXTURE, load_model, packed_model, run_all
 
-from qwench.errors import CapacityError, TargetError
-from qwench.lora.adapter import LoraAdapter
+from qwench.errors import CapacityError
 from qwench.runtime.loading import choose_num_blocks, memory_budget
 from qwench.runtime.sampling.sampling_params import SamplingParams
 from qwench.targets.cuda.interpreter import Interpreter
 from qwench.targets.cuda.target import MODEL_SHARE
-from qwench.targets.registry import get_target
 
 pytestmark = pytest.mark.skipif(find_spec("triton") is None, reason="needs Triton: pip install 'qwench[cuda]'")
 PARAMS = SamplingParams(max_tokens=4, temperature=0, logprobs=2)
@@ -67,11 +65,3 @@ def test_each_rank_s_device_holds_its_share() -> None:
     weights = [memory_budget(model, 8 << 20).weights for model in (one, two)]
     assert weights[0] / 2 < weights[1] < weights[0]
     assert choose_num_blocks(two, memory=8 << 20) >= 2 * choose_num_blocks(one, memory=8 << 20)
-
-
-def test_no_adapters_beside_the_weights() -> None:
-    model = packed_model("cuda-interpreter", max_seq_len=64)
-    target = get_target("cuda-interpreter")
-    executor = target.load(model.program, model.plan, model.tensors, model.config.cache(4), 1)
-    with pytest.raises(TargetError, match="merge one"):
-        executor.set_adapter(0, LoraAdapter({}))

@@ -67,15 +67,24 @@ def test_tokens_are_those_of_transformers(activations: str, model_type: str, tmp
     assert same == 96 if activations == "fp32" else same > 48
 
 
-def answer(crowd: int = 0, **options: Any) -> list[Any]:
+def answer(
+    crowd: int = 0, adapter: str | None = None, loaded: tuple[str, ...] = (), target: str = "cuda", **options: Any
+) -> list[Any]:
+    """adapter: the answer's, one of `loaded`; the crowd has these and none in turns."""
     from engine_models import load_model, run_all
+    from test_lora_products import random_adapter
 
-    engine = load_model(target="cuda", batch_size=32, max_seq_len=640, **options)
+    engine = load_model(target=target, batch_size=32, max_seq_len=640, **options)
     try:
+        for name in loaded:
+            random = np.random.default_rng(int(name))
+            engine.adapters.load(name, random_adapter(engine.executor.program, random, max_rank=1 + 20 * int(name)))
         for i in range(crowd):
-            engine.add_request([i + 1] * (3 * i + 1), SamplingParams(max_tokens=40, seed=i))
+            params, turn = SamplingParams(max_tokens=40, seed=i), (*loaded, None)[i % (len(loaded) + 1)]
+            engine.add_request([i + 1] * (3 * i + 1), params, adapter=turn)
         prompt = [(13 * i + i // 50) % 300 for i in range(600)]
-        name = engine.add_request(prompt, SamplingParams(max_tokens=24, seed=11, temperature=0.8, logprobs=3))
+        params = SamplingParams(max_tokens=24, seed=11, temperature=0.8, logprobs=3)
+        name = engine.add_request(prompt, params, adapter=adapter)
         return run_all(engine, {name})[name, 0]
     finally:
         engine.close()
@@ -95,6 +104,42 @@ def test_bits_do_not_depend_on_the_batch(weights: str, kv_cache: str, shape: str
     for chunk in (7, 16, 100, 600):
         assert answer(prefill_chunk_size=chunk, enable_prefix_caching=False, **options) == alone
     assert answer(crowd=31, prefill_chunk_size=48, kvcache_num_blocks=42, **options) == alone
+
+
+@pytest.mark.parametrize("weights", ["bf16", "int4"])
+def test_bits_do_not_depend_on_the_adapters_of_others(weights: str) -> None:
+    """An answer with an adapter, and one without, alone and among four adapters of several ranks."""
+    plain, adapted = answer(weights=weights), answer(adapter="2", loaded=("2",), weights=weights)
+    assert adapted != plain
+    four: dict[str, Any] = {"crowd": 31, "loaded": ("1", "2", "3", "4"), "weights": weights}
+    assert answer(**four) == plain
+    for chunk in (100, 600):
+        assert answer(adapter="2", prefill_chunk_size=chunk, enable_prefix_caching=False, **four) == adapted
+
+
+@pytest.mark.parametrize("fmt", FORMATS, ids=str)
+def test_adapters_are_near_the_reference(fmt: Format) -> None:
+    """A mixed batch of prompts, then steps of one token each that are recorded once, with adapters in turns."""
+    from programs import batch, load, model_program, random_spec, random_tensors
+    from test_lora_products import random_adapter, with_adapters
+
+    rng = np.random.default_rng(3)
+    spec = random_spec(rng, model_type="qwen2", sliding_windows=(None, None), num_layers=2)
+    program = model_program(spec, fmt)
+    tensors, tables = random_tensors(program, rng, std=0.1), rng.permutation(24).reshape(4, 6).tolist()
+    executors = [load(name, program, tensors, CacheConfig(24, 16, "fp32")) for name in ("reference", "cuda")]
+    for number in range(3):
+        adapter = random_adapter(program, rng, max_rank=80, std=0.1)
+        for executor in executors:
+            executor.set_adapter(number, adapter)
+    for more, numbers in enumerate(([2, -1, 0, 1], [2, -1, 0, 1], [0, 0, -1, 2])):
+        counts = [1] * 4 if more else [40, 1, 17, 90]
+        tokens = [rng.integers(0, spec.vocab_size, n).astype(np.int32) for n in counts]
+        lengths = [n + more for n in (40, 1, 17, 90)]
+        step = with_adapters(batch(tokens, lengths, tables), numbers)
+        expected, got = (executor.step(step).copy() for executor in executors)
+        assert np.abs(got - expected).max() / expected.std() < (1e-4 if fmt == BF16 else 0.5)
+        assert np.corrcoef(got.ravel(), expected.ravel())[0, 1] > 0.999
 
 
 def test_products_of_every_width_round_alike() -> None:

@@ -15,8 +15,8 @@ from qwench.formats import BF16, FP32, NESTED_BLOCK, Format
 from qwench.program.cache_groups import cache_groups
 from qwench.program.memory import plan_memory
 from qwench.program.models import BUILDERS, build_program
-from qwench.program.ops import Buffer, Op, Program, Weight
-from qwench.program.passes import fuse, set_formats
+from qwench.program.ops import PRODUCTS, Buffer, Op, Program, Weight
+from qwench.program.passes import fuse, set_formats, set_orders
 from qwench.quantized_matrix import QuantizedMatrix
 from qwench.targets.cpu import _native
 from qwench.targets.cpu.target import CpuTarget
@@ -116,6 +116,25 @@ def random_tensors(program: Program, rng: np.random.Generator, std: float = 0.3)
                 values += 1
             tensors[source] = values.astype(ml_dtypes.bfloat16)
     return tensors
+
+
+def reordered(plain: Program, tensors: Tensors, rng: np.random.Generator) -> tuple[Program, Tensors]:
+    """The same model with the columns of every matrix elsewhere, as desc_act leaves them."""
+    ordered = set_orders(fuse(build_program(plain.spec)), lambda weight: True)
+    program = set_formats(ordered, lambda weight: BF16, "fp32")
+    moved: Tensors = {}
+    for op in program.ops:
+        if op.kind in PRODUCTS:
+            order = program.weights[f"{op.inputs[0]}.order"]
+            moved[order.sources[0]] = rng.permutation(order.shape[0]).astype(np.float32)
+            for source in program.weights[op.weights[0]].sources:
+                moved[source] = tensors[source][:, moved[order.sources[0]].astype(int)]
+    moved |= {name: values for name, values in tensors.items() if name not in moved}
+    for weight in program.weights.values():
+        if weight.row_order:
+            of_rows = moved[f"{weight.row_order}.order"].astype(int)
+            moved |= {source: moved[source][of_rows] for source in weight.sources}
+    return program, moved
 
 
 def random_codes(rng: np.random.Generator, fmt: Format, shape: tuple[int, int], std: float) -> QuantizedMatrix:

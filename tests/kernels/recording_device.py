@@ -11,9 +11,10 @@ import numpy as np
 
 from qwench.checkpoint.spec import ModelSpec
 from qwench.formats import Format
+from qwench.lora.adapter import LoraAdapter, LoraPair
 from qwench.program.memory import plan_memory
-from qwench.program.models import build_program
-from qwench.program.ops import Program
+from qwench.program.models import adaptable_shapes, build_program
+from qwench.program.ops import PRODUCTS, Program
 from qwench.program.passes import fuse, set_formats
 from qwench.program.shard import Shares, shard
 from qwench.targets.cpu.target import CpuTarget
@@ -81,7 +82,8 @@ def launches_of(
     fmt: Format, activations: str, cache_dtype: str, num_tokens: tuple[int, ...], shared_bytes: int = 163 << 10,
     shape: dict[str, Any] = SHAPE,
 ) -> list[tuple[Any, Variant]]:  # fmt: skip
-    """What is launched to load a layer of a shape and to compute a prompt of each of these lengths."""
+    """What is launched to load a layer of a shape and to compute a prompt of each of these lengths, with an
+    adapter."""
     program, packer, device = shape_program(shape, fmt, activations), CpuTarget(), RecordingDevice()
     device.shared_bytes = shared_bytes
     tensors = {
@@ -91,8 +93,9 @@ def launches_of(
     }
     cache = CacheConfig(64, 32, cache_dtype, rounds_queries=activations == cache_dtype == "bf16")
     executor = CudaExecutor(device, program, plan_memory(program, 512), tensors, cache)
+    executor.set_adapter(0, adapter_of(program, rank=24))
     for count in num_tokens:
-        executor.step(one_prompt(count, 1024))
+        executor.step(dataclasses.replace(one_prompt(count, 1024), adapters=np.zeros(1, np.int32)))
     return list(device.launched) + _joins(program, tensors, cache)
 
 
@@ -122,6 +125,17 @@ def _joins(program: Program, tensors: dict[str, Array], cache: CacheConfig) -> l
     executor = CudaExecutor(device, own, plan_memory(program, 512), tensors, cache, Unheard())
     executor.step(one_prompt(1, 1024))
     return [launch for launch in device.launched if launch[0].__name__ == "join_columns"]
+
+
+def adapter_of(program: Program, rank: int) -> LoraAdapter:
+    """Zeros for every matrix that adapters can change here."""
+    shapes = adaptable_shapes(program.spec)
+    multiplied = {s for op in program.ops if op.kind in PRODUCTS for s in program.weights[op.weights[0]].sources}
+    pairs = {}
+    for name in sorted(multiplied & set(shapes)):
+        n, k = shapes[name]
+        pairs[name] = LoraPair(np.zeros((rank, k), np.float32), np.zeros((n, rank), np.float32), 1.0)
+    return LoraAdapter(pairs)
 
 
 def one_prompt(count: int, length: int) -> StepBatch:

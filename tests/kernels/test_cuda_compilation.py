@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 
 pytestmark = pytest.mark.skipif(find_spec("triton") is None, reason="needs Triton: pip install 'qwench[cuda]'")
+MULTIPLIERS = ("product", "shrink", "expand")
 SCRIPT = Path(__file__).with_name("compiled_kernels.py")
 ARCHITECTURES = ["80", "90", "100", "gfx942"]
 FORMATS = [  # weights, activations, cache
@@ -32,9 +34,9 @@ def compiled(folder: Path, *arguments: str) -> list[dict[str, Any]]:
 
 def steps_of(kernels: list[dict[str, Any]]) -> set[str]:
     """The instructions of products, but for how many tokens they take at once."""
-    found = {i for k in kernels if k["kernel"].endswith("product") for i in k["instructions"]}
+    found = {i for k in kernels if k["kernel"].endswith(MULTIPLIERS) for i in k["instructions"]}
     assert found
-    return {instruction.replace("n16k", "nXk").replace("n128k", "nXk") for instruction in found}
+    return {re.sub(r"n(16|32|64|128)k", "nXk", instruction) for instruction in found}
 
 
 def test_one_token_and_a_prompt_take_the_same_instruction_on_hopper(tmp_path: Path) -> None:
@@ -49,7 +51,7 @@ def check(kernels: list[dict[str, Any]], architecture: str) -> None:
     assert all(kernel["machine_code_bytes"] for kernel in kernels)
     if architecture.isdigit():
         assert not [kernel for kernel in kernels if not kernel["fits"]]
-        for name in {kernel["kernel"] for kernel in kernels if kernel["kernel"].endswith("product")}:
+        for name in {kernel["kernel"] for kernel in kernels if kernel["kernel"].endswith(MULTIPLIERS)}:
             assert len(steps_of([kernel for kernel in kernels if kernel["kernel"] == name])) == 1
 
 

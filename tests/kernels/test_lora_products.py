@@ -8,15 +8,14 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 import pytest
-from programs import VARIANTS, Tensors, batch, load, model_program, num_groups, random_spec, random_tensors
+from programs import VARIANTS, Tensors, batch, load, model_program, num_groups, random_spec, random_tensors, reordered
 
 from qwench.checkpoint.spec import EMBEDDING, HEAD
 from qwench.errors import TargetError
 from qwench.formats import BF16, Format
 from qwench.lora.adapter import LoraAdapter, LoraPair
-from qwench.program.models import adaptable_shapes, build_qwen2
-from qwench.program.ops import PRODUCTS, Program
-from qwench.program.passes import fuse, set_formats, set_orders
+from qwench.program.models import adaptable_shapes
+from qwench.program.ops import Program
 from qwench.targets.target import CacheConfig, StepBatch
 
 FORMATS = [(BF16, "fp32"), (BF16, "bf16"), (Format("int8", 32), "int8"), (Format("int4", 64), "int8"),
@@ -135,19 +134,8 @@ def test_adapters_of_matrices_whose_inputs_are_in_another_order() -> None:
     rng = np.random.default_rng(8)
     spec = random_spec(rng, tie_word_embeddings=False)
     plain = model_program(spec, BF16, "fp32")
-    program = set_formats(set_orders(fuse(build_qwen2(spec)), lambda weight: True), lambda weight: BF16, "fp32")
-    tensors, moved = random_tensors(plain, rng), {}
-    for op in program.ops:
-        if op.kind in PRODUCTS:
-            order = program.weights[f"{op.inputs[0]}.order"]
-            moved[order.sources[0]] = rng.permutation(order.shape[0]).astype(np.float32)
-            for source in program.weights[op.weights[0]].sources:
-                moved[source] = tensors[source][:, moved[order.sources[0]].astype(int)]
-    moved |= {name: values for name, values in tensors.items() if name not in moved}
-    for weight in program.weights.values():
-        if weight.row_order:
-            of_rows = moved[f"{weight.row_order}.order"].astype(int)
-            moved |= {source: moved[source][of_rows] for source in weight.sources}
+    tensors = random_tensors(plain, rng)
+    program, moved = reordered(plain, tensors, rng)
     adapter, steps = random_adapter(plain, rng, share=1.0), steps_of(rng, plain, [0, -1, 0])
     for target in (*VARIANTS, "reference"):
         expected = run(target, plain, tensors, [adapter], steps)

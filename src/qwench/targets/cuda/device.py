@@ -26,7 +26,7 @@ Replay: TypeAlias = Callable[[], None]
 RANK_LOST = "a rank was lost"  # an error that whoever knows which one replaces
 
 NUMPY_DTYPES: dict[str, Any] = {
-    "fp32": np.float32, "bf16": ml_dtypes.bfloat16, "i32": np.int32, "i8": np.int8, "u8": np.uint8,
+    "fp32": np.float32, "bf16": ml_dtypes.bfloat16, "i64": np.int64, "i32": np.int32, "i8": np.int8, "u8": np.uint8,
 }  # fmt: skip
 
 

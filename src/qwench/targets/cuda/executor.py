@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from qwench.errors import TargetError
 from qwench.lora.adapter import LoraAdapter
 from qwench.program.local import local_program
 from qwench.program.memory import MemoryPlan
@@ -59,7 +58,7 @@ class CudaExecutor:
         maxima: Float32 | None = None,
     ) -> Float32:  # fmt: skip
         if batch.adapters is not None:
-            raise TargetError("the cuda target runs no LoRA adapters yet; merge one (compile --lora)")
+            self._lowering.adapters.check(batch.adapters)
         assert len(batch.token_ids) <= self._max_tokens, "buffers were made for fewer"
         num_logits = len(batch.logit_rows)
         if logits is None:
@@ -168,8 +167,7 @@ class CudaExecutor:
         self._cache.write_block(block, data)
 
     def set_adapter(self, number: int, adapter: LoraAdapter | None) -> None:
-        if adapter is not None:
-            raise TargetError("the cuda target runs no LoRA adapters yet; merge one (compile --lora)")
+        self._lowering.adapters.set(number, adapter, before_moving=self._recorded.clear)
 
     def kernels(self) -> dict[str, str]:
         return dict(self._lowering.kernels)

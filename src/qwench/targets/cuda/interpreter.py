@@ -20,7 +20,9 @@ from qwench.targets.cpu._native import Team as NativeTeam
 from qwench.targets.cuda.device import NUMPY_DTYPES, DeviceArray, Grid, HostArray, Replay
 from qwench.targets.cuda.window_communicator import WindowCommunicator
 
-_TORCH_NAMES = {"fp32": "float32", "bf16": "bfloat16", "i32": "int32", "i8": "int8", "u8": "uint8"}
+_TORCH_NAMES = {
+    "fp32": "float32", "bf16": "bfloat16", "i64": "int64", "i32": "int32", "i8": "int8", "u8": "uint8",
+}  # fmt: skip
 
 
 class _Pointer:

@@ -20,6 +20,7 @@ from qwench.targets.cuda.device import Communicator, Device, DeviceArray
 from qwench.targets.cuda.experts import Experts
 from qwench.targets.cuda.gathers import Gathers
 from qwench.targets.cuda.kv_cache import KvCache
+from qwench.targets.cuda.lora import Adapters
 from qwench.targets.cuda.products import Partial, Products
 from qwench.targets.cuda.step_arrays import StepArrays
 from qwench.targets.cuda.weights import DeviceMatrix, DeviceWeights
@@ -62,6 +63,7 @@ class Lowering:
         rows = padded_tokens(max_tokens)
         used = {op.weights[0] for op in program.ops if multiplied_by(op)}
         self._products = Products(device, [self.matrices[name] for name in used], rows)
+        self.adapters = Adapters(device, program, weights, self._products, rows)
         if program.spec.experts is not None:
             self._experts = Experts(device, program.spec.experts, self._products, rows)
         self._attend = Attention(device, program.spec, cache, rows)
@@ -85,6 +87,10 @@ class Lowering:
     def num_groups(self) -> int:
         """Of the cache."""
         return len(set(self._groups.values()))
+
+    def _launch_product(self, s: Step, op: Op, x: Activation, matrix: DeviceMatrix, num_rows: int) -> Partial:
+        """What rows of x give with the op's matrix and their adapters."""
+        return self.adapters.add(op, s.arrays, x, self._products.launch(x, matrix, num_rows))
 
     # ---- one method a kind: it appends launches and names the kernel
 
@@ -181,30 +187,33 @@ class Lowering:
         bias = self._vectors[op.weights[1]] if len(op.weights) > 1 else None
         reader = next(iter(self._program.consumers(op.output)), None)
         if op.output == self._program.logits:
-            self.launches.append(lambda s: self._launch_linear(x, matrix, s.arrays.shape.num_logits, s.logits, bias))
+            self.launches.append(
+                lambda s: self._launch_linear(s, op, x, matrix, s.arrays.shape.num_logits, s.logits, bias)
+            )
         elif reader is None or reader.kind != "gather" or self.gathers is None:
             raise TargetError(f"the cuda target has no kernel for op {op.name}, a linear that nothing is fused with")
         elif reader.output == self._program.logits:
             own_part = self.gathers.own_part
             self.launches.append(
                 lambda s: self._launch_linear(
-                    x, matrix, s.arrays.shape.num_logits, own_part(reader, s.arrays.shape.num_logits), bias
+                    s, op, x, matrix, s.arrays.shape.num_logits, own_part(reader, s.arrays.shape.num_logits), bias
                 )
             )
         else:
             out, rows = self._buffers.new(op.output).values, self._program.buffers[op.output].rows
-            self.launches.append(lambda s: self._launch_linear(x, matrix, _num_rows(s, rows), out, bias))
+            self.launches.append(lambda s: self._launch_linear(s, op, x, matrix, _num_rows(s, rows), out, bias))
         return _product_name(x, matrix)
 
     def _launch_linear(
-        self, x: Activation, matrix: DeviceMatrix, count: int, out: DeviceArray, bias: DeviceArray | None
-    ) -> None:
+        self, s: Step, op: Op, x: Activation, matrix: DeviceMatrix, count: int, out: DeviceArray,
+        bias: DeviceArray | None,
+    ) -> None:  # fmt: skip
         """out: [at least count, at least the matrix's rows] fp32."""
         from qwench.targets.cuda.kernels.rows import add_bias
 
         if not count:
             return
-        partial = self._products.launch(x, matrix, count)
+        partial = self._launch_product(s, op, x, matrix, count)
         self._device.launch(
             add_bias, (count, -(-matrix.rows // BLOCK), 1), bias=bias or out, out=out, WIDTH=matrix.rows,
             OUT_WIDTH=out.shape[-1], BLOCK=BLOCK, HAS_BIAS=bias is not None, **partial.as_input(),
@@ -222,14 +231,14 @@ class Lowering:
 
     def _linear_add(self, op: Op) -> str:
         x, matrix = self._buffers[op.inputs[0]], self.matrices[op.weights[0]]
-        self._add_product(op, op.inputs[1], lambda s: self._products.launch(x, matrix, s.arrays.shape.num_tokens))
+        self._add_product(op, op.inputs[1], lambda s: self._launch_product(s, op, x, matrix, s.arrays.shape.num_tokens))
         return _product_name(x, matrix)
 
     def _shared_linear_add(self, op: Op) -> str:
         x, routes, matrix = *(self._buffers[name] for name in op.inputs[:2]), self.matrices[op.weights[0]]
 
         def product(s: Step) -> Partial:
-            return self._products.launch(x, matrix, s.arrays.shape.num_tokens)
+            return self._launch_product(s, op, x, matrix, s.arrays.shape.num_tokens)
 
         self._add_product(op, op.inputs[2], product, **self._experts.weight_of_shared(routes))
         return _product_name(x, matrix)
@@ -269,7 +278,7 @@ class Lowering:
 
         def launch(s: Step) -> None:
             count = s.arrays.shape.num_tokens
-            self._launch_silu(self._products.launch(x, matrix, count), matrix.rows // 2, count, out)
+            self._launch_silu(self._launch_product(s, op, x, matrix, count), matrix.rows // 2, count, out)
 
         self.launches.append(launch)
         return _product_name(x, matrix)
@@ -322,7 +331,7 @@ class Lowering:
         spec, cache, arrays, layer = self._program.spec, self._cache, s.arrays, op.attrs["layer"]
         has_norms, heads = len(vectors) == 2, spec.num_heads + 2 * spec.num_kv_heads
         block = min(power_of_two(heads), MOST_HEADS)
-        partial = self._products.launch(x, matrix, arrays.shape.num_tokens)
+        partial = self._launch_product(s, op, x, matrix, arrays.shape.num_tokens)
         self._device.launch(
             rope_write, (arrays.shape.num_tokens, -(-heads // block), 1), BLOCK=block,
             bias=vectors[0], q_gain=vectors[0], k_gain=vectors[-1], rope_table=s.rope_table,

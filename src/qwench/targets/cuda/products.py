@@ -60,10 +60,19 @@ class Products:
     """Owns the memory of partial sums, which one product after another uses."""
 
     def __init__(self, device: Device, matrices: list[DeviceMatrix], max_rows: int) -> None:
-        self._device = device
-        few = padded(min(max_rows, FEW_TOKENS), 128)
-        rows = [max(max_rows, few * matrix.num_splits) * matrix.top_k for matrix in matrices]
-        self.memory = device.zeros("fp32", max(n * matrix.rows_padded for n, matrix in zip(rows, matrices)))
+        self._device, self._max_rows = device, max_rows
+        self.memory = device.zeros("fp32", max(self._num_sums(matrix, 0) for matrix in matrices))
+
+    def _num_sums(self, matrix: DeviceMatrix, more_parts: int) -> int:
+        few = padded(min(self._max_rows, FEW_TOKENS), 128)
+        rows = max(self._max_rows * (1 + more_parts), few * (matrix.num_splits + more_parts))
+        return matrix.rows_padded * matrix.top_k * rows
+
+    def reserve_part(self, matrices: list[DeviceMatrix]) -> None:
+        """Makes room for one more part of these matrices' sums, in another place if need be."""
+        needed = max((self._num_sums(matrix, 1) for matrix in matrices), default=0)
+        if needed > self.memory.size:
+            self.memory = self._device.zeros("fp32", needed)
 
     def launch(self, x: Activation, matrix: DeviceMatrix, num_tokens: int, out: DeviceArray | None = None) -> Partial:
         """Products of the first rows of x. out: [at least num_tokens padded to 128, rows_padded], in place of the

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from qwench.targets.cuda.adapter_tiles import NO_ADAPTER, adapter_tiles
 from qwench.targets.cuda.device import Device, DeviceArray
 from qwench.targets.cuda.weights import padded
 from qwench.targets.target import Int32, StepBatch
@@ -24,6 +25,7 @@ class Shape:
     """What decides the launches of a step beside its numbers.
 
     tables_width: blocks of a sequence in each cache group, as uploaded. longest: the most positions that a token sees.
+    num_adapter_tiles, num_logit_adapter_tiles: of tokens and of rows of logits; 0 where no sequence has an adapter.
     """
 
     num_tokens: int
@@ -34,6 +36,8 @@ class Shape:
     tables_width: int
     num_groups: int
     longest: int
+    num_adapter_tiles: int
+    num_logit_adapter_tiles: int
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,8 @@ class StepArrays:
     """Parts of one array on the device, int32: [num_tokens], [num_seqs], [num_tiles], and so on.
 
     tables: [num_groups, num_seqs, tables_width]. lengths: of each token's sequence, this step's tokens included.
+    adapter_rows, adapter_tiles: tokens by adapter, [num_tokens] and [num_adapter_tiles, 3] (adapter_tiles.py), and the
+    same of rows of logits; empty where no sequence has an adapter.
     """
 
     shape: Shape
@@ -56,6 +62,10 @@ class StepArrays:
     logit_rows: DeviceArray
     hidden_rows: DeviceArray
     tables: DeviceArray
+    adapter_rows: DeviceArray
+    adapter_tiles: DeviceArray
+    logit_adapter_rows: DeviceArray
+    logit_adapter_tiles: DeviceArray
 
     def table(self, group: int) -> DeviceArray:
         size = self.shape.num_seqs * self.shape.tables_width
@@ -82,18 +92,28 @@ def host_arrays(
     given = batch.block_tables.reshape(len(counts), num_groups, -1)[:, :, :width]
     tables[:, : len(counts), : given.shape[2]] = given.transpose(1, 0, 2)
     hidden = np.empty(0, np.int32) if batch.hidden_rows is None else batch.hidden_rows
-    last = len(batch.token_ids)
+    adapted, last = _by_adapter(batch, counts, num_seqs), len(batch.token_ids)
     arrays = [
         _filled(batch.token_ids, extra, 0), _filled(positions, extra, NO_POSITION), _filled(ends, extra, 0),
         _filled(np.repeat(np.arange(len(counts)), counts), extra, 0), _filled(batch.seq_lens, extra, 0),
         np.append(batch.query_start, np.arange(last + 1, last + extra + 1)), _filled(tile_seq, extra, 0),
         _filled(tile_row, extra, 0), _filled(tile_len, extra, 0), _filled(batch.logit_rows, extra, 0), hidden, tables,
+        *adapted,
     ]  # fmt: skip
     shape = Shape(
         last + extra, num_seqs, len(tile_seq) + extra, len(batch.logit_rows) + extra, len(hidden), width, num_groups,
-        width * block_size,
+        width * block_size, len(adapted[1]), len(adapted[3]),
     )  # fmt: skip
     return shape, [np.ascontiguousarray(array, np.int32).reshape(-1) for array in arrays]
+
+
+def _by_adapter(batch: StepBatch, counts: npt.NDArray[Any], num_seqs: int) -> list[Int32]:
+    """The last four of StepArrays."""
+    if batch.adapters is None or not (batch.adapters != NO_ADAPTER).any():
+        return [np.empty((0, 3), np.int32)] * 4
+    of_token, extra = np.repeat(batch.adapters, counts), num_seqs - len(counts)
+    of_rows = (_filled(rows, extra, NO_ADAPTER) for rows in (of_token, of_token[batch.logit_rows]))
+    return [array for of_row in of_rows for array in adapter_tiles(of_row, num_seqs)]
 
 
 def _filled(values: npt.NDArray[Any], count: int, value: int) -> npt.NDArray[Any]:
