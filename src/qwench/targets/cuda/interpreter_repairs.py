@@ -17,6 +17,7 @@ def repair_interpreter() -> None:
         return
     builder.create_dot = _dot
     builder.cast_impl = _rounding(builder.cast_impl)
+    builder.binary_op = _of_one_bit(builder.binary_op)
     interpreter._patch_lang_tensor = _with_index(interpreter._patch_lang_tensor)
     interpreter._patch_lang = _once(interpreter._patch_lang, interpreter._LangPatchScope)
     options = interpreter.InterpreterOptions(sanitize_overflow=False)  # whose checks are ten operations for one
@@ -45,6 +46,18 @@ def _rounding(cast: Any) -> Any:
         return cast(self, source, dtype)
 
     return cast_impl
+
+
+def _of_one_bit(binary_op: Any) -> Any:
+    """What comparisons give, where Triton's has the type of what was compared; a scalar that is made a mask was taken
+    for one by 3.6, and is refused since."""
+    import triton.language as tl
+
+    def one_bit(self: Any, lhs: Any, rhs: Any, op: Any) -> Any:
+        result = binary_op(self, lhs, rhs, op)
+        return type(result)(result.data, tl.int1) if result.data.dtype == np.bool_ else result
+
+    return one_bit
 
 
 def _with_index(patch: Any) -> Any:
