@@ -16,7 +16,6 @@ import numpy as np
 import pytest
 from programs import Tensors, batch, load, model_program, pack, random_spec, random_tensors
 
-from qwench.errors import TargetError
 from qwench.formats import Format
 from qwench.parallel.block_parts import BlockParts
 from qwench.parallel.team_memory import TeamMemory
@@ -70,7 +69,7 @@ def on_all(ranks: list[CudaRank], turns: threading.Lock, call: Callable[[CudaRan
         with turns:
             try:
                 results[number] = call(ranks[number])
-            except TargetError as error:
+            except Exception as error:  # whatever it is, the others must not wait for this one
                 ranks[number].channel.lose(number)
                 results[number] = error
 
@@ -128,6 +127,6 @@ def test_the_bits_are_those_of_one_rank(
     monkeypatch.setattr(WindowCommunicator, "close", lambda self: closed.append(self.rank))
     refused = dataclasses.replace(steps[1], adapters=np.zeros(1, np.int32))
     errors = on_all(ranks, turns, lambda rank: rank.step(refused if rank is ranks[0] else steps[1]))
-    assert "adapters" in str(errors[0])
+    assert "no adapter" in str(errors[0])
     assert [str(error) for error in errors[1:]] == ["a rank was lost"] * (len(ranks) - 1)
     assert set(closed) == set(range(len(ranks)))
