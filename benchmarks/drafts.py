@@ -69,6 +69,8 @@ class DictatedDraft:
                 token = self.text[position + 1]
                 if self._rng.random() >= self.acceptance:
                     token = (token + 1) % self.vocab_size
+                if token >= result.shape[1]:  # padding of the model's vocabulary that the draft's doesn't have
+                    continue
                 result[row, token] = FAR_ABOVE
                 maxima[row, token // LOGIT_GROUP] = FAR_ABOVE
         return result

@@ -17,7 +17,6 @@ from qwench.runtime.engine import Engine
 from qwench.runtime.metrics import Metrics
 from qwench.runtime.sampling.sampling_params import SamplingParams
 from qwench.runtime.spec_decode import draft_model
-from qwench.runtime.spec_decode.answer_lengths import AnswerLengths
 from qwench.runtime.spec_decode.step_costs import StepCosts
 
 OUTLIERS = 0.05  # of the steps, in which another process has the processor
@@ -151,67 +150,6 @@ def test_a_draft_that_is_right_is_asked_in_nearly_every_step(monkeypatch: pytest
     for _ in range(3):
         spent(clock, engine, 160)
     assert _num(engine.metrics, before, "drafts") > 0.9 * _num(engine.metrics, before, "steps")
-
-
-# With two threads a draft's step gains less by the second one than the model's.
-TWO_THREADS = SMALL | {"draft_base": 0.3}
-
-
-def answered(clock: Clock, engine: Engine, prompt: list[int], num_tokens: int) -> float:
-    """Calm seconds from the first token of an answer to the last of so many, where it ends as at a stop string."""
-    name = engine.add_request(prompt, SamplingParams(max_tokens=192, temperature=0))
-    while not (outputs := engine.step()):
-        pass
-    start, count = clock.calm, len(outputs)
-    while count < num_tokens:
-        count += len(engine.step())
-    engine.abort(name, reason="stop")
-    return clock.calm - start
-
-
-def gain_of_answers(
-    clock: Clock, acceptance: float, lengths: list[int], *, num_before: int = 0, **machine: float
-) -> float:
-    """How many times as soon answers of these lengths, one after another to prompts of their own, are there. The first
-    num_before of them don't count."""
-    of, spent = Machine(**machine), [0.0, 0.0]
-    plain = counting_engine(256, max_num_seqs=1, max_step_tokens=256)
-    clock.slow_down(plain.executor, of.base, of.slope, of.least)
-    engines = [plain, drafting_engine(clock, acceptance, of)]
-    for number, length in enumerate(lengths):
-        prompt = [number + 1, *range(1, 30)]
-        for i, engine in enumerate(engines):
-            spent[i] += answered(clock, engine, prompt, length) * (number >= num_before)
-    return spent[0] / spent[1]
-
-
-@pytest.mark.parametrize("seed", [7, 8])
-@pytest.mark.parametrize("acceptance", [0.9, 0.5, 0.0])
-def test_answers_of_few_tokens_lose_little(monkeypatch: pytest.MonkeyPatch, acceptance: float, seed: int) -> None:
-    """Reading their prompts isn't earned back. Of the first one nobody knows how long it will be."""
-    clock = Clock(monkeypatch)
-    clock.rng = random.Random(seed)
-    assert gain_of_answers(clock, acceptance, [10] * 12, num_before=1, **TWO_THREADS) > 0.97
-    assert gain_of_answers(clock, acceptance, [10] * 12, num_before=1, **SMALL) > 0.97
-
-
-@pytest.mark.parametrize(
-    ("lengths", "share"), [([160], 0.97), ([100] * 4, 0.97), ([160] * 2 + [10] * 3 + [160] * 2, 0.9)]
-)
-def test_long_answers_gain_as_if_all_were_long(
-    monkeypatch: pytest.MonkeyPatch, lengths: list[int], share: float
-) -> None:
-    """Their prompts are read at once; after short answers as soon as they are longer than those."""
-    clock = Clock(monkeypatch)
-    for machine in (SMALL, TWO_THREADS):
-        clock.rng = random.Random(9)
-        gained = gain_of_answers(clock, 0.9, lengths, **machine) - 1
-        with monkeypatch.context() as patch:
-            patch.setattr(AnswerLengths, "likely_left", lambda self, num_tokens: 1000)
-            clock.rng = random.Random(9)
-            possible = gain_of_answers(clock, 0.9, lengths, **machine) - 1
-        assert possible > 0.3
-        assert gained > share * possible
 
 
 def _num(now: Metrics, before: Metrics, name: str) -> int:

@@ -355,8 +355,6 @@ class Engine:
         stop_reason: int | None = None, error: QwenchError | None = None, embedding: Float32 | None = None,
     ) -> TokenOutput:  # fmt: skip
         self.scheduler.remove(request)
-        if reason in ("stop", "length"):
-            self.speculation.lengths.observe(request.num_generated)
         timings = request.timings
         timings.finished_s = time.monotonic()
         self.adapters.end(request.adapter)

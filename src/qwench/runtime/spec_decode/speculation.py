@@ -15,7 +15,6 @@ from __future__ import annotations
 from qwench.runtime.request import Request
 from qwench.runtime.scheduler import Scheduler
 from qwench.runtime.spec_decode.acceptance import Acceptance
-from qwench.runtime.spec_decode.answer_lengths import AnswerLengths
 from qwench.runtime.spec_decode.draft_model import Ask, DraftModel, Guess
 from qwench.runtime.spec_decode.following import Following
 from qwench.runtime.spec_decode.step_costs import StepCosts
@@ -32,7 +31,7 @@ _FIRST_TRIAL_SHARE, _TRIAL_SHARE, _HOPELESS_SHARE = 0.05, 0.02, 0.005
 _TRIAL_STEPS = 4
 _FREE_GUESSES = 2 * MOST_GUESSES  # in a step; more of them may no more than double what it computes without
 _DRIFT = 0.01  # a step, of what a request without guesses is believed to accept, towards what others do
-_READING_SHARE = 0.25  # of what guesses will likely save of an answer, that reading its prompt with the draft may take
+_READING_SHARE = 0.25  # of what an answer may still take, that reading its prompt with the draft may
 
 
 class Speculation:
@@ -40,7 +39,7 @@ class Speculation:
 
     def __init__(self, scheduler: Scheduler, draft: DraftModel | None = None) -> None:
         self.scheduler, self.draft, self.costs = scheduler, draft, StepCosts()
-        self.acceptance, self.lengths = Acceptance(), AnswerLengths()
+        self.acceptance = Acceptance()
         self._is_given_up = True
         self._credit_s, self._trial_share = 0.0, _FIRST_TRIAL_SHARE
         self._trial: tuple[Request, int] | None = None  # and how many more steps
@@ -121,46 +120,28 @@ class Speculation:
 
     def _worth_guessing(self, draft: DraftModel, requests: list[Request], step: _Step, most: int) -> list[Request]:
         """Those of the requests for which a first guess pays; or one that is tried, if the time for that was saved."""
-        believed, one_s = [], self.costs.slope + draft.costs.slope
+        candidates, one_s = [], self.costs.slope + draft.costs.slope
         for request in filter(draft.can_follow, requests):
             following = request.following = request.following or Following(self.acceptance.rate)
             if following.acceptance * step.cost <= one_s * step.expected:
                 following.drift(self.acceptance.rate, _DRIFT)
-            else:
-                believed.append(request)
-        candidates, are_short = self._worth_reading(draft, believed, step)
+            elif self._is_worth_reading(draft, request):
+                candidates.append(request)
         candidates = candidates[:most]
         gain = sum(_acceptance(request) for request in candidates)
         least_gain = _LEAST_GAIN if self._is_given_up else 1.0
         extra_s = self._extra_s(draft, len(candidates))
         self._is_given_up = not candidates or gain * step.cost <= least_gain * extra_s * step.expected
         if self._is_given_up:
-            return self._on_trial(draft, requests, step, are_short)
+            return self._on_trial(draft, requests, step)
         self._trial, self._trial_share = None, _FIRST_TRIAL_SHARE
         return candidates
 
-    def _worth_reading(self, draft: DraftModel, requests: list[Request], step: _Step) -> tuple[list[Request], bool]:
-        """Those for whom the draft's reading what it lacks is little beside what guesses will likely save of the rest
-        of the answer; and whether others would be among them if their answers were as long as they may be."""
-        pending = {request: draft.num_pending(request, self.scheduler.pool) for request in requests}
-        if max(pending.values(), default=0) <= MOST_GUESSES:
-            return requests, False
-        worth_s = _READING_SHARE * self._saving(draft, requests, step) * step.cost / step.expected  # a token
-        chosen, are_short = [], False
-        for request, num_pending in pending.items():
-            most_left = request.max_len - request.num_tokens
-            left = min(most_left, self.lengths.likely_left(request.num_generated))
-            reading_s = draft.costs.seconds(num_pending)
-            if num_pending <= MOST_GUESSES or reading_s <= worth_s * left:
-                chosen.append(request)
-            else:
-                are_short |= reading_s <= worth_s * most_left
-        return chosen, are_short
-
-    def _saving(self, draft: DraftModel, requests: list[Request], step: _Step) -> float:
-        """Which share of the time guesses for these requests are believed to save."""
-        rate = self._best_rate(requests, step, self._extra_s(draft, len(requests)))
-        return 1 - step.expected / (step.cost * rate)
+    def _is_worth_reading(self, draft: DraftModel, request: Request) -> bool:
+        """Whether what the draft lacks of a request is little beside what may still come."""
+        num_pending = draft.num_pending(request, self.scheduler.pool)
+        left_s = (request.max_len - request.num_tokens) * self.costs.seconds(1)
+        return num_pending <= MOST_GUESSES or draft.costs.seconds(num_pending) < _READING_SHARE * left_s
 
     def _best_rate(self, requests: list[Request], step: _Step, extra_s: float) -> float:
         """Tokens per second with so many guesses as are best, if all are as likely as those so far."""
@@ -196,17 +177,16 @@ class Speculation:
 
     # --- on trial --------------------------------------------------------------------------------------------------
 
-    def _on_trial(self, draft: DraftModel, requests: list[Request], step: _Step, are_short: bool) -> list[Request]:
+    def _on_trial(self, draft: DraftModel, requests: list[Request], step: _Step) -> list[Request]:
         """At most one, the one that is tried soonest, for a few steps once all of them are paid for. A single step
-        would say little: the first one finds nothing of the draft in the caches. are_short: the draft is believed, and
-        answers are likely too short for it."""
+        would say little: the first one finds nothing of the draft in the caches."""
         if self._trial is not None:
             request, num_left = self._trial
             if num_left and request in requests and draft.can_follow(request):
                 self._trial = request, num_left - 1
                 return [request]
             self._trial = None
-        is_hopeless = are_short or step.cost <= self._extra_s(draft, 1) * step.expected
+        is_hopeless = step.cost <= self._extra_s(draft, 1) * step.expected
         self._credit_s += (_HOPELESS_SHARE if is_hopeless else self._trial_share) * step.cost
         pending = {r: draft.num_pending(r, self.scheduler.pool) for r in requests if r.following is not None}
         nearest = min(pending, key=pending.__getitem__, default=None)
