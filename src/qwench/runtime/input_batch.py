@@ -107,6 +107,8 @@ class InputBatch:
         if with_adapters != (last.adapters is not None):
             return False
         num_computed = [request.num_computed for request in requests]
+        if any(request.num_tokens != done + 1 for request, done in zip(requests, num_computed)):
+            return False
         last.token_ids[:] = [request.tokens.item(done) for request, done in zip(requests, num_computed)]
         last.seq_lens[:] = num_computed
         last.seq_lens[:] += 1
