@@ -13,6 +13,7 @@ import importlib.util
 import json
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -51,7 +52,10 @@ def open_theirs(checkpoint: Path, dtype: str, threads: int) -> Embed:
     from transformers import PreTrainedTokenizerFast
 
     torch.set_num_threads(threads)
-    body = Transformer(str(checkpoint), model_kwargs={"dtype": getattr(torch, dtype)})
+    with tempfile.TemporaryDirectory() as folder:  # without its tokenizer, which may want texts as chats
+        for file in [checkpoint / "config.json", *checkpoint.glob("*.safetensors*")]:
+            Path(folder, file.name).symlink_to(file.resolve())
+        body = Transformer(folder, model_kwargs={"dtype": getattr(torch, dtype)})
     ids = {"<none>": 0, **{str(i): i for i in range(body.config.vocab_size)}}
     words = Tokenizer(models.WordLevel(ids, unk_token="<none>"))
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
