@@ -11,7 +11,7 @@ from engine_models import TINY_MIXTURE, load_model, packed_model, run_all
 from qwench.errors import CapacityError
 from qwench.runtime.loading import choose_num_blocks, memory_budget
 from qwench.runtime.sampling.sampling_params import SamplingParams
-from qwench.targets.cuda.interpreter import Interpreter
+from qwench.targets.cuda.devices.interpreter import Interpreter
 from qwench.targets.cuda.target import MODEL_SHARE
 
 pytestmark = pytest.mark.skipif(find_spec("triton") is None, reason="needs Triton: pip install 'qwench[cuda]'")

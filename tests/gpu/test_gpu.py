@@ -160,7 +160,7 @@ def test_two_gpus_have_the_bits_of_one(tmp_path: Path) -> None:
     from engine_models import write_checkpoint
 
     from qwench import LLM
-    from qwench.targets.cuda.gpu import open_gpu
+    from qwench.targets.cuda.devices.gpu import open_gpu
 
     if open_gpu().count < 2:
         pytest.skip("needs a GPU: two of them")

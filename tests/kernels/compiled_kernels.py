@@ -16,7 +16,7 @@ from recording_device import MIXTURE, SHAPE, described, launches_of
 from triton.backends.compiler import GPUTarget
 
 from qwench.formats import Format
-from qwench.targets.cuda.compilation import compile_kernel
+from qwench.targets.cuda.devices.compilation import compile_kernel
 
 SHARED_BYTES = {"80": 163 << 10, "90": 227 << 10, "100": 227 << 10}  # that a program may have
 INSTRUCTIONS = re.compile(r"\b(wgmma\.mma_async\.\S+|mma\.sync\.\S+|tcgen05\.mma\.\S+)")

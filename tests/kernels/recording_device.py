@@ -18,8 +18,8 @@ from qwench.program.ops import PRODUCTS, Program
 from qwench.program.passes import fuse, set_formats
 from qwench.program.shard import Shares, shard
 from qwench.targets.cpu.target import CpuTarget
-from qwench.targets.cuda.compilation import Variant, variant_of
-from qwench.targets.cuda.device import NUMPY_DTYPES, Communicator, DeviceArray, Grid, HostArray, Replay
+from qwench.targets.cuda.devices.compilation import Variant, variant_of
+from qwench.targets.cuda.devices.device import NUMPY_DTYPES, Communicator, DeviceArray, Grid, HostArray, Replay
 from qwench.targets.cuda.executor import CudaExecutor
 from qwench.targets.target import Array, CacheConfig, StepBatch
 

@@ -17,13 +17,13 @@ from qwench.formats import BF16, Format, round_to_bf16
 from qwench.program.models import build_program
 from qwench.program.ops import Program
 from qwench.program.passes import fuse, set_formats
-from qwench.targets.cuda import experts
-from qwench.targets.cuda.activations import Activation, Layout
-from qwench.targets.cuda.device import DeviceArray, new_array
-from qwench.targets.cuda.experts import Experts, most_tiles
-from qwench.targets.cuda.interpreter import Interpreter, make_interpreter
-from qwench.targets.cuda.products import Products
-from qwench.targets.cuda.weights import DeviceMatrix
+from qwench.targets.cuda.devices.device import DeviceArray, new_array
+from qwench.targets.cuda.devices.interpreter import Interpreter, make_interpreter
+from qwench.targets.cuda.launches import experts
+from qwench.targets.cuda.launches.experts import Experts, most_tiles
+from qwench.targets.cuda.launches.products import Products
+from qwench.targets.cuda.memory.activations import Activation, Layout
+from qwench.targets.cuda.memory.weights import DeviceMatrix
 from qwench.targets.target import CacheConfig
 
 pytestmark = pytest.mark.skipif(find_spec("triton") is None, reason="needs Triton: pip install 'qwench[cuda]'")

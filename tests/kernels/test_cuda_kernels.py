@@ -27,11 +27,11 @@ from qwench.formats import BF16, Format
 from qwench.program.models import build_program
 from qwench.program.ops import Program
 from qwench.program.passes import set_formats
-from qwench.targets.cuda import attention, products
-from qwench.targets.cuda.activations import Activation, Layout
-from qwench.targets.cuda.device import NUMPY_DTYPES, Device, new_array
-from qwench.targets.cuda.interpreter import make_interpreter
-from qwench.targets.cuda.kv_cache import KvCache
+from qwench.targets.cuda.devices.device import NUMPY_DTYPES, Device, new_array
+from qwench.targets.cuda.devices.interpreter import make_interpreter
+from qwench.targets.cuda.launches import attention, products
+from qwench.targets.cuda.memory.activations import Activation, Layout
+from qwench.targets.cuda.memory.kv_cache import KvCache
 from qwench.targets.cuda.step_arrays import StepUploader, host_arrays
 from qwench.targets.target import LOGIT_GROUP, CacheConfig, StepBatch
 

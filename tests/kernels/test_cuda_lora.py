@@ -18,8 +18,9 @@ from qwench.errors import CapacityError, TargetError
 from qwench.formats import BF16, Format
 from qwench.lora.adapter import LoraAdapter, LoraPair
 from qwench.program.ops import Program
-from qwench.targets.cuda import adapter_tiles, lora, products
-from qwench.targets.cuda.interpreter import Interpreter
+from qwench.targets.cuda.adapters import adapter_tiles, lora
+from qwench.targets.cuda.devices.interpreter import Interpreter
+from qwench.targets.cuda.launches import products
 from qwench.targets.target import CacheConfig, StepBatch
 
 pytestmark = pytest.mark.skipif(find_spec("triton") is None, reason="needs Triton: pip install 'qwench[cuda]'")

@@ -22,8 +22,8 @@ from qwench.parallel.team_memory import TeamMemory
 from qwench.program.memory import plan_memory
 from qwench.program.ops import Program
 from qwench.program.shard import Shares, shard
-from qwench.targets.cuda.rank import CudaRank
-from qwench.targets.cuda.window_communicator import WindowCommunicator
+from qwench.targets.cuda.devices.window_communicator import WindowCommunicator
+from qwench.targets.cuda.ranks.rank import CudaRank
 from qwench.targets.registry import get_target
 from qwench.targets.target import CacheConfig, Executor, StepBatch, Team
 

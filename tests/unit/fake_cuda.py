@@ -7,8 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from qwench.targets.cuda.driver import Driver
-from qwench.targets.cuda.gpu import Gpu
+from qwench.targets.cuda.devices.driver import Driver
+from qwench.targets.cuda.devices.gpu import Gpu
 
 OUT_OF_MEMORY, NO_DEVICE, GONE, NOT_READY = 2, 100, 46, 600
 

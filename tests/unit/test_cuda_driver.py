@@ -16,7 +16,7 @@ from qwench.checkpoint.spec import ModelSpec
 from qwench.config import QwenchConfig
 from qwench.errors import CapacityError, TargetError
 from qwench.targets import cuda
-from qwench.targets.cuda.device import DeviceArray
+from qwench.targets.cuda.devices.device import DeviceArray
 from qwench.targets.registry import default_target
 
 

@@ -80,6 +80,17 @@ def test_what_the_architecture_names_is_there() -> None:
     assert not [name for name in named if not any((base / name).exists() for base in (ROOT, REPOSITORY))]
 
 
+def test_the_cuda_target_s_page_lists_its_files() -> None:
+    text = (REPOSITORY / "docs" / "cuda.md").read_text(encoding="utf-8")
+    listed = re.search(r"\n    targets/cuda/\n((?: {6}[^\n]*\n)+)", text)
+    assert listed is not None
+    kernels = re.search(r"kernels/ +Triton: ([\w, ]+)\n", listed[1])
+    assert kernels is not None
+    there = {path for path in (ROOT / "targets" / "cuda").rglob("*.py") if path.name != "__init__.py"}
+    assert set(kernels[1].split(", ")) == {path.stem for path in there if path.parent.name == "kernels"}
+    assert sorted(re.findall(r"\w+\.py", listed[1])) == sorted(p.name for p in there if p.parent.name != "kernels")
+
+
 @pytest.mark.parametrize("module", [m for m in MODULES if m != "qwench"])
 def test_imports_run_one_way(module: str) -> None:
     for name in imports(module):

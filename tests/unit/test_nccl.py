@@ -13,12 +13,12 @@ import pytest
 from fake_cuda import FakeLibrary, FakeNccl, World
 
 from qwench.errors import TargetError
-from qwench.targets.cuda import gpu as gpu_module
-from qwench.targets.cuda import nccl
-from qwench.targets.cuda.device import new_array
-from qwench.targets.cuda.driver import Driver
-from qwench.targets.cuda.gpu import Gpu
-from qwench.targets.cuda.nccl import Nccl, NcclCommunicator, load_nccl
+from qwench.targets.cuda.devices import gpu as gpu_module
+from qwench.targets.cuda.devices import nccl
+from qwench.targets.cuda.devices.device import new_array
+from qwench.targets.cuda.devices.driver import Driver
+from qwench.targets.cuda.devices.gpu import Gpu
+from qwench.targets.cuda.devices.nccl import Nccl, NcclCommunicator, load_nccl
 
 
 class Team:

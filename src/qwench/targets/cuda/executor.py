@@ -15,13 +15,13 @@ from qwench.program.local import local_program
 from qwench.program.memory import MemoryPlan
 from qwench.program.ops import Program
 from qwench.program.rope import cos_sin, inverse_frequencies
-from qwench.targets.cuda.device import Communicator, Device, Replay, new_array
-from qwench.targets.cuda.kv_cache import KvCache
-from qwench.targets.cuda.likeliest import has_one_largest, launch_likeliest, put_best
-from qwench.targets.cuda.local_weights import load_local_weights
+from qwench.targets.cuda.devices.device import Communicator, Device, Replay, new_array
+from qwench.targets.cuda.launches.likeliest import has_one_largest, launch_likeliest, put_best
 from qwench.targets.cuda.lowering import Lowering, Step
+from qwench.targets.cuda.memory.kv_cache import KvCache
+from qwench.targets.cuda.memory.weights import DeviceWeights, load_weights
+from qwench.targets.cuda.ranks.local_weights import load_local_weights
 from qwench.targets.cuda.step_arrays import Shape, StepUploader, host_arrays
-from qwench.targets.cuda.weights import DeviceWeights, load_weights
 from qwench.targets.target import LOGIT_GROUP, Array, Bytes, CacheConfig, Float32, Int32, StepBatch
 
 ROPE_POSITIONS = 4096  # by which the RoPE table grows

@@ -14,16 +14,16 @@ from typing import Any
 from qwench.errors import TargetError
 from qwench.program.cache_groups import cache_groups
 from qwench.program.ops import Op, Program
-from qwench.targets.cuda.activations import Activation, Buffers, Layout, multiplied_by
-from qwench.targets.cuda.attention import Attention, padded_tokens, power_of_two
-from qwench.targets.cuda.device import Communicator, Device, DeviceArray
-from qwench.targets.cuda.experts import Experts
-from qwench.targets.cuda.gathers import Gathers
-from qwench.targets.cuda.kv_cache import KvCache
-from qwench.targets.cuda.lora import Adapters
-from qwench.targets.cuda.products import Partial, Products
+from qwench.targets.cuda.adapters.lora import Adapters
+from qwench.targets.cuda.devices.device import Communicator, Device, DeviceArray
+from qwench.targets.cuda.launches.attention import Attention, padded_tokens, power_of_two
+from qwench.targets.cuda.launches.experts import Experts
+from qwench.targets.cuda.launches.products import Partial, Products
+from qwench.targets.cuda.memory.activations import Activation, Buffers, Layout, multiplied_by
+from qwench.targets.cuda.memory.kv_cache import KvCache
+from qwench.targets.cuda.memory.weights import DeviceMatrix, DeviceWeights
+from qwench.targets.cuda.ranks.gathers import Gathers
 from qwench.targets.cuda.step_arrays import StepArrays
-from qwench.targets.cuda.weights import DeviceMatrix, DeviceWeights
 
 Launch = Callable[["Step"], None]
 BLOCK = 1024  # columns of a program that works on a part of a row

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from qwench.targets.cuda.adapter_tiles import NO_ADAPTER, adapter_tiles
-from qwench.targets.cuda.device import Device, DeviceArray
-from qwench.targets.cuda.weights import padded
+from qwench.targets.cuda.adapters.adapter_tiles import NO_ADAPTER, adapter_tiles
+from qwench.targets.cuda.devices.device import Device, DeviceArray
+from qwench.targets.cuda.memory.weights import padded
 from qwench.targets.target import Int32, StepBatch
 
 NO_POSITION = -1  # of tokens that only fill up a batch

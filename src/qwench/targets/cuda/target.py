@@ -8,7 +8,7 @@ from qwench.program.memory import MemoryPlan
 from qwench.program.ops import Program, Weight
 from qwench.quantized_matrix import QuantizedMatrix
 from qwench.targets.cpu.target import CpuTarget
-from qwench.targets.cuda.device import Device
+from qwench.targets.cuda.devices.device import Device
 from qwench.targets.target import Array, CacheConfig, Executor, PackedTensor, Team
 
 MODEL_SHARE = 0.9  # of the free memory
@@ -36,7 +36,7 @@ class CudaTarget:
         team: Team | None = None,
     ) -> Executor:  # fmt: skip
         if team is not None:
-            from qwench.targets.cuda.rank import CudaRank
+            from qwench.targets.cuda.ranks.rank import CudaRank
 
             return CudaRank(self.open_device(team.rank), program, plan, tensors, cache, team)
         from qwench.targets.cuda.executor import CudaExecutor
@@ -50,9 +50,9 @@ class CudaTarget:
     def open_device(self, rank: int = 0) -> Device:
         """That of a rank. Raises TargetError where there is none that this can use."""
         if self._is_interpreted:
-            from qwench.targets.cuda.interpreter import make_interpreter
+            from qwench.targets.cuda.devices.interpreter import make_interpreter
 
             return make_interpreter()
-        from qwench.targets.cuda.gpu import open_gpu
+        from qwench.targets.cuda.devices.gpu import open_gpu
 
         return open_gpu(rank)

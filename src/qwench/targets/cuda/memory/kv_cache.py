@@ -14,8 +14,8 @@ import numpy as np
 from qwench.checkpoint.spec import ModelSpec
 from qwench.program.cache_groups import cache_groups
 from qwench.program.ops import Program
-from qwench.targets.cuda.device import NUMPY_DTYPES, Device, DeviceArray
-from qwench.targets.cuda.weights import padded
+from qwench.targets.cuda.devices.device import NUMPY_DTYPES, Device, DeviceArray
+from qwench.targets.cuda.memory.weights import padded
 from qwench.targets.target import Bytes, CacheConfig
 
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 import numpy as np
 
 from qwench.program.ops import Op
-from qwench.targets.cuda.activations import Activation, Layout
-from qwench.targets.cuda.device import Communicator, Device, DeviceArray
-from qwench.targets.cuda.gathers import Gathers, local_width
-from qwench.targets.cuda.likeliest import launch_likeliest
+from qwench.targets.cuda.devices.device import Communicator, Device, DeviceArray
+from qwench.targets.cuda.launches.likeliest import launch_likeliest
+from qwench.targets.cuda.memory.activations import Activation, Layout
+from qwench.targets.cuda.ranks.gathers import Gathers, local_width
 from qwench.targets.target import LOGIT_GROUP, Float32
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from qwench.errors import TargetError
 from qwench.targets.cpu._native import Team as NativeTeam
-from qwench.targets.cuda.device import RANK_LOST, Device, DeviceArray
+from qwench.targets.cuda.devices.device import RANK_LOST, Device, DeviceArray
 from qwench.targets.target import Bytes
 
 

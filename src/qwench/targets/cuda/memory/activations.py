@@ -13,8 +13,8 @@ from qwench.errors import TargetError
 from qwench.formats import Format
 from qwench.program.memory import rows_per_token
 from qwench.program.ops import Op, Program, matrices_of
-from qwench.targets.cuda.device import Device, DeviceArray
-from qwench.targets.cuda.weights import padded_width
+from qwench.targets.cuda.devices.device import Device, DeviceArray
+from qwench.targets.cuda.memory.weights import padded_width
 
 NO_GROUP = 32  # a size for kernels that are compiled for activations without groups
 

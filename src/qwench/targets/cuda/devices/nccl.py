@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from qwench.errors import QwenchError, TargetError
-from qwench.targets.cuda.device import RANK_LOST, DeviceArray
-from qwench.targets.cuda.driver import Driver
+from qwench.targets.cuda.devices.device import RANK_LOST, DeviceArray
+from qwench.targets.cuda.devices.driver import Driver
 
 LIBRARY = "libnccl.so.2"
 OLDEST = 20900  # 2.9, the first that CUDA graphs record

@@ -17,8 +17,8 @@ import numpy as np
 from qwench.errors import TargetError
 from qwench.host import available_memory_bytes, interpret_triton, interprets_triton
 from qwench.targets.cpu._native import Team as NativeTeam
-from qwench.targets.cuda.device import NUMPY_DTYPES, DeviceArray, Grid, HostArray, Replay
-from qwench.targets.cuda.window_communicator import WindowCommunicator
+from qwench.targets.cuda.devices.device import NUMPY_DTYPES, DeviceArray, Grid, HostArray, Replay
+from qwench.targets.cuda.devices.window_communicator import WindowCommunicator
 
 _TORCH_NAMES = {
     "fp32": "float32", "bf16": "bfloat16", "i64": "int64", "i32": "int32", "i8": "int8", "u8": "uint8",
@@ -96,7 +96,7 @@ def make_interpreter() -> Interpreter:
         raise TargetError("this process uses Triton for a GPU already; start cuda-interpreter with TRITON_INTERPRET=1")
     interpret_triton()
     try:
-        from qwench.targets.cuda.interpreter_repairs import repair_interpreter
+        from qwench.targets.cuda.devices.interpreter_repairs import repair_interpreter
 
         repair_interpreter()
     except ImportError as error:

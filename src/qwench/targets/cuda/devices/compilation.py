@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from qwench.targets.cuda.device import DeviceArray
+from qwench.targets.cuda.devices.device import DeviceArray
 
 ALIGNMENT = 16  # addresses and numbers that are multiples of it allow wider loads; a kernel is compiled for either case
 

@@ -6,11 +6,11 @@ from typing import Any
 
 from qwench.checkpoint.spec import ModelSpec
 from qwench.program.ops import Op
-from qwench.targets.cuda.activations import Activation
-from qwench.targets.cuda.device import Device, DeviceArray
-from qwench.targets.cuda.kv_cache import KvCache
+from qwench.targets.cuda.devices.device import Device, DeviceArray
+from qwench.targets.cuda.memory.activations import Activation
+from qwench.targets.cuda.memory.kv_cache import KvCache
+from qwench.targets.cuda.memory.weights import TARGET_PROGRAMS, padded
 from qwench.targets.cuda.step_arrays import StepArrays
-from qwench.targets.cuda.weights import TARGET_PROGRAMS, padded
 
 FEWEST_ROWS = 64  # queries that a program takes: what the widest instruction wants
 PARTIAL_BYTES = 64 << 20  # that partitions computed apart may leave

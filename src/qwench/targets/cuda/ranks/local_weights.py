@@ -10,8 +10,8 @@ import numpy as np
 from qwench.program.local import LocalProgram, Share
 from qwench.program.ops import Weight
 from qwench.program.shard import PANEL, Span
-from qwench.targets.cuda.device import NUMPY_DTYPES, Device, DeviceArray, new_array
-from qwench.targets.cuda.weights import (
+from qwench.targets.cuda.devices.device import NUMPY_DTYPES, Device, DeviceArray, new_array
+from qwench.targets.cuda.memory.weights import (
     ROW_MULTIPLE,
     DeviceMatrix,
     DeviceWeights,

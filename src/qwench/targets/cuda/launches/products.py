@@ -9,9 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from qwench.targets.cuda.activations import Activation
-from qwench.targets.cuda.device import Device, DeviceArray
-from qwench.targets.cuda.weights import TARGET_PROGRAMS, DeviceMatrix, padded
+from qwench.targets.cuda.devices.device import Device, DeviceArray
+from qwench.targets.cuda.memory.activations import Activation
+from qwench.targets.cuda.memory.weights import TARGET_PROGRAMS, DeviceMatrix, padded
 
 FEW_TOKENS = 128  # up to which parts of K may be computed apart
 BLOCK_K = 64  # values of K in a step of bf16 weights

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from qwench.targets.cuda.device import NUMPY_DTYPES, Device, DeviceArray, HostArray, new_array
+from qwench.targets.cuda.devices.device import NUMPY_DTYPES, Device, DeviceArray, HostArray, new_array
 
 MOST_SOURCES = 3  # of a matrix: q, k and v
 _DTYPES = {"a_places": "i64", "b_places": "i64", "ranks": "i32", "factors": "fp32"}

@@ -14,8 +14,8 @@ import numpy as np
 from qwench.errors import TargetError
 from qwench.formats import Format
 from qwench.program.ops import EXPERT_PRODUCTS, Op, Program, Weight
-from qwench.targets.cuda.device import Device, DeviceArray, new_array
-from qwench.targets.cuda.panels import PanelLayout, group_scales
+from qwench.targets.cuda.devices.device import Device, DeviceArray, new_array
+from qwench.targets.cuda.memory.panels import PanelLayout, group_scales
 from qwench.targets.target import Array
 
 ROW_MULTIPLE = 128  # of rows: the tallest tile of a product

@@ -9,12 +9,12 @@ from __future__ import annotations
 from typing import Any
 
 from qwench.checkpoint.experts import ExpertsSpec
-from qwench.targets.cuda.activations import Activation
-from qwench.targets.cuda.attention import power_of_two
-from qwench.targets.cuda.device import Device
-from qwench.targets.cuda.products import FEW_TOKENS, Partial, Products, choose_tile, product_arguments
+from qwench.targets.cuda.devices.device import Device
+from qwench.targets.cuda.launches.attention import power_of_two
+from qwench.targets.cuda.launches.products import FEW_TOKENS, Partial, Products, choose_tile, product_arguments
+from qwench.targets.cuda.memory.activations import Activation
+from qwench.targets.cuda.memory.weights import TARGET_PROGRAMS, DeviceMatrix
 from qwench.targets.cuda.step_arrays import StepArrays
-from qwench.targets.cuda.weights import TARGET_PROGRAMS, DeviceMatrix
 
 SORTED_AT_ONCE = (128, 1024)  # rows, by few tokens and by many
 

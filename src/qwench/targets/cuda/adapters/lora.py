@@ -17,13 +17,13 @@ import numpy as np
 from qwench.lora.adapter import LoraAdapter, LoraPair
 from qwench.program.ops import PRODUCTS, Op, Program
 from qwench.targets.adapted_products import AdaptedProduct, adapted_products
-from qwench.targets.cuda.activations import Activation
-from qwench.targets.cuda.adapter_tables import MOST_SOURCES, AdapterTables
-from qwench.targets.cuda.adapter_tiles import NO_ADAPTER, tile_width
-from qwench.targets.cuda.device import Device, DeviceArray, HostArray, new_array
-from qwench.targets.cuda.products import BLOCK_K, Partial, Products
+from qwench.targets.cuda.adapters.adapter_tables import MOST_SOURCES, AdapterTables
+from qwench.targets.cuda.adapters.adapter_tiles import NO_ADAPTER, tile_width
+from qwench.targets.cuda.devices.device import Device, DeviceArray, HostArray, new_array
+from qwench.targets.cuda.launches.products import BLOCK_K, Partial, Products
+from qwench.targets.cuda.memory.activations import Activation
+from qwench.targets.cuda.memory.weights import K_MULTIPLE, LEAST_SPLIT, DeviceMatrix, DeviceWeights, padded
 from qwench.targets.cuda.step_arrays import StepArrays
-from qwench.targets.cuda.weights import K_MULTIPLE, LEAST_SPLIT, DeviceMatrix, DeviceWeights, padded
 from qwench.targets.target import Array, Int32
 
 BLOCK_R = 16  # ranks of a program, the fewest that tensor cores take; ranks are padded to it

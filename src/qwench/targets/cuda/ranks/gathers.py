@@ -8,9 +8,9 @@ from __future__ import annotations
 import numpy as np
 
 from qwench.program.ops import Op, Program
-from qwench.targets.cuda.activations import Activation
-from qwench.targets.cuda.attention import power_of_two
-from qwench.targets.cuda.device import Communicator, Device, DeviceArray, new_array
+from qwench.targets.cuda.devices.device import Communicator, Device, DeviceArray, new_array
+from qwench.targets.cuda.launches.attention import power_of_two
+from qwench.targets.cuda.memory.activations import Activation
 
 BLOCK = 1024  # columns of a program
 

@@ -5,8 +5,8 @@ Called by the executors, of all logits or of a rank's own.
 
 from __future__ import annotations
 
-from qwench.targets.cuda.attention import power_of_two
-from qwench.targets.cuda.device import Device, DeviceArray
+from qwench.targets.cuda.devices.device import Device, DeviceArray
+from qwench.targets.cuda.launches.attention import power_of_two
 from qwench.targets.target import LOGIT_GROUP, Float32
 
 _BLOCK = 32  # groups of a program

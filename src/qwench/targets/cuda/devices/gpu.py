@@ -15,10 +15,10 @@ import numpy as np
 from qwench.errors import QwenchError, TargetError
 from qwench.host import interprets_triton
 from qwench.targets.cpu._native import Team as NativeTeam
-from qwench.targets.cuda.compilation import Variant, compile_kernel, variant_of
-from qwench.targets.cuda.device import NUMPY_DTYPES, DeviceArray, Grid, HostArray, Replay
-from qwench.targets.cuda.driver import Driver, load_driver
-from qwench.targets.cuda.nccl import NcclCommunicator, load_nccl
+from qwench.targets.cuda.devices.compilation import Variant, compile_kernel, variant_of
+from qwench.targets.cuda.devices.device import NUMPY_DTYPES, DeviceArray, Grid, HostArray, Replay
+from qwench.targets.cuda.devices.driver import Driver, load_driver
+from qwench.targets.cuda.devices.nccl import NcclCommunicator, load_nccl
 
 OLDEST = (8, 0)  # the first with bf16 in its tensor cores: Ampere
 

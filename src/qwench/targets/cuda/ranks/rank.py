@@ -13,11 +13,11 @@ from qwench.lora.adapter import LoraAdapter
 from qwench.program.memory import MemoryPlan
 from qwench.program.ops import Program
 from qwench.targets.cpu._native import Team as NativeTeam
-from qwench.targets.cuda.device import Device
+from qwench.targets.cuda.devices.device import Device
 from qwench.targets.cuda.executor import CudaExecutor
-from qwench.targets.cuda.likeliest import has_one_largest, put_best
-from qwench.targets.cuda.logit_gather import LogitGather
+from qwench.targets.cuda.launches.likeliest import has_one_largest, put_best
 from qwench.targets.cuda.lowering import Step
+from qwench.targets.cuda.ranks.logit_gather import LogitGather
 from qwench.targets.cuda.step_arrays import Shape
 from qwench.targets.target import Array, CacheConfig, Channel, Float32, Int32, StepBatch, Team
 

@@ -1,0 +1,1 @@
+"""LoRA adapters beside the weights: their matrices, and which rows of a step are whose."""

@@ -1,0 +1,1 @@
+"""What lies in device memory: weights, activation buffers, and the paged KV cache."""
