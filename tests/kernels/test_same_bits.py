@@ -47,32 +47,32 @@ GOLDEN: dict[str, tuple[str, dict[str, tuple[str, str]]]] = {
     "bf16": ("c6227904d5fe9d08", {
         "fp32": ("f545fca1dd84c43c", "3ccc09faea2b1f85"),
         "bf16": ("c4da71d992dfad43", "daa932d597f70f31"),
-        "int16": ("c2c3da9e267bbdd5", "bd350b61a2d8f64d"),
-        "int8": ("dc19f55a73521cd9", "794382a1bca893fa"),
+        "int16": ("37ada24d4ebca3f9", "0f24524d44ad6d65"),
+        "int8": ("5797b42adcc4f655", "5550cb69c06179e3"),
     }),
     "bf16 bf16": ("c6227904d5fe9d08", {
         "fp32": ("759357680df3199a", "885cf7d7a1e2fc31"),
         "bf16": ("18a2e919b2350087", "ca8466a88937f9a7"),
-        "int16": ("41a7bacea8bfbb60", "c370c8ee6fa9c058"),
-        "int8": ("38f90d09a0f0c2a4", "0b4bd9c8aabbbce4"),
+        "int16": ("80d3879e2ac4285a", "8bb12d0e752afd15"),
+        "int8": ("4c0989bd0ba545b6", "13597e949eaf02ee"),
     }),
     "int8": ("1915891d0410ac69", {
         "fp32": ("48fcf9536477c058", "0d0f10853f136d8c"),
         "bf16": ("a31bdd7044b422c5", "5c776c4ecd9e7b58"),
-        "int16": ("3f255faa36fa2684", "94ba5a25be93697f"),
-        "int8": ("a9c90c59f1001489", "4dd6942f0345485b"),
+        "int16": ("13c54cdec585a119", "27a78a511a17af3e"),
+        "int8": ("8670d875286fc035", "c18a3673ccc0d621"),
     }),
     "int4": ("d0badf12a8d8070e", {
         "fp32": ("8b4ce1b9a6ffac3e", "aed985eb318e0249"),
         "bf16": ("09a36f3580ee7382", "db65806c4157eadb"),
-        "int16": ("7f7ec9857a8b7002", "461b0348f12b825d"),
-        "int8": ("b3a75b7e8a3b021f", "0763b7f0a6dca2b8"),
+        "int16": ("6c744ef78953f61a", "8a726b94fe7082e5"),
+        "int8": ("7bda11f618dbdf19", "f7ef22bf05727e0c"),
     }),
     "accuracy": ("02d7940e3fd2ed13", {
         "fp32": ("c87cc8c3ef9374b3", "314d6c405a08a55a"),
         "bf16": ("2a983eee8c03891c", "a446325c640bfe79"),
-        "int16": ("2eb535d7d99bc34b", "9fa2b6a7b22b30df"),
-        "int8": ("5103d021a7fdbd17", "246b8c0246643edd"),
+        "int16": ("f95ad415219b3b20", "a284f16023bf2701"),
+        "int8": ("d93f84412dee0c85", "b6eea5569f7da4a6"),
     }),
 }  # fmt: skip
 

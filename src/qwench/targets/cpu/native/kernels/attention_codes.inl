@@ -17,6 +17,9 @@
 // scales can.
 inline bool is_broken(float peak) { return !(peak - peak == 0); }
 constexpr int kCodeRows = 48;  // whose scores are computed together
+// A tile's scores may be so many powers of two above what a row's sums are relative to, before these are scaled anew.
+constexpr float kMostAbove = 16.0f;
+constexpr int kTileVectors = kScoreTile / kLanes;  // of a row of scores
 
 // range / peak of each row, 0 for rows of zeros.
 inline void invert_peaks(const float* peaks, int num_rows, float range, float* inverses) {
@@ -30,6 +33,7 @@ inline void invert_peaks(const float* peaks, int num_rows, float range, float* i
 struct WordRows {
   static constexpr CacheKind kCache = CacheKind::kInt16;
   static constexpr int32_t kNoStarts[kMaxAttentionRows] = {};  // words have no bias
+  static constexpr float kRange = largest_word(kScoreTile);    // of probabilities
   int16_t* codes;
   float* scales;
   int width, range;
@@ -39,6 +43,13 @@ struct WordRows {
         scales(memory + size_t(rows) * row_width / 2),
         width(row_width),
         range(largest_word(row_width)) {}
+  // The codes of row r of probabilities, [64] between 0 and kRange; set_scales says what all rows' are worth.
+  void put(int r, const Float (&values)[kTileVectors]) const {
+    for (int v = 0; v < kTileVectors; ++v) store_words(codes + size_t(r) * kScoreTile + v * kLanes, values[v]);
+  }
+  void set_scales(const float* weights, int num_rows) const {
+    __builtin_memcpy(scales, weights, num_rows * sizeof(float));
+  }
   void set_rows(const float* x, int num_rows, const float* peaks) const {
     alignas(64) float inverses[kMaxAttentionRows + kLanes];
     invert_peaks(peaks, num_rows, range, inverses);
@@ -74,6 +85,7 @@ struct WordRows {
 // IntTile.
 struct SplitRows {
   static constexpr CacheKind kCache = CacheKind::kInt8;
+  static constexpr float kRange = kSplitRange;
   int8_t* codes[2];
   float* scales[2];
   int32_t* starts[2];
@@ -85,6 +97,16 @@ struct SplitRows {
       scales[part] = memory + size_t(rows) * width / 2 + part * rows;
       starts[part] = reinterpret_cast<int32_t*>(memory + size_t(rows) * width / 2 + (2 + part) * rows);
     }
+  }
+  void put(int r, const Float (&values)[kTileVectors]) const {
+    const size_t at = size_t(r) * kScoreTile;
+    Int sums[2] = {set_int(0), set_int(0)};
+    for (int v = 0; v < kTileVectors; ++v)
+      split(values[v], codes[0] + at + v * kLanes, codes[1] + at + v * kLanes, sums);
+    for (int part = 0; part < 2; ++part) starts[part][r] = negative(reduce_add_int(sums[part]));
+  }
+  void set_scales(const float* weights, int num_rows) const {
+    for (int r = 0; r < num_rows; ++r) scales[0][r] = 128 * weights[r], scales[1][r] = weights[r];
   }
   void set_rows(const float* x, int num_rows, const float* peaks) const {
     alignas(64) float inverses[kMaxAttentionRows + kLanes];
@@ -114,8 +136,9 @@ template <class Rows>
 struct CodeScratch {
   float* turned;  // [rows][padded_dim]
   Rows q, probabilities;
-  float *key_scales, *value_scales;  // of a tile
-  float* totals;                     // [rows][16], sums of probabilities
+  float *key_scales, *value_scales;    // of a tile
+  float *value_logs, *value_inverses;  // log2 of the values' scales, and one over them
+  float* totals;                       // [rows][16], sums of probabilities
   CodeScratch(float* memory, int padded_dim)
       : turned(memory),
         q(turned + size_t(kMaxAttentionRows) * padded_dim, kMaxAttentionRows, padded_dim),
@@ -123,7 +146,9 @@ struct CodeScratch {
                       kScoreTile),
         key_scales(turned + size_t(kMaxAttentionRows) * (padded_dim + padded_dim / 2 + 4 + kScoreTile / 2 + 4)),
         value_scales(key_scales + kScoreTile),
-        totals(value_scales + kScoreTile) {}
+        value_logs(value_scales + kScoreTile),
+        value_inverses(value_logs + kScoreTile),
+        totals(value_inverses + kScoreTile) {}
 };
 
 // Where the scales, then the codes, of the 16 positions that hold `at` lie.
@@ -173,14 +198,17 @@ inline void lay_out_value_codes(const AttentionArgs& a, int kv_head, int tile, i
   for (int i = count; i < kScoreTile; ++i) scales[i] = 0.0f;
 }
 
-// What `tile_scales` of a tile adds to a row that reads it: 0, or NaN where one of them is broken.
-inline float brokenness(const float* tile_scales) {
-  Float check = set(0.0f);
+// Of the scales of a tile's values, log2 and inverse. Scales that say nothing beside the largest one, such as the zeros
+// of positions beyond the end, are as much as their inverse bears; the inverse of one that is no number isn't either.
+inline void invert_scales(const float* scales, float* logs, float* inverses) {
+  Float best = load(scales);
+  for (int i = kLanes; i < kScoreTile; i += kLanes) best = max(best, load(scales + i));
+  const float peak = reduce_max(best) * 0x1p-60f, floor = peak > kNoMagnitude ? peak : kNoMagnitude;
   for (int i = 0; i < kScoreTile; i += kLanes) {
-    const Float v = load(tile_scales + i);
-    check = add(check, sub(v, v));
+    const Float scale = max(set(floor), load(scales + i));
+    store(logs + i, log2(scale));
+    store(inverses + i, add(div(set(1.0f), scale), sub(scale, scale)));
   }
-  return reduce_add(check);
 }
 
 // The highest of each row's scores [num_rows][64], of those that it sees.
@@ -198,40 +226,44 @@ inline void find_peaks(const AttentionArgs& a, const AttentionItem& item, int ti
   reduce_max_rows(bests, num_rows, peaks);
 }
 
-// Turns scores [num_rows][64], powers of two, of rows first_row... into codes: probabilities relative to the rows'
-// running peaks, times the scales of their positions' values. Rescales what the rows gathered.
+// 2^x, and 0 where that is below 2^-126.
+inline Float exp2_or_zero(Float x) { return zero_below(x, -126.0f, exp2(x)); }
+
+// Turns scores [num_rows][64], powers of two with the scales of their positions' values, of rows first_row... into
+// codes: probabilities times those scales, relative to the tile's highest. Rescales what the rows gathered.
 template <class Rows>
 inline void softmax_codes(const AttentionArgs& a, const AttentionItem& item, const CodeScratch<Rows>& s, int tile,
                           int first_row, int num_rows, float* scores, const Gathered& state) {
-  alignas(64) float peaks[kCodeRows + kLanes], factors[kCodeRows + kLanes], bests[(kCodeRows + kLanes) * kLanes];
+  alignas(64) float peaks[kCodeRows + kLanes], factors[kCodeRows + kLanes], weights[kCodeRows + kLanes];
   find_peaks(a, item, tile, first_row, num_rows, scores, peaks);
   for (int r = 0; r < num_rows; ++r) {
-    float& peak = state.peak[first_row + r];
-    peaks[r] = peaks[r] > peak ? peaks[r] : peak;
-    factors[r] = peak - peaks[r];
-    peak = peaks[r];
+    float& reference = state.peak[first_row + r];
+    if (peaks[r] < kNoScore) peaks[r] = kNoScore;  // a row that sees nothing of the tile
+    const float now = peaks[r] > reference + kMostAbove ? peaks[r] : reference;
+    factors[r] = reference - now;
+    weights[r] = peaks[r] - now;
+    reference = now;
   }
-  for (int r = 0; r < num_rows; r += kLanes) store(factors + r, exp2(load(factors + r)));
+  for (int r = 0; r < num_rows; r += kLanes) {
+    store(factors + r, exp2_or_zero(load(factors + r)));
+    store(weights + r, exp2_or_zero(load(weights + r)));
+  }
   for (int r = 0; r < num_rows; ++r) {
-    float *row = scores + r * kScoreTile, *total = s.totals + size_t(first_row + r) * kPartialSums;
+    const float* row = scores + r * kScoreTile;
+    float* total = s.totals + size_t(first_row + r) * kPartialSums;
     const Float peak = set(peaks[r]);
-    Float sums[kWide], best = set(0.0f);
-    for (int i = 0; i < kScoreTile; i += kPartialSums)
-      for (int v = 0; v < kWide; ++v) {
-        float* at = row + i + v * kLanes;
-        const Float e = exp2(sub(load(at), peak)), scaled = mul(e, load(s.value_scales + i + v * kLanes));
-        sums[v] = i == 0 ? e : add(sums[v], e);
-        best = max(best, scaled);
-        store(at, scaled);
-      }
-    for (int v = 0; v < kWide; ++v) store(total + v * kLanes, fma(load(total + v * kLanes), set(factors[r]), sums[v]));
-    store(bests + r * kLanes, best);
+    Float values[kTileVectors], sums[kWide];
+    for (int v = 0; v < kTileVectors; ++v) {
+      values[v] = exp2(sub(load(row + v * kLanes), peak), Rows::kRange);
+      const Float inverse = load(s.value_inverses + v * kLanes);
+      sums[v % kWide] = v < kWide ? mul(values[v], inverse) : fma(values[v], inverse, sums[v % kWide]);
+    }
+    s.probabilities.put(r, values);
+    for (int v = 0; v < kWide; ++v)
+      store(total + v * kLanes, fma(load(total + v * kLanes), set(factors[r]), mul(sums[v], set(weights[r]))));
     if (factors[r] != 1.0f) state.scale_row(first_row + r, factors[r]);
   }
-  reduce_max_rows(bests, num_rows, peaks);
-  const Float broken = set(brokenness(s.value_scales));
-  for (int r = 0; r < num_rows; r += kLanes) store(peaks + r, add(load(peaks + r), broken));
-  s.probabilities.set_rows(scores, num_rows, peaks);
+  s.probabilities.set_scales(weights, num_rows);
 }
 
 // c and s of one query: [head_dim] each half.
@@ -268,13 +300,14 @@ inline void prepare_queries(const AttentionArgs& a, int kv_head, int num_rows, f
   const float factor = a.scale * 1.44269504f;
   for (int r = 0; r < num_rows; ++r) {
     float *row = q + size_t(r) * a.head_dim, *padded = s.turned + size_t(r) * a.padded_dim;
-    float peak = 0.0f, broken = 0.0f;
-    for (int d = 0; d < a.padded_dim; ++d) {
-      padded[d] = d < a.head_dim ? row[d] * factor : 0.0f;
-      peak = __builtin_fabsf(padded[d]) > peak ? __builtin_fabsf(padded[d]) : peak;
-      broken += padded[d] - padded[d];
+    for (int d = 0; d < a.padded_dim; ++d) padded[d] = d < a.head_dim ? row[d] * factor : 0.0f;
+    Float peak = set(0.0f), check = set(0.0f);
+    for (int d = 0; d < a.padded_dim; d += kLanes) {
+      const Float v = load(padded + d);
+      peak = max(peak, abs(v));
+      check = add(check, sub(v, v));  // 0, or NaN for NaN - NaN and inf - inf
     }
-    peaks[r] = peak + broken;
+    peaks[r] = reduce_max(peak) + reduce_add(check);
     if (a.key_bias) bias_part(padded, a.key_bias + size_t(kv_head) * a.head_dim, a.head_dim, row);
   }
   s.q.set_rows(s.turned, num_rows, peaks);
@@ -314,9 +347,11 @@ inline void attend_code_tile(const AttentionArgs& a, const AttentionItem& item, 
   }
   lay_out_key_codes<Rows::kCache>(a, kv_head, tile, count, keys, s.key_scales);
   lay_out_value_codes<Rows::kCache>(a, kv_head, tile, count, values, s.value_scales);
+  invert_scales(s.value_scales, s.value_logs, s.value_inverses);
   for (int first = 0; first < state.num_rows; first += kCodeRows) {
     const int num_rows = state.num_rows - first < kCodeRows ? state.num_rows - first : kCodeRows;
-    for (int i = 0; i < num_rows * kScoreTile; i += kLanes) store(scratch.scores + i, set(0.0f));
+    for (int r = 0; r < num_rows; ++r)
+      for (int i = 0; i < kScoreTile; i += kLanes) store(scratch.scores + r * kScoreTile + i, load(s.value_logs + i));
     if (a.key_bias) add_bias_scores(a, scratch.q, s, tile, first, num_rows, scratch.scores);
     s.q.multiply(first, num_rows, keys, s.key_scales, scratch.scores, next_keys, next_bytes);
     softmax_codes(a, item, s, tile, first, num_rows, scratch.scores, state);

@@ -232,7 +232,7 @@ QWENCH_INLINE size_t code_group_bytes(CacheKind cache, int padded_dim) {
   return kGroupScaleBytes + size_t(kKeyGroup) * padded_dim * code_bytes(cache);
 }
 // The largest magnitude of codes of 16 bits, so that a sum of `num_terms` products of two of them fits 32 bits.
-QWENCH_INLINE int largest_word(int num_terms) { return int(__builtin_sqrt(2147483647.0 / num_terms)); }
+QWENCH_INLINE constexpr int largest_word(int num_terms) { return int(__builtin_sqrt(2147483647.0 / num_terms)); }
 
 // The state of attention over some positions: `rows` of values, a highest score and a sum each.
 QWENCH_INLINE size_t attention_state_floats(int num_rows, int padded_dim) {
@@ -244,7 +244,7 @@ QWENCH_INLINE size_t attention_scratch_floats(int head_dim, int padded_dim) {
                               size_t(panels) * kScoreTile * kPanelColumns +
                               2 * attention_state_floats(kMaxAttentionRows, padded_dim);
   const size_t of_codes = size_t(kMaxAttentionRows) * (padded_dim + padded_dim / 2 + kScoreTile / 2 + 8);
-  return of_any_cache + of_codes + 2 * kScoreTile + size_t(kMaxAttentionRows) * 16;
+  return of_any_cache + of_codes + 4 * kScoreTile + size_t(kMaxAttentionRows) * 16;
 }
 
 // Heads [first_head, first_head + num_heads), which share a kv head, of `num_tokens` tokens: rows first_row... of the

@@ -39,18 +39,32 @@ inline Float exp(Float x) {
   return v[0];
 }
 
-// 2^x, relative error below 2e-7; 2^-126 from -126 down (and for -inf), NaN stays NaN. For x up to 1: a minimax
-// polynomial of the rest behind the nearest integer, 1 at 0.
-inline Float exp2(Float x) {
-  constexpr float kLow = -126.0f, kMagic = 12582912.0f;
-  const Float c = max(set(kLow), x), rounded = add(c, set(kMagic));
-  const Float r = sub(c, sub(rounded, set(kMagic)));
-  Float p = set(1.326472615e-3f);
-  p = fma(p, r, set(9.671512991e-3f));
-  p = fma(p, r, set(5.550733581e-2f));
-  p = fma(p, r, set(2.402224243e-1f));
-  p = fma(p, r, set(6.931470037e-1f));
-  return add_to_exponent(fma(p, r, set(1.0f)), rounded);
+// factor * 2^x for x up to 126, relative error below 2e-7; x counts as -126 below that (and for -inf), NaN stays NaN. A
+// minimax polynomial of the rest behind the nearest integer, 1 at 0. factor >= 1.
+inline Float exp2(Float x, float factor = 1.0f) {
+  Float r;
+  const Float n = split_power(max(set(-126.0f), x), r);
+  Float p = set(factor * 1.326472615e-3f);
+  p = fma(p, r, set(factor * 9.671512991e-3f));
+  p = fma(p, r, set(factor * 5.550733581e-2f));
+  p = fma(p, r, set(factor * 2.402224243e-1f));
+  p = fma(p, r, set(factor * 6.931470037e-1f));
+  return times_power(fma(p, r, set(factor)), n);
+}
+
+// log2 of a positive normal number, to about 2e-7: its nearest integer of those below m = 3/4 to 3/2 times a power of
+// two, and the series of log((1 + s) / (1 - s)) at s = (m - 1) / (m + 1).
+inline Float log2(Float x) {
+  constexpr float kMagic = 12582912.0f;
+  const Float above_one = to_float(sub_int(bits_of(x), set_int(0x3f800000)));
+  const Float minus_n = fma(above_one, set(-0x1p-23f), set(kMagic));
+  const Float m = add_to_exponent(x, minus_n);
+  const Float s = div(sub(m, set(1.0f)), add(m, set(1.0f))), squared = mul(s, s);
+  Float p = set(0.412198583f);
+  p = fma(p, squared, set(0.577078016f));
+  p = fma(p, squared, set(0.961796694f));
+  p = fma(p, squared, set(2.885390082f));
+  return fma(p, s, sub(set(kMagic), minus_n));
 }
 
 // -1 / v of -1 to -2^125, to about an ulp: a guess from the bits, within 5 %, and three Newton steps that square the

@@ -68,15 +68,16 @@ void route(const float* scores, int num_experts, int top_k, bool normalizes, boo
   if (has_shared) routes[2 * top_k] = sigmoid(scores[num_experts]);
 }
 
-// Values times `inverse`, no larger than kSplitRange then, to two codes each, 128 * high + low; sums: of either's
-// codes.
+// Values no larger than kSplitRange to two codes each, 128 * high + low, that are added to `sums`.
+inline void split(Float whole, int8_t* high, int8_t* low, Int (&sums)[2]) {
+  const Int upper = store_codes(high, mul(whole, set(1.0f / 128)));
+  sums[0] = add_int(sums[0], upper);
+  sums[1] = add_int(sums[1], store_codes(low, fma(to_float(upper), set(-128.0f), whole)));
+}
+// The same of values times `inverse`.
 inline void split(const float* x, Float inverse, bool is_broken, int count, int8_t* high, int8_t* low, Int (&sums)[2]) {
-  for (int i = 0; i < count; i += kLanes) {
-    const Float whole = is_broken ? set(0.0f) : mul(load(x + i), inverse);
-    const Int upper = store_codes(high + i, mul(whole, set(1.0f / 128)));
-    sums[0] = add_int(sums[0], upper);
-    sums[1] = add_int(sums[1], store_codes(low + i, fma(to_float(upper), set(-128.0f), whole)));
-  }
+  for (int i = 0; i < count; i += kLanes)
+    split(is_broken ? set(0.0f) : mul(load(x + i), inverse), high + i, low + i, sums);
 }
 
 // One group of an activation row, fp32 [group_size], to codes with a scale and minus their sum.

@@ -35,6 +35,15 @@ inline Float zero_below(Float a, float bound, Float value) {  // value where a >
 inline Float add_to_exponent(Float v, Float n) {  // v * 2^n, n in the low bits
   return _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(v), _mm256_slli_epi32(_mm256_castps_si256(n), 23)));
 }
+// The integer nearest to x, of magnitude below 2^22, as times_power takes it, and the rest behind it. Adding kMagic
+// rounds to an integer and leaves it in the low bits.
+inline Float split_power(Float x, Float& rest) {
+  constexpr float kMagic = 12582912.0f;
+  const Float rounded = add(x, set(kMagic));
+  rest = sub(x, sub(rounded, set(kMagic)));
+  return rounded;
+}
+inline Float times_power(Float v, Float n) { return add_to_exponent(v, n); }  // v * 2^n
 inline Float fma(Float a, Float b, Float c) { return _mm256_fmadd_ps(a, b, c); }
 // As asm, because g++ 12 spills accumulators around the intrinsics.
 inline void fma_to(Float& acc, Float a, Float b) { asm("vfmadd231ps %2, %1, %0" : "+x"(acc) : "x"(a), "x"(b)); }

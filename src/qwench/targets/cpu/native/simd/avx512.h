@@ -45,6 +45,13 @@ inline Float zero_below(Float a, float bound, Float value) {  // value where a >
 inline Float add_to_exponent(Float v, Float n) {  // v * 2^n, n in the low bits
   return _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(v), _mm512_slli_epi32(_mm512_castps_si512(n), 23)));
 }
+// The integer nearest to x, of magnitude below 2^22, as times_power takes it, and the rest behind it.
+inline Float split_power(Float x, Float& rest) {
+  const Float n = _mm512_roundscale_ps(x, 0);
+  rest = sub(x, n);
+  return n;
+}
+inline Float times_power(Float v, Float n) { return _mm512_scalef_ps(v, n); }  // v * 2^n
 
 // g++ 12 spills accumulators around the intrinsics below; as asm they stay in registers, which is worth a factor of
 // two.

@@ -53,6 +53,15 @@ inline Int to_int(Float v) { return __builtin_convertvector(v, Int); }
 inline Float add_to_exponent(Float v, Float n) {  // v * 2^n, n in the low bits
   return bits<Float>(bits<Uint>(v) + (bits<Uint>(n) << 23));
 }
+// The integer nearest to x, of magnitude below 2^22, as times_power takes it, and the rest behind it. Adding kMagic
+// rounds to an integer and leaves it in the low bits.
+inline Float split_power(Float x, Float& rest) {
+  constexpr float kMagic = 12582912.0f;
+  const Float rounded = add(x, set(kMagic));
+  rest = sub(x, sub(rounded, set(kMagic)));
+  return rounded;
+}
+inline Float times_power(Float v, Float n) { return add_to_exponent(v, n); }  // v * 2^n
 
 // a * b + c, rounded once. Where processors of this kind need not have an instruction for it, in fp64: the product is
 // exact there, and a sum that isn't gets an odd last bit, which keeps the rounding to fp32 from meeting a false tie
