@@ -37,6 +37,13 @@ def test_random_bytes(data: bytes, skip: bool, special: int) -> None:
     check(tiny_tokenizer(), ids, skip)
 
 
+@settings(max_examples=300, deadline=None)
+@given(ids=st.lists(st.integers(256, 270) | st.integers(0xA0, 0xFF), max_size=30), skip=st.booleans())
+def test_random_ids_of_a_tiny_one(ids: list[int], skip: bool) -> None:
+    """Words, special tokens, ids beyond the vocabulary, and parts of characters in between."""
+    check(tiny_tokenizer(), ids, skip)
+
+
 @settings(max_examples=100, deadline=None)
 @given(text=st.text(max_size=30))
 def test_valid_text_never_shows_a_replacement(text: str) -> None:

@@ -18,15 +18,21 @@ class Detokenizer:
     """The text of one answer. kept: special tokens that are text all the same."""
 
     def __init__(self, tokenizer: Tokenizer, *, skip_special_tokens: bool = True, kept: Collection[int] = ()) -> None:
-        self._tokenizer, self._skip, self._kept = tokenizer, skip_special_tokens, kept
+        self._tokenizer, self._texts = tokenizer, tokenizer.texts
+        self._skipped = tokenizer.special_ids.difference(kept) if skip_special_tokens else frozenset[int]()
         # "replace" gives one U+FFFD per broken sequence, as the tokenizers library does.
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._is_open = False  # whether it holds a part of a character
 
     def push(self, token_id: int) -> str:
         """The text that this token completes; "" while a character is still open."""
-        if self._skip and self._tokenizer.is_special(token_id) and token_id not in self._kept:
+        if token_id in self._skipped:
             return ""
-        return self._decoder.decode(self._tokenizer.token_bytes(token_id))
+        text = None if self._is_open else self._texts[token_id]
+        if text is None:
+            text = self._decoder.decode(self._tokenizer.token_bytes(token_id))
+            self._is_open = bool(self._decoder.getstate()[0])
+        return text
 
     def flush(self) -> str:
         """What is left at the end: U+FFFD for a character that was never completed."""
@@ -38,13 +44,14 @@ class StopChecker:
 
     def __init__(self, stops: Sequence[str], *, include: bool = False) -> None:
         self._stops, self._include = tuple(stops), include
+        self._firsts = frozenset(stop[0] for stop in stops)
         self._held = ""
         self.matched: str | None = None
 
     def push(self, text: str) -> str:
         """The text that can be shown now. After a match: what comes before it (and itself, if included)."""
         assert self.matched is None
-        if not self._stops:
+        if not self._held and self._firsts.isdisjoint(text):  # most of the time
             return text
         text = self._held + text
         hits = [(at + len(stop), at, stop) for stop in self._stops if (at := text.find(stop)) >= 0]

@@ -171,12 +171,11 @@ class TextEngine:
         deltas = []
         outputs = self.engine.step()
         for i, output in enumerate(outputs):
-            if output.request_id in self._pooled:
-                deltas.append(self._pooled_delta(output))
-                continue
             request = self._requests.get(output.request_id)
             if request is None:
-                continue  # added to the engine directly, or ended by a stop string before this output
+                if output.request_id in self._pooled:
+                    deltas.append(self._pooled_delta(output))
+                continue  # else added to the engine directly, or ended by a stop string before this output
             sample = request.samples[output.index]
             if sample.finish_reason is not None:
                 continue  # ended by a stop string: further tokens of the same step are dropped
@@ -263,10 +262,11 @@ class _TextSample:
         if tokenizer is not None:
             kept = frozenset() if thoughts is None else tag_ids(tokenizer)
             self.detokenizer = Detokenizer(tokenizer, skip_special_tokens=params.skip_special_tokens, kept=kept)
-        self.splitter = ThoughtSplitter("after" if thoughts is None else thoughts.place)
+        self.splitter = None if thoughts is None else ThoughtSplitter(thoughts.place)
         self.reasoning: list[str] = []
         self.num_reasoning_tokens = 0
         self.stops = StopChecker(params.stop, include=params.include_stop_str_in_output)
+        self.met_stop_string = False
         self.token_ids: list[int] = []
         self.pieces: list[str] = []
         self.logprobs: list[TokenLogprobs] | None = None if params.logprobs is None else []
@@ -275,37 +275,31 @@ class _TextSample:
         self.timings: RequestTimings | None = None
         self.error: QwenchError | None = None
 
-    @property
-    def met_stop_string(self) -> bool:
-        return self.stops.matched is not None
-
     def push(self, output: TokenOutput) -> tuple[str, str | None]:
         """Takes one output of the engine; returns the text that it adds, and what it adds to the thought, None unless
         its token is one of the thought's."""
-        is_thinking, num_pieces = self.splitter.place == "inside", len(self.reasoning)
-        text = "" if output.token_id is None else self._push_token(output, output.token_id)
-        is_thinking |= self.splitter.place == "inside"
-        if is_thinking and output.token_id is not None:
+        splitter = self.splitter
+        if splitter is None:
+            return self._push(output), None
+        is_thinking, num_pieces = splitter.place == "inside", len(self.reasoning)
+        text = self._push(output)
+        if not (is_thinking or splitter.place == "inside"):
+            return text, None
+        if output.token_id is not None:
             self.num_reasoning_tokens = len(self.token_ids)
-        if output.finish_reason is not None and not self.met_stop_string:
-            text += self._flush()
-            self.stop_reason = output.stop_reason
-        if self.met_stop_string:
-            self.stop_reason = self.stops.matched
+        return text, "".join(self.reasoning[num_pieces:])
+
+    def _push(self, output: TokenOutput) -> str:
+        text = "" if output.token_id is None else self._push_token(output, output.token_id)
         if output.finish_reason is not None:
+            if not self.met_stop_string:
+                self.stop_reason = output.stop_reason
+                text += self._flush()
             self.error = output.error
             self.end("stop" if self.met_stop_string else output.finish_reason, output.timings)
         if text:
             self.pieces.append(text)
-        return text, "".join(self.reasoning[num_pieces:]) if is_thinking else None
-
-    def _flush(self) -> str:
-        text = "" if self.detokenizer is None else self._watch(self.detokenizer.flush())
-        thought, answer = self.splitter.flush()
-        self.reasoning.append(thought)
-        if answer:  # the whole of it, which could have been a thought's tag
-            text += self._watch_answer(answer)
-        return text + self.stops.flush()
+        return text
 
     def _push_token(self, output: TokenOutput, token: int) -> str:
         self.token_ids.append(token)
@@ -316,16 +310,31 @@ class _TextSample:
             return ""
         return self._watch(self.detokenizer.push(token))
 
+    def _flush(self) -> str:
+        text = "" if self.detokenizer is None else self._watch(self.detokenizer.flush())
+        if self.splitter is not None:
+            thought, answer = self.splitter.flush()
+            self.reasoning.append(thought)
+            if answer:  # the whole of it, which could have been a thought's tag
+                text += self._watch_answer(answer)
+        return text + self.stops.flush()
+
     def _watch(self, text: str) -> str:
         """Keeps a thought apart from the answer that can be shown now."""
-        thought, text = self.splitter.push(text)
-        if thought:
-            self.reasoning.append(thought)
-        return self._watch_answer(text)
+        if self.splitter is not None:
+            thought, text = self.splitter.push(text)
+            if thought:
+                self.reasoning.append(thought)
+        return self._watch_answer(text) if text else ""
 
     def _watch_answer(self, text: str) -> str:
         """Looks for stop strings, which don't count before min_tokens."""
-        return self.stops.push(text) if len(self.token_ids) > self.params.min_tokens else text
+        if len(self.token_ids) <= self.params.min_tokens:
+            return text
+        text = self.stops.push(text)
+        if self.stops.matched is not None:
+            self.met_stop_string, self.stop_reason = True, self.stops.matched
+        return text
 
     def end(self, reason: FinishReason, timings: RequestTimings | None) -> None:
         self.finish_reason, self.timings = reason, timings

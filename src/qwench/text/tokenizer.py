@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,9 @@ class TooLongError(RequestError):
 class Tokenizer:
     """Byte-level BPE. Raises CheckpointError when the files in `folder` are missing, damaged or of another kind.
 
-    special_tokens: name ("eos_token", ...) -> text. eos_token_id: None if the tokenizer names none.
+    special_tokens: name ("eos_token", ...) -> text; special_ids: of all of them, and of others that are special.
+    eos_token_id: None if the tokenizer names none. texts: token id -> its text by itself, None where its bytes aren't
+    whole characters.
     chat_template: Jinja source, {name: source} when there are several, or None.
     """
 
@@ -41,6 +43,7 @@ class Tokenizer:
         self._config = read_object(self.folder / "tokenizer_config.json")
         self._lock = threading.Lock()
         self._bytes: dict[int, bytes] = {}
+        self.texts: Mapping[int, str | None] = _Texts(self.token_bytes)
         tables = read_tokenizer_tables(self.folder)
         self._pairs = None if tables is None else BytePairs(tables)
         if self._pairs is not None:
@@ -49,7 +52,7 @@ class Tokenizer:
             tokens = self.library.get_added_tokens_decoder()
             special = frozenset(i for i, token in tokens.items() if token.special)
         self.special_tokens = special_tokens(self._config)
-        self._special_ids = special | set(special_ids(self, special_texts(self._config)))
+        self.special_ids = special.union(special_ids(self, special_texts(self._config)))
         self._splits_special = self._config.get("split_special_tokens") is True
         self.chat_template = read_chat_template(self.folder, self._config)
         self.eos_token_id = self._special_id("eos_token")
@@ -126,14 +129,30 @@ class Tokenizer:
 
     def added_ids(self) -> list[int]:
         added = self.library.get_added_tokens_decoder() if self._pairs is None else self._pairs.added.values()
-        return sorted({*added, *self._special_ids})
+        return sorted({*added, *self.special_ids})
 
     def is_special(self, token_id: int) -> bool:
-        return token_id in self._special_ids
+        return token_id in self.special_ids
 
     def _special_id(self, name: str) -> int | None:
         text = self.special_tokens.get(name)
         return None if text is None else self.token_id(text)
+
+
+class _Texts(dict[int, str | None]):
+    """Fills itself: a token's text is decoded when it is first looked up."""
+
+    def __init__(self, token_bytes: Callable[[int], bytes]) -> None:
+        super().__init__()
+        self._token_bytes = token_bytes
+
+    def __missing__(self, token_id: int) -> str | None:
+        try:
+            text: str | None = self._token_bytes(token_id).decode()
+        except UnicodeDecodeError:
+            text = None
+        self[token_id] = text
+        return text
 
 
 def read_chat_template(folder: Path, config: dict[str, Any]) -> str | dict[str, str] | None:
