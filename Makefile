@@ -5,7 +5,8 @@ PYTHON ?= python3
 VENV := .venv
 CONSTRAINTS := requirements/dev.txt
 BIN := $(VENV)/bin
-INSTALL := $(BIN)/python -m pip --disable-pip-version-check -qq install $(addprefix --constraint ,$(CONSTRAINTS))
+# Modules are compiled when they are first imported: pip would compile 25,000, of which a few thousand are.
+INSTALL := $(BIN)/python -m pip --disable-pip-version-check -qq install --no-compile $(addprefix --constraint ,$(CONSTRAINTS))
 BUILD_DIR := --config-settings=build-dir=build/$(VENV:.%=%)
 INSTALL_QWENCH := $(INSTALL) --no-build-isolation $(BUILD_DIR) --editable
 NATIVE_DIR := src/qwench/targets/cpu/native
@@ -13,6 +14,8 @@ NATIVE := $(shell find $(NATIVE_DIR) -type f 2>/dev/null)
 DEMO := build/demo
 DIST := dist
 MODEL ?= $(DEMO)
+# Else each of the hundreds of processes that tests start would compile its modules anew, a quarter of its time.
+unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .PHONY: help install dev demo wheel test test-slow test-newest test-oldest fuzz lint sanitize lock vendor chromium bench bench-peers tools clean

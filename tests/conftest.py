@@ -1,4 +1,4 @@
-"""What holds for all tests: what Hypothesis draws, and which skips a complete run may have.
+"""What holds for all tests: what Hypothesis draws, certificates, and which skips a complete run may have.
 
 Hypothesis draws the same in every run, so that a test fails for what was changed, not for what was drawn; `make fuzz`
 draws anew. With CI=true a run fails for a skip that isn't in ALLOWED_SKIPS: what the tests need is installed there.
@@ -6,7 +6,10 @@ draws anew. With CI=true a run fails for a skip that isn't in ALLOWED_SKIPS: wha
 
 from __future__ import annotations
 
+import functools
 import os
+import ssl
+from collections.abc import Iterator
 
 import pytest
 from hypothesis import settings
@@ -20,6 +23,16 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 settings.register_profile("same", derandomize=True)
 settings.register_profile("anew", derandomize=False, print_blob=True)
 settings.load_profile("same")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _certificates_are_read_once() -> Iterator[None]:
+    """httpx reads all that there are for each client and each `httpx.get`, also of http, and so do the clients that are
+    built on it: 40 ms of processor, or 100 on a busy machine, where a request takes 3."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ssl, "create_default_context", functools.cache(ssl.create_default_context))
+        yield
+
 
 # How the reasons begin, each with why no installation mends it.
 ALLOWED_SKIPS = (

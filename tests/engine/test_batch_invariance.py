@@ -50,7 +50,8 @@ def test_same_bits(weights: str) -> None:
 def test_every_variant(variant: str, kv_cache: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("QWENCH_KERNELS", variant)
     short: dict[str, Any] = {"kv_cache": kv_cache, "prompt": PROMPT[:75]}
+    crowd = 7 if variant == "generic" else 31  # portable kernels take forty times as long
     for weights in ("bf16", "int4"):
         alone = answer(weights=weights, **short)
-        assert answer(weights=weights, crowd=31, num_threads=2, **short) == alone
+        assert answer(weights=weights, crowd=crowd, num_threads=2, **short) == alone
         assert answer(weights=weights, prefill_chunk_size=1, **short) == alone

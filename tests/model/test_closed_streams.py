@@ -7,6 +7,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -25,9 +26,9 @@ ASKED = {
     "serve": ("serve {artifact} --port 99999", False),
     "prefix": ("prefix list {folder}", True),
     "demo": ("demo {artifact} --users 2 --iterations 4", True),
-    "bench": ("bench {artifact} --prompt 32 --generate 4 --users 1", True),
+    "bench": ("bench {artifact} --prompt 32 --generate 4 --users 1 --rounds 1", True),
     "bench-serve": ("bench-serve http://127.0.0.1:9 --requests 1", False),
-    "verify": (f"verify {{artifact}} --against {MODEL} --truth reference --greedy 0 --max-tokens 16", True),
+    "verify": (f"verify {{artifact}} --against {MODEL} --truth reference --greedy 0 --max-tokens 4", True),
     "eval": ("eval {artifact} --max-tokens 64", True),
     "inspect": ("inspect {artifact}", True),
     "plan": (f"plan {MODEL}", True),
@@ -106,6 +107,7 @@ def test_a_server_needs_no_stream(artifact: Path, tmp_path: Path) -> None:
     try:
         while "ready after" not in log.read_text():
             assert server.poll() is None, log.read_text()
+            time.sleep(0.05)
     finally:
         server.send_signal(signal.SIGTERM)
     assert server.wait(60) == 0

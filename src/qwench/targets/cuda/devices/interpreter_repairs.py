@@ -9,7 +9,8 @@ import numpy as np
 
 
 def repair_interpreter() -> None:
-    """Products of bf16 numbers, rounding to bf16, loops whose bounds are computed, and a third of the time."""
+    """Products of bf16 numbers, rounding to bf16, loops whose bounds are computed, and a quarter of the time."""
+    import triton.language as tl
     import triton.runtime.interpreter as interpreter
 
     builder = interpreter.InterpreterBuilder
@@ -20,6 +21,9 @@ def repair_interpreter() -> None:
     builder.binary_op = _of_one_bit(builder.binary_op)
     interpreter._patch_lang_tensor = _with_index(interpreter._patch_lang_tensor)
     interpreter._patch_lang = _once(interpreter._patch_lang, interpreter._LangPatchScope)
+    interpreter._get_np_dtype = _of_each_name(interpreter._get_np_dtype)
+    tl.block_type.__init__ = _of_each_shape(tl.block_type.__init__)
+    tl.tensor.__init__ = _with_known_shape(tl.tensor.__init__)
     options = interpreter.InterpreterOptions(sanitize_overflow=False)  # whose checks are ten operations for one
     interpreter.interpreter_builder.options = options
 
@@ -85,3 +89,44 @@ def _once(patch: Any, scope: Any) -> Any:
         return scope()
 
     return patch_lang
+
+
+def _of_each_name(np_dtype: Any) -> Any:
+    """Triton's makes a table of all dtypes to look one up, for each value that it creates."""
+    found: dict[str, Any] = {}
+
+    def get_np_dtype(dtype: Any) -> Any:
+        name = dtype.scalar.name
+        if name not in found:
+            found[name] = np_dtype(dtype)
+        return found[name]
+
+    return get_np_dtype
+
+
+def _of_each_shape(init: Any) -> Any:
+    """Blocks of one dtype and shape share what describes them, which Triton makes anew for each value."""
+    known: dict[tuple[Any, ...], dict[str, Any]] = {}
+
+    def block_type(self: Any, element_ty: Any, shape: Any) -> None:
+        key = (element_ty.name, *(getattr(size, "value", size) for size in shape))
+        if key not in known:
+            init(self, element_ty, shape)
+            known[key] = vars(self).copy()
+        vars(self).update(known[key])
+
+    return block_type
+
+
+def _with_known_shape(init: Any) -> Any:
+    """Values of one shape share it, which Triton makes of constants anew for each."""
+    known: dict[tuple[int, ...], dict[str, Any]] = {}
+
+    def tensor(self: Any, handle: Any, type: Any) -> None:
+        key = tuple(type.shape) if type.is_block() else ()
+        if key not in known:
+            init(self, handle, type)
+            known[key] = vars(self).copy()
+        vars(self).update(known[key], handle=handle, type=type, dtype=type.scalar)
+
+    return tensor
