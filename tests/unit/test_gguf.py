@@ -18,7 +18,9 @@ from qwench.checkpoint.gguf.block_types import BLOCK_TYPES
 from qwench.checkpoint.gguf.blocks import decode
 from qwench.checkpoint.gguf.container import GgufFile
 from qwench.checkpoint.gguf.gguf_checkpoint import GgufCheckpoint
+from qwench.checkpoint.hub import find_checkpoint
 from qwench.checkpoint.open_checkpoint import open_checkpoint
+from qwench.checkpoint.sentence_transformers import EmbeddingSettings
 from qwench.compiler.compiler import compile_checkpoint, source_shapes
 from qwench.config import QwenchConfig
 from qwench.errors import CheckpointError, ConfigError
@@ -183,6 +185,7 @@ def tensor(name: bytes, dims: list[int], kind: int, offset: int) -> bytes:
         (b"", "is empty"),
         (b"GG", "ends within its header"),
         (b"PK\3\4" + bytes(40), "begins with"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0a1b\nsize 5\n", "is a Git LFS pointer"),
         (header(version=1), "has version 1"),
         (b"GGUF\0\0\0\3" + bytes(16), "big endian"),
         (header(num_tensors=2**60), "claims 1152921504606846976 tensors"),
@@ -200,6 +203,7 @@ def tensor(name: bytes, dims: list[int], kind: int, offset: int) -> bytes:
         (header(1, 0, tensor(b"t", [1] * 5, 0, 0) + bytes(9)), "5 dimensions"),
         (header(1, 0, tensor(b"t", [31], 8, 0)), "no whole blocks of Q8_0's 32"),
         (header(1, 0, tensor(b"t", [32], 99, 0)), "of ggml type 99"),
+        (header(1, 0, tensor(b"t", [256], 16, 0)), "'t' is IQ2_XXS; read are"),
         (header(1, 0, tensor(b"t", [32], 0, 7) + bytes(200)), "isn't aligned"),
         (header(1, 0, tensor(b"t", [32], 0, 2**63)), "ends at byte"),
         (header(2, 0, tensor(b"a", [32], 0, 0) + tensor(b"b", [32], 0, 32) + bytes(900)), "overlaps tensor 'a'"),
@@ -254,6 +258,9 @@ def opens(work: Callable[[], Any]) -> bool:
         ("tokenizer.ggml.pre", "gpt-4o", "with pre-tokenizer 'gpt-4o'"),
         ("qwen2.block_count", "five", "qwen2.block_count is a str, not a int"),
         ("qwen2.rope.scaling.type", "longrope", "read are none, linear and yarn"),
+        ("qwen2.rope.scaling.yarn_attn_factor", 0.5, "yarn_attn_factor is 0.5, which isn't read"),
+        ("qwen2.rope.dimension_count", 32, "rope.dimension_count is 32; read are models that rotate whole heads"),
+        ("qwen2.pooling_type", 4, "pooling_type is 4; read are 1"),
         ("tokenizer.ggml.eos_token_id", 10**6, "but there are 2048 tokens"),
         ("tokenizer.ggml.merges", ["a b c"], "which isn't two tokens"),
         ("tokenizer.ggml.merges", ["zzzz qqqq"], "of which a part isn't a token"),
@@ -262,15 +269,58 @@ def opens(work: Callable[[], Any]) -> bool:
 def test_metadata_of_other_models(
     q8_0: Path, monkeypatch: pytest.MonkeyPatch, key: str, value: Any, message: str
 ) -> None:
+    change_metadata(monkeypatch, {key: value})
+    with pytest.raises(CheckpointError, match=message):
+        GgufCheckpoint(q8_0).texts()
+
+
+def change_metadata(monkeypatch: pytest.MonkeyPatch, values: dict[str, Any]) -> None:
+    """Whatever GGUF file is opened has these values too."""
     read = GgufFile.__init__
 
     def changed(self: GgufFile, path: Path) -> None:
         read(self, path)
-        self.metadata[key] = value
+        self.metadata |= values
 
     monkeypatch.setattr(GgufFile, "__init__", changed)
-    with pytest.raises(CheckpointError, match=message):
-        GgufCheckpoint(q8_0).texts()
+
+
+def test_embedding_models_pool_and_end_as_their_file_says(
+    q8_0: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = {"qwen2.pooling_type": 1, "qwen2.attention.causal": False, "tokenizer.ggml.add_eos_token": True}
+    change_metadata(monkeypatch, values)
+    checkpoint = GgufCheckpoint(q8_0)
+    assert not checkpoint.spec.is_causal
+    for name, text in checkpoint.texts().items():
+        (tmp_path / name).write_bytes(text)
+    assert EmbeddingSettings.from_folder(tmp_path) == EmbeddingSettings("mean")
+    tokenizer = Tokenizer(tmp_path)
+    assert tokenizer.encode("Once") == [*tokenizer.encode("Once", add_special_tokens=False), 2047]
+
+
+@pytest.mark.parametrize(
+    ("values", "factor"),
+    [
+        ({"qwen2.rope.scaling.factor": 4.0}, 4.0),
+        ({"qwen2.rope.scale_linear": 2.0}, 2.0),
+        ({"qwen2.rope.scaling.type": "linear", "qwen2.rope.scaling.factor": 4.0}, 4.0),
+        ({"qwen2.rope.scaling.type": "none", "qwen2.rope.scaling.factor": 4.0}, None),
+    ],
+)
+def test_scaling_is_linear_where_no_type_is_given(
+    q8_0: Path, monkeypatch: pytest.MonkeyPatch, values: dict[str, Any], factor: float | None
+) -> None:
+    change_metadata(monkeypatch, values)
+    rope = GgufCheckpoint(q8_0).spec.rope
+    assert (rope.rope_type, rope.parameters.get("factor")) == ("default" if factor is None else "linear", factor)
+
+
+def test_a_file_is_known_by_its_beginning(q8_0: Path, tmp_path: Path) -> None:
+    for name in ("sha256-0a1b", "MODEL.GGUF"):
+        (tmp_path / name).symlink_to(q8_0)
+        path, _ = find_checkpoint(tmp_path / name)
+        assert open_checkpoint(path).spec == GgufCheckpoint(q8_0).spec
 
 
 def test_scales_that_are_not_finite(q8_0: Path, tmp_path: Path) -> None:

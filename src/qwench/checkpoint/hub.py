@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlparse
 
+from qwench.checkpoint.gguf.container import is_gguf
 from qwench.checkpoint.hub_file import RemoteFile, download, is_sound, is_unreachable, size_of
 from qwench.checkpoint.sentence_transformers import is_embedding_file
 from qwench.checkpoint.weights import COMPANION_FILES, INDEX, PICKLES, SINGLE, read_index
@@ -47,7 +48,7 @@ def find_checkpoint(source: str | Path, progress: ProgressCallback | None = None
     path = Path(source).expanduser()
     if path.is_dir():
         return path, path.resolve().name
-    if path.is_file() and path.suffix == ".gguf":
+    if is_gguf(path):
         return path, path.stem
     if path.exists():
         raise CheckpointError(f"{path} is a file; give the folder of a Hugging Face checkpoint, or a .gguf file")

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from qwench.checkpoint.lfs_pointer import why_unreadable
 from qwench.errors import CheckpointError
 
 
@@ -16,7 +17,7 @@ def read_json(path: Path) -> Any:
     except FileNotFoundError:
         raise
     except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} can't be read as JSON: {error}") from None
+        raise CheckpointError(f"{path} can't be read as JSON: {why_unreadable(path, error)}") from None
 
 
 def read_object(path: Path) -> dict[str, Any]:

@@ -5,11 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from qwench.checkpoint.checkpoint import Checkpoint
+from qwench.checkpoint.gguf.container import SUFFIX, is_gguf
 from qwench.checkpoint.gguf.gguf_checkpoint import GgufCheckpoint, part_paths
 from qwench.checkpoint.weights import SafetensorsCheckpoint
 from qwench.errors import CheckpointError
-
-GGUF = ".gguf"
 
 
 def open_checkpoint(path: Path, num_threads: int = 1) -> Checkpoint:
@@ -17,7 +16,7 @@ def open_checkpoint(path: Path, num_threads: int = 1) -> Checkpoint:
 
     A folder without a config.json may hold one GGUF model instead. Raises CheckpointError.
     """
-    if path.suffix == GGUF and path.is_file():
+    if is_gguf(path):
         return GgufCheckpoint(path, num_threads)
     if not (path / "config.json").exists():
         if (path / "adapter_model.safetensors").is_file():
@@ -29,7 +28,7 @@ def open_checkpoint(path: Path, num_threads: int = 1) -> Checkpoint:
 
 def gguf_of_folder(folder: Path) -> Path | None:
     """The one GGUF model in a folder, by its first part; None if there is none. Raises CheckpointError for several."""
-    files = sorted(folder.glob(f"*{GGUF}")) if folder.is_dir() else []
+    files = sorted(folder.glob(f"*{SUFFIX}")) if folder.is_dir() else []
     models = sorted({part_paths(file)[0] for file in files})
     if len(models) > 1:
         told = ", ".join(model.name for model in models)

@@ -20,6 +20,7 @@ from qwench.checkpoint.checkpoint import StoredTensor, digest_of
 from qwench.checkpoint.fields import Fields
 from qwench.checkpoint.heads import HeadSpec
 from qwench.checkpoint.json_file import read_object
+from qwench.checkpoint.lfs_pointer import why_unreadable
 from qwench.checkpoint.quantization.method import Method
 from qwench.checkpoint.quantization.methods import find_method
 from qwench.checkpoint.sentence_transformers import MODULES, SETTINGS, embedding_files, read_embedding_settings
@@ -265,7 +266,7 @@ def _open(path: Path) -> SafetensorsFile:
     except FileNotFoundError:
         raise CheckpointError(f"{path} is missing, but {INDEX} names it; download the checkpoint again") from None
     except ContainerError as error:
-        raise CheckpointError(f"{path} is damaged: {error}; download it again") from None
+        raise CheckpointError(f"{path} is damaged: {why_unreadable(path, f'{error}; download it again')}") from None
     except OSError as error:
         raise CheckpointError(f"{path} can't be read: {error.strerror}") from None
     entries = {_full_name(name): entry for name, entry in file.entries.items()}

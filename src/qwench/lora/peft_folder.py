@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from qwench.checkpoint.fields import Fields
+from qwench.checkpoint.lfs_pointer import why_unreadable
 from qwench.checkpoint.spec import EMBEDDING
 from qwench.errors import CheckpointError
 from qwench.lora.adapter import LoraAdapter, LoraPair
@@ -162,7 +163,7 @@ def _open(folder: Path) -> SafetensorsFile:
         has_pickle = (folder / "adapter_model.bin").exists()
         raise CheckpointError(f"{folder} has no {WEIGHTS}{pickled if has_pickle else ''}") from None
     except ContainerError as error:
-        raise CheckpointError(f"{path} is damaged: {error}") from None
+        raise CheckpointError(f"{path} is damaged: {why_unreadable(path, error)}") from None
     except OSError as error:
         raise CheckpointError(f"{path} can't be read: {error.strerror}") from None
 

@@ -17,12 +17,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from qwench.checkpoint.gguf.block_types import BLOCK_TYPES, TYPE_NAMES
+from qwench.checkpoint.gguf.block_types import BLOCK_TYPES, TYPE_NAMES, UNREAD_NAMES
+from qwench.checkpoint.lfs_pointer import why_unreadable
 from qwench.errors import CheckpointError
 
 Bytes = npt.NDArray[np.uint8]
 
-MAGIC, VERSIONS = b"GGUF", (2, 3)
+SUFFIX, MAGIC, VERSIONS = ".gguf", b"GGUF", (2, 3)
 ALIGNMENT_KEY = "general.alignment"
 LARGEST_SIZE = 2**31 - 1  # of a dimension
 LARGEST_ALIGNMENT = 1 << 20
@@ -89,6 +90,17 @@ class GgufFile:
             self._map.madvise(mmap.MADV_DONTNEED, start, length)
 
 
+def is_gguf(path: Path) -> bool:
+    """Whether a path is that of a GGUF file, by its name or else by how it begins: Ollama's have no ending."""
+    if not path.is_file() or path.suffix.lower() == SUFFIX:
+        return path.is_file()
+    try:
+        with path.open("rb") as file:
+            return file.read(len(MAGIC)) == MAGIC
+    except OSError:
+        return False
+
+
 class _Reader:
     """Reads a header from its beginning; every count is held against the bytes that are left before it is used."""
 
@@ -98,7 +110,7 @@ class _Reader:
     def read(self) -> tuple[dict[str, Any], dict[str, GgufTensor]]:
         magic = self._take(4)
         if magic != MAGIC:
-            raise self._error(f"it begins with {magic!r}, not {MAGIC!r}")
+            raise self._error(why_unreadable(self._path, f"it begins with {magic!r}, not {MAGIC!r}"))
         version = self._number("<I")
         if version not in VERSIONS:
             swapped = int.from_bytes(version.to_bytes(4, "little"), "big")
@@ -154,7 +166,8 @@ class _Reader:
         number, start = self._number("<I"), self._number("<Q")
         kind = TYPE_NAMES.get(number)
         if kind is None:
-            raise self._error(f"tensor {name!r} is of ggml type {number}; read are {', '.join(BLOCK_TYPES)}")
+            told = UNREAD_NAMES.get(number, f"of ggml type {number}")
+            raise self._error(f"tensor {name!r} is {told}; read are {', '.join(BLOCK_TYPES)}")
         block, block_bytes = BLOCK_TYPES[kind]
         if dims[0] % block:
             raise self._error(f"tensor {name!r} has rows of {dims[0]} values, no whole blocks of {kind}'s {block}")

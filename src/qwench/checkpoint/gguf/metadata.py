@@ -8,12 +8,13 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from qwench.checkpoint.experts import MIXTURES
 from qwench.checkpoint.heads import FAMILIES
+from qwench.checkpoint.sentence_transformers import SETTINGS, EmbeddingSettings
 from qwench.checkpoint.tokenizer_files import PRETOKENIZER
 from qwench.errors import CheckpointError
 
@@ -21,6 +22,10 @@ PRE_TOKENIZERS = ("qwen2", "deepseek-r1-qwen")  # which split alike
 CONTROL, USER_DEFINED, UNUSED = 3, 4, 5  # types of tokens; 1 is normal
 END_KEYS = ("eos_token_id", "eot_token_id", "eom_token_id")
 END_TOKENS = ("<|im_end|>", "<|endoftext|>")  # that llama.cpp counts as ends of an answer, whatever the keys say
+POOLINGS: Mapping[int, Literal["last", "mean", "first"]] = {1: "mean", 2: "first", 3: "last"}  # llama_pooling_type
+NO_POOLING = 0
+# What scales attention or mixes frequencies in llama.cpp otherwise than transformers does, and the value that doesn't.
+NEUTRAL_SCALING = {"attn_factor": 1, "yarn_attn_factor": 1, "yarn_ext_factor": 1, "yarn_log_multiplier": 0, "alpha": 0}
 MODEL_TYPES = {name.replace("_", ""): name for name in FAMILIES}  # by what llama.cpp calls them
 _MISSING = object()
 
@@ -68,9 +73,12 @@ class Metadata:
             "rope_theta": _short(self.get(f"{self.architecture}.rope.freq_base", float, 10000.0)),
             "tie_word_embeddings": ties_embeddings,
             "use_sliding_window": False,
+            "is_causal": self.get(f"{self.architecture}.attention.causal", bool, True),
         }
         if (head_dim := self.number("attention.key_length", None)) is not None:
             config["head_dim"] = head_dim
+        if (rotated := self.number("rope.dimension_count", None)) not in (None, head_dim or hidden // max(heads, 1)):
+            raise self.error(f"rope.dimension_count is {rotated}; read are models that rotate whole heads")
         if MODEL_TYPES[self.architecture] in MIXTURES:
             config |= self._experts(config["intermediate_size"])
         if (scaling := self._rope_scaling()) is not None:
@@ -93,13 +101,19 @@ class Metadata:
         }
 
     def _rope_scaling(self) -> dict[str, Any] | None:
+        """As llama.cpp has it: linear where a factor comes without a type."""
         at = f"{self.architecture}.rope.scaling"
-        kind = self.get(f"{at}.type", str, "none")
+        for name, neutral in NEUTRAL_SCALING.items():
+            if (value := self.get(f"{at}.{name}", float, neutral)) != neutral:
+                raise self.error(f"{at}.{name} is {value:g}, which isn't read")
+        older = self.get(f"{self.architecture}.rope.scale_linear", float, 0)
+        factor = self.get(f"{at}.factor", float, older)
+        kind = self.get(f"{at}.type", str, "linear" if factor else "none")
         if kind == "none":
             return None
         if kind not in ("linear", "yarn"):
             raise self.error(f"{at}.type is {kind!r}; read are none, linear and yarn")
-        scaling: dict[str, Any] = {"rope_type": kind, "factor": _short(self.get(f"{at}.factor", float))}
+        scaling: dict[str, Any] = {"rope_type": kind, "factor": _short(factor)}
         if kind == "yarn":
             for ours, theirs in (("beta_fast", "yarn_beta_fast"), ("beta_slow", "yarn_beta_slow")):
                 if (value := self.get(f"{at}.{theirs}", float, None)) is not None:
@@ -128,7 +142,17 @@ class Metadata:
             "tokenizer_config.json": self._tokenizer_config(),
             "generation_config.json": self._generation_config(),
         }
-        return {name: json.dumps(data, ensure_ascii=False).encode() for name, data in files.items()}
+        settings = self._embedding_settings()
+        texts = {name: json.dumps(data, ensure_ascii=False).encode() for name, data in files.items()}
+        return texts if settings is None else texts | {SETTINGS: settings.to_json()}
+
+    def _embedding_settings(self) -> EmbeddingSettings | None:
+        """How an embedding model pools; None where the file doesn't speak of it."""
+        if (pooling := self.number("pooling_type", NO_POOLING)) == NO_POOLING:
+            return None
+        if pooling not in POOLINGS:
+            raise self.error(f"pooling_type is {pooling}; read are 1 (mean), 2 (the first token) and 3 (the last)")
+        return EmbeddingSettings(POOLINGS[pooling])
 
     def _token_types(self) -> list[int]:
         types = self._values.get("tokenizer.ggml.token_type")
@@ -196,16 +220,21 @@ class Metadata:
         }
 
     def _post_processor(self) -> dict[str, Any] | None:
-        """What puts the beginning-of-sequence token before every text, if one is to be there."""
-        bos = self.token_id("bos_token_id")
-        if bos is None or not self.get("tokenizer.ggml.add_bos_token", bool, False):
+        """What puts the tokens of beginning and end around every text, those that are to be there."""
+        begin, end = (self._around_texts(name) for name in ("bos", "eos"))
+        if not begin and not end:
             return None
-        token = self.tokens[bos]
         first, second = ({"Sequence": {"id": name, "type_id": 0}} for name in "AB")
-        start = {"SpecialToken": {"id": token, "type_id": 0}}
-        special = {token: {"id": token, "ids": [bos], "tokens": [token]}}
-        single, pair = [start, first], [start, first, second]
+        start, stop = ([{"SpecialToken": {"id": token, "type_id": 0}} for token in around] for around in (begin, end))
+        special = {token: {"id": token, "ids": [i], "tokens": [token]} for token, i in (begin | end).items()}
+        single, pair = [*start, first, *stop], [*start, first, *stop, second, *stop]
         return {"type": "TemplateProcessing", "single": single, "pair": pair, "special_tokens": special}
+
+    def _around_texts(self, name: str) -> dict[str, int]:
+        """The token of that name with its id, if every text is to have it."""
+        token = self.token_id(f"{name}_token_id")
+        is_added = self.get(f"tokenizer.ggml.add_{name}_token", bool, False)
+        return {self.tokens[token]: token} if is_added and token is not None else {}
 
     def _tokenizer_config(self) -> dict[str, Any]:
         config: dict[str, Any] = {
