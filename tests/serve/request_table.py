@@ -460,6 +460,7 @@ REFUSED: list[tuple[str, dict[str, Any]]] = [
             tool_choice={"type": "x"}),
             tools(WEATHER, tool_choice={"name": "other"}), {"tool_choice": "required"}, {"tools": "weather"},
             {f"field{i}": i for i in range(300)}, {"options": {f"field{i}": i for i in range(300)}},
+            {"options": 5}, {"extra_body": "top_k"},
         )
     ),
     *(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import socket
 from collections.abc import Iterator
@@ -111,6 +112,13 @@ def test_a_body_that_is_not_what_it_should_be(http: httpx.Client, body: bytes) -
         error_of(answer)
 
 
+def test_a_byte_order_mark_is_left_aside(http: httpx.Client) -> None:
+    """PowerShell and Notepad write it."""
+    body = b'\xef\xbb\xbf{"prompt": "a", "max_tokens": 1}'
+    answer = http.post("/v1/completions", content=body, headers={"content-type": "application/json"})
+    assert answer.status_code == 200, answer.text
+
+
 def test_bodies_of_another_kind_or_size(http: httpx.Client) -> None:
     for kind in ("text/plain", "application/x-www-form-urlencoded", "multipart/form-data", ""):
         answer = http.post("/v1/completions", content=b'{"prompt": "a"}', headers={"content-type": kind})
@@ -121,6 +129,36 @@ def test_bodies_of_another_kind_or_size(http: httpx.Client) -> None:
         answer = http.post("/v1/completions", content=content, headers={"content-type": "application/json"})
         assert answer.status_code == 413
         error_of(answer)
+
+
+def test_a_body_that_is_coded(http: httpx.Client) -> None:
+    body, kind = gzip.compress(b'{"prompt": "a"}'), {"content-type": "application/json"}
+    for coding in ("gzip", "br", "gzip, identity"):
+        answer = http.post("/v1/completions", content=body, headers={**kind, "content-encoding": coding})
+        assert answer.status_code == 415 and answer.headers["accept-encoding"] == "identity"
+        assert coding in error_of(answer)["message"]
+    plain = b'{"prompt": "a", "max_tokens": 1}'
+    answer = http.post("/v1/completions", content=plain, headers={**kind, "content-encoding": "Identity"})
+    assert answer.status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "message"),
+    [
+        ("/v1/completions", {"prompt": []}, "prompt: List should have at least 1 item"),
+        ("/v1/completions", {"prompt": ["a"] * 129}, "prompt: List should have at most 128 items"),
+        ("/v1/completions", {"prompt": [1, "a"]}, "prompt.1: Input should be a valid integer"),
+        ("/v1/completions", {"prompt": "a", "stop": ["a"] * 257}, "stop: List should have at most 256 items"),
+        ("/v1/completions", {"prompt": 5}, "prompt: Input should be a valid string"),
+        ("/v1/responses", {"input": []}, "input: List should have at least 1 item"),
+        ("/v1/embeddings", {"input": ["a"] * 3000}, "input: List should have at most 2048 items"),
+    ],
+    ids=lambda value: str(value)[:24],
+)
+def test_of_a_field_with_several_forms_the_one_that_was_meant_is_spoken_of(
+    http: httpx.Client, path: str, body: dict[str, Any], message: str
+) -> None:
+    assert error_of(http.post(path, json=body))["message"].startswith(message)
 
 
 def test_paths_and_methods(http: httpx.Client) -> None:
@@ -206,6 +244,18 @@ def test_hosts_that_are_not_this_one(server: ServerProcess) -> None:
         assert httpx.get(f"{server.url}/v1/models", headers={"host": host}).status_code == 421, host
     for host in (f"localhost:{port}", "127.0.0.1", f"[::1]:{port}", "LOCALHOST"):
         assert httpx.get(f"{server.url}/v1/models", headers={"host": host}).status_code == 200, host
+
+
+def test_http_1_0(server: ServerProcess) -> None:
+    """As health checks of proxies, old proxies and ApacheBench speak it: without a Host, and without chunks."""
+    assert raw(server, b"GET /health HTTP/1.0\r\n\r\n").startswith(b"HTTP/1.1 200")
+    assert raw(server, b"GET /health HTTP/1.1\r\n\r\n").startswith(b"HTTP/1.1 421")
+    assert raw(server, b"GET /health HTTP/1.0\r\nHost: evil.example\r\n\r\n").startswith(b"HTTP/1.1 421")
+    body = json.dumps({"prompt": "Once", "max_tokens": 5, "stream": True}).encode()
+    head = b"POST /v1/completions HTTP/1.0\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(body)
+    fields, _, events = raw(server, head + body).partition(b"\r\n\r\n")
+    assert b"transfer-encoding" not in fields and b"connection: close" in fields
+    assert events.startswith(b"data: {") and events.endswith(b"data: [DONE]\n\n") and b"\r" not in events
 
 
 def test_without_the_key_only_health_is_open(artifact: Path, tmp_path: Path) -> None:

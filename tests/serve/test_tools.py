@@ -319,6 +319,14 @@ def test_what_is_refused(http: httpx.Client, path: str, fields: dict[str, Any]) 
     assert answer.status_code == 400 and answer.json()["error"]["message"], answer.text
 
 
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/responses", "/v1/messages"])
+def test_of_tools_that_are_no_functions_it_is_said_which_they_are(http: httpx.Client, path: str) -> None:
+    tools = [{"type": "web_search", "name": "web_search"}, {"type": "mcp", "server_label": "x"}]
+    answer = post(http, path, tools=tools)
+    assert answer.status_code == 400
+    assert "no function among the tools, only web_search, mcp" in answer.json()["error"]["message"]
+
+
 def test_refusals_are_quick(http: httpx.Client, tool_server: ServerProcess) -> None:
     """Below 20 ms on a quiet machine; here of processors' time, which is twice as long beside much other work."""
     call = {"id": "a", "type": "function", "function": {"name": "x", "arguments": "[" * 100}}

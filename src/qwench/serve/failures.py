@@ -19,6 +19,7 @@ from starlette.types import Scope
 from qwench.errors import QwenchError
 
 FORM_KEY = "qwench.error_form"  # in a request's scope
+_NO_FIELDS = frozenset(("body", "str", "constrained-str", "bool", "int", "float"))  # pydantic's names of alternatives
 
 
 class ApiError(HTTPException):
@@ -77,14 +78,21 @@ async def answer_user_error(request: Request, error: Exception) -> JSONResponse:
 
 
 async def answer_invalid_body(request: Request, error: Exception) -> JSONResponse:
-    """The first error of the schema; the deepest one, where a field is a union."""
+    """The first error of the schema; of those of a union the one of the alternative that was meant."""
     assert isinstance(error, RequestValidationError)
-    first = max(error.errors()[:50], key=lambda entry: len(entry["loc"]))
-    place = [str(part) for part in first["loc"] if part != "body" and "[" not in str(part)]  # list[...]: of a union
+    first = max(error.errors()[:50], key=_how_far_it_was_read)
+    place = [str(part) for part in first["loc"] if part not in _NO_FIELDS and "[" not in str(part)]  # list[...]
     if first["type"] == "json_invalid":
         return ApiError.bad_request(f"the body isn't JSON: {first['ctx']['error']}").response(request.scope)
     where, param = ".".join(place) or "the body", place[0] if place else first.get("ctx", {}).get("name")
     return ApiError.bad_request(f"{where}: {first['msg']}", param=param).response(request.scope)
+
+
+def _how_far_it_was_read(error: Mapping[str, Any]) -> tuple[bool, int, list[int]]:
+    """An alternative of the right type, but too long or short, was meant rather than one of another type."""
+    place = error["loc"]
+    is_of_another_type = error["type"].endswith("_type") or error["type"] == "missing"
+    return not is_of_another_type, len(place), [part for part in place if isinstance(part, int)]
 
 
 async def answer_http_exception(request: Request, error: Exception) -> JSONResponse:

@@ -63,7 +63,7 @@ class Guard:
             self._bodies_bytes -= body.num_bytes
 
     def _check(self, scope: Scope, headers: Headers) -> None:
-        if self._hosts and _host_name(headers) not in self._hosts:
+        if self._hosts and _host_name(headers) not in self._hosts and not _is_without_hosts(scope, headers):
             raise ApiError(421, "this server isn't meant for that Host; see --allowed-host", code="wrong_host")
         if scope["path"] in OPEN_PATHS:
             return
@@ -84,6 +84,9 @@ class Guard:
         kind = headers.get("content-type", "").partition(";")[0].strip().lower()
         if kind != "application/json":
             raise ApiError(415, "the body must be JSON, with Content-Type: application/json")
+        if (coding := headers.get("content-encoding", "identity").strip().lower()) != "identity":
+            message = f"the body has Content-Encoding {coding[:32]!r}; send it as it is"
+            raise ApiError(415, message, headers={"accept-encoding": "identity"})
         if int(headers.get("content-length", "0")) > self._max_body_bytes():
             raise body_too_large(self._max_body_bytes())
 
@@ -139,6 +142,11 @@ def _credentials(scope: Scope) -> tuple[bytes, bytes]:
     """The headers that may hold a key: Authorization, and Anthropic's x-api-key."""
     given = [b",".join(value for name, value in scope["headers"] if name == key) for key in KEY_HEADERS]
     return given[0], given[1]
+
+
+def _is_without_hosts(scope: Scope, headers: Headers) -> bool:
+    """HTTP/1.0, which health checks of proxies speak, knows no Host; every browser sends one."""
+    return scope["http_version"] == "1.0" and "host" not in headers
 
 
 def _host_name(headers: Headers) -> str:

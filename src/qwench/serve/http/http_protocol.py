@@ -2,8 +2,8 @@
 
 A request's head must come within a time and a size; a response must be read, a little at least, within a time; the
 body of a refused request is read and thrown away, within limits too, since a client whose connection is closed
-meanwhile would never see the refusal. What isn't HTTP is answered as everything else, with OpenAI's error JSON.
-Limits of bodies that are read are in guard.py.
+meanwhile would never see the refusal. HTTP/1.0 gets no chunks. What isn't HTTP is answered as everything else, with
+OpenAI's error JSON. Limits of bodies that are read are in guard.py.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ import socket
 import struct
 from typing import Any
 
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn._types import ASGISendEvent
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from qwench.serve.failures import ApiError
 
@@ -30,6 +31,19 @@ NOT_HTTP = ApiError.bad_request("this isn't an HTTP request")
 HEAD_TOO_LONG = ApiError(431, f"the head of the request is longer than {MAX_HEAD_BYTES} bytes")
 HEAD_TOO_SLOW = ApiError(408, f"the head of the request didn't come within {HEAD_S:g} s")
 TOO_MANY = ApiError.unavailable(f"there are {MAX_CONNECTIONS} connections already")
+
+
+def _send_without_chunks(cycle: RequestResponseCycle) -> None:
+    """HTTP/1.0 knows no chunks, which uvicorn sends all the same: a stream lasts until the connection closes."""
+    send = cycle.send
+
+    async def send_as_it_is(message: ASGISendEvent) -> None:
+        if message["type"] == "http.response.body":
+            cycle.expected_content_length = len(message.get("body", b""))
+        await send(message)
+
+    cycle.chunked_encoding = False
+    cycle.send = send_as_it_is  # type: ignore[method-assign]
 
 
 class LimitedProtocol(HttpToolsProtocol):
@@ -78,6 +92,8 @@ class LimitedProtocol(HttpToolsProtocol):
         self._is_in_head, self._is_in_body, self._rest_bytes = False, True, 0
         self._cancel(self._head_timer)
         super().on_headers_complete()
+        if self.scope["http_version"] == "1.0":
+            _send_without_chunks(self.cycle)
 
     def on_body(self, body: bytes) -> None:
         super().on_body(body)

@@ -119,11 +119,22 @@ def _callable(tools: Any) -> Any:
         return tools
     known = [tool for tool in tools if _is_function(tool)]
     if not known:
-        return tools
+        return _refuse_others(tools)
     for tool in tools:
         if not _is_function(tool):
             ignore(f"tools[].{tool['type']}")
     return known
+
+
+def _refuse_others(tools: list[Any]) -> list[Any]:
+    """What the classes would say of a web_search is that it has no name. Their own word for a function is custom."""
+    others = list(dict.fromkeys(tool["type"][:64] for tool in tools if tool["type"] != "custom"))
+    if others:
+        raise PydanticCustomError(
+            "no_function", "there is no function among the tools, only {others}, which this server doesn't know",
+            {"others": ", ".join(others[:8])},
+        )  # fmt: skip
+    return tools
 
 
 ChatTools = Annotated[

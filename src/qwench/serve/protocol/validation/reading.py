@@ -14,7 +14,7 @@ from typing import Any
 from pydantic_core import PydanticCustomError
 
 from qwench.serve.failures import ApiError
-from qwench.serve.protocol.validation.field_table import NOTHING, Neutral, Refused, Renamed, Rule, Unpacked
+from qwench.serve.protocol.validation.field_table import EMPTY, NOTHING, Neutral, Refused, Renamed, Rule, Unpacked
 
 MAX_FIELDS = 256  # of one object
 MAX_STRANGE = 8192  # of one request, which take 0.7 us each to read
@@ -108,7 +108,10 @@ def _read(kept: dict[str, Any], name: str, value: Any, rule: Rule | None, place:
         ignore(place + name)
     elif isinstance(rule, Renamed):
         _put(kept, rule, value, place + name)
-    elif isinstance(rule, Unpacked) or (isinstance(rule, Neutral) and not rule.holds(value)):
+    elif isinstance(rule, Unpacked):
+        if not EMPTY.holds(value):
+            raise PydanticCustomError("not_unpacked", "{name} must be an object of fields", {"name": name})
+    elif isinstance(rule, Neutral) and not rule.holds(value):
         ignore(place + name)
     elif isinstance(rule, Refused) and not rule.but.holds(value):
         raise PydanticCustomError("refused", "{name}: {why}", {"name": name, "why": rule.why})
