@@ -263,4 +263,7 @@ def test_not_artifacts(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match=f"{MANIFEST} is missing"):
         open_artifact(tmp_path)
     assert not is_artifact(tmp_path) and not is_artifact(tmp_path / "nothing")
-    assert not is_artifact(write_checkpoint(tmp_path / "checkpoint"))
+    checkpoint = write_checkpoint(tmp_path / "checkpoint")
+    assert not is_artifact(checkpoint)
+    with pytest.raises(ArtifactError, match=f"is a checkpoint.*: qwench compile {checkpoint} -o ARTIFACT$"):
+        open_artifact(checkpoint)

@@ -40,6 +40,14 @@ def test_the_plan_is_what_loading_counts(
         choose_num_blocks(artifact, memory=least)
 
 
+def test_of_an_artifact_nothing_is_planned_or_compiled(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its config.json would do for a plan, but of other weights than it has."""
+    compile_checkpoint(write_checkpoint(tmp_path / "source"), tmp_path / "made", QwenchConfig(target="reference"))
+    for command in (["plan"], ["compile", "-o", str(tmp_path / "again")]):
+        assert main([*command, str(tmp_path / "made")]) == 2
+        assert "is an artifact, compiled already; give the checkpoint" in capsys.readouterr().err
+
+
 def test_a_plan_with_a_draft(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source, small = write_checkpoint(tmp_path / "source"), write_checkpoint(tmp_path / "small", rms_norm_eps=1e-5)
     options = {"weights": "int8", "group_size": 32, "max_seq_len": 100, "prefill_chunk_size": 16}

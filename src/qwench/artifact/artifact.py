@@ -188,6 +188,15 @@ def is_artifact(path: Path) -> bool:
     return sum((path / name).is_file() for name in OWN_FILES) >= 2
 
 
+def refuse_artifact(source: Path) -> None:
+    """Raises CheckpointError for an artifact, which has a config.json too, where a checkpoint is wanted."""
+    if is_artifact(source):
+        raise CheckpointError(
+            f"{source} is an artifact, compiled already; give the checkpoint that it was made from. What is in it, and "
+            f"the memory it takes: qwench inspect {source}"
+        )
+
+
 def open_artifact(path: str | Path, verify: Literal["rank", "fast", "full"] = "fast") -> Artifact:
     """Opens and verifies the artifact in folder `path`.
 
@@ -220,6 +229,8 @@ def read_plan(path: Path) -> tuple[QwenchConfig, Program, MemoryPlan]:
 def _read_manifest(path: Path) -> Manifest:
     if not path.is_dir():
         raise ArtifactError(f"{path} is not a folder; an artifact is the folder that `qwench compile` writes")
+    if not is_artifact(path) and any(path.glob("model*.safetensors")):
+        raise ArtifactError(f"{path} is a checkpoint, not an artifact; compile it: qwench compile {path} -o ARTIFACT")
     try:
         return Manifest.from_json(_read(path, MANIFEST))
     except ValueError as error:

@@ -30,6 +30,7 @@ from qwench.artifact.artifact import (
     file_sha256,
     open_artifact,
     program_json,
+    refuse_artifact,
 )
 from qwench.artifact.artifact_folder import check_destination, new_artifact_folder
 from qwench.calibration.calibrator import Calibrator
@@ -89,6 +90,7 @@ def compile_checkpoint(
     """
     out = Path(out)
     folder, name = find_checkpoint(source, progress)
+    refuse_artifact(folder)
     check_destination(out, overwrite, folder)
     report = Reporter(progress)
     report("check", 0, 1)

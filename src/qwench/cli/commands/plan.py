@@ -98,7 +98,7 @@ def _describe_draft(source: Path, model: QwenchConfig, num_blocks: int) -> dict[
 
 def _derive(source: Path, options: QwenchConfig) -> tuple[QwenchConfig, Program, dict[str, int], int]:
     """The resolved config, the Program, the bytes of each weight, and those of activations and logits."""
-    from qwench.artifact.artifact import derive_program
+    from qwench.artifact.artifact import derive_program, refuse_artifact
     from qwench.checkpoint.open_checkpoint import open_checkpoint
     from qwench.checkpoint.spec import ModelSpec
     from qwench.compiler.kept_weights import kept_format
@@ -108,6 +108,7 @@ def _derive(source: Path, options: QwenchConfig) -> tuple[QwenchConfig, Program,
     from qwench.runtime.loading import working_bytes
     from qwench.targets.registry import get_target
 
+    refuse_artifact(source)
     # What is quantised already decides the formats; of other folders the config is enough, without any weights.
     opened = open_checkpoint(source) if source.is_file() or _is_quantized(source) else None
     checkpoint = ModelSpec.from_folder(source) if opened is None else opened.spec
