@@ -96,7 +96,8 @@ class QwenchConfig:
         sequences, and merges the parts in order; eager computes each sequence as a single partition.
     kvcache_partition_len: positions in a partition of flash_attn, a multiple of 64. Its boundaries are absolute, so
         that it decides the order of sums: equal lengths give equal bits whatever else differs.
-    kvcache_block_size: positions in a cache block, a multiple of 16.
+    kvcache_block_size: positions in a cache block, a multiple of 16; default: 64 where the cache has codes, which
+        attention then reads as they lie, else 32.
     kvcache_num_blocks: blocks in the cache; default: estimated from the memory there is when the model is loaded.
     memory: bytes that the loaded model may use; default: what the machine has free.
     target: the kind of machine; default: cuda where there is a GPU and qwench[cuda] is installed, else cpu.
@@ -223,6 +224,7 @@ class QwenchConfig:
         head_weights = head_weights or ("int8" if weights == "int4" else weights)
         target = self.target or default_target()
         activations = self._activations({weights, head_weights, *overrides.values()}, recipe, target)
+        kv_cache = self.kv_cache or _default_kv_cache(weights, activations, recipe, target)
         attn_impl = self.attn_impl or "flash_attn"
         partition_len = None if attn_impl == "eager" else self.kvcache_partition_len or DEFAULT_PARTITION_LEN
         batch_size = self.batch_size or 32
@@ -237,7 +239,7 @@ class QwenchConfig:
             overrides=overrides or None,
             calibrate=None if self.calibrate is None else text_identity(self.calibrate),
             merged_lora=None if self.merged_lora is None else adapter_identity(self.merged_lora),
-            kv_cache=self.kv_cache or _default_kv_cache(weights, activations, recipe, target),
+            kv_cache=kv_cache,
             max_seq_len=max_seq_len,
             bidirectional=not is_causal,
             batch_size=batch_size,
@@ -248,7 +250,7 @@ class QwenchConfig:
             use_attention_mask=self.use_attention_mask is not False,
             attn_impl=attn_impl,
             kvcache_partition_len=partition_len,
-            kvcache_block_size=self.kvcache_block_size or 32,
+            kvcache_block_size=self.kvcache_block_size or _default_block_size(kv_cache),
             target=target,
             create_runtimes=self.create_runtimes is not False,
             device=self.device or "cpu",
@@ -378,6 +380,10 @@ def _default_kv_cache(weights: str, activations: str, recipe: Recipe | None, tar
     if recipe and recipe.kv_cache:
         return recipe.kv_cache
     return "bf16" if target.startswith("cuda") else "int16"
+
+
+def _default_block_size(kv_cache: str) -> int:
+    return 64 if kv_cache in ("int16", "int8") else 32
 
 
 def _spread(quantization: Mapping[str, Any] | None) -> dict[str, Any]:

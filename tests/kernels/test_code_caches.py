@@ -183,6 +183,51 @@ def test_copied_blocks_answer_alike(variant: str, cache_dtype: str) -> None:
     np.testing.assert_array_equal(executor.step(batch([more], [10], [[3]])), expected)
 
 
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("cache_dtype", CODES)
+@pytest.mark.parametrize("head_dim", [24, 64, 80, 128])
+def test_bits_do_not_depend_on_how_codes_lie(variant: str, cache_dtype: str, head_dim: int) -> None:
+    """Blocks of whole tiles are read where they lie, others copied first."""
+    program, tensors = biased_model(
+        10, head_dim=head_dim, num_heads=3, num_kv_heads=1, num_layers=1, sliding_windows=(None,)
+    )
+    ids = np.random.default_rng(1).integers(0, program.spec.vocab_size, 150).astype(np.int32)
+    runs = []
+    for block_size in (16, 48, 64, 128):
+        executor = load(variant, program, tensors, CacheConfig(12, block_size, cache_dtype), tokens=len(ids))
+        tables = [[*range(11, -1, -1)]]
+        whole = executor.step(batch([ids[:149]], [149], tables)).copy()
+        runs.append(np.concatenate([whole, executor.step(batch([ids[149:]], [150], tables))]))
+    for other in runs[1:]:
+        np.testing.assert_array_equal(other, runs[0])
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("cache_dtype", CODES)
+@pytest.mark.parametrize("share", [0.0, 1e-20, 1e-3])
+def test_a_first_position_of_little_value_draws_attention(variant: str, cache_dtype: str, share: float) -> None:
+    """As in many models: most probability goes to a position whose values are small, down to none at all."""
+    program, tensors = biased_model(0, num_layers=1, sliding_windows=(None,))
+    embeddings = tensors["model.embed_tokens.weight"].astype(np.float32)
+    embeddings[7] = 0.0
+    embeddings[7, 0] = 8.0  # whose norm leaves it alone in its dimension
+    embeddings[:7, 0] = embeddings[8:, 0] = 0.0
+    tensors["model.embed_tokens.weight"] = embeddings.astype(ml_dtypes.bfloat16)
+    for name, factor in (("k_proj", 6.0), ("v_proj", share)):
+        weight = tensors[f"model.layers.0.self_attn.{name}.weight"].astype(np.float32)
+        weight[:, 0] *= factor
+        tensors[f"model.layers.0.self_attn.{name}.weight"] = weight.astype(ml_dtypes.bfloat16)
+        tensors[f"model.layers.0.self_attn.{name}.bias"] *= 0
+    ids = np.array([7, *np.random.default_rng(2).integers(8, 200, 99)], np.int32)
+
+    def run(target: str, dtype: str) -> np.ndarray:
+        executor = load(target, program, tensors, CacheConfig(2, 64, dtype), tokens=100)
+        return executor.step(batch([ids], [100], [[0, 1]])).copy()
+
+    exact, bf16, got = run("reference", "fp32"), run("reference", "bf16"), run(variant, cache_dtype)
+    assert np.abs(got - exact).max() < (0.2 if cache_dtype == "int16" else 4) * np.abs(bf16 - exact).max()
+
+
 def test_unfused_programs_know_their_bias_too() -> None:
     program, tensors = biased_model(900)
     fused = logits_of("reference", "int8", (program, tensors))

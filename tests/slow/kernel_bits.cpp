@@ -106,15 +106,15 @@ void multiply(Draw& draw, int kind, int num_rows) {
 void attend(Draw& draw, CacheKind cache, int num_tokens) {
   constexpr int kDim = 64, kHeads = 7, kBlock = 32, kPositions = 700, kBlocks = (kPositions + kBlock - 1) / kBlock;
   const size_t position_bytes =
-      has_codes(cache) ? code_group_bytes(cache, kDim) / kKeyGroup : kDim * (cache == CacheKind::kFp32 ? 4 : 2);
+      has_codes(cache) ? code_position_bytes(cache, kDim) : kDim * (cache == CacheKind::kFp32 ? 4 : 2);
   const size_t head_bytes = position_bytes * kBlock;
   AlignedBytes memory(2 * head_bytes * kBlocks);
   std::vector<int32_t> table(kBlocks);
   for (int p = 0; p < kPositions; ++p) {
     uint8_t* block = memory.data() + p / kBlock * 2 * head_bytes;
     table[p / kBlock] = p / kBlock;
-    generic_kernels().write_keys(draw.values(kDim).data(), kDim, kDim, p % kBlock, cache, block);
-    generic_kernels().write_values(draw.values(kDim).data(), kDim, kDim, p % kBlock, cache, block + head_bytes);
+    generic_kernels().write_keys(draw.values(kDim).data(), kDim, kDim, p % kBlock, kBlock, cache, block);
+    generic_kernels().write_values(draw.values(kDim).data(), kDim, kDim, p % kBlock, kBlock, cache, block + head_bytes);
   }
   const std::vector<float> q = draw.values(size_t(num_tokens) * kHeads * kDim, 4.0f);
   std::vector<float> out(q.size());

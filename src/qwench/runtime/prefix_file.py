@@ -21,7 +21,7 @@ from qwench.errors import CapacityError, PrefixError
 from qwench.targets.target import Bytes
 
 SUFFIX = ".prefix"
-_MAGIC = b"QWPREFX1"
+_MAGIC = b"QWPREFX2"
 _DIGEST_BYTES = hashlib.sha256().digest_size
 _HEAD_BYTES = len(_MAGIC) + _DIGEST_BYTES + 8
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

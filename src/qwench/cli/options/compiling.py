@@ -33,7 +33,7 @@ def add_compiling(parser: ArgumentParser) -> None:
     add("--prefill-chunk-size", type=int, metavar="N", help="tokens in one step; default 512")
     add("--attn-impl", metavar="KIND", help="flash_attn (default): in partitions; eager: each sequence as one")
     add("--kvcache-partition-len", type=int, metavar="N", help="positions in a partition, default 512")
-    add("--kvcache-block-size", type=int, metavar="N", help="positions in a cache block, default 32")
+    add("--kvcache-block-size", type=int, metavar="N", help="positions in a cache block, default 64 of codes, else 32")
     add("--kvcache-num-blocks", type=int, metavar="N", help="cache blocks; default: what memory allows when loaded")
     add("--memory", metavar="SIZE", help="what the loaded model may use, such as 8GiB or 800MB; default: what is free")
     add(

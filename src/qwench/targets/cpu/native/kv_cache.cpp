@@ -8,7 +8,7 @@
 namespace qwench {
 
 KVCache::KVCache(const Shape& shape) : shape_(shape) {
-  const size_t position_bytes = has_codes(shape.kind) ? code_group_bytes(shape.kind, shape.padded_dim()) / kKeyGroup
+  const size_t position_bytes = has_codes(shape.kind) ? code_position_bytes(shape.kind, shape.padded_dim())
                                                       : shape.padded_dim() * (shape.kind == CacheKind::kFp32 ? 4 : 2);
   head_stride_ = position_bytes * shape.block_size;
   block_stride_ = 2 * head_stride_ * shape.num_kv_heads;

@@ -157,10 +157,10 @@ struct RopeWrite final : Phase {
       const int offset = position % shape.block_size;
       for (int h = 0; h < shape.num_kv_heads; ++h) {
         const size_t at = block + h * e.cache().head_stride();
-        e.kernels().write_keys(k + h * shape.head_dim, shape.head_dim, shape.padded_dim(), offset, shape.kind,
-                               e.cache().keys(cached.place) + at);
+        e.kernels().write_keys(k + h * shape.head_dim, shape.head_dim, shape.padded_dim(), offset, shape.block_size,
+                               shape.kind, e.cache().keys(cached.place) + at);
         e.kernels().write_values(k + kv_size + h * shape.head_dim, shape.head_dim, shape.padded_dim(), offset,
-                                 shape.kind, e.cache().values(cached.place) + at);
+                                 shape.block_size, shape.kind, e.cache().values(cached.place) + at);
       }
     });
   }

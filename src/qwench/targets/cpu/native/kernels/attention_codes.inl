@@ -151,51 +151,60 @@ struct CodeScratch {
         totals(value_inverses + kScoreTile) {}
 };
 
-// Where the scales, then the codes, of the 16 positions that hold `at` lie.
+// Where the scales, then the codes, of the group of positions that holds `at` lie.
 inline const uint8_t* cached_codes(const AttentionArgs& a, const uint8_t* layer, int kv_head, int at) {
   return code_group(
       a.cache,
       const_cast<uint8_t*>(layer) + a.block_table[at / a.block_size] * a.block_stride + kv_head * a.head_stride,
-      at % a.block_size, a.padded_dim);
+      at % a.block_size, code_group_size(a.block_size), a.padded_dim);
 }
 
-inline void copy_bytes(uint8_t* to, const uint8_t* from, int num_bytes) {
-  for (int i = 0; i < num_bytes; i += kLanes * 4) store_int(to + i, load_int(from + i));
+inline void copy_bytes(void* to, const uint8_t* from, int num_bytes) {
+  for (int i = 0; i < num_bytes; i += kLanes * 4) store_int(static_cast<uint8_t*>(to) + i, load_int(from + i));
 }
 
-// Keys of positions [tile, tile + count) to rows of dwords [padded_dim / codes of a dword][64]; columns beyond hold
-// anything.
+// Keys of positions [tile, tile + count) as rows of dwords [padded_dim / codes of a dword][64], where they lie or else
+// in `room`; columns beyond hold anything.
 template <CacheKind kCache>
-inline void lay_out_key_codes(const AttentionArgs& a, int kv_head, int tile, int count, uint8_t* keys, float* scales) {
-  for (int g = 0; g < count; g += kKeyGroup) {
-    const uint8_t* from = cached_codes(a, a.keys, kv_head, tile + g);
-    copy_bytes(reinterpret_cast<uint8_t*>(scales + g), from, kGroupScaleBytes);
-    from += kGroupScaleBytes;
-    uint8_t* to = keys + g * kColumnBytes;
-    for (int d = a.padded_dim; d > 0;
-         d -= kColumnBytes / code_bytes(kCache), to += kPanelRowBytes, from += kKeyGroup * 4)
-      copy_bytes(to, from, kKeyGroup * 4);
-  }
-}
-
-// Values of positions [tile, tile + count) to panels of dwords [dim / 64][64 positions / codes of a dword][64]; scales
-// beyond are 0.
-template <CacheKind kCache>
-inline void lay_out_value_codes(const AttentionArgs& a, int kv_head, int tile, int count, uint8_t* values,
+inline const uint8_t* key_codes(const AttentionArgs& a, int kv_head, int tile, int count, uint8_t* room,
                                 float* scales) {
+  constexpr int kTogether = kColumnBytes / code_bytes(kCache);
+  const int group = code_group_size(a.block_size);
+  for (int g = 0; g < count; g += group) {
+    const uint8_t* from = cached_codes(a, a.keys, kv_head, tile + g);
+    copy_bytes(scales + g, from, group * sizeof(float));
+    from += group * sizeof(float);
+    if (group == kScoreTile) return from;
+    uint8_t* to = room + g * kColumnBytes;
+    for (int d = 0; d < a.padded_dim; d += kTogether, to += kPanelRowBytes, from += group * kColumnBytes)
+      copy_bytes(to, from, group * kColumnBytes);
+  }
+  return room;
+}
+
+// Values of positions [tile, tile + count) as panels of dwords [dim / 64][64 positions / codes of a dword][64],
+// likewise; scales beyond are 0.
+template <CacheKind kCache>
+inline const uint8_t* value_codes(const AttentionArgs& a, int kv_head, int tile, int count, uint8_t* room,
+                                  float* scales) {
   constexpr int kTogether = kColumnBytes / code_bytes(kCache), kPanelBytes = kScoreTile / kTogether * kPanelRowBytes;
-  for (int g = 0; g < count; g += kKeyGroup) {
-    const uint8_t* from = cached_codes(a, a.values, kv_head, tile + g);
-    copy_bytes(reinterpret_cast<uint8_t*>(scales + g), from, kGroupScaleBytes);
-    from += kGroupScaleBytes;
-    uint8_t* to = values + g / kTogether * kPanelRowBytes;
+  const int group = code_group_size(a.block_size);
+  const bool is_whole = group == kScoreTile && a.padded_dim % kPanelColumns == 0;
+  const uint8_t* from = nullptr;
+  for (int g = 0; g < count; g += group) {
+    from = cached_codes(a, a.values, kv_head, tile + g);
+    copy_bytes(scales + g, from, group * sizeof(float));
+    from += group * sizeof(float);
+    if (is_whole) break;
+    uint8_t* to = room + g / kTogether * kPanelRowBytes;
     for (int d = 0; d < a.padded_dim; d += kPanelColumns, to += kPanelBytes) {
-      const int row_bytes = (a.padded_dim - d < kPanelColumns ? a.padded_dim - d : kPanelColumns) * kColumnBytes;
-      for (int i = 0; i < kKeyGroup / kTogether; ++i)
-        copy_bytes(to + i * kPanelRowBytes, from + (size_t(i) * a.padded_dim + d) * kColumnBytes, row_bytes);
+      const int row_bytes = panel_width(a.padded_dim, d) * kColumnBytes;
+      for (int i = 0; i < group / kTogether; ++i, from += row_bytes)
+        copy_bytes(to + i * kPanelRowBytes, from, row_bytes);
     }
   }
   for (int i = count; i < kScoreTile; ++i) scales[i] = 0.0f;
+  return is_whole ? from : room;
 }
 
 // Of the scales of a tile's values, log2 and inverse. Scales that say nothing beside the largest one, such as the zeros
@@ -336,17 +345,21 @@ inline void attend_code_tile(const AttentionArgs& a, const AttentionItem& item, 
   } kOnes;
   constexpr size_t kPanelBytes = size_t(kScoreTile) * kPanelColumns * code_bytes(Rows::kCache);
   const int kv_head = kv_head_of(a, item), count = item.end - tile < kScoreTile ? item.end - tile : kScoreTile;
-  auto *keys = reinterpret_cast<uint8_t*>(scratch.keys), *values = reinterpret_cast<uint8_t*>(scratch.values);
   // The next tile's halves: with few rows, memory is what the products wait for.
   const int near = tile + kScoreTile, far = near + kScoreTile / 2;
-  size_t next_bytes = far < (item.partial ? last : item.end) ? 2 * code_group_bytes(Rows::kCache, a.padded_dim) : 0;
+  const size_t position_bytes = code_position_bytes(Rows::kCache, a.padded_dim);
+  size_t next_bytes = far < (item.partial ? last : item.end) ? kScoreTile / 2 * position_bytes : 0;
   const uint8_t *next_keys[2] = {}, *next_values[2] = {};
   for (int half = 0; half < 2 && next_bytes; ++half) {
-    next_keys[half] = cached_codes(a, a.keys, kv_head, half ? far : near);
-    next_values[half] = cached_codes(a, a.values, kv_head, half ? far : near);
+    const int at = half ? far : near;
+    const size_t within = at % code_group_size(a.block_size) * position_bytes;
+    next_keys[half] = cached_codes(a, a.keys, kv_head, at) + within;
+    next_values[half] = cached_codes(a, a.values, kv_head, at) + within;
   }
-  lay_out_key_codes<Rows::kCache>(a, kv_head, tile, count, keys, s.key_scales);
-  lay_out_value_codes<Rows::kCache>(a, kv_head, tile, count, values, s.value_scales);
+  const uint8_t *keys = key_codes<Rows::kCache>(a, kv_head, tile, count, reinterpret_cast<uint8_t*>(scratch.keys),
+                                                s.key_scales),
+                *values = value_codes<Rows::kCache>(a, kv_head, tile, count, reinterpret_cast<uint8_t*>(scratch.values),
+                                                    s.value_scales);
   invert_scales(s.value_scales, s.value_logs, s.value_inverses);
   for (int first = 0; first < state.num_rows; first += kCodeRows) {
     const int num_rows = state.num_rows - first < kCodeRows ? state.num_rows - first : kCodeRows;

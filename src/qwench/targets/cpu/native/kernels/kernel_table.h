@@ -197,9 +197,9 @@ struct LinearArgs {
 
 // One sequence's view of one layer of the paged cache. Of a block and head, fp32: keys [block_size / 16][head_dim][16],
 // values [block_size][padded_dim]; bf16 in pairs, the first in the high half: keys [block_size / 16][head_dim / 2][16],
-// values [block_size / 2][padded_dim]; int8: per 16 positions their fp32 scales, then codes + 128, keys less their
-// rotated bias [padded_dim / 4][16][4], values [4][padded_dim][4]; int16: the same with codes of 16 bits, keys whole
-// [padded_dim / 2][16][2], values [8][padded_dim][2].
+// values [block_size / 2][padded_dim]; int8: per group of code_group_size positions their fp32 scales, then codes +
+// 128, keys less their rotated bias [padded_dim / 4][group][4], values in panels of up to 64 dimensions [group /
+// 4][64][4]; int16: the same with codes of 16 bits, keys whole [padded_dim / 2][group][2], values [group / 2][64][2].
 struct AttentionArgs {
   const float* q;         // [tokens of the step, num_heads, head_dim], rotated
   float* out;             // the same shape
@@ -222,14 +222,15 @@ struct AttentionArgs {
   const float *key_bias, *far_rope, *near_rope;
 };
 
-constexpr int kGroupScaleBytes = kKeyGroup * sizeof(float);
 QWENCH_INLINE constexpr bool has_codes(CacheKind cache) {
   return cache == CacheKind::kInt8 || cache == CacheKind::kInt16;
 }
 QWENCH_INLINE constexpr int code_bytes(CacheKind cache) { return cache == CacheKind::kInt8 ? 1 : 2; }
-// Of 16 positions of one head's keys, or values, in a cache of codes: scales and codes.
-QWENCH_INLINE size_t code_group_bytes(CacheKind cache, int padded_dim) {
-  return kGroupScaleBytes + size_t(kKeyGroup) * padded_dim * code_bytes(cache);
+// Positions whose codes lie together: a tile's where blocks hold whole tiles, so that attention reads them as they lie.
+QWENCH_INLINE constexpr int code_group_size(int block_size) { return block_size % kScoreTile ? kKeyGroup : kScoreTile; }
+// Of a position of one head's keys, or values, in a cache of codes: its scale and codes.
+QWENCH_INLINE constexpr size_t code_position_bytes(CacheKind cache, int padded_dim) {
+  return sizeof(float) + size_t(padded_dim) * code_bytes(cache);
 }
 // The largest magnitude of codes of 16 bits, so that a sum of `num_terms` products of two of them fits 32 bits.
 QWENCH_INLINE constexpr int largest_word(int num_terms) { return int(__builtin_sqrt(2147483647.0 / num_terms)); }
@@ -280,10 +281,10 @@ struct KernelTable {
   void (*route)(const float* scores, int num_experts, int top_k, bool normalizes, bool has_shared, float* routes);
   // Rotates one row of `num_heads` heads; table row: head_dim / 2 cosines, then sines.
   void (*rope)(const float* x, const float* table_row, int num_heads, int head_dim, float* y);
-  void (*write_keys)(const float* k, int head_dim, int padded_dim, int offset_in_block, CacheKind cache,
+  void (*write_keys)(const float* k, int head_dim, int padded_dim, int offset_in_block, int block_size, CacheKind cache,
                      uint8_t* block_head);
-  void (*write_values)(const float* v, int head_dim, int padded_dim, int offset_in_block, CacheKind cache,
-                       uint8_t* block_head);
+  void (*write_values)(const float* v, int head_dim, int padded_dim, int offset_in_block, int block_size,
+                       CacheKind cache, uint8_t* block_head);
   // One row of the matrix, dequantised: y [k].
   void (*embed)(const PackedMatrix& weight, int row, float* y);
   // Quantises and packs 64 rows of a checkpoint matrix, each [k] or null for zeros, into one panel.
