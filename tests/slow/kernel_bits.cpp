@@ -3,7 +3,7 @@
 #include <cstdio>
 #include <vector>
 
-#include "floating_point.h"
+#include "machine/floating_point.h"
 #include "kernels/kernel_table.h"
 
 namespace {

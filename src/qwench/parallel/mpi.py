@@ -15,7 +15,7 @@ from typing import Any
 from qwench.errors import TargetError
 from qwench.targets.target import Link
 
-_REQUEST, _REPLY = 3, 4  # tags of messages; native/link.cpp has others
+_REQUEST, _REPLY = 3, 4  # tags of messages; native/ranks/link.cpp has others
 _NAP_S = 0.01
 
 

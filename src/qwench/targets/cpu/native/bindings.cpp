@@ -10,13 +10,13 @@
 #include <optional>
 #include <stdexcept>
 
-#include "chain.h"
-#include "checksum.h"
-#include "cpu_features.h"
-#include "executor.h"
-#include "pack.h"
-#include "peaks.h"
-#include "sampling.h"
+#include "executor/executor.h"
+#include "machine/cpu_features.h"
+#include "machine/peaks.h"
+#include "sampling/chain.h"
+#include "sampling/sampling.h"
+#include "weights/checksum.h"
+#include "weights/pack.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;

@@ -2,7 +2,7 @@
 #define QWENCH_BF16_PAIRS
 #include "simd/avx512.h"
 
-#define QWENCH_TILE "kernels/tile_avx512.inl"
+#define QWENCH_TILE "kernels/tiles/tile_avx512.inl"
 #include "kernels/table.inl"
 
 const qwench::KernelTable& qwench::avx512bf16_kernels() { return avx512bf16::kTable; }

@@ -3,7 +3,7 @@
 // Kernels compute a range of independent outputs of one op; they know nothing of threads, ops or Python. An output's
 // bits depend on its own row and column alone: neither on the range, the tile or the batch, nor on the instruction set.
 // Every unit multiplies and adds in the same order, fuses the same products (fma rounds once, everything else twice),
-// takes the same polynomial for exp, and counts subnormals as zeros (floating_point.h).
+// takes the same polynomial for exp, and counts subnormals as zeros (machine/floating_point.h).
 #pragma once
 #include <atomic>
 #include <cstddef>

@@ -75,7 +75,7 @@ inline Int byte_of(Int v) {  // of each dword
 }
 inline void store_int(void* p, Int v) { _mm256_storeu_si256(static_cast<__m256i*>(p), v); }
 
-// The dot of kernels/tile_avx2.inl for bytes, which the measured peak is of.
+// The dot of kernels/tiles/tile_avx2.inl for bytes, which the measured peak is of.
 using Broadcast = Int;
 constexpr int kByteOffset = 0;
 inline Broadcast broadcast_codes(const int8_t* p) {

@@ -1,5 +1,5 @@
 // What a tile is given: up to 6 rows of activations times a chunk of K of one panel of 64 columns, added to sums in
-// memory. kernels/tile.inl and kernels/tile_avx512.inl define `int_tile<Codes, kMinima, R, Lines>` and
+// memory. tile.inl, tile_avx2.inl and tile_avx512.inl define `int_tile<Codes, kMinima, R, Lines>` and
 // `float_tile<Values, R, Lines>` on it; for every two dwords of activations they prefetch `Lines` lines of 64 bytes of
 // what comes next.
 //

@@ -4,7 +4,7 @@
 #include <algorithm>
 #include <cstring>
 
-#include "executor.h"
+#include "executor/executor.h"
 
 namespace qwench {
 

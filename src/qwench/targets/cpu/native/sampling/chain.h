@@ -4,7 +4,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "executor.h"
+#include "executor/executor.h"
 
 namespace qwench {
 

@@ -1,10 +1,10 @@
-#include "thread_pool.h"
+#include "machine/thread_pool.h"
 
 #include <unistd.h>
 
 #include <stdexcept>
 
-#include "floating_point.h"
+#include "machine/floating_point.h"
 
 #if defined(__x86_64__)
 #include <immintrin.h>

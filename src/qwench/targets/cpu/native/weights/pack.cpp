@@ -1,4 +1,4 @@
-#include "pack.h"
+#include "weights/pack.h"
 
 #include <algorithm>
 #include <atomic>

@@ -2,7 +2,7 @@
 // products are those of any matrix, and a step reads no expert that none of its tokens chose.
 #include <stdexcept>
 
-#include "phases.h"
+#include "executor/phases.h"
 
 namespace qwench {
 namespace {

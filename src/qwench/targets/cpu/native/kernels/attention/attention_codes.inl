@@ -1,5 +1,5 @@
 // Attention over a tile of a cache of codes. Included inside the namespace of one simd header, by
-// kernels/attention.inl.
+// kernels/attention/attention.inl.
 //
 // Both products are those of integer weights: a tile's keys, and its values, are a group of codes with a scale per
 // position, and what they meet, queries and probabilities, becomes integers too.

@@ -1,4 +1,4 @@
-#include "peaks.h"
+#include "machine/peaks.h"
 
 #include <sys/mman.h>
 
@@ -10,8 +10,8 @@
 #include <stdexcept>
 #include <vector>
 
-#include "cpu_features.h"
-#include "thread_pool.h"
+#include "machine/cpu_features.h"
+#include "machine/thread_pool.h"
 
 namespace qwench {
 namespace {

@@ -1,11 +1,11 @@
 // The lowered ops: what each one does with its share of a step, and how a Program's ops become them. Those of mixtures
 // of experts are in experts.cpp.
-#include "phases.h"
+#include "executor/phases.h"
 
 #include <limits>
 #include <stdexcept>
 
-#include "top_groups.h"
+#include "executor/top_groups.h"
 
 namespace qwench {
 namespace {

@@ -1,4 +1,4 @@
-#include "kv_cache.h"
+#include "executor/kv_cache.h"
 
 #include <sys/mman.h>
 

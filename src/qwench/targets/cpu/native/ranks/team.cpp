@@ -1,4 +1,4 @@
-#include "team.h"
+#include "ranks/team.h"
 
 #include <algorithm>
 #include <cstring>
@@ -6,7 +6,7 @@
 #include <numeric>
 #include <stdexcept>
 
-#include "thread_pool.h"
+#include "machine/thread_pool.h"
 
 #if defined(__linux__)
 #include <linux/futex.h>

@@ -1,5 +1,5 @@
 // The AVX2 tile in assembly: up to 6 rows x 16 columns of sums in registers, and four passes of it over a chunk of K,
-// for the 64 columns of a panel. Included inside namespace avx2, where it takes the place of kernels/tile.inl: same
+// for the 64 columns of a panel. Included inside namespace avx2, where it takes the place of tile.inl: same
 // functions, same bits.
 //
 // Integers have no instruction of their own here; vpmaddubsw multiplies unsigned by signed bytes, adds neighbours in 16

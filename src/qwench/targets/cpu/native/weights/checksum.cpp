@@ -1,4 +1,4 @@
-#include "checksum.h"
+#include "weights/checksum.h"
 
 #include <algorithm>
 #include <array>

@@ -192,7 +192,7 @@ struct AttentionScratch {
   }
 };
 
-#include "kernels/attention_codes.inl"
+#include "kernels/attention/attention_codes.inl"
 
 // Adds the tile at position `tile` to `state`. kPairs: queries, probabilities and the cache lie in pairs of bf16.
 template <bool kPairs>

@@ -1,4 +1,4 @@
-#include "executor.h"
+#include "executor/executor.h"
 
 #include <sys/mman.h>
 
@@ -9,8 +9,8 @@
 #include <new>
 #include <stdexcept>
 
-#include "cpu_features.h"
-#include "floating_point.h"
+#include "machine/cpu_features.h"
+#include "machine/floating_point.h"
 
 namespace qwench {
 namespace {

@@ -1,5 +1,5 @@
 // The AVX-512 tile in assembly: up to 6 rows x 64 columns of sums stay in 24 registers while a chunk of K streams by.
-// Included inside namespace avx512, where it takes the place of kernels/tile.inl: same functions, same bits.
+// Included inside namespace avx512, where it takes the place of tile.inl: same functions, same bits.
 //
 // Assembly, because g++ 12 keeps such sums in registers or in memory as it pleases, which is a factor of two. A step
 // multiplies four vectors of weights, 16 columns each, by one dword of activations per row: four bytes, two words

@@ -10,10 +10,10 @@
 #include <vector>
 
 #include "kernels/kernel_table.h"
-#include "kv_cache.h"
-#include "link.h"
-#include "team.h"
-#include "thread_pool.h"
+#include "executor/kv_cache.h"
+#include "ranks/link.h"
+#include "ranks/team.h"
+#include "machine/thread_pool.h"
 
 namespace qwench {
 

@@ -1,4 +1,4 @@
-#include "link.h"
+#include "ranks/link.h"
 
 #include <algorithm>
 #include <chrono>
@@ -6,7 +6,7 @@
 #include <stdexcept>
 #include <thread>
 
-#include "thread_pool.h"
+#include "machine/thread_pool.h"
 
 namespace qwench {
 namespace {

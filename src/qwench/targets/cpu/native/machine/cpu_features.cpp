@@ -1,4 +1,4 @@
-#include "cpu_features.h"
+#include "machine/cpu_features.h"
 
 #include <algorithm>
 #include <stdexcept>

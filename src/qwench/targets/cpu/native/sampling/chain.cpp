@@ -1,10 +1,10 @@
-#include "chain.h"
+#include "sampling/chain.h"
 
 #include <algorithm>
 #include <cmath>
 #include <limits>
 
-#include "sampling.h"
+#include "sampling/sampling.h"
 
 namespace qwench {
 namespace {
