@@ -18,7 +18,6 @@ from qwench.errors import ConfigError
 from qwench.formats import (
     ACTIVATION_KINDS,
     BF16,
-    FLOAT_ACTIVATIONS,
     GROUP_SIZES,
     INTEGER_ACTIVATIONS,
     WEIGHT_KINDS,
@@ -29,18 +28,17 @@ from qwench.option_checks import batch_sizes, check_choice, check_flag, check_kn
 from qwench.program.cache_groups import most_blocks, windows_of
 from qwench.program.ops import Weight
 from qwench.program.recipes import RECIPES, Recipe, check_matches, check_overrides, overridden
+from qwench.quantization_option import options_of
 from qwench.targets.registry import default_target, target_names
-from qwench.targets.target import CacheConfig
+from qwench.targets.target import KV_CACHE_DTYPES, CacheConfig
 
 KEPT = "checkpoint"  # weights as a quantised checkpoint stores them
-KV_CACHE_DTYPES = ("int16", "bf16", "fp32", "int8")
 ATTN_IMPLS = ("eager", "flash_attn")
 DEVICES = ("cpu",)
-BLOCK_MULTIPLE = 16  # cache positions per vector of scores; see targets/cpu/native/attention
+BLOCK_MULTIPLE = 16  # cache positions per vector of scores; see targets/cpu/native/kernels/attention
 PARTITION_MULTIPLE = 64  # cache positions per tile of scores, likewise
 DEFAULT_PARTITION_LEN = 512
 DEFAULT_CHUNK, DEFAULT_WHOLE_TEXT = 512, 8192
-QUANTIZATION_KEYS = ("format", "weights", "activations", "kv_caches", "group_size")
 
 LOAD_OPTIONS = ("kvcache_num_blocks", "memory")  # an artifact keeps what it was given; loading may say otherwise
 RUNTIME_OPTIONS = (
@@ -78,7 +76,7 @@ class QwenchConfig:
         beside bf16 activations and on GPUs, else int16. bf16 activations beside a bf16 cache round what attention
         multiplies, too.
     quantization: weights, activations, kv_cache and group_size as one dict, in Optimum RBLN's words:
-        `QUANTIZATION_KEYS`.
+        quantization_option.py.
     max_seq_len: tokens in a sequence, prompt and answer; default: the model's max_position_embeddings, or what its rope
         scaling makes of it.
     rope_scaling: in place of the checkpoint's, as "yarn:4" (type and factor) or as config.json's `rope_scaling` would
@@ -143,7 +141,7 @@ class QwenchConfig:
     quantization: InitVar[Mapping[str, Any] | None] = None
 
     def __post_init__(self, quantization: Mapping[str, Any] | None) -> None:
-        for name, value in _spread(quantization).items():
+        for name, value in options_of(quantization).items():
             if getattr(self, name) not in (None, value):
                 raise ConfigError(f"{name} is {getattr(self, name)!r}, but quantization says {value!r}; give it once")
             object.__setattr__(self, name, value)
@@ -384,37 +382,3 @@ def _default_kv_cache(weights: str, activations: str, recipe: Recipe | None, tar
 
 def _default_block_size(kv_cache: str) -> int:
     return 64 if kv_cache in ("int16", "int8") else 32
-
-
-def _spread(quantization: Mapping[str, Any] | None) -> dict[str, Any]:
-    """The fields of QwenchConfig that Optimum RBLN's `quantization` sets. Raises ConfigError for what isn't available.
-
-    Optimum RBLN runs checkpoints that are quantised already; here bf16 ones are quantised when they are compiled.
-    """
-    if quantization is None:
-        return {}
-    if not isinstance(quantization, Mapping):
-        raise ConfigError(f"quantization is {quantization!r}; give a dict of {', '.join(QUANTIZATION_KEYS)}")
-    if unknown := sorted(set(quantization) - set(QUANTIZATION_KEYS)):
-        raise ConfigError(f"quantization has {unknown[0]!r}; there are: {', '.join(QUANTIZATION_KEYS)}")
-    given = {name: value for name, value in quantization.items() if value is not None}
-    check_choice("format of quantization", given.get("format"), ("qwench", "rbln"))
-    weights = given.get("weights")
-    if weights is None:
-        raise ConfigError(f"quantization {dict(quantization)!r} doesn't say weights; allowed: int8, int4, bf16")
-    check_choice("weights of quantization", weights, WEIGHT_KINDS)
-    check_choice("kv_caches of quantization", given.get("kv_caches"), KV_CACHE_DTYPES)
-    activations = given.get("activations")
-    allowed = FLOAT_ACTIVATIONS if weights == "bf16" else INTEGER_ACTIVATIONS
-    if activations not in (None, *allowed):
-        raise ConfigError(
-            f"activations of quantization is {activations!r} with weights {weights!r}, which are multiplied by "
-            f"{' or '.join(allowed)} activations (integers with one scale per token and group)"
-        )
-    fields = {
-        "weights": weights,
-        "activations": activations,
-        "kv_cache": given.get("kv_caches"),
-        "group_size": given.get("group_size"),
-    }
-    return {name: value for name, value in fields.items() if value is not None}

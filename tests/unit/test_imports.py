@@ -20,9 +20,9 @@ REPOSITORY = Path(__file__).parents[2]
 # From the top of the house to the bottom. A module belongs to its first part below qwench.
 ORDER = [
     "errors", "host", "shared_files", "progress", "log_lines", "safetensors_file", "option_checks", "formats",
-    "quantized_matrix", "checkpoint", "lora", "program", "targets", "calibration", "config", "artifact", "compiler",
-    "parallel", "load", "runtime", "text", "load_draft", "llm", "async_llm", "modeling", "rbln", "evaluate", "serve",
-    "cli", "replicas",
+    "quantized_matrix", "checkpoint", "lora", "program", "targets", "calibration", "quantization_option", "config",
+    "artifact", "compiler", "parallel", "load", "runtime", "text", "load_draft", "llm", "async_llm", "modeling", "rbln",
+    "evaluate", "serve", "cli", "replicas",
 ]  # fmt: skip
 NATIVE = "qwench.targets.cpu._native"  # machine code that imports nothing: the whole house may use it
 HUGGING_FACE = {"torch", "transformers", "optimum", "accelerate"}

@@ -72,6 +72,9 @@ class PackedTensor:
         return int(np.dtype(self.dtype).itemsize * np.prod(self.shape, dtype=np.int64))
 
 
+KV_CACHE_DTYPES = ("int16", "bf16", "fp32", "int8")
+
+
 @dataclass(frozen=True)
 class CacheConfig:
     """The paged KV cache: `num_blocks` blocks of `block_size` positions, each for the layers of one cache group, which
