@@ -14,11 +14,13 @@ from quantized_folders import DEFAULT_MODEL, Parts, awq_parts, codes_of, dequant
 from safetensors.torch import load_file
 
 from qwench.checkpoint.weights import SafetensorsCheckpoint
+from qwench.cli.commands.plan import describe
 from qwench.compiler.compiler import compile_checkpoint
 from qwench.config import QwenchConfig
 from qwench.errors import CheckpointError
 from qwench.program.models import source_shapes
 from qwench.quantized_matrix import QuantizedMatrix
+from qwench.runtime.loading import memory_budget
 
 MODULE = "model.layers.1.mlp.down_proj"
 K, N = 768, 256
@@ -90,6 +92,20 @@ def test_gptq_in_the_order_of_importance(tmp_path: Path, bits: int, sym: bool) -
     expected = np.empty((N, K), np.float32)
     expected[:, by_group] = dequantized(codes, scales, zeros, torch.arange(K) // 128)
     np.testing.assert_array_equal(values(checkpoint), expected)
+
+
+def test_a_plan_counts_the_orders_of_inputs(tmp_path: Path) -> None:
+    """What inputs are reordered by is a vector for each such matrix, and part of what loading counts."""
+    orders = {k: torch.from_numpy(np.random.default_rng(k).permutation(k)) for k in (N, K)}
+
+    def quantize(weight: torch.Tensor) -> Parts:
+        return gptq_parts(weight, 4, 128, True, 1, orders[weight.shape[1]])
+
+    source = write(tmp_path / "source", gptq_config(4, 128, True, desc_act=True), quantize)
+    artifact = compile_checkpoint(source, tmp_path / "out", QwenchConfig(target="reference"))
+    assert any(weight.reordered for weight in artifact.program.weights.values())
+    plan, budget = describe(source, QwenchConfig(target="reference")), memory_budget(artifact)
+    assert (plan["weights_bytes"], plan["working_bytes"]) == (budget.weights, budget.working)
 
 
 @pytest.mark.parametrize("version", ["gemm", "gemv"])

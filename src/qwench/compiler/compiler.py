@@ -39,10 +39,10 @@ from qwench.checkpoint.checkpoint import Checkpoint, as_floats
 from qwench.checkpoint.hub import find_checkpoint
 from qwench.checkpoint.open_checkpoint import open_checkpoint
 from qwench.checkpoint.tokenizer_tables import write_tokenizer_tables
-from qwench.compiler.kept_weights import Source, conversion, in_row_order, kept_format, kept_order, read_kept
+from qwench.compiler.kept_weights import Source, conversion, derive_kept_program, in_row_order, read_kept
 from qwench.config import KEPT, QwenchConfig
 from qwench.errors import CapacityError
-from qwench.formats import BF16, Format
+from qwench.formats import BF16
 from qwench.host import available_memory_bytes, format_bytes, num_cpus
 from qwench.lora.merged_checkpoint import MergedCheckpoint
 from qwench.lora.peft_folder import read_adapter
@@ -148,13 +148,11 @@ def _prepare(source: Path, config: QwenchConfig) -> _Plan:
     assert resolved.target is not None and resolved.prefill_chunk_size is not None
     target = get_target(resolved.target)
 
-    def format_of(weight: Weight) -> Format:
-        return kept_format(weight, checkpoint) if resolved.weights == KEPT else resolved.format_of(weight)
-
-    def is_reordered(weight: Weight) -> bool:
-        return resolved.weights == KEPT and kept_order(weight, checkpoint) is not None
-
-    program = derive_program(resolved.model(spec), format_of, str(resolved.activations), is_reordered)
+    model, activations = resolved.model(spec), str(resolved.activations)
+    if resolved.weights == KEPT:
+        program = derive_kept_program(model, activations, checkpoint)
+    else:
+        program = derive_program(model, resolved.format_of, activations)
     plan = plan_memory(program, resolved.prefill_chunk_size)
     packed = {name: target.packed_tensors(weight) for name, weight in program.weights.items()}
     packed_bytes = sum(t.num_bytes for tensors in packed.values() for t in tensors)

@@ -1,7 +1,7 @@
 """What becomes of the matrices of a checkpoint that is quantised already: kept code by code where a format holds them.
 
 Matrices that are multiplied as one (q, k and v; gate and up) need one format. Where their checkpoint gives them
-several, they get one that holds all of them. Called by compiler.py.
+several, they get one that holds all of them. Called by compiler.py, and by `qwench plan`.
 """
 
 from __future__ import annotations
@@ -12,16 +12,27 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from qwench.artifact.artifact import Conversion
+from qwench.artifact.artifact import Conversion, derive_program
 from qwench.checkpoint.checkpoint import Checkpoint, StoredTensor, as_floats
+from qwench.checkpoint.spec import ModelSpec
 from qwench.formats import BF16, GROUP_SIZES, Format, dequantize_weight, quantize_weight, round_to_bf16
-from qwench.program.ops import Weight
+from qwench.program.ops import Program, Weight
 from qwench.program.passes import ordered_matrix
 from qwench.quantized_matrix import QuantizedMatrix
 
 Order = npt.NDArray[np.int32]
 Source = npt.NDArray[Any] | QuantizedMatrix
 SAMPLED_ROWS = 64  # of a matrix, evenly spread, whose relative error is told
+
+
+def derive_kept_program(spec: ModelSpec, activations: str, checkpoint: Checkpoint) -> Program:
+    """As `derive_program`, with the formats and the orders of inputs that the checkpoint's matrices have."""
+    return derive_program(
+        spec,
+        lambda weight: kept_format(weight, checkpoint),
+        activations,
+        lambda weight: kept_order(weight, checkpoint) is not None,
+    )
 
 
 def kept_format(weight: Weight, checkpoint: Checkpoint) -> Format:

@@ -16,8 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from qwench.config import QwenchConfig
-    from qwench.formats import Format
-    from qwench.program.ops import Program, Weight
+    from qwench.program.ops import Program
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -101,7 +100,7 @@ def _derive(source: Path, options: QwenchConfig) -> tuple[QwenchConfig, Program,
     from qwench.artifact.artifact import derive_program, refuse_artifact
     from qwench.checkpoint.open_checkpoint import open_checkpoint
     from qwench.checkpoint.spec import ModelSpec
-    from qwench.compiler.kept_weights import kept_format
+    from qwench.compiler.kept_weights import derive_kept_program
     from qwench.config import KEPT
     from qwench.program.memory import plan_memory
     from qwench.program.models import source_shapes
@@ -117,12 +116,11 @@ def _derive(source: Path, options: QwenchConfig) -> tuple[QwenchConfig, Program,
         opened.check(source_shapes(checkpoint))
     assert config.prefill_chunk_size and config.target and config.max_seq_len and config.kvcache_block_size
 
-    def format_of(weight: Weight) -> Format:
-        if opened is not None and config.weights == KEPT:
-            return kept_format(weight, opened)
-        return config.format_of(weight)
-
-    program = derive_program(config.model(checkpoint), format_of, str(config.activations))
+    model, activations = config.model(checkpoint), str(config.activations)
+    if opened is not None and config.weights == KEPT:
+        program = derive_kept_program(model, activations, opened)
+    else:
+        program = derive_program(model, config.format_of, activations)
     plan, target = plan_memory(program, config.prefill_chunk_size), get_target(config.target)
     weight_bytes = {w.name: sum(t.num_bytes for t in target.packed_tensors(w)) for w in program.weights.values()}
     return config, program, weight_bytes, working_bytes(program, plan, config)
@@ -189,8 +187,8 @@ def _is_quantized(folder: Path) -> bool:
 
 
 def _print(report: dict[str, Any]) -> None:
-    from qwench.cli.sizes import format_size
     from qwench.cli.terminal.table import print_table
+    from qwench.cli.sizes import format_size
 
     config = report["config"]
     length = f"one sequence of {config['max_seq_len']} tokens, {config['kv_cache']}"
