@@ -87,10 +87,13 @@ def available_memory_bytes() -> int:
 
 
 def format_bytes(num_bytes: float) -> str:
-    """In GiB, or in MiB below an eighth of that."""
-    if abs(num_bytes) < 1 << 27:
-        return f"{num_bytes / 2**20:.1f} MiB"
-    return f"{num_bytes / 2**30:.2f} GiB"
+    """Three digits and a binary unit: "3.42 MiB"."""
+    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
+        if abs(num_bytes) < 999.5 or unit == "TiB":
+            break
+        num_bytes /= 1024
+    digits = 0 if unit == "B" or abs(num_bytes) >= 99.95 else 1 if abs(num_bytes) >= 9.995 else 2
+    return f"{num_bytes:.{digits}f} {unit}"
 
 
 def process_age_s() -> float:

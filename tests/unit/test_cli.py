@@ -12,9 +12,9 @@ import pytest
 from loopback_hub import running_hub
 
 from qwench.cli.main import main
-from qwench.cli.sizes import format_size, parse_size
+from qwench.cli.sizes import parse_size
 from qwench.errors import ConfigError
-from qwench.host import process_age_s
+from qwench.host import format_bytes, process_age_s
 
 CONFIG = {
     "model_type": "qwen2", "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 1, "vocab_size": 300,
@@ -54,10 +54,17 @@ def test_sizes_that_are_none_are_refused(text: str) -> None:
 
 @pytest.mark.parametrize(
     ("num_bytes", "text"),
-    [(0, "0 B"), (999, "999 B"), (1000, "0.98 KiB"), (10 << 20, "10.0 MiB"), (1023 << 20, "1.00 GiB")],
+    [
+        (0, "0 B"),
+        (999, "999 B"),
+        (1000, "0.98 KiB"),
+        (10 << 20, "10.0 MiB"),
+        (1023 << 20, "1.00 GiB"),
+        (-5 << 30, "-5.00 GiB"),
+    ],
 )
 def test_sizes_are_written(num_bytes: int, text: str) -> None:
-    assert format_size(num_bytes) == text
+    assert format_bytes(num_bytes) == text
 
 
 USER_ERRORS = {

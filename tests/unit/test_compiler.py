@@ -106,7 +106,7 @@ def test_a_nan_in_the_last_tensor_leaves_nothing(tmp_path: Path) -> None:
 
 
 def test_more_memory_than_allowed(source: Path, tmp_path: Path) -> None:
-    with pytest.raises(CapacityError, match=r"needs .* of weights.*of cache.*memory allows 0\.1 MiB; lower"):
+    with pytest.raises(CapacityError, match=r"needs .* of weights.*of cache.*memory allows 97\.7 KiB; lower"):
         compile_checkpoint(source, tmp_path / "out", QwenchConfig(target="reference", memory=100_000))
     assert left_behind(tmp_path) == []
 
@@ -114,7 +114,7 @@ def test_more_memory_than_allowed(source: Path, tmp_path: Path) -> None:
 def test_more_memory_than_there_is(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(qwench.compiler.compiler, "available_memory_bytes", lambda: 1 << 20)
     config = QwenchConfig(target="reference", max_seq_len=1 << 20)
-    with pytest.raises(CapacityError, match=r"this machine has free 1\.0 MiB; lower max_seq_len .*now 1048576"):
+    with pytest.raises(CapacityError, match=r"this machine has free 1\.00 MiB; lower max_seq_len .*now 1048576"):
         compile_checkpoint(source, tmp_path / "out", config)
     assert left_behind(tmp_path) == []
 

@@ -1,4 +1,4 @@
-"""Sizes with units: "8GiB" -> bytes, and back."""
+"""Sizes with units: "8GiB" -> bytes. `host.format_bytes` is the way back."""
 
 from __future__ import annotations
 
@@ -21,13 +21,3 @@ def parse_size(text: str, option: str) -> int:
     if size < 1:
         raise ConfigError(f"{option} is {text!r}; give a positive size such as 8GiB, 800MB or 4096")
     return size
-
-
-def format_size(num_bytes: float) -> str:
-    """Three digits and a binary unit: "3.42 MiB"."""
-    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
-        if num_bytes < 999.5 or unit == "TiB":
-            break
-        num_bytes /= 1024
-    digits = 0 if unit == "B" or num_bytes >= 99.95 else 1 if num_bytes >= 9.995 else 2
-    return f"{num_bytes:.{digits}f} {unit}"

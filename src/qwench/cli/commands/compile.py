@@ -23,10 +23,10 @@ def add_arguments(parser: ArgumentParser) -> None:
 def execute(args: Namespace) -> None:
     """Compile a checkpoint into an artifact."""
     from qwench.checkpoint.hub import find_checkpoint
-    from qwench.cli.sizes import format_size
     from qwench.cli.terminal.progress import ProgressDisplay
     from qwench.compiler.compiler import compile_checkpoint
     from qwench.compiler.kept_weights import summary
+    from qwench.host import format_bytes
 
     config = config_of(args)
     out: Path = args.output
@@ -49,6 +49,6 @@ def execute(args: Namespace) -> None:
         print(json.dumps(report))
     else:
         formats = f"{artifact.config.weights} weights, head {artifact.config.head_weights}"
-        print(f"{out}: {format_size(size)}, {formats}, compiled in {elapsed_s:.1f} s")
+        print(f"{out}: {format_bytes(size)}, {formats}, compiled in {elapsed_s:.1f} s")
         if told := summary(artifact.manifest.conversions):
             print(told)

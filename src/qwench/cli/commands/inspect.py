@@ -100,8 +100,8 @@ def _kernels(artifact: Artifact) -> dict[str, str]:
 
 
 def _print(report: dict[str, Any]) -> None:
-    from qwench.cli.sizes import format_size
     from qwench.cli.terminal.table import print_table
+    from qwench.host import format_bytes
 
     spec, memory = report["spec"], report["memory_plan"]
     print(f"{report['artifact']}: {report['source']['name']}, compiled {report['created']}")
@@ -111,10 +111,10 @@ def _print(report: dict[str, Any]) -> None:
         f"{spec['model_type']} with head {spec['head']['kind']}{'' if spec['is_causal'] else ', in both directions'}"
     )
     print("options  " + ", ".join(f"{key} {value}" for key, value in report["config"].items() if value is not None))
-    activations = format_size(memory["arena_bytes"] + memory["work_bytes"])
+    activations = format_bytes(memory["arena_bytes"] + memory["work_bytes"])
     print(
-        f"memory   weights {format_size(memory['weights_bytes'])}, activations {activations} "
-        f"for steps of {memory['max_step_tokens']} tokens, KV cache {format_size(memory['kvcache_block_bytes'])} "
+        f"memory   weights {format_bytes(memory['weights_bytes'])}, activations {activations} "
+        f"for steps of {memory['max_step_tokens']} tokens, KV cache {format_bytes(memory['kvcache_block_bytes'])} "
         f"a block of {report['config']['kvcache_block_size']} positions"
     )
     print(f"kernels  {report['kernels']}")
@@ -128,14 +128,14 @@ def _print(report: dict[str, Any]) -> None:
 
 def _rows(ops: list[dict[str, Any]]) -> list[tuple[str, ...]]:
     """One row per op; layers that don't differ share theirs."""
-    from qwench.cli.sizes import format_size
+    from qwench.host import format_bytes
 
     numbers: dict[tuple[str, ...], list[int]] = {}
     for op in ops:
         layer = re.match(r"layers\.(\d+)\.", op["name"])
         shapes = [f"{w['format']} {'x'.join(map(str, w['shape']))}" for w in op["weights"]]
         stored = next((_faithfulness(w) for w in op["weights"] if "stored" in w), "")
-        size = format_size(op["weight_bytes"]) if op["weight_bytes"] else ""
+        size = format_bytes(op["weight_bytes"]) if op["weight_bytes"] else ""
         row = (
             re.sub(r"^layers\.\d+\.", "layers.*.", op["name"]),
             op["kind"],

@@ -156,13 +156,13 @@ def _measure_gbps(target: str) -> float:
 
 
 def _rank_rows(report: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    from qwench.cli.sizes import format_size
+    from qwench.host import format_bytes
 
     rows: list[tuple[str, ...]] = []
     for rank, share in enumerate(report["ranks"]):
         cache = share["cache_part"] * report["cache_bytes_per_sequence"]
         together = share["weight_bytes"] + cache + report["working_bytes"]
-        rows.append((str(rank), format_size(share["weight_bytes"]), format_size(cache), format_size(together)))
+        rows.append((str(rank), format_bytes(share["weight_bytes"]), format_bytes(cache), format_bytes(together)))
     return rows
 
 
@@ -188,19 +188,19 @@ def _is_quantized(folder: Path) -> bool:
 
 def _print(report: dict[str, Any]) -> None:
     from qwench.cli.terminal.table import print_table
-    from qwench.cli.sizes import format_size
+    from qwench.host import format_bytes
 
     config = report["config"]
     length = f"one sequence of {config['max_seq_len']} tokens, {config['kv_cache']}"
     rows = [
-        ("weights", format_size(report["weights_bytes"]), f"{config['weights']}, head {config['head_weights']}"),
-        ("working", format_size(report["working_bytes"]), "activations of a step, logits, RoPE"),
-        ("KV cache", format_size(report["cache_bytes_per_sequence"]), length),
-        ("together", format_size(report["total_bytes"]), ""),
+        ("weights", format_bytes(report["weights_bytes"]), f"{config['weights']}, head {config['head_weights']}"),
+        ("working", format_bytes(report["working_bytes"]), "activations of a step, logits, RoPE"),
+        ("KV cache", format_bytes(report["cache_bytes_per_sequence"]), length),
+        ("together", format_bytes(report["total_bytes"]), ""),
     ]
     if "draft" in report:
         draft = sum(size for name, size in report["draft"].items() if name.endswith(("_bytes", "_sequence")))
-        rows.append(("of it", format_size(draft), f"the draft {report['draft']['source']}"))
+        rows.append(("of it", format_bytes(draft), f"the draft {report['draft']['source']}"))
     print_table(("memory", "size", "of"), rows, right=("size",))
     if "ranks" in report:
         print()
@@ -208,4 +208,4 @@ def _print(report: dict[str, Any]) -> None:
     if "forecast" in report:
         _print_forecast(report["forecast"])
     if report["num_sequences"] is not None:
-        print(f"\n{format_size(config['memory'])} hold {report['num_sequences']} such sequences at once")
+        print(f"\n{format_bytes(config['memory'])} hold {report['num_sequences']} such sequences at once")

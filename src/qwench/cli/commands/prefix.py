@@ -67,8 +67,8 @@ def _text(args: Namespace) -> str:
 
 
 def _list(args: Namespace) -> None:
-    from qwench.cli.sizes import format_size
     from qwench.cli.terminal.table import print_table
+    from qwench.host import format_bytes
     from qwench.runtime.prefix_file import SUFFIX, SavedPrefix
 
     if not args.folder.is_dir():
@@ -76,5 +76,5 @@ def _list(args: Namespace) -> None:
     rows = []
     for path in sorted(args.folder.glob(f"*{SUFFIX}")):
         saved = SavedPrefix.read(path)
-        rows.append((path.stem, str(len(saved.token_ids)), format_size(path.stat().st_size), saved.model[:12]))
+        rows.append((path.stem, str(len(saved.token_ids)), format_bytes(path.stat().st_size), saved.model[:12]))
     print_table(("name", "tokens", "size", "model"), rows, right=("tokens", "size"))

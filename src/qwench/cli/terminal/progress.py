@@ -11,7 +11,7 @@ import time
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from qwench.cli.sizes import format_size
+from qwench.host import format_bytes
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bar
@@ -64,7 +64,7 @@ class ProgressDisplay:
 
 def _line(progress: Progress) -> str:
     title = TITLES.get(progress.stage, progress.stage)
-    line = f"{title}: {format_size(progress.bytes_done)} of {format_size(progress.bytes_total)}"
+    line = f"{title}: {format_bytes(progress.bytes_done)} of {format_bytes(progress.bytes_total)}"
     return line if progress.left_s is None else f"{line}, {progress.left_s:.0f} s left"
 
 
