@@ -61,15 +61,9 @@ class Engine:
         self.executor, self.vocab_size, self.cache = executor, vocab_size, cache
         self.max_seq_len, self.max_num_seqs = max_seq_len, max_num_seqs
         self.limits = RequestLimits(
-            vocab_size,
-            max_seq_len,
-            cache.block_size,
-            cache.num_blocks,
-            max_step_tokens,
-            tuple(windows),
-            head,
+            vocab_size, max_seq_len, cache.block_size, cache.num_blocks, max_step_tokens, tuple(windows), head,
             is_causal,
-        )
+        )  # fmt: skip
         self.eos_token_ids = frozenset(eos_token_ids)
         self.metrics = Metrics(blocks_total=cache.num_blocks)
         self._waited_seconds = executor.waited_seconds if isinstance(executor, SharedExecutor) else None
@@ -263,7 +257,7 @@ class Engine:
                 outputs += self._take_scored(request, scored, sampled, chosen, now)
             elif request.num_drafts:
                 outputs += self._sample_run(request, range(first, end), chosen, now)
-            elif (token := chosen[first]) == UNDECIDED or not request.goes_on_with(token):
+            elif (token := chosen[first]) == UNDECIDED or not request.num_generated or request.end_with(token):
                 outputs += self._sample(request, first, chosen, now)
             else:  # most of the tokens
                 assert request.sampler is not None
@@ -334,16 +328,15 @@ class Engine:
             request.timings.first_token_s = now
         if token is None:
             return [self._finish(request, None, "stop")]
+        end = request.end_with(token)
         self._keep(request, token)
-        if token in request.stop_tokens:
+        if end == "stop":
             by_user = token in request.params.stop_token_ids
             return [self._finish(request, token, "stop", logprobs, token if by_user else None)]
         output = TokenOutput(request.request_id, request.index, token, logprobs)
         if sampler.matcher is not None and sampler.is_over:
             return [output, self._finish(request, None, "stop")]
-        if request.num_tokens == request.max_len:
-            return [self._finish(request, token, "length", logprobs)]
-        return [output]
+        return [output if end is None else self._finish(request, token, end, logprobs)]
 
     def _keep(self, request: Request, token: int) -> None:
         self.metrics.generated_tokens += 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from qwench.runtime.adapters import LoadedAdapter
-from qwench.runtime.outputs import RequestTimings
+from qwench.runtime.outputs import FinishReason, RequestTimings
 from qwench.runtime.pooling import Pooler
 from qwench.runtime.sampling.prompt_scorer import PromptScorer
 from qwench.runtime.sampling.sampler import TokenSampler
@@ -67,7 +67,8 @@ class Request:
     def num_generated(self) -> int:
         return self.num_tokens - self.num_prompt
 
-    def goes_on_with(self, token: int) -> bool:
-        """Whether this next token is neither the first of the answer nor, its grammar aside, the last one."""
-        place = self.num_tokens
-        return place > self.num_prompt and place + 1 < self.max_len and token not in self.stop_tokens
+    def end_with(self, token: int) -> FinishReason | None:
+        """Why this next token ends the answer, its grammar aside; None: it goes on."""
+        if token in self.stop_tokens:
+            return "stop"
+        return "length" if self.num_tokens + 1 == self.max_len else None
