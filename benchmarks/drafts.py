@@ -18,12 +18,12 @@ import statistics
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from benchmarks.folders import write_json
+from benchmarks.llm_options import add_llm_options, llm_keywords
 from benchmarks.speculation import FAR_ABOVE, rows_of
 from qwench import LLM, SamplingParams
 from qwench.host import cpu_name, num_cpus
@@ -182,14 +182,9 @@ def main() -> int:
     add("--acceptance", metavar="P,...", help="dictate how many guesses are right, instead of asking questions")
     add("--users", default="1", metavar="N,...", help="at the same time, with --acceptance; default 1")
     add("--prompt", type=int, default=64, metavar="N", help="random tokens, with --acceptance; default 64")
-    add("--generate", type=int, default=192, metavar="N", help="tokens of an answer at most; default 192")
-    add("--rounds", type=int, default=5, metavar="N", help="default 5")
-    add("--weights", metavar="KIND", help="bf16, int8 or int4, for models still to be compiled")
-    add("--threads", type=int, metavar="N", help="default: the processors that this process may use")
-    add("--json", type=Path, metavar="FILE", help="write everything measured")
+    add_llm_options(parser)
     args = parser.parse_args()
-    options: dict[str, Any] = {"num_threads": args.threads, "enable_prefix_caching": False}
-    options |= {"weights": args.weights} if args.weights else {}
+    options = llm_keywords(args) | {"enable_prefix_caching": False}
     with LLM(args.model, **options) as plain, LLM(args.model, draft=args.draft, **options) as drafting:
         measure = measure_dictated if args.acceptance else measure_questions
         rows = measure(plain, drafting, args)

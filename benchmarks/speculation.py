@@ -26,6 +26,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from benchmarks.folders import write_json
+from benchmarks.llm_options import add_llm_options, llm_keywords
 from qwench import LLM, SamplingParams
 from qwench.host import cpu_name, num_cpus
 from qwench.runtime.engine import Engine
@@ -312,18 +313,14 @@ def main() -> int:
     )
     add = parser.add_argument
     add("model", help="artifact, checkpoint folder or hub id, with a tokenizer")
-    add("--weights", metavar="KIND", help="bf16, int8 or int4, for a model still to be compiled")
-    add("--generate", type=int, default=192, metavar="N", help="tokens of an answer at most; default 192")
     add("--guesses", type=int, default=16, metavar="N", help="a step at most; default 16")
     add("--users", type=int, default=1, metavar="N", help="who ask the same at the same time; default 1")
-    add("--rounds", type=int, default=5, metavar="N", help="default 5")
-    add("--threads", type=int, metavar="N", help="default: the processors that this process may use")
     add("--own", metavar="PROMPT", help="also an answer of the model's own")
     add("--texts", nargs="+", metavar="NAME", help='only these, such as "story" "random tokens"')
     add("--no-bounds", dest="bounds", action="store_false", help="leave out what guesses cost that are always wrong")
-    add("--json", type=Path, metavar="FILE", help="write everything measured")
+    add_llm_options(parser)
     args = parser.parse_args()
-    with LLM(args.model, num_threads=args.threads, **({"weights": args.weights} if args.weights else {})) as llm:
+    with LLM(args.model, **llm_keywords(args)) as llm:
         works = make_works(llm, args.generate, args.own)
         if args.texts is not None:
             names = [work.name for work in works]
