@@ -48,7 +48,7 @@ from qwench import QwenchForCausalLM
 from qwench.errors import ConfigError, TargetError
 from qwench.targets.registry import get_target
 
-NEW = 64
+NEW = 24
 CHUNK = 8
 YARN = {"rope_type": "yarn", "factor": 4.0, "rope_theta": 1e6, "original_max_position_embeddings": 32}
 LLAMA3 = {
@@ -112,14 +112,14 @@ def _parity_cases() -> list[Any]:
 
 @pytest.mark.parametrize(("index", "target"), _parity_cases())
 def test_greedy(index: int, target: str, best_target: str, tmp_path: Path, ties: Ties) -> None:
-    """Left padding, unequal lengths, one token, exactly one chunk, and the full context (64 + 64 of 128)."""
+    """Left padding, unequal lengths, one token, exactly one chunk, and the full context (104 + 24 of 128)."""
     folder = write_checkpoint(tmp_path, seed=index, **CONFIGS[index])
     truth = load_truth(folder)
     target = best_target if target == "best" else _runnable(target)
     model = QwenchForCausalLM.from_pretrained(
         folder, qwench_target=target, qwench_prefill_chunk_size=CHUNK, qwench_kvcache_block_size=16
     )
-    inputs = left_padded(random_prompts(index, truth.config.vocab_size, [1, CHUNK, 13, 64]))
+    inputs = left_padded(random_prompts(index, truth.config.vocab_size, [1, CHUNK, 13, 104]))
     theirs = truth.generate(**inputs, max_new_tokens=NEW, do_sample=False)
     native = model.generate(**inputs, max_new_tokens=NEW, do_sample=False)
     assert_same_tokens(truth, inputs, native, theirs, ties)
