@@ -14,12 +14,12 @@ THOUGHT = "The reader wants to see Markdown. So: a list, code, a formula and a t
 ANSWER = (Path(__file__).parent / "answer.md").read_text()
 CALL = {"index": 0, "id": "call-1", "function": {"name": "weather", "arguments": '{"city": "Paris"}'}}
 HEIGHTS = {390: 844, 820: 1180, 1440: 900}
-SIZES = [(390, "dark"), (820, "light"), (1440, "light"), (1440, "dark")]  # no colour depends on the width
+SIZES = [(390, "dark"), (820, "light"), (1440, "light")]  # no colour depends on the width, no place on the scheme
 
 
 @pytest.fixture(params=SIZES, ids="{0[0]}-{0[1]}".format)
 def sized(request: pytest.FixtureRequest, open_page: Callable[..., Any]) -> Any:
-    """The page on a telephone, a tablet and a desk, in both colour schemes; those held in a hand have no pointer."""
+    """The page on a telephone, a tablet and a desk, dark or light; those held in a hand have no pointer."""
     width, scheme = request.param
     size = {"width": width, "height": HEIGHTS[width]}
     page = open_page(viewport=size, color_scheme=scheme, has_touch=width < 1000, is_mobile=width < 1000)
