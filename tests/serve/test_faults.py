@@ -12,13 +12,15 @@ import os
 import random
 import signal
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
 import pytest
-from server_process import ServerProcess, running_server, wait_for
+from server_process import START_S, ServerProcess, running_server, wait_for
 
 LONG = {"prompt": "Once upon a time", "max_tokens": 1500, "ignore_eos": True, "temperature": 1.0}
 
@@ -182,6 +184,28 @@ def test_a_small_cache_gives_the_same_answers(artifact: Path, server: ServerProc
     with running_server(artifact, "--threads", "1", "--kvcache-num-blocks", "64") as small:
         assert asyncio.run(ask(small.url)) == asyncio.run(ask(server.url))
         assert small.metric("qwench_preemptions_total") > 0 and small.is_idle()
+
+
+def test_a_log_whose_disk_is_full_is_no_reason_not_to_serve(artifact: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = str(free.getsockname()[1])
+    command = [sys.executable, "-m", "qwench.cli.main", "serve", str(artifact), "--threads", "1", "--port", port]
+
+    def is_ready() -> bool:
+        assert process.poll() is None
+        with contextlib.suppress(httpx.TransportError):
+            return httpx.get(f"http://127.0.0.1:{port}/ready").status_code == 200
+        return False
+
+    with Path("/dev/full").open("w") as log, subprocess.Popen(command, stderr=log) as process:
+        try:
+            wait_for(is_ready, START_S)
+            body = {"prompt": "Once", "max_tokens": 2, "banana": 1}  # which is logged
+            assert httpx.post(f"http://127.0.0.1:{port}/v1/completions", json=body, timeout=60).status_code == 200
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(30) == 0
+        finally:
+            process.kill()
 
 
 @pytest.mark.parametrize("options", [("--memory", "1MiB"), ("--host", "203.0.113.1"), ("--api-key-file", "/no/such")])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from pathlib import Path
@@ -73,7 +74,8 @@ def execute(args: Namespace) -> None:
 
     def say(url: str) -> None:
         names = ", ".join(model.names[0] for model in settings.models)
-        print(f"qwench: serving {names} at {url}, ready after {process_age_s():.1f} s", file=sys.stderr)
+        with contextlib.suppress(OSError):  # a full disk under the log is no reason not to serve
+            print(f"qwench: serving {names} at {url}, ready after {process_age_s():.1f} s", file=sys.stderr)
 
     children = Children.launch(settings)
     try:
