@@ -42,6 +42,22 @@ def llm(artifact: Path) -> Iterator[LLM]:
         yield llm
 
 
+@pytest.mark.parametrize(
+    "wish",
+    [
+        {"reasoning_effort": "none"}, {"reasoning": {"effort": "none"}}, {"thinking": {"type": "disabled"}},
+        {"think": False}, {"chat_template_kwargs": {"enable_thinking": False}},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_not_to_think_holds_where_the_template_has_no_switch(http: httpx.Client, wish: dict[str, Any]) -> None:
+    answer = http.post("/v1/chat/completions", json={"messages": MESSAGES, "max_tokens": 8, **wish})
+    message = answer.json()["choices"][0]["message"]
+    assert message["content"] and not message.get("reasoning_content") and "x-qwench-ignored" not in answer.headers
+    response = http.post("/v1/responses", json={"input": MESSAGES, "max_output_tokens": 8, **wish}).json()
+    assert [item["type"] for item in response["output"]] == ["message"]
+
+
 def chat(http: httpx.Client, **fields: Any) -> dict[str, Any]:
     """Whole and streamed: both are the same."""
     fields = {"messages": MESSAGES, **fields}

@@ -15,6 +15,7 @@ from qwench.serve.answers import Answers
 from qwench.serve.processes.engine_client import Generation, Piece
 from qwench.serve.protocol.shared.conversation import TemplateMessage
 from qwench.serve.service import ANY_LENGTH, ServedModel
+from qwench.serve.template import chat_params
 from qwench.serve.tool_use import ToolUse
 from qwench.serve.truncation import latest_turns
 
@@ -38,7 +39,8 @@ async def begin_chat(
     """params: with the grammar of `format_field`, if any; without those of tools. whole_calls: the API can't show a
     call before it is complete. Raises ApiError or RequestError."""
     service, info = model.service, model.service.engine_info()
-    params, format_field = tools.adapt(info.for_chat(params), format_field, info.tool_tags)
+    params = chat_params(service, params, conversation.template)
+    params, format_field = tools.adapt(params, format_field, info.tool_tags)
     template = conversation.template | tools.template_variables()
     max_len, truncate = info.limits.max_seq_len, conversation.truncate
 

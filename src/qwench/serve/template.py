@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from qwench.runtime.sampling.sampling_params import SamplingParams
 from qwench.serve.failures import ApiError
 from qwench.serve.protocol.shared.template import Reasoning
 from qwench.serve.protocol.validation.reading import ignore
@@ -32,7 +34,7 @@ def template_variables(
                 f"chat_template_kwargs may not set {name!r}; allowed: {', '.join(allowed) or 'none'}",
                 param="chat_template_kwargs",
             )
-        if name in known or name == "add_generation_prompt":
+        if name in known or name == "add_generation_prompt" or (name == "enable_thinking" and _can_switch(service)):
             variables[name] = value
         else:
             ignore(f"chat_template_kwargs.{name}" if name in (given or {}) else "reasoning_effort")
@@ -47,17 +49,28 @@ def _thinking(effort: str | None, reasoning: Reasoning | None) -> dict[str, Any]
     return {"enable_thinking": True} if reasoning and reasoning.enabled else {}
 
 
-def switched_thinking(
-    service: Service, is_wanted: bool | None, budget: int | None, field: str
-) -> tuple[dict[str, Any], int | None]:
-    """What a switch for thinking does, as Anthropic and Ollama have one: variables of the template, and the
-    max_thinking_tokens. A model whose template has no switch is held to a thought of no tokens. field: what to name
+def switched_thinking(service: Service, is_wanted: bool | None, field: str) -> dict[str, Any]:
+    """What a switch for thinking does, as Anthropic and Ollama have one: variables of the template. field: what to name
     where the model never thinks."""
     if is_wanted is None:
-        return {}, budget
-    if "enable_thinking" in service.text.template_variables:
-        return {"enable_thinking": is_wanted}, budget
-    has_thoughts = service.engine_info().has_thoughts
-    if is_wanted and not has_thoughts:
+        return {}
+    if _can_switch(service):
+        return {"enable_thinking": is_wanted}
+    if is_wanted:
         ignore(field)
-    return {}, 0 if has_thoughts and not is_wanted else budget
+    return {}
+
+
+def chat_params(service: Service, params: SamplingParams, template: Mapping[str, Any]) -> SamplingParams:
+    """How to sample a chat turn. A model that thinks, whose template has no switch, is held to a thought of no tokens
+    where it isn't to think."""
+    params = service.engine_info().for_chat(params)
+    has_switch = "enable_thinking" in service.text.template_variables
+    if params.thinks and not has_switch and template.get("enable_thinking") is False:
+        return dataclasses.replace(params, max_thinking_tokens=0)
+    return params
+
+
+def _can_switch(service: Service) -> bool:
+    """Whether there is a difference between thinking and not: the template can turn it off, or `chat_params`."""
+    return "enable_thinking" in service.text.template_variables or service.engine_info().has_thoughts

@@ -60,11 +60,10 @@ def _conversation(service: Service, body: MessagesRequest) -> tuple[Conversation
     """What is asked, with which tools, and how long a thought may be."""
     thinking, effort = body.thinking, body.output_config.effort if body.output_config else None
     template = template_variables(service, body.chat_template_kwargs, effort, None)
-    switch, budget = switched_thinking(
-        service, thinking.is_on if thinking else None, thinking.budget_tokens if thinking else None, "thinking"
-    )
+    switch = switched_thinking(service, thinking.is_on if thinking else None, "thinking")
     template |= switch | ({"continue_final_message": True} if body.goes_on else {})
     tools = ToolUse.of(functions_of(body.tools), body.choice, body.is_parallel)
+    budget = thinking.budget_tokens if thinking else None
     budget = body.max_thinking_tokens if budget is None else budget
     return Conversation(body.to_messages(), template, body.cache_salt, body.truncate_prompt_tokens), tools, budget
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 from fastapi import Request
@@ -41,9 +40,9 @@ def asked(service: Service, body: OllamaAnswerRequest) -> tuple[dict[str, Any], 
     """Variables of the template, and how to sample. Raises ApiError or RequestError."""
     info = service.engine_info()
     template = template_variables(service, body.chat_template_kwargs, body.effort, None)
-    switch, budget = switched_thinking(service, body.is_thinking, body.max_thinking_tokens, "think")
+    switch = switched_thinking(service, body.is_thinking, "think")
     params = body.sampling_params(info.defaults, max_tokens=body.num_predict, logprobs=body.num_logprobs)
-    return template | switch, dataclasses.replace(params, max_thinking_tokens=budget)
+    return template | switch, params
 
 
 class _ChatReply(OllamaReply):

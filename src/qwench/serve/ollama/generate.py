@@ -16,6 +16,7 @@ from qwench.serve.protocol.ollama.requests import OllamaGenerateRequest
 from qwench.serve.protocol.shared.conversation import TemplateMessage
 from qwench.serve.protocol.validation.reading import ignore
 from qwench.serve.service import ANY_LENGTH, ServedModel, Service
+from qwench.serve.template import chat_params
 from qwench.text.tool_calls import Part
 
 NOTHING = {"response": ""}
@@ -36,7 +37,7 @@ async def answer_generate(model: ServedModel, body: OllamaGenerateRequest, reque
 
     truncate = None if body.truncate is False else -1
     generation, [tokens] = await service.submit(
-        make_prompts, 1, params if is_plain else info.for_chat(params), body.cache_salt,
+        make_prompts, 1, params if is_plain else chat_params(service, params, template), body.cache_salt,
         format_field=body.format_field, lora=model.lora,
         truncate=truncate if body.truncate_prompt_tokens is None else body.truncate_prompt_tokens,
     )  # fmt: skip
