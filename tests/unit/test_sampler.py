@@ -330,8 +330,8 @@ def test_all_rows_at_once_are_the_samplers_own() -> None:
     wishes: list[dict[str, Any]] = [
         {"temperature": 0}, {"seed": 1}, {"seed": 2, "top_k": 20, "top_p": 0.8, "repetition_penalty": 1.05},
         {"temperature": 0, "presence_penalty": 1.5, "frequency_penalty": -0.5}, {"seed": 3, "min_p": 0.1},
-        {"seed": 4, "logit_bias": {7: 9.5, 8: -3.0}, "repetition_penalty": 1e30},
-        {"seed": 5, "min_tokens": 3, "repetition_penalty": 1.2},
+        {"seed": 4, "logit_bias": {7: 9.5, 8: -3.0}, "repetition_penalty": 1e30, "logprobs": 3},
+        {"seed": 5, "min_tokens": 3, "repetition_penalty": 1.2}, {"temperature": 0, "logprobs": 0},
     ]  # fmt: skip
     alone, together = ([make(ends=(5,), **wish) for wish in wishes] for _ in range(2))
     requests: Any = [(SimpleNamespace(sampler=sampler), 0, 1) for sampler in together]
@@ -343,7 +343,8 @@ def test_all_rows_at_once_are_the_samplers_own() -> None:
         chosen = choose(rows, maxima, len(rows), requests)
         np.testing.assert_array_equal(rows, before)
         assert [i for i, token in enumerate(chosen) if token == UNDECIDED] == ([3, 6] if step < 3 else [3])
-        for row, one, other, token in zip(rows, alone, together, chosen):
-            expected, _ = one.sample(row.copy())
+        for i, (one, other, token) in enumerate(zip(alone, together, chosen)):
+            expected, logprobs = one.sample(rows[i].copy())
             assert expected is not None and token in (expected, UNDECIDED)
             other.take(expected)
+            assert other.logprobs(rows[i], maxima[i], expected) == logprobs

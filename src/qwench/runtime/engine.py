@@ -260,10 +260,13 @@ class Engine:
             elif (token := chosen[first]) == UNDECIDED or not request.num_generated or request.end_with(token):
                 outputs += self._sample(request, first, chosen, now)
             else:  # most of the tokens
-                assert request.sampler is not None
-                request.sampler.take(token)
+                sampler, logprobs = request.sampler, None
+                assert sampler is not None
+                sampler.take(token)
+                if sampler.num_logprobs is not None:
+                    logprobs = sampler.logprobs(self._logits[first], self._maxima[first], token)
                 self._keep(request, token)
-                outputs.append(TokenOutput(request.request_id, request.index, token))
+                outputs.append(TokenOutput(request.request_id, request.index, token, logprobs))
         return outputs
 
     def _take_scored(
@@ -317,6 +320,7 @@ class Engine:
         assert sampler is not None and token is not None
         if token != UNDECIDED:
             sampler.take(token)
+            logprobs = sampler.logprobs(self._logits[row], self._maxima[row], token)
         else:
             try:
                 token, logprobs = sampler.sample(self._logits[row], self._maxima[row])

@@ -106,24 +106,31 @@ class InputBatch:
             return False
         if with_adapters != (last.adapters is not None):
             return False
-        num_computed = [request.num_computed for request in requests]
-        if any(request.num_tokens != done + 1 for request, done in zip(requests, num_computed)):
-            return False
-        last.token_ids[:] = [request.tokens.item(done) for request, done in zip(requests, num_computed)]
-        last.seq_lens[:] = num_computed
-        last.seq_lens[:] += 1
-        self._copy_block_tables(requests)
+        token_ids: list[int] = []
+        seq_lens: list[int] = []
+        for row, request in enumerate(requests):
+            known = request.num_tokens
+            if request.num_computed + 1 != known:
+                return False
+            token_ids.append(request.tokens.item(known - 1))
+            seq_lens.append(known)
+            if request.has_new_blocks:
+                self._copy_block_table(row, request)
+        last.token_ids[:] = token_ids
+        last.seq_lens[:] = seq_lens
         return True
 
     def _copy_block_tables(self, requests: list[Request]) -> None:
         """Those of requests that had another row in the last step, or got blocks since."""
         before, self._rows = self._rows, requests
-        is_same = requests == before
         for s, request in enumerate(requests):
-            if request.has_new_blocks or not (is_same or (s < len(before) and request is before[s])):
-                held = request.num_blocks
-                self.block_tables[s, :, :held] = request.block_table[:, :held]
-                request.has_new_blocks = False
+            if request.has_new_blocks or s >= len(before) or request is not before[s]:
+                self._copy_block_table(s, request)
+
+    def _copy_block_table(self, row: int, request: Request) -> None:
+        held = request.num_blocks
+        self.block_tables[row, :, :held] = request.block_table[:, :held]
+        request.has_new_blocks = False
 
     def check_integrity(self) -> None:
         """Asserts that rows of block tables which weren't copied anew are right all the same; for tests."""

@@ -48,13 +48,16 @@ class TokenSampler:
         self.matcher, self.thought = matcher, thought
         self.history = _History(params, prompt)
         self.is_plain = not (params.logit_bias or params.min_tokens or self.history.is_used)
+        self.num_logprobs = params.logprobs
         # Whether the next token is what `choose` draws from a copy of its row of logits once that is processed. The
         # likeliest one needs no copy.
-        is_alone = params.logprobs is None and matcher is None and thought is None
+        is_alone = matcher is None and thought is None
         self.is_drawn_once_processed = is_alone and not self.is_plain and self.sampling is not None
-        takes_choice = self.is_plain and params.logprobs is None and matcher is None
+        takes_choice = self.is_plain and matcher is None
         # How many groups of a row it looks at, as `StepBatch` counts them.
-        self.top_groups = (1 if self.sampling is None else min(params.top_k, _MOST_GROUPS)) if takes_choice else 0
+        self.top_groups = 0
+        if takes_choice and params.logprobs is None:
+            self.top_groups = 1 if self.sampling is None else min(params.top_k, _MOST_GROUPS)
         # Whether the next token is what `choose` takes of its row of logits, and is then only to be counted. A thought
         # may have a say until it is over.
         self.is_decided_by_row = takes_choice and thought is None
@@ -84,7 +87,7 @@ class TokenSampler:
                 f"the model produced {top} as a logit, at token {self.num_sampled} of the answer; the weights are "
                 "damaged, or the checkpoint needs a wider format than it was compiled to"
             )
-        wanted, is_changed = self.params.logprobs, not self.is_plain or self.matcher is not None
+        wanted, is_changed = self.num_logprobs, not self.is_plain or self.matcher is not None
         raw = row.copy() if wanted is not None and is_changed else row
         if not self.is_plain:
             self.process(row)
@@ -94,7 +97,7 @@ class TokenSampler:
         forced = None if self.thought is None else self.thought.forced()
         token = self._choose(row, best, maxima) if forced is None else forced
         if self.thought is not None and not self._is_of_thought(self.thought, token):
-            self.thought, self.is_decided_by_row = None, self.is_plain and wanted is None and self.matcher is None
+            self.thought, self.is_decided_by_row = None, self.is_plain and self.matcher is None
         if self.thought is not None:
             token = self.thought.push(token, is_end=token in self.end_tokens)
         elif self.matcher is not None and not self._accepts(self.matcher, token):
@@ -161,6 +164,12 @@ class TokenSampler:
         if self.history.is_used:
             self.history.append(token)
 
+    def logprobs(self, row: Float32, maxima: Float32, token: int) -> TokenLogprobs | None:
+        """Of a token that `choose` took, if they are wanted; row, maxima: as of `sample`."""
+        if self.num_logprobs is None:
+            return None
+        return log_probabilities(row, float(maxima.max()), token, self.num_logprobs)
+
     def process(self, row: Float32) -> None:
         """Adds bias to a row [vocab_size] fp32 of logits, and takes penalties and what may not come yet off it."""
         if len(self.bias_ids):
@@ -213,7 +222,7 @@ def log_probabilities(row: Float32, top: float, token: int, num_top: int) -> Tok
     """log_softmax of `row` [vocab_size] fp32, whose maximum is `top`, at `token` and at the likeliest tokens."""
     total = top + float(np.log(_native.sum_of_weights(np.exp(row - np.float32(top)))))
     ids = _native.Draws().largest(row, min(num_top, len(row))) if num_top else []
-    return TokenLogprobs(float(row[token]) - total, [(i, float(row[i]) - total) for i in ids])
+    return TokenLogprobs(row.item(token) - total, [(i, row.item(i) - total) for i in ids])
 
 
 def _bounded(strength: float) -> float:
