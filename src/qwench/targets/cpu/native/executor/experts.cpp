@@ -1,5 +1,6 @@
 // The lowered ops of a mixture of experts. The rows that an expert multiplies lie next to each other, so that its
 // products are those of any matrix, and a step reads no expert that none of its tokens chose.
+#include <cstring>
 #include <stdexcept>
 
 #include "executor/phases.h"

@@ -2,6 +2,7 @@
 // of experts are in experts.cpp.
 #include "executor/phases.h"
 
+#include <cstring>
 #include <limits>
 #include <stdexcept>
 
