@@ -112,6 +112,16 @@ def test_the_line_names_what_was_wrong(config_only: Path, capfd: pytest.CaptureF
     assert "--memory" in (line := capfd.readouterr().err) and "8 elephants" in line
 
 
+def test_serving_without_its_extra_fails_before_a_model_is_compiled(
+    config_only: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    monkeypatch.setitem(sys.modules, "prometheus_client", None)
+    assert main(["serve", "config-only"]) == 2
+    says = 'serving needs prometheus_client, uvicorn; to install what it needs: pip install "qwench[serve]"'
+    assert capfd.readouterr().err == f"qwench: error: {says}\n"
+
+
 def raises(error: BaseException) -> object:
     def command(*_: object, **__: object) -> None:
         raise error

@@ -143,3 +143,21 @@ def test_importing_the_core_is_light(modules: str) -> None:
     code = f"import sys, {modules}; print([m for m in {heavy!r} if m in sys.modules])"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("code", ["from qwench import QwenchForCausalLM", "import qwench.rbln"])
+def test_without_the_extra_that_an_import_needs(code: str) -> None:
+    """ModuleNotFoundError, as libraries that try an import expect, says what to install."""
+    run = subprocess.run(
+        [sys.executable, "-c", f"import sys; sys.modules['torch'] = None; {code}"], capture_output=True, text=True
+    )
+    says = 'ModuleNotFoundError: qwench.modeling needs torch, which isn\'t installed: pip install "qwench[hf]"'
+    assert run.stderr.splitlines()[-1] == says
+
+
+def test_native_sources_include_what_declares_memcpy() -> None:
+    """Newer releases of nanobind and of libstdc++ bring it along, older ones don't."""
+    native = REPOSITORY / "src/qwench/targets/cpu/native"
+    sources = {path: path.read_text(encoding="utf-8") for path in (*native.rglob("*.cpp"), *native.rglob("*.h"))}
+    callers = {path for path, text in sources.items() if re.search(r"std::mem(cpy|move|set|cmp)\(", text)}
+    assert callers and not [path.name for path in callers if "#include <cstring>" not in sources[path]]

@@ -7,10 +7,16 @@ transformers' own model to compare with, and `transformers_seam.py` is all that 
 inside.
 """
 
-from qwench.modeling.cache import QwenchCache
-from qwench.modeling.heads import QwenchForSequenceClassification, QwenchForTokenClassification, QwenchModel
-from qwench.modeling.model import QwenchForCausalLM
-from qwench.modeling.transformers_seam import warn_if_untested
+try:
+    from qwench.modeling.cache import QwenchCache
+    from qwench.modeling.heads import QwenchForSequenceClassification, QwenchForTokenClassification, QwenchModel
+    from qwench.modeling.model import QwenchForCausalLM
+    from qwench.modeling.transformers_seam import warn_if_untested
+except ModuleNotFoundError as error:
+    if error.name not in ("torch", "transformers"):
+        raise
+    message = f'qwench.modeling needs {error.name}, which isn\'t installed: pip install "qwench[hf]"'
+    raise ModuleNotFoundError(message, name=error.name) from None
 
 warn_if_untested()
 

@@ -4,6 +4,7 @@
 are, `model.py` the classes.
 """
 
+import qwench.modeling  # noqa: F401  first, as it says what to install where torch isn't
 from qwench.rbln.config import (
     RBLNDecoderOnlyModelConfig,
     RBLNDecoderOnlyModelForCausalLMConfig,

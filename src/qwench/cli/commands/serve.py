@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,8 @@ from qwench.errors import ConfigError
 
 if TYPE_CHECKING:
     from qwench.serve.settings import ServeSettings
+
+SERVER_MODULES = ("fastapi", "httptools", "prometheus_client", "pydantic", "uvicorn")  # of the extra `serve`
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -70,6 +73,7 @@ def execute(args: Namespace) -> None:
     from qwench.host import process_age_s
     from qwench.serve.processes.children import Children
 
+    _check_installed()
     settings = settings_of(args)
 
     def say(url: str) -> None:
@@ -78,13 +82,16 @@ def execute(args: Namespace) -> None:
             print(f"qwench: serving {names} at {url}, ready after {process_age_s():.1f} s", file=sys.stderr)
 
     children = Children.launch(settings)
-    try:
-        from qwench.serve.server import serve  # takes as long as a small model to load
-    except ModuleNotFoundError as error:
-        for own in children:
-            own.end()
-        raise ConfigError(f'serving needs {error.name}, which isn\'t installed: pip install "qwench[serve]"') from None
+    from qwench.serve.server import serve  # takes as long as a small model to load
+
     serve(settings, children, say)
+
+
+def _check_installed() -> None:
+    """Before a model is compiled for minutes. Raises ConfigError."""
+    missing = [name for name in SERVER_MODULES if find_spec(name) is None]
+    if missing:
+        raise ConfigError(f'serving needs {", ".join(missing)}; to install what it needs: pip install "qwench[serve]"')
 
 
 def settings_of(args: Namespace) -> ServeSettings:
