@@ -146,8 +146,9 @@ def test_a_full_disk_leaves_what_was_there(saved: Path, tmp_path: Path, monkeypa
             prefix.write(path)
     assert [p.name for p in tmp_path.iterdir()] == ["one.prefix"] and path.read_bytes() == b"old"
     with pytest.raises(PrefixError, match="can't be written"):
-        prefix.write(tmp_path / "no" / "such.prefix")
-    assert prefix.write(path) == path.stat().st_size and path.read_bytes() == saved.read_bytes()
+        prefix.write(path / "no" / "folder.prefix")
+    for place in (path, tmp_path / "new" / "folders" / "two.prefix"):
+        assert prefix.write(place) == place.stat().st_size and place.read_bytes() == saved.read_bytes()
 
 
 def test_what_can_not_be_kept(checkpoint: Path, tmp_path: Path) -> None:

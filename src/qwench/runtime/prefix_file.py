@@ -8,6 +8,7 @@ cache are those of the file, and by `qwench prefix list`.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import json
@@ -42,8 +43,8 @@ class SavedPrefix:
     blocks: Bytes
 
     def write(self, path: Path) -> int:
-        """Writes or replaces the file, and returns its size in bytes. Raises CapacityError when the disk is full,
-        PrefixError when nothing can be written there."""
+        """Writes or replaces the file, in a new folder if need be, and returns its size in bytes. Raises CapacityError
+        when the disk is full, PrefixError when nothing can be written there."""
         fields = {"model": self.model, "token_ids": self.token_ids, "firsts": self.firsts, "shape": self.blocks.shape}
         text = json.dumps(fields).encode()
         body = [len(text).to_bytes(8, "little"), text, np.ascontiguousarray(self.blocks).tobytes()]
@@ -52,13 +53,15 @@ class SavedPrefix:
             digest.update(part)
         partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
         try:
+            path.parent.mkdir(parents=True, exist_ok=True)
             with partial.open("wb") as file:
                 file.writelines((_MAGIC, digest.digest(), *body))
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(partial, path)
         except OSError as error:
-            partial.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                partial.unlink()
             if error.errno in _FULL:
                 raise CapacityError(
                     f"the disk is full while writing {path}; nothing was left behind: free some space"

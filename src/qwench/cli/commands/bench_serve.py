@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: ArgumentParser) -> None:
     add = parser.add_argument
-    add("url", metavar="URL", help="a server with OpenAI's API: qwench's, llama.cpp's, vLLM's")
+    add("url", type=_with_scheme, metavar="URL", help="a server with OpenAI's API: qwench's, llama.cpp's, vLLM's")
     add("--users", type=int, metavar="N", help="each asks again when the last answer is there; default 8")
     add("--rate", type=float, metavar="R", help="instead: requests a second, whatever is open (Poisson); inf: at once")
     add("--requests", type=int, default=64, metavar="N", help="in all; default 64")
@@ -65,6 +65,11 @@ def execute(args: Namespace) -> None:
         from qwench.evaluate.load.plot import draw
 
         draw(outcomes, goals, f"{args.url}: {load_report.who(plan)}", args.plot)
+
+
+def _with_scheme(url: str) -> str:
+    """localhost:8000, as curl takes it."""
+    return url if "://" in url else f"http://{url}"
 
 
 def _plan(args: Namespace) -> LoadPlan:
