@@ -260,6 +260,38 @@ def test_gptq_that_leaves_modules_as_they_were(tmp_path: Path) -> None:
     assert checkpoint.stored("model.layers.1.mlp.up_proj.weight").kind == "BF16"
 
 
+def test_a_config_in_a_file_of_its_own(tmp_path: Path) -> None:
+    """As AutoGPTQ wrote it before transformers read any; and without the fields that came later."""
+    folder = write(tmp_path, {}, lambda weight: gptq_parts(weight, 4, 128, True, 1, None))
+    config = {**gptq_config(4, 128, True), "checkpoint_format": None}
+    del config["quant_method"]
+    (folder / "quantize_config.json").write_text(json.dumps(config))
+    assert opened(folder).stored(f"{MODULE}.weight").kind == "GPTQ 4-bit"
+
+
+def test_the_first_names_of_awq(tmp_path: Path) -> None:
+    config = {"quant_method": "awq", "w_bit": 4, "q_group_size": 64, "version": "GEMM"}
+    checkpoint = opened(write(tmp_path, config, lambda weight: awq_parts(weight, 64, "gemm")))
+    assert checkpoint.stored(f"{MODULE}.weight").format.group_size == 64
+
+
+def test_a_matrix_that_is_there_twice(tmp_path: Path) -> None:
+    def both(weight: torch.Tensor) -> Parts:
+        return {**gptq_parts(weight, 4, 128, True, 1, None), "weight": weight}
+
+    with pytest.raises(CheckpointError, match=r"holds '.*\.weight' and '.*\.qweight'; one is too many"):
+        opened(write(tmp_path, gptq_config(4, 128, True), both))
+
+
+@pytest.mark.parametrize("key", ["quantization", "quantization_config"])
+def test_mlx_is_refused_by_name(tmp_path: Path, key: str) -> None:
+    folder = write(tmp_path, {}, lambda weight: gptq_parts(weight, 4, 64, True, 1, None))
+    config = json.loads((folder / "config.json").read_text()) | {key: {"group_size": 64, "bits": 4}}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match=r"it doesn't say its quant_method, as MLX's don't; read are gptq"):
+        SafetensorsCheckpoint(folder)
+
+
 def change(name: str, value: Any) -> Callable[[Parts], None]:
     def apply(parts: Parts) -> None:
         if value is None:

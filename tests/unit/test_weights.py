@@ -176,8 +176,45 @@ def test_other_folders(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="give its base model"):
         open_checkpoint(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps(CONFIG))
+    with pytest.raises(CheckpointError, match="give its base model"):
+        open_checkpoint(tmp_path)
+    (tmp_path / "adapter_model.safetensors").unlink()
     with pytest.raises(CheckpointError, match="neither"):
         open_checkpoint(tmp_path)
+
+
+def test_weights_by_other_names(tmp_path: Path) -> None:
+    """One file is the model, whatever it is called; of several, the index says which there should be."""
+    write_checkpoint(tmp_path / "a")
+    (tmp_path / "a" / "model.safetensors").rename(tmp_path / "a" / "gptq_model-4bit-128g.safetensors")
+    SafetensorsCheckpoint(tmp_path / "a").check(source_shapes(ModelSpec.from_config(CONFIG)))
+    write_checkpoint(tmp_path / "b", num_shards=2)
+    (tmp_path / "b" / "model.safetensors.index.json").unlink()
+    with pytest.raises(CheckpointError, match=r"neither .* it has model-00001-of-00002.safetensors, model-00002"):
+        SafetensorsCheckpoint(tmp_path / "b")
+
+
+def test_what_is_missing_is_told_with_what_is_there(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path, {f"_orig_mod.{name}": tensor for name, tensor in tiny_tensors().items()})
+    message = "lacks tensor 'model.+' of shape .*; it holds '_orig_mod.model.+', which"
+    with pytest.raises(CheckpointError, match=message):
+        SafetensorsCheckpoint(tmp_path).check(source_shapes(ModelSpec.from_config(CONFIG)))
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "generation_config.json"])
+def test_a_damaged_file_beside_the_weights(tmp_path: Path, name: str) -> None:
+    """Told before anything is compiled, and by its own path."""
+    (write_checkpoint(tmp_path) / name).write_text('{"cut')
+    with pytest.raises(CheckpointError, match=f"{tmp_path / name} can't be read as JSON"):
+        SafetensorsCheckpoint(tmp_path).check(source_shapes(ModelSpec.from_config(CONFIG)))
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
+def test_a_clone_without_git_lfs(tmp_path: Path, name: str) -> None:
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:0a1b\nsize 988097824\n"
+    (write_checkpoint(tmp_path) / name).write_text(pointer)
+    with pytest.raises(CheckpointError, match=f"{name}.* it is a Git LFS pointer, .*run git lfs pull"):
+        SafetensorsCheckpoint(tmp_path)
 
 
 def test_digest_depends_on_content_alone(tmp_path: Path) -> None:

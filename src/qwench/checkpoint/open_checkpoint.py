@@ -7,7 +7,7 @@ from pathlib import Path
 from qwench.checkpoint.checkpoint import Checkpoint
 from qwench.checkpoint.gguf.container import SUFFIX, is_gguf
 from qwench.checkpoint.gguf.gguf_checkpoint import GgufCheckpoint, part_paths
-from qwench.checkpoint.weights import SafetensorsCheckpoint
+from qwench.checkpoint.weights import ADAPTER, SafetensorsCheckpoint
 from qwench.errors import CheckpointError
 
 
@@ -19,7 +19,7 @@ def open_checkpoint(path: Path, num_threads: int = 1) -> Checkpoint:
     if is_gguf(path):
         return GgufCheckpoint(path, num_threads)
     if not (path / "config.json").exists():
-        if (path / "adapter_model.safetensors").is_file():
+        if (path / ADAPTER).is_file():
             raise CheckpointError(f"{path} is an adapter; give its base model, and the adapter as --lora {path}")
         if (found := gguf_of_folder(path)) is not None:
             return GgufCheckpoint(found, num_threads)

@@ -19,7 +19,7 @@ import numpy.typing as npt
 from qwench.checkpoint.checkpoint import StoredTensor, digest_of
 from qwench.checkpoint.fields import Fields
 from qwench.checkpoint.heads import HeadSpec
-from qwench.checkpoint.json_file import read_object
+from qwench.checkpoint.json_file import read_json, read_object
 from qwench.checkpoint.lfs_pointer import why_unreadable
 from qwench.checkpoint.quantization.method import Method
 from qwench.checkpoint.quantization.methods import find_method
@@ -42,14 +42,16 @@ PART_DTYPES: dict[str, npt.DTypeLike] = {
 UNUSED_PARTS = ("input_scale", "input_zero_point", "input_global_scale", "k_scale", "v_scale", "output_scale")
 NATIVE_NAMES = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+ADAPTER = "adapter_model.safetensors"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+OLDER_GPTQ = "quantize_config.json"  # where AutoGPTQ wrote what config.json says since
 SCORE_BIAS = "score.bias"
 BODY_PARTS = ("embed_tokens.", "layers.", "norm.")  # how names begin in a body that was saved by itself
 
 # Copied into the artifact unchanged, where the checkpoint has them.
 COMPANION_FILES = (
     "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja",
-    "chat_template.json", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt",
+    "chat_template.json", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt", OLDER_GPTQ,
 )  # fmt: skip
 
 
@@ -87,8 +89,10 @@ class SafetensorsCheckpoint:
 
     def _find_method(self) -> Method | None:
         """How the matrices are quantised; None too if a merge left quantization_config behind in a float checkpoint."""
-        config = read_object(self.path / "config.json").get("quantization_config")
-        entries = self.entries
+        whole, entries = read_object(self.path / "config.json"), self.entries
+        config = whole.get("quantization_config") or whole.get("quantization")  # the latter is MLX's
+        if not config and (older := read_object(self.path / OLDER_GPTQ)):
+            config = {"quant_method": "gptq", **older}
         if not config or all(entry.dtype in FLOAT_DTYPES for entry in entries.values()):
             return None
         where = f"{self.path / 'config.json'}: quantization_config"
@@ -115,20 +119,26 @@ class SafetensorsCheckpoint:
         return texts if settings is None else texts | {SETTINGS: settings.to_json()}
 
     def check(self, wanted: Mapping[str, tuple[int, ...]]) -> None:
-        """Compares names, shapes and dtypes with what the model needs; reads no tensor but a duplicate head.
+        """Compares names, shapes and dtypes with what the model needs, and parses the JSON files beside the weights;
+        reads no tensor but a duplicate head.
 
         Harmless extras are old rotary tables, and a head beside tied embeddings when it equals them.
         """
+        for companion in self._companions():
+            if companion.suffix == ".json":
+                read_json(companion)
         self._shapes = dict(wanted)
         used: set[str] = set()
         for name, shape in wanted.items():
             if parts := self._parts(name):
                 assert self._method is not None
                 self._method.check(_module(name), (shape[0], shape[1]))
+                if name in self._home and name not in parts:
+                    raise CheckpointError(f"{self._home[name].path} holds {name!r} and {parts[0]!r}; one is too many")
                 used |= set(parts)
                 continue
             if name not in self._home:
-                raise CheckpointError(f"{self.path} lacks tensor {name!r} of shape {list(shape)}")
+                raise self._lacks(name, shape, wanted)
             self._check_entry(name, shape)
         for name in sorted(set(self._home) - set(wanted) - used):
             if name == HEAD and EMBEDDING in wanted:
@@ -137,6 +147,12 @@ class SafetensorsCheckpoint:
                 raise CheckpointError(
                     f"{self._home[name].path} holds tensor {name!r}, which a model of this config.json doesn't have"
                 )
+
+    def _lacks(self, name: str, shape: tuple[int, ...], wanted: Mapping[str, tuple[int, ...]]) -> CheckpointError:
+        """What is missing, and what is there that no such model has: often the same by another name."""
+        others = sorted(self._home.keys() - wanted.keys()) if self._method is None else []
+        told = f"; it holds {others[0]!r}, which a model of this config.json doesn't have" if others else ""
+        return CheckpointError(f"{self.path} lacks tensor {name!r} of shape {list(shape)}{told}")
 
     def stored(self, name: str) -> StoredTensor:
         if self._parts(name):
@@ -247,7 +263,14 @@ class SafetensorsCheckpoint:
                 f"{self.path} has {pickles[0]} but no safetensors; pickled weights can run code and are refused: "
                 "convert with transformers, model.save_pretrained(folder, safe_serialization=True)"
             )
-        raise CheckpointError(f"{self.path} has neither {SINGLE} nor {INDEX}")
+        if (found := [name for name in names if name.endswith(".safetensors")]) == [ADAPTER]:
+            raise CheckpointError(
+                f"{self.path} is an adapter; give its base model, and the adapter as --lora {self.path}"
+            )
+        if len(found) == 1:
+            return {found[0]: None}  # older AutoGPTQ names it after bits and group size
+        told = f"; it has {', '.join(found)}: download the index too" if found else ""
+        raise CheckpointError(f"{self.path} has neither {SINGLE} nor {INDEX}{told}")
 
 
 def _module(name: str) -> str:

@@ -47,7 +47,7 @@ class Gptq:
         self._group_size = read_group_size(config)
         if self._bits not in BITS:
             raise config.error(f"bits is {self._bits}; of GPTQ {', '.join(map(str, BITS))} are read")
-        version = config.get("checkpoint_format", "gptq")
+        version = config.get("checkpoint_format") or "gptq"
         if version not in FORMATS:
             raise config.error(f"checkpoint_format is {version!r}; read are {', '.join(FORMATS)}")
         rules = config.get("dynamic") or {}  # those with a minus leave modules as they were
@@ -119,8 +119,8 @@ class Gptq:
 
 
 def read_group_size(config: Fields) -> int:
-    """-1 for whole rows. Raises the error of `config`."""
-    value = config.get("group_size", -1)
-    if value == -1 or value is None:
+    """-1 for whole rows; AWQ's first files call it q_group_size. Raises the error of `config`."""
+    key = "q_group_size" if "group_size" not in config.values else "group_size"
+    if config.get(key) in (-1, None):
         return -1
-    return config.positive("group_size")
+    return config.positive(key)

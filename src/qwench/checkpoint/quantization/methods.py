@@ -32,9 +32,8 @@ def find_method(config: Fields, entries: Mapping[str, TensorEntry], read: Read) 
     if name in AUTO_ROUND:
         name, config = _as_its_layout(config)
     if not isinstance(name, str) or name not in METHODS:
-        raise config.error(
-            f"it is quantised with {name!r}; read are {', '.join(METHODS)}, and auto-round in their layouts"
-        )
+        told = "it doesn't say its quant_method, as MLX's don't" if name is None else f"it is quantised with {name!r}"
+        raise config.error(f"{told}; read are {', '.join(METHODS)}, and auto-round in their layouts")
     for key in MORE_THAN_MATRICES:
         if config.get(key):
             raise config.error(f"{key} has the model compute more than products with its matrices, which isn't read")
