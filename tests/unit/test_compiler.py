@@ -361,3 +361,12 @@ def test_a_few_tensors_are_held_at_a_time(tmp_path: Path) -> None:
     before, after = map(int, subprocess.run(command, capture_output=True, text=True, check=True).stdout.split())
     print(f"{source_kib} KiB of tensors, peak grew by {after - before} KiB")
     assert source_kib > 25_000 and after - before < source_kib / 2
+
+
+def test_code_beside_a_checkpoint_is_told_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """gte-Qwen2 goes by the name of a causal model, and its own code, which doesn't run, has tokens see all."""
+    folder = write_checkpoint(tmp_path / "a", auto_map={"AutoModel": "modeling_qwen.Qwen2Model"})
+    compile_checkpoint(folder, tmp_path / "b", QwenchConfig(bidirectional=True))
+    assert not caplog.records
+    compile_checkpoint(folder, tmp_path / "c")
+    assert "code of its own (modeling_qwen.Qwen2Model), which doesn't run here" in caplog.text

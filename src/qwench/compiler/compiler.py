@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import json
+import logging
 import shutil
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -57,6 +59,7 @@ from qwench.targets.registry import get_target
 from qwench.targets.target import PackedTensor, Target
 
 HEADER_ROOM_BYTES = 1 << 20
+log = logging.getLogger("qwench")
 
 
 @dataclass(frozen=True)
@@ -145,6 +148,7 @@ def _prepare(source: Path, config: QwenchConfig) -> _Plan:
         checkpoint = MergedCheckpoint(checkpoint, read_adapter(config.merged_lora, adaptable_shapes(spec)))
     config = config.for_checkpoint(checkpoint.is_quantized)
     resolved = config.resolve(spec)
+    _warn_of_own_code(checkpoint, resolved)
     assert resolved.target is not None and resolved.prefill_chunk_size is not None
     target = get_target(resolved.target)
 
@@ -161,6 +165,20 @@ def _prepare(source: Path, config: QwenchConfig) -> _Plan:
         rows = calibration_rows(Path(config.calibrate), source, resolved.max_seq_len or spec.max_position_embeddings)
         calibrator = Calibrator(program, lambda name: as_floats(checkpoint.read(name)), rows)
     return _Plan(checkpoint, resolved, program, plan, target, packed, packed_bytes, calibrator)
+
+
+def _warn_of_own_code(checkpoint: Checkpoint, config: QwenchConfig) -> None:
+    """Code beside a checkpoint may compute something else than its architecture's name says, as gte-Qwen2's does."""
+    spec, text = checkpoint.spec, checkpoint.texts()["config.json"]
+    named = json.loads(text).get("auto_map")
+    classes = named if isinstance(named, dict) else {}
+    own = next((value for name, value in classes.items() if name.startswith("AutoModel")), None)
+    if own is not None and spec.is_causal and not config.bidirectional and not spec.head.is_deep:
+        log.warning(
+            "%s comes with code of its own (%s), which doesn't run here: it is compiled as a plain %s whose tokens see "
+            "those before them; say --bidirectional (bidirectional=True) if that code has them see all",
+            checkpoint.path, own, spec.model_type,
+        )  # fmt: skip
 
 
 @dataclass
