@@ -88,6 +88,8 @@ def _without(name: str) -> Tensors:
      (tensors() | {f"{Q}.lora_A.weight": np.ones((4, 16), np.int8)}, "is I8"),
      (tensors() | {f"{Q}.lora_A.weight": np.ones(64, np.float32)}, r"of shape \[64\]"),
      (tensors(300), "up to 256"),
+     (tensors() | {"base_model.model.model.embed_tokens.base_layer.weight": np.ones((50, 16), np.float32)},
+      "a whole matrix, .* save_embedding_layers=False"),
      ({f"{Q}.lora_embedding_A": np.ones((4, 16), np.float32)}, "of the kind for another module")],
 )  # fmt: skip
 def test_tensors_that_are_no_adapter_of_this_model(tmp_path: Path, values: Tensors, message: str) -> None:

@@ -40,6 +40,8 @@ NEUTRAL: tuple[Any, ...] = (None, False, "none", "", [], {})  # of whatever else
 # Beginnings of training that leave the base model's weights alone; others (PiSSA, OLoRA, ...) change them.
 PLAIN_BEGINNINGS = (None, True, False, "gaussian", "orthogonal", "eva")
 _PREFIX = "base_model.model."
+# What PEFT saves of the base model beside an adapter of the embedding or a vocabulary that grew.
+WHOLE = ("embed_tokens.weight", "lm_head.weight", "base_layer.weight")
 # module, A or B; an adapter that was saved by hand has its name in between.
 _TENSOR = re.compile(r"(.+)\.lora_(embedding_)?([AB])(\.[^.]+)?(\.weight)?")
 
@@ -141,6 +143,11 @@ def _halves(
     for tensor in file.entries:
         match = _TENSOR.fullmatch(tensor.removeprefix(_PREFIX))
         name = f"{match[1]}.weight" if match else ""
+        if tensor.endswith(WHOLE):
+            raise CheckpointError(
+                f"{file.path} holds {tensor!r}, a whole matrix, which isn't read; where it is the base model's own, "
+                "save the adapter again with PEFT's save_pretrained(folder, save_embedding_layers=False)"
+            )
         if match is None or name not in shapes:
             raise CheckpointError(
                 f"{file.path} holds {tensor!r}, which is no part of a LoRA for a matrix of this model; is it another "
