@@ -307,7 +307,7 @@ def test_compiling_and_running_as_for_a_smaller_machine(checkpoint: Path, artifa
     rope_bytes = CONFIG["max_position_embeddings"] * CONFIG["hidden_size"] // CONFIG["num_attention_heads"] * 4
     fixed = plan["weights_bytes"] + plan["arena_bytes"] + plan["work_bytes"] + logits_bytes + rope_bytes
     block_bytes = plan["kvcache_block_bytes"]
-    small, too_small = fixed + 6 * block_bytes, fixed + 4 * block_bytes - 1  # four hold one sequence of 128 positions
+    small, too_small = fixed + 6 * block_bytes, fixed + 2 * block_bytes - 1  # two hold one sequence of 128 positions
     out = tmp_path / "small"
     options = ["-o", out, "--weights", "int8", "--batch-size", "4", "--target", "cpu-generic", "--memory"]
     assert "memory allows" in qwench("compile", checkpoint, *options, str(fixed - logits_bytes), code=2)[1]

@@ -181,7 +181,7 @@ def test_a_small_cache_gives_the_same_answers(artifact: Path, server: ServerProc
             answers = await asyncio.gather(*(http.post("/v1/completions", json=body) for body in bodies))
             return [answer.json()["choices"][0]["text"] for answer in answers]
 
-    with running_server(artifact, "--threads", "1", "--kvcache-num-blocks", "64") as small:
+    with running_server(artifact, "--threads", "1", "--kvcache-num-blocks", "32") as small:
         assert asyncio.run(ask(small.url)) == asyncio.run(ask(server.url))
         assert small.metric("qwench_preemptions_total") > 0 and small.is_idle()
 

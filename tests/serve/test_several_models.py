@@ -26,7 +26,7 @@ from qwench.serve.processes.children import Child
 from qwench.serve.processes.text_client import TextClient
 
 PROMPT = "Once upon a time there was a fox"
-TALE = "Once upon a time there was a fox who lived in a wood. " * 4
+TALE = "Once upon a time there was a fox who lived in a wood. " * 8
 MEMORY = "26MiB"  # for two: tiny and the one with tools need 12.3 MiB, the ranker 12.7, the short one 7
 TOOL = {"type": "function", "function": {"name": "now", "parameters": {"type": "object", "properties": {}}}}
 
@@ -38,7 +38,7 @@ def folders(artifact: Path, tool_artifact: Path, tmp_path_factory: pytest.TempPa
     assert llm._artifact is not None
     spec = llm._artifact.program.spec
     (folder / "prefixes" / "tiny").mkdir(parents=True)
-    assert llm.save_prefix(TALE, folder / "prefixes" / "tiny" / "tale.prefix") >= 32
+    assert llm.save_prefix(TALE, folder / "prefixes" / "tiny" / "tale.prefix") >= 64
     return {
         "tiny": artifact,
         "tools": tool_artifact,
