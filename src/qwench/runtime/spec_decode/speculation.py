@@ -43,6 +43,7 @@ class Speculation:
         self._is_given_up = True
         self._credit_s, self._trial_share = 0.0, _FIRST_TRIAL_SHARE
         self._trial: tuple[Request, int] | None = None  # and how many more steps
+        self._trial_end_s = 0.0  # of the draft's own seconds, when the trial will have taken what was saved for it
 
     def extend(self, plan: dict[Request, int]) -> None:
         """Adds draft tokens to requests that sample in this step, with blocks for them."""
@@ -186,17 +187,18 @@ class Speculation:
                 self._trial = request, num_left - 1
                 return [request]
             self._trial = None
+            self._credit_s = min(0.0, self._trial_end_s - draft.seconds)  # what it took beyond that is owed
         is_hopeless = step.cost <= self._extra_s(draft, 1) * step.expected
         self._credit_s += (_HOPELESS_SHARE if is_hopeless else self._trial_share) * step.cost
         pending = {r: draft.num_pending(r, self.scheduler.pool) for r in requests if r.following is not None}
         nearest = min(pending, key=pending.__getitem__, default=None)
         if nearest is None or not draft.can_follow(nearest):
             return []
-        price_s = draft.costs.seconds(pending[nearest]) + self.costs.slope
-        price_s += (_TRIAL_STEPS - 1) * self._extra_s(draft, 1)
-        if self._credit_s < price_s:
+        drafting_s = draft.costs.seconds(pending[nearest]) + (_TRIAL_STEPS - 1) * draft.costs.seconds(1)
+        if self._credit_s < drafting_s + _TRIAL_STEPS * self.costs.slope:
             return []
         self._credit_s, self._trial = 0.0, (nearest, _TRIAL_STEPS - 1)
+        self._trial_end_s = draft.seconds + drafting_s
         self._trial_share = max(_TRIAL_SHARE, self._trial_share / 2)
         return [nearest]
 
