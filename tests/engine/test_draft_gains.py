@@ -33,6 +33,7 @@ class Machine:
     least: float = 0.0
     draft_base: float = 0.076
     draft_slope: float = 0.004
+    catch_up: float = 0.0  # more, where the draft computes what it lacks of an answer
 
 
 class Clock:
@@ -64,6 +65,16 @@ class Clock:
 
         executor.step = slow
 
+    def slow_catching_up(self, executor: Any, seconds: float) -> None:
+        step = executor.step
+
+        def slow(batch: Any, *results: Any) -> Any:
+            more = seconds if len(batch.token_ids) > 4 else 0.0
+            self.now, self.calm = self.now + more, self.calm + more
+            return step(batch, *results)
+
+        executor.step = slow
+
     def _disturbed(self, seconds: float, num_steps: int, is_draft: bool) -> float:
         assert self.rng is not None
         seconds *= self.rng.lognormvariate(0, 0.12)
@@ -83,6 +94,7 @@ def drafting_engine(clock: Clock, acceptance: float, machine: Machine, users: in
     draft = engine.speculation.draft
     assert draft is not None
     clock.slow_down(draft.executor, machine.draft_base, machine.draft_slope, is_draft=True)
+    clock.slow_catching_up(draft.executor, machine.catch_up)
     engine.speculation.costs, draft.costs = StepCosts(), StepCosts()
     draft._try_out()
     return engine
@@ -121,6 +133,11 @@ def test_gains_and_losses(monkeypatch: pytest.MonkeyPatch) -> None:
     assert gain(clock, 0.8, users=4, num_tokens=60) > 1.3
     assert gain(clock, 0.8, users=16, num_tokens=40, least=0.1) > 0.98  # in between
     assert gain(clock, 0.8, users=16, num_tokens=40, least=0.3) > 0.99  # bound by arithmetic
+
+
+def test_a_trial_that_took_longer_than_was_saved_for_it_is_paid_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What catching up costs is on no line through the draft's other steps."""
+    assert gain(Clock(monkeypatch), 0.0, num_tokens=200, num_answers=3, catch_up=1.0) > 0.96
 
 
 # Of the default model: a step of the draft is a fifth of the model's, and a further token a ninth.
