@@ -197,9 +197,9 @@ struct LinearArgs {
 
 // One sequence's view of one layer of the paged cache. Of a block and head, fp32: keys [block_size / 16][head_dim][16],
 // values [block_size][padded_dim]; bf16 in pairs, the first in the high half: keys [block_size / 16][head_dim / 2][16],
-// values [block_size / 2][padded_dim]; int8: per group of code_group_size positions their fp32 scales, then codes +
-// 128, keys less their rotated bias [padded_dim / 4][group][4], values in panels of up to 64 dimensions [group /
-// 4][64][4]; int16: the same with codes of 16 bits, keys whole [padded_dim / 2][group][2], values [group / 2][64][2].
+// values [block_size / 2][padded_dim]. int8: scales of a group of code_group_size positions, then codes + 128: keys
+// less their rotated bias [padded_dim / 4][group][4], values in panels of up to 64 dimensions, [group / 4][64][4].
+// int16: the same in codes of 16 bits, keys whole [padded_dim / 2][group][2], values [group / 2][64][2].
 struct AttentionArgs {
   const float* q;         // [tokens of the step, num_heads, head_dim], rotated
   float* out;             // the same shape

@@ -59,12 +59,12 @@ inline void merge(bool of_codes, const Gathered& all, const Gathered& part) {
   }
 }
 
-// Where the keys or values of 16 positions from `at` on lie.
 // The place of an item's kv head in the cache.
 inline int kv_head_of(const AttentionArgs& a, const AttentionItem& item) {
   return item.first_head / (a.num_heads / a.num_kv_heads) - a.first_kv_head;
 }
 
+// Where the keys or values of 16 positions from `at` on lie.
 inline const uint8_t* cached(const AttentionArgs& a, const uint8_t* layer, int kv_head, int at, int row_bytes) {
   return layer + a.block_table[at / a.block_size] * a.block_stride + kv_head * a.head_stride +
          size_t(at % a.block_size) * row_bytes;
